@@ -1,0 +1,136 @@
+"""Turns a stateful OpenVINO IR into the paged form that the backend runs. Graph surgery only.
+
+Needs no torch and no copy of the model's source: any IR that optimum-intel or a user exported as
+stateful text generation will do. Knows nothing of caches, sequences or devices.
+
+The paged form takes flat tokens of many sequences and explicit caches (see `model.py`), and two
+things are added to it here: the rows whose logits are wanted are gathered before the head, so that a
+prompt does not pay for its whole vocabulary matrix, and hidden states are extra outputs on request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as ops
+from openvino._offline_transformations import paged_attention_transformation
+
+from specport.errors import ModelError
+
+LOGITS_INDICES = "logits_indices"
+
+
+def read_model(folder: Path) -> ov.Model:
+    """The IR in `folder`. Raises ModelError when it is damaged or is not stateful text generation."""
+    path = folder / "openvino_model.xml"
+    try:
+        model = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot be read as OpenVINO IR: {_first_line(error)}") from error
+    names = {name for port in model.inputs for name in port.names}
+    if "input_ids" not in names or not model.get_sinks():
+        raise ModelError(
+            f"{path} is not a stateful text-generation model",
+            "export it with: optimum-cli export openvino --task text-generation-with-past",
+        )
+    return model
+
+
+def to_paged(
+    model: ov.Model, hidden_layers: Sequence[int] = (), head_tokens: Sequence[int] | None = None
+) -> ov.Model:
+    """Rewrite `model` in place for PagedAttention and return it.
+
+    hidden_layers: decoder layers whose output becomes an output `hidden.N`, [rows, 1, width].
+    head_tokens:   token ids that the head keeps, in this order; None keeps all. Column j of the
+                   logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856).
+    """
+    hidden = {layer: _layer_output(model, layer) for layer in hidden_layers}
+    head = _head(model)
+    if head_tokens is not None:
+        _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
+    indices = ops.parameter([-1], np.int32, name=LOGITS_INDICES)
+    indices.output(0).set_names({LOGITS_INDICES})
+    model.add_parameters([indices])
+    try:
+        paged_attention_transformation(model, allow_qq_bias=True)
+    except RuntimeError as error:
+        raise ModelError(f"this architecture has no paged form: {_first_line(error)}") from error
+    # After the transformation the tokens of all sequences lie along axis 0.
+    head.input(0).replace_source_output(_rows(head.input_value(0), indices))
+    for layer, output in hidden.items():
+        rows = _rows(output, indices)
+        rows.set_names({f"hidden.{layer}"})
+        model.add_outputs([rows])
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _rows(source: ov.Output, indices: ov.Node) -> ov.Output:
+    return ops.gather(source, indices, ops.constant(np.int64(0))).output(0)
+
+
+def _head(model: ov.Model) -> ov.Node:
+    """The MatMul that makes the logits, behind possible soft caps and converts."""
+    node = next(port for port in model.outputs if "logits" in port.names).node.input_value(0).node
+    while node.get_type_name() != "MatMul":
+        # Final_logit_softcapping and output converts are unary chains on input 0.
+        if not node.get_input_size():
+            raise ModelError("the model's language-model head was not found")
+        node = node.input_value(0).node
+    return node
+
+
+def _layer_output(model: ov.Model, layer: int) -> ov.Output:
+    name = f"layers.{layer}/aten::add/Add_1"
+    for node in model.get_ops():
+        if node.get_friendly_name().endswith(name):
+            return node.output(0)
+    raise ModelError(f"hidden states of layer {layer} were not found in the model's graph")
+
+
+def _cut_head(head: ov.Node, keep: np.ndarray) -> None:
+    """Slice the head's weight, zero point and scale to the rows `keep`. Embeddings stay whole.
+
+    The head's weight may be shared with the embedding (tied), so its constants are copied.
+    """
+    vocab = head.input_value(1).get_partial_shape()[0].get_length()
+    if keep.size == 0 or keep.min() < 0 or keep.max() >= vocab or np.unique(keep).size != keep.size:
+        raise ModelError(f"head tokens must be distinct ids from 0 to {vocab - 1}")
+    head.input(1).replace_source_output(_slice_rows(head.input_value(1), keep, vocab))
+
+
+def _slice_rows(source: ov.Output, keep: np.ndarray, vocab: int) -> ov.Output:
+    """Rebuild the weight's decompression chain (Convert, Subtract, Multiply, Reshape) on sliced rows."""
+    node = source.node
+    kind = node.get_type_name()
+    if kind == "Constant":
+        if not node.shape or node.shape[0] != vocab:
+            return source  # a scalar or broadcast constant
+        return _slice_constant(node, keep).output(0)
+    inputs = [_slice_rows(port, keep, vocab) for port in node.input_values()]
+    if kind == "Reshape":  # grouped weights: [vocab, groups, size] -> [vocab, width]
+        width = source.get_partial_shape()[1].get_length()
+        inputs[1] = ops.constant(np.array([keep.size, width], dtype=np.int64)).output(0)
+    clone = node.clone_with_new_inputs(inputs)
+    for key, value in node.get_rt_info().items():
+        clone.get_rt_info()[key] = value  # marks decompression, so that it is not folded away
+    return clone.output(0)
+
+
+def _slice_constant(node: ov.Node, keep: np.ndarray) -> ov.Node:
+    """Rows `keep` of a constant [vocab, ...]; 4-bit types are sliced as the bytes they are packed in."""
+    element = node.get_element_type()
+    shape = list(node.shape)
+    raw = node.get_data() if element.bitwidth >= 8 else node.data
+    rows = np.ascontiguousarray(np.asarray(raw).reshape(shape[0], -1)[keep])
+    tensor = ov.Tensor(rows, ov.Shape([keep.size, *shape[1:]]), element)
+    return ops.constant(tensor)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

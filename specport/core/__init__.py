@@ -1,0 +1,1 @@
+"""The device-neutral speculation core: token ids, trees, probabilities, costs. Imports no runtime."""

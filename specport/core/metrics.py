@@ -1,0 +1,99 @@
+"""What a generation cost and what speculation brought. Names are vLLM's (`spec_decode/metrics.py`).
+
+Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a verify step:
+
+    acceptance rate              = num_accepted_tokens / num_draft_tokens
+    mean acceptance length       = (num_accepted_tokens + num_drafts * B) / num_drafts
+    acceptance rate at depth d   = accepted_per_depth[d] / drafted_per_depth[d]
+    TTFT = first token - start;  TPOT = (last token - first token) / (num_output_tokens - 1)
+
+`num_drafts` counts verify steps that carried at least one draft token; `num_steps` counts all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specport.core.ports import Outcome
+
+
+@dataclass
+class Metrics:
+    """Counters of one sequence. Times are wall-clock seconds; in a batch, step times are shared."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens that were in the cache already (chat)
+    num_output_tokens: int = 0
+    num_steps: int = 0  # target calls after the prompt's
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    drafted_per_depth: list[int] = field(default_factory=list)
+    accepted_per_depth: list[int] = field(default_factory=list)
+    drafted_by: dict[str, int] = field(default_factory=dict)  # drafter -> tokens
+    accepted_by: dict[str, int] = field(default_factory=dict)
+    ttft_s: float = 0.0
+    decode_s: float = 0.0  # first token to last token
+    draft_s: float = 0.0  # in drafters
+    verify_s: float = 0.0  # in the target's inference call, after the prompt
+
+    def record(self, outcome: Outcome) -> None:
+        """Count one verified tree."""
+        tree = outcome.tree
+        self.num_steps += 1
+        if not len(tree):
+            return
+        self.num_drafts += 1
+        self.num_draft_tokens += len(tree)
+        self.num_accepted_tokens += len(outcome.path)
+        depths = tree.depths()
+        missing = max(depths) - len(self.drafted_per_depth)
+        self.drafted_per_depth.extend([0] * missing)
+        self.accepted_per_depth.extend([0] * missing)
+        for depth in set(depths):
+            # Siblings compete for one position: the position is drafted once, however many try.
+            self.drafted_per_depth[depth - 1] += 1
+        for node in outcome.path:
+            self.accepted_per_depth[depths[node] - 1] += 1
+        for node, source in enumerate(tree.sources):
+            self.drafted_by[source] = self.drafted_by.get(source, 0) + 1
+            if node in outcome.path:
+                self.accepted_by[source] = self.accepted_by.get(source, 0) + 1
+
+    @property
+    def acceptance_rate(self) -> float:
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens a drafted verify step commits, bonus token counted; 1.0 when nothing was drafted."""
+        return 1.0 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 1.0
+
+    @property
+    def acceptance_rate_per_position(self) -> list[float]:
+        return [
+            accepted / drafted if drafted else 0.0
+            for accepted, drafted in zip(self.accepted_per_depth, self.drafted_per_depth, strict=True)
+        ]
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds an output token after the first; 0 when there is only one."""
+        return self.decode_s / (self.num_output_tokens - 1) if self.num_output_tokens > 1 else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens over the whole time, prompt included."""
+        total = self.ttft_s + self.decode_s
+        return self.num_output_tokens / total if total else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """All counters and derived figures, JSON-ready."""
+        derived = (
+            "acceptance_rate",
+            "mean_acceptance_length",
+            "acceptance_rate_per_position",
+            "tpot_s",
+            "tokens_per_second",
+        )
+        return {**vars(self), **{name: getattr(self, name) for name in derived}}

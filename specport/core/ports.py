@@ -1,0 +1,186 @@
+"""The ports of the core: what a backend, a drafter and a policy are to the engine.
+
+Plain data passes between them. Nothing here knows a runtime, a tokenizer or a device; arrays are
+array-API arrays (https://data-apis.org/array-api) that may live on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from specport.core.tree import TokenTree
+
+if TYPE_CHECKING:  # the sampler itself needs nothing of the ports
+    from specport.core.sampling import Sampler
+
+Array = Any  # an array-API array; the standard defines no common static type
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a loaded model can do. A missing capability is a value that callers read, not an error."""
+
+    tree: bool = False  # rows may branch; without it only chains may be stepped
+    batch: bool = False  # several rows in one step
+    exact: bool = False  # logits do not depend on how tokens are split over steps and rows
+    hidden_states: tuple[int, ...] = ()  # layers whose output a step returns
+    rollback: Literal["index", "crop", "copy"] = "index"  # what undoing rejected tokens costs
+    buckets: tuple[int, ...] = ()  # static step widths; empty = any width
+
+
+class CacheHandle(Protocol):
+    """One sequence in a model's cache. Owned by the model; others only read `length`."""
+
+    @property
+    def length(self) -> int:
+        """Committed tokens in the cache."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence and the tree of tokens to append to it in a step. A prompt is a chain.
+
+    The tree's -1 is the last token *in the cache*, so a row normally starts with the root token.
+    logits: "all" returns one row of logits a node, "last" only the last node's (prefill).
+    """
+
+    handle: CacheHandle
+    tree: TokenTree
+    logits: Literal["all", "last"] = "all"
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Result of `Model.step`. Valid until the next step of the same model.
+
+    logits:  [total, vocab] rows of all sequences, one after the other; stays on the device.
+    offsets: [rows + 1]; row r owns logits[offsets[r]:offsets[r + 1]].
+    hidden:  layer -> [total, width], for the layers named in `Capabilities.hidden_states`.
+    seconds: time inside the runtime's own inference call.
+    """
+
+    logits: Array
+    offsets: tuple[int, ...]
+    seconds: float = 0.0
+    hidden: Mapping[int, Array] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """A loaded language model on a device; what a backend implements."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits; may be padded beyond the tokenizer's vocabulary."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens a sequence may hold, prompt and output together."""
+        ...
+
+    def open(self, capacity: int = 0) -> CacheHandle:
+        """A new, empty sequence; `capacity` tokens are reserved at once, more are added on demand."""
+        ...
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        """Append each row's tree to its sequence and score it. Nothing is committed yet.
+
+        Raises ContextFull, before anything changed, when a row would pass `max_context`.
+        """
+        ...
+
+    def commit(self, handle: CacheHandle, kept: Sequence[int]) -> None:
+        """Keep these nodes of the last step, a root-to-leaf path; all its other nodes are gone."""
+        ...
+
+    def truncate(self, handle: CacheHandle, length: int) -> None:
+        """Forget every committed token from position `length` on."""
+        ...
+
+    def close(self, handle: CacheHandle) -> None:
+        """Give the sequence's cache back. Closing twice is harmless."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to draft in one round.
+
+    depth:      longest path to draft; 0 = do not draft.
+    branches:   children a node gets at depth 1, 2, ...; missing entries mean 1 (a chain).
+    stop_below: stop after a drafted token whose draft probability is below this; that token is
+                still verified (Assisted Generation, transformers; 0 = never stop).
+    """
+
+    depth: int
+    branches: tuple[int, ...] = ()
+    stop_below: float = 0.0
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes of the fullest tree that this plan allows."""
+        total, level = 0, 1
+        for depth in range(self.depth):
+            level *= self.branches[depth] if depth < len(self.branches) else 1
+            total += level
+        return total
+
+
+@dataclass(frozen=True)
+class DraftRequest:
+    """What a drafter gets to see of one sequence.
+
+    key:     identifies the sequence from its first `propose` to `forget`.
+    context: all committed token ids, the root token last. Append-only between rounds; read only.
+    sampler: target's sampling parameters and this sequence's random stream; drafts are drawn with it.
+    """
+
+    key: int
+    context: Sequence[int]
+    plan: Plan
+    sampler: Sampler
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one proposed tree: fed to drafters and policies after every verify step."""
+
+    key: int
+    tree: TokenTree
+    path: tuple[int, ...]  # accepted nodes, root to leaf
+    plan: Plan
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return len(self.path)
+
+
+class Drafter(Protocol):
+    """A way to propose tokens."""
+
+    @property
+    def name(self) -> str: ...
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """One tree a request, in order; an empty tree where there is nothing to propose."""
+        ...
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None: ...
+
+    def forget(self, key: int) -> None:
+        """The sequence has ended: free what is held for it."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides how much to draft. One instance a sequence, so that a seed gives the same text twice."""
+
+    def plan(self) -> Plan: ...
+
+    def observe(self, outcome: Outcome) -> None: ...

@@ -1,0 +1,38 @@
+"""Errors that a user can cause and mend. Knows nothing of any backend, model or command line.
+
+Every error a user can meet derives from `SpecportError`; the command line prints it on one line and
+exits with code 2. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SpecportError(Exception):
+    """A mistake in the input or in the set-up, with the next step to take.
+
+    `hint` names the command or the change that mends it; it is printed behind the message.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class InvalidInput(SpecportError):
+    """A prompt, parameter or option that cannot be used."""
+
+
+class ModelError(SpecportError):
+    """A model that cannot be found, read, converted or trusted."""
+
+
+class DeviceError(SpecportError):
+    """A device or runtime that is unknown, not installed or not present."""
+
+
+class ContextFull(SpecportError):
+    """A sequence would grow past the model's context or the cache's memory limit."""
