@@ -83,6 +83,11 @@ class BlockCache:
             rows = array[:, blocks[src // BLOCK_SIZE], :, src % BLOCK_SIZE]
             array[:, blocks[dst // BLOCK_SIZE], :, dst % BLOCK_SIZE] = rows
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a whole block in every layer, whatever it is stored as."""
+        for array in self._arrays:
+            array[:, target] = array[:, source]
+
     def _allocate(self, num_blocks: int) -> None:
         """Grow all tensors to `num_blocks`, keeping what is stored."""
         arrays = []

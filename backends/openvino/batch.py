@@ -1,0 +1,131 @@
+"""Lays the rows of a step out as the inputs of a paged model. Knows no runtime call, only arrays.
+
+A *segment* is what the runtime takes for one sequence: new tokens behind `past` cached ones. A chain
+is one segment. A tree is one segment with a mask, or one segment for each root-to-leaf path.
+
+Inputs, for S segments that bring N tokens together:
+
+    input_ids, position_ids [N]      the tokens; a tree node's position is its depth
+    past_lens [S]                    tokens of each segment that are in the cache: rollback is a smaller one
+    subsequence_begins [S + 1]       where each segment's tokens start
+    block_indices, *_begins [S + 1]  each segment's blocks
+    qq_bias, *_begins [S + 1]        u8 n * n for each masked segment, 1 = visible; nothing for a chain
+    logits_indices [R]               tokens whose logits are wanted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache
+from specport.backends.openvino.graph import LOGITS_INDICES
+from specport.core.ports import Row
+from specport.core.tree import TokenTree
+
+_NO_BIAS = np.zeros(0, dtype=np.uint8)
+
+
+@dataclass
+class Segment:
+    """New tokens of one sequence as the runtime sees it.
+
+    table:  the sequence's blocks; the first `shared` tokens of them belong to the trunk as well.
+    nodes:  the tree's node behind each token; padding has none.
+    """
+
+    table: list[int]
+    past: int
+    tokens: Sequence[int]
+    nodes: Sequence[int]
+    positions: Sequence[int]
+    bias: NDArray[np.uint8] = field(default_factory=lambda: _NO_BIAS)
+    shared: int = 0
+
+
+def chain_segment(table: list[int], past: int, tree: TokenTree, *, pad_single: bool) -> Segment:
+    """A chain; `pad_single` gives a lone token a throw-away companion."""
+    tokens = tree.tokens * 2 if pad_single and len(tree) == 1 else tree.tokens
+    return Segment(table, past, tokens, range(len(tree)), range(past, past + len(tokens)))
+
+
+def masked_segment(table: list[int], past: int, tree: TokenTree) -> Segment:
+    """A tree whose nodes see their ancestors through the mask."""
+    positions = [past + depth - 1 for depth in tree.depths()]
+    bias = tree.ancestor_mask().astype(np.uint8).ravel()
+    return Segment(table, past, tree.tokens, range(len(tree)), positions, bias)
+
+
+def fork_segments(table: list[int], past: int, tree: TokenTree, cache: BlockCache) -> list[Segment]:
+    """One chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied."""
+    parents = set(tree.parents)
+    whole = past // BLOCK_SIZE
+    segments = []
+    for leaf in (node for node in range(len(tree)) if node not in parents):
+        path = tree.path(leaf)
+        fork = table if not segments else table[:whole]
+        segment = Segment(
+            fork,
+            past,
+            [tree.tokens[node] for node in path],
+            path,
+            range(past, past + len(path)),
+            shared=whole * BLOCK_SIZE,
+        )
+        if segments and past % BLOCK_SIZE:
+            cache.extend(fork, past)
+            cache.copy_block(table[whole], fork[whole])
+        segments.append(segment)
+    return segments
+
+
+class Batch:
+    """The segments of a step, laid end to end.
+
+    offsets: [rows + 1] where each row's logits start.
+    """
+
+    def __init__(self) -> None:
+        self.offsets = [0]
+        self._segments: list[Segment] = []
+        self._num_tokens = 0
+        self._wanted: list[int] = []
+
+    def add(self, row: Row, segments: Sequence[Segment]) -> None:
+        where: dict[int, int] = {}
+        for segment in segments:
+            for i, node in enumerate(segment.nodes):
+                # Paths share their first nodes; each copy has the same logits.
+                where.setdefault(node, self._num_tokens + i)
+            self._num_tokens += len(segment.tokens)
+        self._segments.extend(segments)
+        last = len(row.tree) - 1
+        self._wanted.extend(where[node] for node in (range(last + 1) if row.logits == "all" else (last,)))
+        self.offsets.append(len(self._wanted))
+
+    def inputs(self, *, pad_head: bool) -> dict[str, NDArray[np.generic]]:
+        """The runtime's inputs. `pad_head`: a lone row of logits gets a throw-away companion too."""
+        segments = self._segments
+        counts = [len(s.tokens) for s in segments]
+        wanted = self._wanted * 2 if pad_head and len(self._wanted) == 1 else self._wanted
+        return {
+            "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
+            "position_ids": np.array([p for s in segments for p in s.positions], dtype=np.int64),
+            "past_lens": np.array([s.past for s in segments], dtype=np.int32),
+            "subsequence_begins": _begins(counts),
+            "max_context_len": np.array(
+                max(s.past + n for s, n in zip(segments, counts, strict=True)), dtype=np.int32
+            ),
+            "block_indices": np.array([b for s in segments for b in s.table], dtype=np.int32),
+            "block_indices_begins": _begins([len(s.table) for s in segments]),
+            "qq_bias": np.concatenate([s.bias for s in segments]),
+            "qq_bias_begins": _begins([s.bias.size for s in segments]),
+            LOGITS_INDICES: np.array(wanted, dtype=np.int32),
+        }
+
+
+def _begins(counts: Sequence[int]) -> NDArray[np.int32]:
+    return np.cumsum([0, *counts], dtype=np.int32)
