@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import array_api_strict
 import numpy as np
 import pytest
+
 from specport.core import reference
 from specport.core.acceptance import (
     BlockVerification,
@@ -239,11 +240,26 @@ def test_expected_length_of_one_drawn_token_is_the_overlap() -> None:
     assert mean == pytest.approx(1 + np.minimum(p, q).sum())
 
 
+def test_expected_length_with_siblings() -> None:
+    """The textbook values: reject wrongly often, and the law may still hold, but not these."""
+    p, q = oracle(SAMPLED)(PROMPT), oracle(SAMPLED, DRAFT)(PROMPT)
+    first = np.minimum(p, q).sum()
+    rest = np.maximum(p - q, 0) / np.maximum(p - q, 0).sum()
+    _, mean = law_of_round(RejectionSampling(), drafting("rr"), 1, SAMPLED)
+    assert mean == pytest.approx(1 + first + (1 - first) * np.minimum(rest, q).sum())
+    top = q.argmax()
+    rest = np.where(np.arange(VOCAB) == top, 0, p) / (1 - p[top])
+    _, mean = law_of_round(RejectionSampling(), drafting("dr", replacement=False), 1, SAMPLED)
+    assert mean == pytest.approx(1 + p[top] + (1 - p[top]) * np.minimum(rest, q).sum())
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)
 @pytest.mark.parametrize("pattern", [("r", "r"), ("rdr",)], ids="-".join)
-def test_array_api_strict(rule, pattern) -> None:
-    propose = drafting(*pattern, replacement=False, xp=array_api_strict)
-    law, _ = law_of_round(rule, propose, len(pattern), PARAMS[-1], xp=array_api_strict)
+@pytest.mark.parametrize("library", ["array_api_strict", "torch"])
+def test_other_array_libraries(rule, pattern, library) -> None:
+    xp = pytest.importorskip(library)
+    propose = drafting(*pattern, replacement=False, xp=xp)
+    law, _ = law_of_round(rule, propose, len(pattern), PARAMS[-1], xp=xp)
     assert_same_law(law, reference.plain_law(oracle(PARAMS[-1]), PROMPT, len(pattern) + 1))
 
 

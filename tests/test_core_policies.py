@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from specport.core.policies import (
     CAP,
     MIN_SAMPLES,
@@ -63,11 +64,11 @@ def test_threshold_plan() -> None:
 
 def test_threshold_learns_from_what_was_judged() -> None:
     policy = ConfidenceThreshold()
-    # 0.5 is the first miss; the 0.99 behind it was never judged and must not count as a miss.
-    policy.observe(outcome(4, 2, (0.9, 0.8, 0.5, 0.99)))
+    # 0.65 is the first miss; what stands behind it was never judged and must not count as missed.
+    policy.observe(outcome(6, 2, (0.9, 0.8, 0.65, 0.1, 0.1, 0.1)))
     assert policy.plan().stop_below == 0.4  # too few samples
     policy.observe(outcome(3, 3, (0.7, 0.9, 0.6)))
-    assert policy.plan().stop_below == 0.6
+    assert policy.plan().stop_below == 0.7  # one false negative of five is cheaper than every miss
 
 
 def test_threshold_needs_both_classes() -> None:

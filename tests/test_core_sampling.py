@@ -7,6 +7,7 @@ from itertools import product
 import array_api_strict
 import numpy as np
 import pytest
+
 from specport.core.sampling import BLOCK, Prefix, Sampler, SamplingParams
 from specport.errors import InvalidInput
 

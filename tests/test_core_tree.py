@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from specport.core.ports import Plan
 from specport.core.tree import TokenTree
 

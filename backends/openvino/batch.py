@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-
 from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache
 from specport.backends.openvino.graph import LOGITS_INDICES
+
 from specport.core.ports import Row
 from specport.core.tree import TokenTree
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-
 from specport.backends.openvino.batch import Batch, Segment, chain_segment, fork_segments, masked_segment
 from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache, is_cache
+
 from specport.core.ports import Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
 from specport.errors import ContextFull
@@ -34,7 +34,7 @@ class PagedSequence:
 
     length: int = 0
     table: list[int] = field(default_factory=list)
-    pending: TokenTree = TokenTree()
+    pending: TokenTree = field(default_factory=TokenTree)
     segments: list[Segment] = field(default_factory=list)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -42,7 +42,7 @@ class Generation:
     """One sequence being generated.
 
     tokens:  committed token ids, prompt first; the last one is the root token.
-    on_token: called with each output token, in order; True ends the text behind that token.
+    on_token: called with each output token and its source, in order; True ends the text behind it.
     """
 
     tokens: list[int]
@@ -51,7 +51,7 @@ class Generation:
     policy: Policy
     max_new_tokens: int
     eos_ids: frozenset[int] = frozenset()
-    on_token: Callable[[int], bool] | None = None
+    on_token: Callable[[int, str], bool] | None = None
     rule: AcceptanceRule | None = None  # None: chosen from the sampling parameters
     key: int = field(default_factory=lambda: next(_keys))
     metrics: Metrics = field(default_factory=Metrics)
@@ -78,17 +78,17 @@ class Generation:
         """Ask for the end of this sequence before its next round. Safe from any thread."""
         self._cancelled.set()
 
-    def append(self, tokens: Sequence[int]) -> int:
+    def append(self, tokens: Sequence[int], sources: Sequence[str]) -> int:
         """Take committed tokens up to the end of the text; return how many were taken."""
         now = time.perf_counter()
         if not self.num_output_tokens:
             self.metrics.ttft_s = now - self._started
         taken = 0
-        for token in tokens:
+        for token, source in zip(tokens, sources, strict=True):
             self.tokens.append(token)
             taken += 1
             # The watcher goes first: it must see every token, also the one that ends the text.
-            stop = self.on_token is not None and self.on_token(token)
+            stop = self.on_token is not None and self.on_token(token, source)
             if stop or token in self.eos_ids:
                 self.finish_reason = "stop"
                 break
@@ -127,9 +127,24 @@ class Engine:
     def __init__(self, model: Model, drafter: Drafter | None = None) -> None:
         self.model = model
         self.drafter = drafter
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close a dropped stream in the middle of a round.
+        self._lock = threading.RLock()
 
-    def run(self, generations: Sequence[Generation]) -> Iterator[Commit]:
+    def open(self, capacity: int = 0) -> CacheHandle:
+        """A new, empty cache on the target."""
+        with self._lock:
+            return self.model.open(capacity)
+
+    def rewind(self, handle: CacheHandle, length: int) -> None:
+        """Forget a cache's tokens from position `length` on."""
+        with self._lock:
+            self.model.truncate(handle, length)
+
+    def close(self, handle: CacheHandle) -> None:
+        with self._lock:
+            self.model.close(handle)
+
+    def run(self, generations: Sequence[Generation]) -> Generator[Commit, None, None]:
         """Yield tokens as they are committed until every generation has finished.
 
         The caches stay open, so that a chat can go on; `finish` closes the draft's side also when
@@ -214,7 +229,7 @@ class Engine:
         if g.handle.length < len(g.tokens):
             return []
         token = g.sampler.choose(logits[0, :], g.tokens)
-        g.append([token])
+        g.append([token], [""])
         return [Commit(g, (token,), ("",))]
 
     def _accept(self, g: Generation, tree: TokenTree, plan: Plan, logits: Array) -> Commit:
@@ -229,5 +244,5 @@ class Engine:
             self.drafter.observe([outcome])
         tokens = [*(tree.tokens[node] for node in verdict.path), verdict.token]
         sources = [*(tree.sources[node] if tree.sources else "" for node in verdict.path), ""]
-        taken = g.append(tokens)
+        taken = g.append(tokens, sources)
         return Commit(g, tuple(tokens[:taken]), tuple(sources[:taken]))

@@ -241,12 +241,20 @@ def _as_float(logits: Array) -> Array:
     return logits if logits.dtype in (xp.float32, xp.float64) else xp.astype(logits, xp.float32)
 
 
-def _kth_largest(values: Array, k: int) -> Array:
-    """The k-th largest of [n] values."""
-    if is_numpy_array(values):
-        return np.partition(values, len(values) - k)[len(values) - k]  # 4 times as fast as sorting
-    xp = array_namespace(values)
-    return xp.sort(values)[values.shape[0] - k]
+def _kth_largest(scores: Array, k: int) -> Array:
+    """The k-th largest of [n] scores, whose maximum is 0.
+
+    On the host the few likely scores mostly suffice: 0.2 ms where all 150,000 would take 1.4.
+    """
+    if is_numpy_array(scores):
+        for cut in (-10.0, -20.0):
+            likely = scores[np.flatnonzero(scores >= cut)]
+            if len(likely) >= k:
+                scores = likely
+                break
+        return np.partition(scores, len(scores) - k)[len(scores) - k]
+    xp = array_namespace(scores)
+    return xp.sort(scores)[scores.shape[0] - k]
 
 
 def _nucleus_edge(weights: Array, top_p: float) -> Array:
@@ -267,9 +275,9 @@ def _nucleus_edge(weights: Array, top_p: float) -> Array:
 def _nucleus_candidates(weights: NDArray[Any], need: float) -> NDArray[Any]:
     """The weights above a cut whose sum still reaches `need`: the nucleus lies among them.
 
-    Sorting a vocabulary of 150,000 takes 6 ms; what is likely enough to matter is mostly a few dozen.
+    Sorting a vocabulary of 150,000 takes 6 ms; mostly a few dozen tokens are likely enough to matter.
     """
-    for cut in (1e-2, 1e-4):  # relative to the likeliest token, whose weight is 1
+    for cut in (1e-2, 1e-4, 1e-6):  # relative to the likeliest token, whose weight is 1
         candidates = weights[np.flatnonzero(weights >= cut)]
         if candidates.sum() >= need:
             return candidates

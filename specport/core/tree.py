@@ -8,7 +8,7 @@ parents are -1, 0, 1, ... (SpecInfer, arXiv 2305.09781, flattens token trees the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class TokenTree:
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
-    probs: Sequence[Any | None] | None = None
+    probs: Sequence[Any | None] | None = field(default=None, compare=False)  # arrays have no plain ==
     replacement: bool = True
     confidence: tuple[float, ...] = ()
     sources: tuple[str, ...] = ()

@@ -26,15 +26,18 @@ class NgramDrafter:
 
     max_ngram: longest match that is tried first.
     min_ngram: shortest match that is trusted; single tokens match too often to pay on a CPU.
+    max_tokens: longest proposal, whatever the plan: a policy that stops a model by its confidence
+               plans deep, and an n-gram has no confidence.
     """
 
     name = "ngram"
 
-    def __init__(self, max_ngram: int = 6, min_ngram: int = 2) -> None:
+    def __init__(self, max_ngram: int = 6, min_ngram: int = 2, max_tokens: int = 10) -> None:
         if not 1 <= min_ngram <= max_ngram:
             raise ValueError(f"1 <= min_ngram <= max_ngram, got {min_ngram} and {max_ngram}")
         self._max = max_ngram
         self._min = min_ngram
+        self._max_tokens = max_tokens
         self._indices: dict[int, _Index] = {}
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
@@ -50,7 +53,7 @@ class NgramDrafter:
         index = self._indices.setdefault(request.key, _Index())
         self._extend(index, request.context)
         starts = self._matches(index, request.context, request.plan)
-        return _merge(request.context, starts, request.plan.depth)
+        return _merge(request.context, starts, min(request.plan.depth, self._max_tokens))
 
     def _extend(self, index: _Index, context: Sequence[int]) -> None:
         """Index the n-grams that have got a follower since the last round."""

@@ -1,0 +1,1 @@
+"""One sub-package for each runtime. They do not import each other."""

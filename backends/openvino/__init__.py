@@ -1,0 +1,1 @@
+"""OpenVINO: Intel Xeon and Core Ultra."""

@@ -1,0 +1,115 @@
+"""Checks on the spot that logits do not depend on how tokens are split over steps and sequences.
+
+The kernels' invariance was found by measurement, not promised by the runtime. So a few small steps
+are compared bit for bit once for each runtime version, processor, model and settings; the answer is
+kept. Knows nothing of text or of what to do when the answer is no.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from specport.backends.openvino.model import PagedModel
+
+from specport.core.ports import Row
+from specport.core.tree import TokenTree
+
+_PAST, _NEW = 37, 11  # a part-filled second block, so that forks copy one
+
+
+def is_invariant(model: PagedModel) -> bool:
+    """Whether chains, trees, single tokens and ragged batches give bit-identical logits."""
+    rng = np.random.default_rng(0)
+    ids = [int(i) for i in rng.integers(0, model.vocab_size, _PAST + _NEW)]
+    whole = _logits(model, [[ids]])[0]
+    if not np.isfinite(whole).all():
+        return False
+    prompt, rest = ids[:_PAST], ids[_PAST:]
+    runs = [
+        _logits(model, [[prompt], *([[token]] for token in rest)]),
+        _logits(model, [[prompt], [rest[:2]], [rest[2:5]], [rest[5:]]]),
+        # Two ragged neighbours, one of them with single tokens.
+        _logits(model, [[prompt, ids[:5]], [rest[:1], ids[5:9]], [rest[1:], ids[9:10]]]),
+    ]
+    same = all(np.array_equal(run, whole[: len(run)]) for sequences in runs for run in sequences)
+    return same and np.array_equal(_tree_path(model, prompt, rest), whole[_PAST:])
+
+
+def _logits(model: PagedModel, steps: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
+    """Feed chunks, one list for each step and sequence; return each sequence's logits in full."""
+    handles = [model.open() for _ in steps[0]]
+    found: list[list[NDArray[np.float32]]] = [[] for _ in handles]
+    for chunks in steps:
+        rows = [Row(h, TokenTree.chain(chunk)) for h, chunk in zip(handles, chunks, strict=True)]
+        output = model.step(rows)
+        for i, row in enumerate(rows):
+            found[i].append(output.logits[output.offsets[i] : output.offsets[i + 1]].copy())
+            model.commit(row.handle, range(len(row.tree)))
+    for handle in handles:
+        model.close(handle)
+    return [np.concatenate(parts) for parts in found]
+
+
+def _tree_path(model: PagedModel, prompt: list[int], rest: list[int]) -> NDArray[np.float32]:
+    """Logits along `rest` in a tree where each of its nodes has a rival, half of it verified at a time."""
+    handle = model.open()
+    model.step([Row(handle, TokenTree.chain(prompt), logits="last")])
+    model.commit(handle, range(len(prompt)))
+    parts = []
+    for chunk in (rest[:5], rest[5:]):
+        tokens, parents = [chunk[0]], [-1]
+        path = [0]
+        for token in chunk[1:]:
+            tokens += [(token + 1) % model.vocab_size, token]
+            parents += [path[-1]] * 2
+            path.append(len(tokens) - 1)
+        output = model.step([Row(handle, TokenTree(tuple(tokens), tuple(parents)))])
+        parts.append(output.logits[path].copy())
+        model.commit(handle, path)
+    model.close(handle)
+    return np.concatenate(parts)
+
+
+class Answers:
+    """What earlier checks found, in one small file. A damaged file only costs a new check."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @staticmethod
+    def key(fingerprint: str, properties: Mapping[str, object]) -> str:
+        """Everything that decides which kernels run."""
+        facts = [ov.get_version(), str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME")), fingerprint]
+        facts += [f"{name}={value}" for name, value in sorted(properties.items())]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+    def get(self, key: str) -> bool | None:
+        value = self._read().get(key)
+        return value if isinstance(value, bool) else None
+
+    def put(self, key: str, answer: bool) -> None:
+        """Best effort: a read-only cache folder only means that the next start checks again."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**self._read(), key: answer}, indent=1)
+            descriptor, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(name, self._path)
+        except OSError:
+            pass
+
+    def _read(self) -> dict[str, object]:
+        try:
+            value = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""Torch: CPU, CUDA and Gaudi."""

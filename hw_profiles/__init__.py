@@ -1,0 +1,1 @@
+"""One TOML file a device; `specport.profiles` reads them. Data only."""
