@@ -1,0 +1,1 @@
+"""Makes models small: conversion and compression. Needs the packages of the `openvino` extra."""

@@ -1,0 +1,272 @@
+"""Converts a GGUF file or a Hugging Face folder to OpenVINO IR with compressed weights.
+
+transformers reads the weights (GGUF is dequantised exactly), optimum-intel traces the model to a stateful
+IR, NNCF compresses it. Run as a program by `worker.py`; `export` may also be called directly.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from specport.quantize import gguf_weights
+
+from specport.errors import ModelError, SpecportError
+from specport.models import gguf_file, gguf_tokenizer
+from specport.models.progress import Progress, silent
+
+PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
+COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+INT4_GROUP = 64
+# Above this many bytes in float32, memory and disk are kept low by tracing 16-bit weights instead.
+FLOAT32_BYTES = 4 << 30
+
+
+def export(
+    source: Path,
+    target: Path,
+    precision: str,
+    *,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
+    """Write openvino_model.xml/.bin, config, generation config and tokenizer into `target`.
+
+    precision: "fp16", "int8" (asymmetric, each output channel) or "int4" (symmetric in groups of 64;
+    embeddings and head int8). Returns package versions. Raises ModelError.
+    """
+    progress("loading the converter", 0.0)
+    try:
+        from optimum.exporters.openvino import export_from_model
+        from optimum.intel import OVConfig
+    except ImportError as error:
+        raise ModelError(
+            f"converting needs more packages: {error}", "pip install 'specport[openvino]'"
+        ) from error
+    progress("reading weights", 0.15)
+    gguf = source.is_file()
+    model = _load_gguf(source, target) if gguf else _load_folder(source, trust_remote_code)
+    _check_config(model.config, source)
+    progress("converting to OpenVINO", 0.4)
+    draft = target / "uncompressed"
+    export_from_model(
+        model,
+        target if precision == "fp16" else draft,
+        task="text-generation-with-past",
+        ov_config=OVConfig(dtype="fp16" if precision == "fp16" else "fp32"),
+        stateful=True,
+        patch_16bit_model=_is_16bit(model),
+        trust_remote_code=trust_remote_code,
+    )
+    del model
+    gc.collect()
+    if precision != "fp16":
+        for path in draft.glob("*.json"):
+            shutil.move(path, target / path.name)
+        _compress(draft, target, precision, progress)
+        shutil.rmtree(draft)
+    progress("writing the tokenizer", 0.97)
+    if gguf:
+        _finish_gguf(source, target)
+    else:
+        _finish_folder(source, target, trust_remote_code)
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def _load_gguf(source: Path, target: Path) -> Any:
+    """The model in a GGUF file, dequantised exactly to float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    header = gguf_file.read_header(source)
+    slim = target / "weights.gguf"
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise ModelError(f"{source} has no vocabulary", "use a GGUF file that holds its tokenizer")
+    gguf_file.write_without_tokenizer(header, slim, len(tokens))
+    try:
+        import torch
+
+        config = AutoConfig.from_pretrained(target, gguf_file=slim.name)
+        gguf_weights.complete_config(config, header)
+        big = 4 * sum(_count(shape) for shape, _, _ in header.tensors.values()) > FLOAT32_BYTES
+        dtype = torch.float16 if big else torch.float32
+        with gguf_weights.lean_loader(half=big):
+            return AutoModelForCausalLM.from_pretrained(
+                target, gguf_file=slim.name, config=config, dtype=dtype
+            )
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"{source} cannot be read: {error}", "use the model's Hugging Face folder"
+        ) from error
+    finally:
+        slim.unlink()
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    elements = 1
+    for extent in shape:
+        elements *= extent
+    return elements
+
+
+def _load_folder(source: Path, trust_remote_code: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    dtype: Any = torch.float32 if 2 * stored <= FLOAT32_BYTES else "auto"
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+    except Exception as error:  # whatever transformers says about files that it cannot use
+        text = str(error).strip().splitlines()
+        reason = text[0][:300] if text else type(error).__name__
+        raise ModelError(
+            f"{source} cannot be read: {reason}", "check that it is a complete language model"
+        ) from error
+
+
+def _is_16bit(model: Any) -> bool:
+    import torch
+
+    return model.dtype in (torch.float16, torch.bfloat16)
+
+
+def _check_config(config: Any, source: Path) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source} is an encoder-decoder model", "use a decoder-only language model")
+
+
+def _compress(draft: Path, target: Path, precision: str, progress: Progress) -> None:
+    import nncf
+    import openvino
+
+    progress("compressing weights", 0.65)
+    model = openvino.Core().read_model(draft / "openvino_model.xml")
+    if precision == "int8":
+        # NNCF compiles a model for each weight to quantise it; in NumPy it is 4x faster and bit-identical.
+        with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"):
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    else:
+        fallback = nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+        )
+        model = nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT4_SYM,
+            ratio=1.0,
+            group_size=INT4_GROUP,
+            advanced_parameters=fallback,
+        )
+    progress("saving", 0.9)
+    openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    del model
+    gc.collect()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _finish_gguf(source: Path, target: Path) -> None:
+    """Tokenizer from the GGUF file; token ids into the configs, where any runtime looks for them."""
+    header = gguf_file.read_header(source)
+    gguf_tokenizer.save(header, target)
+    vocabulary = gguf_tokenizer.Vocabulary(header)
+    ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.end_ids() or None}
+    ids["pad_token_id"] = vocabulary.special("padding")
+    _merge_json(target / "generation_config.json", ids)
+    _merge_json(target / "config.json", {**ids, "eos_token_id": vocabulary.eos})
+
+
+def _finish_folder(source: Path, target: Path, trust_remote_code: bool) -> None:
+    """The folder's own tokenizer files, unchanged; a slow tokenizer is converted to a fast one."""
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (source / "tokenizer.json").is_file():
+        shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    except Exception as error:  # sentencepiece missing, files missing, python-only tokenizers
+        raise ModelError(
+            f"{source} has no tokenizer that can be used", "put the model's tokenizer.json into the folder"
+        ) from error
+
+
+def _merge_json(path: Path, values: dict[str, Any]) -> None:
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known.pop("_from_model_config", None)  # else transformers would replace the ids again
+    known.update({key: value for key, value in values.items() if value is not None})
+    path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Convert as told by the JSON object in argv; one JSON message a line on stdout."""
+    task = json.loads(sys.argv[1])
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # the libraries print to stdout; only messages may go there
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if not task["verbose"]:
+        warnings.simplefilter("ignore")
+
+    def say(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        versions = export(
+            Path(task["source"]),
+            Path(task["target"]),
+            task["precision"],
+            progress=lambda stage, share: say({"stage": stage, "share": share}),
+            trust_remote_code=task["trust_remote_code"],
+        )
+    except SpecportError as error:
+        say({"error": error.message, "hint": error.hint})
+        return 2
+    say({"versions": versions})
+    return 0
+
+
+def _end_with_parent() -> None:
+    """stdin is a pipe from the parent: its end means that nobody waits for the result any more."""
+    while os.read(0, 1):  # unbuffered: a buffered reader's lock is held at exit, which aborts Python
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # everything is written; tearing torch down takes a second

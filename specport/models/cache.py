@@ -1,0 +1,189 @@
+"""The cache folder: converted and downloaded models, each a folder with a manifest.
+
+An entry appears all at once (built in a temporary folder, then renamed) and is checked before use.
+One lock file an entry keeps processes from building it twice; what a killed process left behind is
+removed by the next one that holds the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import BaseFileLock, FileLock, Timeout
+
+from specport.errors import InvalidInput, ModelError
+from specport.models import manifest
+from specport.models.progress import Progress, silent
+
+ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in the cache. `about` is what its builder noted: name, source, precision, versions."""
+
+    name: str
+    folder: Path
+    about: Mapping[str, Any]
+    size: int  # bytes
+
+
+def cache_root() -> Path:
+    """The cache folder: $SPECPORT_CACHE, else the platform's own place for caches."""
+    chosen = os.environ.get("SPECPORT_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_path("specport", False))
+
+
+def entry(
+    name: str,
+    build: Callable[[Path], Mapping[str, Any]],
+    progress: Progress = silent,
+    also_damaged: Callable[[Path], str | None] = lambda folder: None,
+) -> Entry:
+    """The entry `name`; built by `build(empty folder) -> about` where it is missing or damaged.
+
+    `also_damaged` may add a check of its own to the manifest's. Raises whatever `build` raises, and
+    ModelError when the cache cannot be written.
+    """
+    if not ENTRY_NAME.fullmatch(name):
+        raise ValueError(f"not a cache entry name: {name!r}")
+    folder = _models() / name
+    found = _usable(folder, also_damaged)
+    if found is not None:
+        return found
+    try:
+        for place in (_models(), _temporary()):
+            place.mkdir(parents=True, exist_ok=True)
+        with _wait_for_lock(name, progress):
+            found = _usable(folder, also_damaged)  # another process may have built it meanwhile
+            return found if found is not None else _build(name, folder, build)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelError(
+            f"cannot write to the cache {cache_root()}: {reason}",
+            "free some space or set SPECPORT_CACHE to another folder",
+        ) from error
+
+
+def entries() -> list[Entry]:
+    """Every entry, by name. Damaged ones are listed too, with an `about` of {"damage": reason}."""
+    if not _models().is_dir():
+        return []
+    out = []
+    for folder in sorted(path for path in _models().iterdir() if path.is_dir()):
+        wrong = manifest.damage(folder)
+        out.append(_entry(folder, {"damage": wrong} if wrong else None))
+    return out
+
+
+def verify(name: str) -> str | None:
+    """Hash every file of an entry: what is wrong with it, or None."""
+    return manifest.damage(_existing(name), thorough=True)
+
+
+def remove(name: str) -> int:
+    """Remove an entry; returns the bytes freed. Raises InvalidInput when there is no such entry."""
+    folder = _existing(name)
+    size = _size(folder)
+    with _wait_for_lock(name, silent):
+        _discard(folder)
+    return size
+
+
+def _existing(name: str) -> Path:
+    folder = _models() / name
+    if not ENTRY_NAME.fullmatch(name) or not folder.is_dir():
+        raise InvalidInput(f"no model {name!r} in the cache", "see `specport models`")
+    return folder
+
+
+def _models() -> Path:
+    return cache_root() / "models"
+
+
+def _temporary() -> Path:
+    return cache_root() / "tmp"  # the same file system, so that a rename is atomic
+
+
+def _lock(name: str) -> BaseFileLock:
+    locks = cache_root() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(str(locks / f"{name}.lock"))
+
+
+@contextmanager
+def _wait_for_lock(name: str, progress: Progress) -> Iterator[None]:
+    lock = _lock(name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("waiting for another process", 0.0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _usable(folder: Path, also_damaged: Callable[[Path], str | None]) -> Entry | None:
+    if not folder.is_dir() or manifest.damage(folder) or also_damaged(folder):
+        return None
+    return _entry(folder, None)
+
+
+def _entry(folder: Path, about: Mapping[str, Any] | None) -> Entry:
+    known = manifest.read(folder)
+    return Entry(folder.name, folder, about or (known or {}).get("about", {}), _size(folder))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _build(name: str, folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Entry:
+    """Build under the lock. Whatever happens, the entry is there and whole, or not there at all."""
+    _clean(name)
+    work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=_temporary()))
+    try:
+        manifest.write(work, build(work))
+        if folder.exists():
+            _discard(folder)
+        os.replace(work, folder)
+    except BaseException:  # Ctrl-C as well
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return _entry(folder, None)
+
+
+def _clean(held: str) -> None:
+    """Remove what killed processes left behind: temporary folders whose lock nobody holds, or we do."""
+    for stale in _temporary().iterdir():
+        owner = stale.name.rpartition(".")[0]
+        if owner == held:
+            shutil.rmtree(stale, ignore_errors=True)
+        elif ENTRY_NAME.fullmatch(owner):
+            with suppress(Timeout), _lock(owner).acquire(timeout=0):
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _discard(folder: Path) -> None:
+    """Take an entry away in one step, then delete it: nobody sees half of it."""
+    _temporary().mkdir(parents=True, exist_ok=True)
+    grave = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=_temporary()))
+    try:
+        os.replace(folder, grave / "old")
+    except OSError as error:
+        raise ModelError(
+            f"cannot replace {folder}: {error.strerror or error}", "close the program that is using it"
+        ) from error
+    finally:
+        shutil.rmtree(grave, ignore_errors=True)

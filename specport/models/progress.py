@@ -1,0 +1,40 @@
+"""Progress of slow work: a callback for library use, a bar on stderr for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, float], None]  # (what is being done, share done of the whole: 0 to 1)
+
+
+def silent(what: str, share: float) -> None:
+    """The progress callback that shows nothing."""
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress callback that draws a bar on stderr; nothing is drawn until it is first called."""
+    from tqdm import tqdm
+
+    bar: tqdm[None] | None = None
+
+    def show(what: str, share: float) -> None:
+        nonlocal bar
+        if bar is None:
+            form = "{desc:<40} {percentage:3.0f}% |{bar:30}| {elapsed}"
+            bar = tqdm(total=100, bar_format=form, file=sys.stderr, leave=False)
+        bar.n = round(100 * min(max(share, 0.0), 1.0))
+        bar.set_description_str(what)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def part(progress: Progress, start: float, end: float) -> Progress:
+    """A callback whose 0 to 1 is `start` to `end` of `progress`."""
+    return lambda what, share: progress(what, start + (end - start) * min(max(share, 0.0), 1.0))

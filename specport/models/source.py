@@ -1,0 +1,169 @@
+"""Finds the model that a user names and makes it ready to run: a folder with OpenVINO IR and tokenizer.
+
+Models that are not IR are converted once, into the cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from specport.errors import InvalidInput, ModelError
+from specport.models import cache, download, gguf_file, hub
+from specport.models.identity import fingerprint
+from specport.models.progress import Progress, part, silent
+from specport.models.tokenizer import TOKENIZER_FILE, read_json
+
+PRECISIONS = ("fp16", "int8", "int4")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+RECIPE = 1  # raise when converting the same model again would give other files
+IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that a backend can load.
+
+    folder:      openvino_model.xml/.bin, config.json, tokenizer.json and what belongs to it.
+    name:        short name for people.
+    precision:   "fp16", "int8", "int4", or "ir" when the user brought IR and only they know.
+    source:      what the user named, or "default".
+    fingerprint: hash of the weights' identity; the same wherever the folder lies.
+    """
+
+    folder: Path
+    name: str
+    precision: str
+    source: str
+    fingerprint: str
+
+
+def resolve(
+    spec: str | None = None,
+    *,
+    precision: str = "int8",
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+    verbose: bool = False,
+) -> ModelFiles:
+    """The model that `spec` names, downloaded and converted where needed.
+
+    spec: None or "default" (the embedded model), a Hugging Face folder, a folder with OpenVINO IR, a
+          .gguf file, or a hub id (`org/name`, `org/name@revision`).
+    trust_remote_code: let a Hugging Face model run its own Python code while it is converted.
+    Raises ModelError or InvalidInput with the next step.
+    """
+    if precision not in PRECISIONS:
+        raise InvalidInput(f"unknown precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
+    options = _Options(precision, progress, trust_remote_code, verbose)
+    if spec is None or spec == "default":
+        return _from_default(options)
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return _from_gguf(path, spec, options)
+    if spec and path.is_dir():  # Path("") is the working folder, which nobody means by it
+        return _from_folder(path, spec, options)
+    if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".xml", ".bin")):
+        raise ModelError(
+            f"there is no file or folder {spec!r}",
+            "give a model folder, a .gguf file or a hub id like org/name; the default model needs no --model",
+        )
+    folder = hub.fetch(spec, part(progress, 0.0, 0.3))
+    return _from_folder(folder, spec, options, name=spec.partition("@")[0].rpartition("/")[2])
+
+
+@dataclass(frozen=True)
+class _Options:
+    precision: Literal["fp16", "int8", "int4"] | str
+    progress: Progress
+    trust_remote_code: bool
+    verbose: bool
+
+
+def _from_default(options: _Options) -> ModelFiles:
+    # The hash of the GGUF file is known, so a converted model is found without the file being there.
+    def build(work: Path) -> Mapping[str, Any]:
+        gguf = download.default_gguf(part(options.progress, 0.0, 0.2))
+        return _convert(gguf, work, download.NAME, "default", options)
+
+    return _cached(download.NAME, download.SHA256, "default", options, build)
+
+
+def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
+    header = gguf_file.read_header(path)
+    if header.architecture not in GGUF_ARCHITECTURES:
+        raise ModelError(
+            f"{path}: GGUF architecture {header.architecture!r} is not supported",
+            f"use one of {', '.join(GGUF_ARCHITECTURES)}, or the model's Hugging Face folder",
+        )
+    identity = fingerprint(path.parent, [], [path.name])
+    return _cached(
+        path.stem, identity, spec, options, lambda work: _convert(path, work, path.stem, spec, options)
+    )
+
+
+def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
+    name = name or path.resolve().name
+    if (path / IR_XML).is_file():
+        wrong = ir_problem(path)
+        if wrong:
+            raise ModelError(f"{path} cannot be used: {wrong}", "export the model again with its tokenizer")
+        return ModelFiles(path, name, _noted_precision(path), spec, ir_fingerprint(path))
+    weights = sorted(p.name for p in path.glob("*.safetensors"))
+    if not (path / "config.json").is_file() or not weights:
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return _from_gguf(ggufs[0], spec, options)
+        what = f"{len(ggufs)} .gguf files" if ggufs else "no config.json with .safetensors, no IR, no .gguf"
+        raise ModelError(f"{path} holds {what}", "name the model's folder or one .gguf file")
+    small = [p.name for p in path.iterdir() if p.suffix in (".json", ".jinja", ".model") and p.is_file()]
+    identity = fingerprint(path, small, weights)
+    return _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
+
+
+def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
+    key = f"{label}-{options.precision}-{identity[:12]}-{RECIPE}"
+    entry = cache.entry(key, build, options.progress, also_damaged=ir_problem)
+    return ModelFiles(entry.folder, name, options.precision, spec, ir_fingerprint(entry.folder))
+
+
+def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) -> Mapping[str, Any]:
+    from specport.quantize import worker  # needs the converter's packages; running IR does not
+
+    versions = worker.convert(
+        source, work, options.precision,
+        progress=part(options.progress, 0.2, 1.0),
+        trust_remote_code=options.trust_remote_code,
+        verbose=options.verbose,
+    )  # fmt: skip
+    return {"name": name, "source": spec, "precision": options.precision, "versions": versions}
+
+
+def ir_problem(folder: Path) -> str | None:
+    """Why a folder with OpenVINO IR cannot be run, or None."""
+    for name in (IR_XML, IR_BIN, "config.json"):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    if not (folder / TOKENIZER_FILE).is_file():
+        return f"it has no tokenizer ({TOKENIZER_FILE})"
+    with open(folder / IR_XML, "rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 64))
+        if b"</net>" not in file.read():
+            return f"{IR_XML} is truncated"
+    return None
+
+
+def ir_fingerprint(folder: Path) -> str:
+    """Fingerprint of an IR folder's weights and graph."""
+    return fingerprint(folder, [IR_XML], [IR_BIN])
+
+
+def _noted_precision(folder: Path) -> str:
+    noted = read_json(folder / "specport-model.json").get("about", {})
+    return str(noted.get("precision", "ir")) if isinstance(noted, dict) else "ir"
