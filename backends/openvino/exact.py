@@ -85,9 +85,9 @@ class Answers:
         self._path = path
 
     @staticmethod
-    def key(fingerprint: str, properties: Mapping[str, object]) -> str:
+    def key(device: str, fingerprint: str, properties: Mapping[str, object]) -> str:
         """Everything that decides which kernels run."""
-        facts = [ov.get_version(), str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME")), fingerprint]
+        facts = [ov.get_version(), str(ov.Core().get_property(device, "FULL_DEVICE_NAME")), fingerprint]
         facts += [f"{name}={value}" for name, value in sorted(properties.items())]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 

@@ -29,7 +29,7 @@ def read_model(folder: Path) -> ov.Model:
     try:
         model = ov.Core().read_model(path)
     except RuntimeError as error:
-        raise ModelError(f"{path} cannot be read as OpenVINO IR: {_first_line(error)}") from error
+        raise ModelError(f"{path} cannot be read as OpenVINO IR: {first_line(error)}") from error
     names = {name for port in model.inputs for name in port.names}
     if "input_ids" not in names or not model.get_sinks():
         raise ModelError(
@@ -58,7 +58,7 @@ def to_paged(
     try:
         paged_attention_transformation(model, allow_qq_bias=True)
     except RuntimeError as error:
-        raise ModelError(f"this architecture has no paged form: {_first_line(error)}") from error
+        raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
     # After the transformation the tokens of all sequences lie along axis 0.
     head.input(0).replace_source_output(_rows(head.input_value(0), indices))
     for layer, output in hidden.items():
@@ -131,6 +131,7 @@ def _slice_constant(node: ov.Node, keep: np.ndarray) -> ov.Node:
     return ops.constant(tensor)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The telling line of the runtime's long messages: the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

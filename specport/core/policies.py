@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -136,13 +137,18 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 }
 
 
-def make_policy(name: str, num_draft_tokens: int | None = None) -> Policy:
+def make_policy(name: str, num_draft_tokens: int | None = None, branches: tuple[int, ...] = ()) -> Policy:
     """A new policy for one sequence.
 
     num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "confidence";
-    None = that policy's default. Raises InvalidInput for an unknown name or a bad number.
+    None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises InvalidInput
+    for an unknown name, a bad number, or branches where they mean nothing.
     """
     if name not in POLICIES:
         raise InvalidInput(f"unknown policy {name!r}", f"choose one of {', '.join(POLICIES)}")
-    policy = POLICIES[name]
-    return policy() if num_draft_tokens is None else policy(num_draft_tokens)
+    if branches and (name != "fixed" or min(branches) < 1):
+        raise InvalidInput("branches must be 1 or more each, with the policy fixed", "add --policy fixed")
+    options: dict[str, Any] = {"branches": branches} if branches else {}
+    if num_draft_tokens is not None:
+        options["num_draft_tokens"] = num_draft_tokens
+    return POLICIES[name](**options)
