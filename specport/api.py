@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from specport.core.acceptance import rule_for
+from specport.core.acceptance import AcceptanceRule, rule_for
 from specport.core.engine import Engine, FinishReason, Generation
 from specport.core.metrics import Metrics
 from specport.core.policies import make_policy
@@ -141,6 +141,29 @@ class Stream:
         return self._result
 
 
+@dataclass(frozen=True)
+class Drafting:
+    """How much to draft and how drafts are accepted; see `policies.make_policy` and `rule_for`.
+
+    Raises InvalidInput for names and numbers that mean nothing.
+    """
+
+    policy: str = "heuristic"
+    num_draft_tokens: int | None = None
+    branches: tuple[int, ...] = ()
+    acceptance: str = "rejection"
+
+    def __post_init__(self) -> None:
+        self.make_policy()
+        self.make_rule(SamplingParams(temperature=1.0))
+
+    def make_policy(self) -> Policy:
+        return make_policy(self.policy, self.num_draft_tokens, self.branches)
+
+    def make_rule(self, params: SamplingParams) -> AcceptanceRule:
+        return rule_for(params, self.acceptance)
+
+
 class Pipeline:
     """A loaded target with its drafter. Made by `specport.load`.
 
@@ -152,26 +175,36 @@ class Pipeline:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
+        drafting: Drafting | None = None,
         *,
-        policy: str = "heuristic",
-        num_draft_tokens: int | None = None,
-        branches: tuple[int, ...] = (),
-        acceptance: str = "rejection",
         model_name: str = "",
         device_name: str = "",
         notes: Sequence[str] = (),
     ) -> None:
-        self.engine = engine
+        self._engine: Engine | None = engine
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.device_name = device_name
         self.draft_name = engine.drafter.name if engine.drafter else "none"
         self.exact = engine.model.capabilities.exact
         self.notes = list(notes)
-        self._policy = (policy, num_draft_tokens, branches)
-        self._acceptance = acceptance
-        self._make_policy()  # bad names and numbers are said at load time
-        rule_for(SamplingParams(temperature=1.0), acceptance)
+        self._drafting = drafting or Drafting()
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise InvalidInput("this pipeline is closed", "load it again")
+        return self._engine
+
+    def close(self) -> None:
+        """Let the models go; streams that are still being read keep them until they end."""
+        self._engine = None
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @overload
     def generate(self, prompt: list[str], **options: Any) -> list[Result]: ...
@@ -202,15 +235,13 @@ class Pipeline:
         parsed = _options(options)
         ids = self.encode(prompt, parsed)
         text = TextStream(self.tokenizer, parsed.stop)
-        generation = self.begin(ids, parsed, text, self.engine.open())
-        return Stream(self.engine, generation, text, lambda _: self.engine.close(generation.handle))
+        engine = self.engine
+        generation = self.begin(ids, parsed, text, engine.open())
+        return Stream(engine, generation, text, lambda _: engine.close(generation.handle))
 
     def chat(self, system: str | None = None, **options: Any) -> Chat:
         """A conversation that keeps its cache between turns."""
         return Chat(self, _options(options), system)
-
-    def _make_policy(self) -> Policy:
-        return make_policy(*self._policy)
 
     def encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
         """Token ids of a prompt. Raises InvalidInput when it is empty or does not fit the context."""
@@ -242,11 +273,11 @@ class Pipeline:
             tokens=list(ids),
             handle=handle,
             params=options.sampling,
-            policy=self._make_policy(),
+            policy=self._drafting.make_policy(),
             max_new_tokens=min(options.max_new_tokens, self.engine.model.max_context - len(ids)),
             eos_ids=self.tokenizer.eos_ids,
             on_token=text.push,
-            rule=rule_for(options.sampling, self._acceptance),
+            rule=self._drafting.make_rule(options.sampling),
         )
 
 
@@ -257,9 +288,10 @@ class Chat:
         if not pipeline.tokenizer.has_chat_template:
             raise InvalidInput("this model has no chat template", "use `generate` with a plain prompt")
         self._pipeline = pipeline
+        self._engine = pipeline.engine
         self._options = options
         self._system = system if system is not None else options.system
-        self._handle = pipeline.engine.open()
+        self._handle = self._engine.open()
         self._last: Generation | None = None  # what the cache holds
         self.messages: list[dict[str, str]] = []
         self.reset()
@@ -287,7 +319,7 @@ class Chat:
         def record(result: Result) -> None:
             self.messages = [*asked, {"role": "assistant", "content": result.text}]
 
-        return Stream(self._pipeline.engine, generation, output, record)
+        return Stream(self._engine, generation, output, record)
 
     def _reuse_cache(self, ids: Sequence[int]) -> None:
         """Keep of the cache what the new prompt begins with; its last token is always read anew."""
@@ -296,11 +328,11 @@ class Chat:
             limit = min(self._handle.length, len(ids) - 1)
             while same < limit and self._last.tokens[same] == ids[same]:
                 same += 1
-        self._pipeline.engine.rewind(self._handle, same)
+        self._engine.rewind(self._handle, same)
 
     def close(self) -> None:
         """Free the cache."""
-        self._pipeline.engine.close(self._handle)
+        self._engine.close(self._handle)
         self._last = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specport.api import Pipeline
+from specport.api import Drafting, Pipeline
 from specport.core.engine import Engine
 from specport.drafting import DraftModel, build, parse
 from specport.errors import InvalidInput
@@ -46,11 +46,15 @@ def load(
 
     Raises SpecportError with the next step when something cannot be used.
     """
+    # Cheap checks first: a model takes long to load.
     for name, value in (("threads", threads), ("max_context", max_context)):
         if value is not None and value < 1:
             raise InvalidInput(f"{name} is {value}; it must be 1 or more")
-    parts = parse(draft)  # cheap checks first: a model takes long to load
+    parts = parse(draft)
     profile = detect() if device == "auto" else load_profile(device)
+    if policy is None and num_draft_tokens is None:
+        num_draft_tokens = profile.num_draft_tokens
+    drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
     backend = backend_for(profile)
     files = resolve(
         model,
@@ -82,10 +86,7 @@ def load(
     return Pipeline(
         Engine(loaded.model, drafter),
         tokenizer,
-        policy=policy or profile.policy,
-        num_draft_tokens=num_draft_tokens or (profile.num_draft_tokens if policy is None else None),
-        branches=branches,
-        acceptance=acceptance,
+        drafting,
         model_name=files.name,
         device_name=profile.name,
         notes=notes,

@@ -79,13 +79,19 @@ class NgramDrafter:
 
 
 def _merge(context: Sequence[int], starts: Sequence[int], depth: int) -> TokenTree:
-    """The continuations as branches below the root token."""
+    """The continuations as branches below the root token.
+
+    A match near the end of the context runs into its own copy: text that repeats with a period is
+    continued with that period.
+    """
     tokens: list[int] = []
     parents: list[int] = []
     for start in starts:
-        parent = -1
-        for token in context[start : start + depth]:
-            parents.append(parent)
-            parent = len(tokens)
-            tokens.append(token)
+        branch = list(context[start : start + depth])
+        period = len(branch)
+        while len(branch) < depth:
+            branch.append(branch[len(branch) - period])
+        first = len(tokens)
+        parents += [-1, *range(first, first + depth - 1)]
+        tokens += branch
     return TokenTree(tuple(tokens), tuple(parents), sources=(NgramDrafter.name,) * len(tokens))

@@ -1,0 +1,137 @@
+"""Options that several commands share, and what the user set of them.
+
+Defaults and ranges belong to the library: an option that is not given is not passed on. The help names
+the defaults; a test compares them with the library's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction["Parser"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others of specport."""
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInput(message, f"see {self.prog} --help")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What to run and where: the arguments of `specport.load`."""
+    model = parser.add_argument_group("model and device")
+    add = _adder(model)
+    add(
+        "--model", metavar="MODEL",
+        help="hub id (org/name), Hugging Face folder, folder with OpenVINO IR, or .gguf file "
+        "(default: SmolLM2-135M-Instruct, fetched and converted once)",
+    )  # fmt: skip
+    add(
+        "--precision", metavar="{fp16,int8,int4}", help="weights of a converted model (default: the device's)"
+    )
+    add(
+        "--device", metavar="DEVICE", help="a name from `specport devices`, or a profile file (default: auto)"
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
+    add("--max-context", type=int, metavar="N", help="most tokens, prompt and answer (default: the model's)")
+    exactness = model.add_mutually_exclusive_group()
+    exactness.add_argument(
+        "--exact", action="store_true", default=None,
+        help="the text is the one that plain decoding gives, token for token (default)",
+    )  # fmt: skip
+    exactness.add_argument(
+        "--fast", action="store_false", dest="exact", default=None,
+        help="kernels and caches that may decide near-ties differently",
+    )  # fmt: skip
+    add_trust_option(model)
+
+    add = _adder(parser.add_argument_group("drafting"))
+    add(
+        "--draft", metavar="DRAFT",
+        help="auto, none, ngram (repeats what the text said before), a model as for --model, "
+        "or 'ngram|MODEL': n-gram first, else the model (default: auto)",
+    )  # fmt: skip
+    add("--draft-precision", metavar="{fp16,int8,int4}", help="weights of the draft model")
+    add("--policy", metavar="{fixed,heuristic,confidence}", help="how the number of draft tokens is chosen")
+    add(
+        "--num-draft-tokens", type=int, metavar="N",
+        help="draft tokens a round: all rounds of fixed, the first of heuristic, at most for confidence",
+    )  # fmt: skip
+    add(
+        "--branches", type=_branches, metavar="N,N,...",
+        help="draft a tree: children of each node at depth 1, 2, ... as in 3,2,1 (needs --policy fixed)",
+    )  # fmt: skip
+    add("--acceptance", metavar="{rejection,block}", help="rule for sampled text (default: rejection)")
+
+
+def add_trust_option(parser: argparse._ActionsContainer) -> None:
+    _adder(parser)(
+        "--trust-remote-code", action="store_true",
+        help="let a Hugging Face model run its own Python code while it is converted",
+    )  # fmt: skip
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """How to generate: the fields of `specport.api.GenerationOptions`."""
+    add = _adder(parser.add_argument_group("generation (names as in transformers' GenerationConfig)"))
+    add("--max-new-tokens", type=int, metavar="N", help="length limit of the answer (default: 256)")
+    add("--temperature", type=float, metavar="T", help="0 takes the likeliest token always (default: 0.0)")
+    add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off (default: 0)")
+    add(
+        "--top-p", type=float, metavar="P",
+        help="sample from the likeliest tokens that reach probability P together; 1 is off (default: 1.0)",
+    )  # fmt: skip
+    add(
+        "--min-p", type=float, metavar="P",
+        help="sample from tokens at least P times as likely as the likeliest; 0 is off (default: 0.0)",
+    )  # fmt: skip
+    add(
+        "--repetition-penalty", type=float, metavar="X",
+        help="above 1, tokens that occurred before become less likely (default: 1.0)",
+    )  # fmt: skip
+    add("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    add(
+        "--stop", action="append", metavar="TEXT",
+        help="end the answer where this text appears; may be given several times",
+    )  # fmt: skip
+    add("--system", metavar="TEXT", help="system message in front of the prompt")
+    add("--raw", action="store_true", help="no chat template: the model continues the prompt as it stands")
+
+
+LOAD_OPTIONS = (
+    "draft", "device", "precision", "exact", "policy", "num_draft_tokens", "branches", "acceptance",
+    "draft_precision", "threads", "max_context", "trust_remote_code",
+)  # fmt: skip
+GENERATION_OPTIONS = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
+    "system", "raw",
+)  # fmt: skip
+
+
+def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options of `names` that the user set."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _adder(group: argparse._ActionsContainer) -> Callable[..., Any]:
+    def add(*names: str, **options: Any) -> None:
+        group.add_argument(*names, default=None, **options)  # None: not given
+
+    return add
+
+
+def _branches(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 3,2,1") from None

@@ -1,0 +1,110 @@
+"""Shows a generation: streamed text, where its tokens came from, and the summary line.
+
+Model output is untrusted: control characters never reach a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from specport.cli import terminal
+
+if TYPE_CHECKING:
+    from specport.api import Result, Stream
+
+# Colours of drafters in order of appearance; what the target chose itself stays plain.
+PALETTE = ("32", "36", "35", "33", "34")
+# C0 and C1 controls but tab and newline become visible signs; a carriage return would hide text.
+VISIBLE = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
+    **{ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None},
+}
+
+
+class Printer:
+    """Prints answers to stdout and what is to be said about them to stderr."""
+
+    def __init__(self, *, quiet: bool = False, show_drafts: bool = False) -> None:
+        self._quiet = quiet
+        self._show_drafts = show_drafts
+        self._colours: dict[str, str] = {}
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            terminal.say(text)
+
+    def legend(self, draft_name: str) -> None:
+        """Explain the colours of a drafter's parts ("ngram|model")."""
+        if not self._show_drafts or self._quiet:
+            return
+        names = [] if draft_name == "none" else draft_name.split("|")
+        shown = ["the model itself", *(self._mark(f"{name} draft", name) for name in names)]
+        sys.stderr.write(f"drafts: {', '.join(shown)}\n")
+
+    def answer(self, stream: Stream) -> Result:
+        """Print a stream as it comes. Ctrl-C ends the text; a second one raises KeyboardInterrupt."""
+        last = "\n"
+        with closing(stream), terminal.on_ctrl_c(stream.cancel):
+            for chunk in stream:
+                text = self._marked(chunk.spans) if self._show_drafts else self._clean(chunk.text)
+                terminal.write(text)
+                last = text[-1:] or last
+        if last != "\n":
+            terminal.write("\n")
+        return stream.result
+
+    def summary(self, result: Result) -> None:
+        self.note(summary(result))
+
+    def _marked(self, spans: tuple[tuple[str, str], ...]) -> str:
+        """Spans of one source in a row are marked as one."""
+        pieces: list[tuple[str, str]] = []
+        for text, source in spans:
+            if pieces and pieces[-1][1] == source:
+                pieces[-1] = (pieces[-1][0] + text, source)
+            else:
+                pieces.append((text, source))
+        return "".join(self._mark(self._clean(text), source) for text, source in pieces)
+
+    def _mark(self, text: str, source: str) -> str:
+        if not source:
+            return text
+        if not terminal.coloured(sys.stdout):
+            return f"[{source}:{text}]"
+        code = self._colours.setdefault(source, PALETTE[len(self._colours) % len(PALETTE)])
+        return terminal.paint(text, code)
+
+    @staticmethod
+    def _clean(text: str) -> str:
+        return text.translate(VISIBLE) if sys.stdout.isatty() else text
+
+
+def summary(result: Result) -> str:
+    """What the generation cost and what speculation brought, in one line."""
+    m = result.metrics
+    ends = {"length": " (cut at the length limit)", "cancelled": " (stopped)"}
+    plural = "" if m.num_output_tokens == 1 else "s"
+    parts = [f"{m.num_output_tokens} token{plural}{ends.get(result.finish_reason, '')}"]
+    if m.num_output_tokens:
+        parts += [f"TTFT {_duration(m.ttft_s)}"]
+    if m.num_output_tokens > 1:
+        parts += [f"TPOT {_duration(m.tpot_s)}", f"{m.tokens_per_second:.1f} tokens/s"]
+    if m.num_drafts:
+        parts += [
+            f"mean acceptance length {m.mean_acceptance_length:.2f}",
+            f"acceptance rate {m.acceptance_rate:.0%}",
+        ]
+    else:
+        parts += ["nothing drafted"]
+    if m.num_steps and m.decode_s > 0:
+        draft, verify = m.draft_s / m.decode_s, m.verify_s / m.decode_s
+        loop = max(0.0, 1 - draft - verify)
+        parts += [f"draft {draft:.0%}, verify {verify:.0%}, loop {loop:.0%} of the time"]
+    return " | ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"

@@ -1,0 +1,190 @@
+"""`specport run`: generate from one prompt, or talk with `--chat`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import specport
+from specport.cli import options, terminal
+from specport.cli.render import Printer
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.api import GenerationOptions, Pipeline
+
+EXAMPLES = """\
+examples:
+  specport run "Explain speculative decoding to a child"
+  specport run --model Qwen/Qwen2.5-1.5B-Instruct --draft 'ngram|Qwen/Qwen2.5-0.5B-Instruct' "Write a haiku"
+  specport run --show-drafts --prompt-file article.txt --system "Summarise the text."
+  git diff | specport run --max-new-tokens 80 --json
+  specport run --chat --temperature 0.7 --seed 1
+
+Only the answer goes to stdout; notes, progress and the summary line go to stderr.
+"""
+NO_PROMPT = 'give a text, as in: specport run "Hello"'
+# Packages whose versions a report should name, where they are installed.
+PACKAGES = ("openvino", "torch", "transformers", "optimum-intel", "nncf", "tokenizers", "numpy")
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "run", help="generate text, or chat", epilog=EXAMPLES,
+        description="Generate text with speculative decoding, or chat.",
+    )  # fmt: skip
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the text to answer; - or nothing reads it from stdin"
+    )
+    parser.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
+    parser.add_argument(
+        "--chat", action="store_true", help="talk turn by turn; piped stdin is one turn a line"
+    )
+    options.add_model_options(parser)
+    options.add_generation_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--show-drafts", action="store_true", help="mark each piece of text with the drafter that proposed it"
+    )
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text")
+    output.add_argument("--quiet", action="store_true", help="only the answer and errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.chat:
+        _refuse(args.json, "--json does not go with --chat")
+        _refuse(args.raw, "--raw does not go with --chat: a conversation needs the chat template")
+    prompt = _prompt(args)
+    # Bad options are said at once, not after a model was downloaded and converted.
+    from specport.api import GenerationOptions
+
+    generation = GenerationOptions(**options.given(args, options.GENERATION_OPTIONS))
+    with closing(_load(args)) as pipeline:
+        if args.chat:
+            return _chat(args, pipeline, generation, prompt)
+        assert prompt is not None  # only a chat may begin without one
+        return (_print_json if args.json else _print_text)(args, pipeline, generation, prompt)
+
+
+def _load(args: argparse.Namespace) -> Pipeline:
+    with terminal.progress(args.quiet) as progress:
+        return specport.load(args.model, **options.given(args, options.LOAD_OPTIONS), progress=progress)
+
+
+def _print_text(
+    args: argparse.Namespace, pipeline: Pipeline, generation: GenerationOptions, prompt: str
+) -> int:
+    printer = _introduce(args, pipeline)
+    result = printer.answer(pipeline.stream(prompt, **asdict(generation)))
+    printer.summary(result)
+    return 130 if result.finish_reason == "cancelled" else 0
+
+
+def _chat(
+    args: argparse.Namespace, pipeline: Pipeline, generation: GenerationOptions, first: str | None
+) -> int:
+    from specport.cli.chat import converse
+
+    printer = _introduce(args, pipeline)
+    with closing(pipeline.chat(**asdict(generation))) as chat:
+        return converse(chat, printer, first)
+
+
+def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
+    printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts)
+    printer.note(
+        f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, "
+        f"{'exact' if pipeline.exact else 'fast'}"
+    )
+    for note in pipeline.notes:
+        printer.note(f"note: {note}")
+    printer.legend(pipeline.draft_name)
+    return printer
+
+
+def _print_json(
+    args: argparse.Namespace, pipeline: Pipeline, generation: GenerationOptions, prompt: str
+) -> int:
+    stream = pipeline.stream(prompt, **asdict(generation))
+    with terminal.on_ctrl_c(stream.cancel):
+        spans = [span for chunk in stream for span in chunk.spans]
+    result = stream.result
+    report: dict[str, Any] = {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "prompt_token_ids": result.prompt_token_ids,
+        "finish_reason": result.finish_reason,
+        "metrics": result.metrics.as_dict(),
+        "settings": {
+            "model": pipeline.model_name,
+            "device": pipeline.device_name,
+            "draft": pipeline.draft_name,
+            "exact": pipeline.exact,
+            "options": {"model": args.model, **options.given(args, options.LOAD_OPTIONS)},
+            "generation": asdict(generation),
+        },
+        "notes": pipeline.notes,
+        "versions": _versions(),
+    }
+    if args.show_drafts:
+        report["spans"] = spans
+    terminal.write(json.dumps(report) + "\n")
+    return 130 if result.finish_reason == "cancelled" else 0
+
+
+def _prompt(args: argparse.Namespace) -> str | None:
+    """The prompt from wherever the user put it, None where a chat begins without. Raises InvalidInput."""
+    if args.prompt is not None and args.prompt_file is not None:
+        raise InvalidInput("there are two prompts", "give either PROMPT or --prompt-file")
+    given = args.prompt if args.prompt != "-" else None
+    if args.chat and given is None and args.prompt_file is None:  # stdin is the conversation
+        return None
+    text = given if given is not None else _read_prompt(args)
+    _refuse(not text.strip(), "the prompt is empty", NO_PROMPT)
+    return text
+
+
+def _read_prompt(args: argparse.Namespace) -> str:
+    """The prompt from a file or from stdin."""
+    if args.prompt_file is not None:
+        text = _read_file(args.prompt_file)
+    elif args.prompt is None and sys.stdin.isatty():
+        raise InvalidInput("there is no prompt", NO_PROMPT)
+    else:
+        text = terminal.decoded(sys.stdin.read)
+    # The end of the last line belongs to the file, not to a message.
+    return text if args.raw else text.rstrip("\r\n")
+
+
+def _read_file(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"cannot read the prompt file {path}: {reason}") from error
+
+
+def _refuse(wrong: bool, message: str, hint: str = "") -> None:
+    if wrong:
+        raise InvalidInput(message, hint)
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"specport": specport.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
