@@ -137,7 +137,27 @@ def test_draws_end_when_the_draft_has_no_more_tokens() -> None:
     assert len(tree) == 2
 
 
-def test_nothing_is_drafted_past_the_drafts_own_context() -> None:
-    drafter = ModelDrafter(ToyModel(max_context=8), 11)
-    assert not len(drafter.propose([request([1] * 6, Plan(4))])[0])
-    assert len(drafter.propose([request([1] * 6, Plan(2), key=1)])[0]) == 2
+def test_a_draft_reads_no_more_than_its_window() -> None:
+    draft = ToyModel()
+    drafter, context = ModelDrafter(draft, 11, window=6), [i % 11 for i in range(40)]
+    (tree,) = drafter.propose([request(context, Plan(3))])
+    assert list(tree.tokens) == draft.greedy(context[-6:], 3)
+    assert draft.widths == [6, 1, 1]
+    context += [*tree.tokens, 1]
+    draft.widths.clear()
+    drafter.propose([request(context, Plan(2))])
+    assert draft.widths == [2, 1]  # it goes on from there
+    context += [2, 3] * 20  # others drafted meanwhile
+    draft.widths.clear()
+    assert list(drafter.propose([request(context, Plan(1))])[0].tokens) == draft.greedy(context[-6:], 1)
+    assert draft.widths == [6]
+
+
+def test_a_draft_of_short_context_follows_a_long_text() -> None:
+    draft = ToyModel(max_context=12)
+    drafter, context = ModelDrafter(draft, 11), [3]
+    for _ in range(30):
+        (tree,) = drafter.propose([request(context, Plan(4))])
+        assert list(tree.tokens) == draft.greedy(context[-8:], 4)
+        context += [*tree.tokens[:2], (tree.tokens[2] + 1) % 11]
+    assert not len(drafter.propose([request(context, Plan(12))])[0])  # no room for the plan itself

@@ -29,7 +29,9 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     """
     profile = options.profile
     if options.role == "draft":
-        return Loaded(_compile(files, options, profile.draft, exact_mode=False))
+        # Padded like an exact target, though nothing depends on its rounding: one or two new tokens
+        # are then the same shape, and a change of shape costs more than the second token.
+        return Loaded(_compile(files, options, profile.draft, exact_mode=True))
     if not options.exact:
         return Loaded(_compile(files, options, profile.fast, exact_mode=False))
     model = _compile(files, options, profile.exact, exact_mode=True)

@@ -21,9 +21,10 @@ _PREFILL_CHUNK = 512  # tokens a step, as in the engine
 
 @dataclass
 class _State:
-    """One sequence's draft cache: context[:base], then the drafted tokens in `ahead`."""
+    """One sequence's draft cache: context[start:base], then the drafted tokens in `ahead`."""
 
     handle: CacheHandle
+    start: int = 0
     base: int = 0
     ahead: list[int] = field(default_factory=list)
 
@@ -63,14 +64,24 @@ class ModelDrafter:
 
     target_vocab: width of the target's logits; what a wider draft has beyond it is never drafted.
     token_map:    [draft vocab] target ids behind the columns of a cut head; None for a whole head.
+    window:       most tokens of the context that the draft reads at once. A draft that is further
+                  behind starts anew with the last `window` tokens: it needs the recent text far more
+                  than the old, and reading a long prompt twice seldom pays.
     """
 
     def __init__(
-        self, model: Model, target_vocab: int, token_map: Sequence[int] | None = None, name: str = "model"
+        self,
+        model: Model,
+        target_vocab: int,
+        token_map: Sequence[int] | None = None,
+        *,
+        window: int = 256,
+        name: str = "model",
     ) -> None:
         self.name = name
         self._model = model
         self._target_vocab = target_vocab
+        self._window = max(1, min(window, model.max_context // 2))
         self._map = None if token_map is None else np.asarray(token_map, dtype=np.int64)
         if self._map is not None:
             # Target id -> column; ids that the cut head lacks point behind the last column.
@@ -100,7 +111,7 @@ class ModelDrafter:
         return self._states[key]
 
     def _fits(self, request: DraftRequest) -> bool:
-        return len(request.context) + request.plan.max_nodes <= self._model.max_context
+        return request.plan.max_nodes < self._model.max_context
 
     def _grow(self, growths: list[_Growth]) -> None:
         """Draft level by level until every tree has its depth or has stopped."""
@@ -114,26 +125,42 @@ class ModelDrafter:
     def _catch_up(self, growths: Sequence[_Growth]) -> list[list[Array]]:
         """Bring each cache up to its context; return the logits [vocab] after each root token."""
         for growth in growths:
-            _roll_back(self._model, growth.state, growth.request.context)
+            self._roll_back(growth)
         logits: dict[int, Array] = {}
         behind = list(growths)
         while behind:
             rows = []
             for growth in behind:
-                start = growth.state.handle.length
+                start = growth.state.start + growth.state.handle.length
                 chunk = growth.request.context[start : start + _PREFILL_CHUNK]
                 rows.append(Row(growth.state.handle, TokenTree.chain(chunk), logits="last"))
             output = self._model.step(rows)
             for i, (growth, row) in enumerate(zip(behind, rows, strict=True)):
                 self._model.commit(row.handle, range(len(row.tree)))
                 logits[growth.request.key] = output.logits[output.offsets[i], :]
-            waiting = [g for g in behind if g.state.handle.length < len(g.request.context)]
+            waiting = [g for g in behind if g.state.start + g.state.handle.length < len(g.request.context)]
             if waiting:  # the next step overwrites this one's output
                 for growth in behind:
                     key = growth.request.key
                     logits[key] = array_namespace(logits[key]).asarray(logits[key], copy=True)
             behind = waiting
         return [[logits[growth.request.key]] for growth in growths]
+
+    def _roll_back(self, growth: _Growth) -> None:
+        """Keep of the draft's cache what the context confirms, or nothing if too little is left of it."""
+        state, context = growth.state, growth.request.context
+        kept = state.base
+        for token in state.ahead:
+            if kept >= len(context) or context[kept] != token:
+                break
+            kept += 1
+        # The root token is always read anew: its logits are what drafting starts from.
+        kept = min(kept, len(context) - 1, state.start + state.handle.length)
+        room = self._model.max_context - growth.request.plan.max_nodes
+        if len(context) - kept > self._window or len(context) - state.start > room:
+            state.start = kept = max(0, len(context) - min(self._window, room))
+        self._model.truncate(state.handle, kept - state.start)
+        state.base, state.ahead = len(context), []
 
     def _score(self, growths: Sequence[_Growth]) -> list[list[Array]]:
         """Logits [vocab] after each frontier node of each tree."""
@@ -235,15 +262,3 @@ def _prefix(growth: _Growth, node: int) -> Prefix:
         path.append(growth.tokens[node])
         node = growth.parents[node]
     return Prefix(growth.request.context, tuple(reversed(path)))
-
-
-def _roll_back(model: Model, state: _State, context: Sequence[int]) -> None:
-    """Keep of the draft's cache what the context confirms."""
-    kept = state.base
-    for token in state.ahead:
-        # The root token is always read anew: its logits are what drafting starts from.
-        if kept >= len(context) - 1 or context[kept] != token:
-            break
-        kept += 1
-    model.truncate(state.handle, min(kept, len(context) - 1, state.handle.length))
-    state.base, state.ahead = len(context), []
