@@ -1,8 +1,8 @@
 """specport: speculative decoding that runs, and pays, on any hardware.
 
-    import specport
-    pipeline = specport.load()
-    print(pipeline.generate("Explain speculative decoding to a child").text)
+import specport
+pipeline = specport.load()
+print(pipeline.generate("Explain speculative decoding to a child").text)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Builds the drafter that a `--draft` expression names.
 
-    none | auto | ngram | MODEL | ngram|MODEL        (MODEL as for --model, also written model:MODEL)
+none | auto | ngram | MODEL | ngram|MODEL        (MODEL as for --model, also written model:MODEL)
 """
 
 from __future__ import annotations

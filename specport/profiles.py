@@ -59,7 +59,6 @@ class Profile:
     policy: str = "heuristic"
     num_draft_tokens: int = 4
     buckets: tuple[int, ...] = ()
-    emulated: bool = False
 
     def mismatch(self, cpu: str) -> str | None:
         """A note for the user when this machine's processor is not the one the profile describes."""
@@ -70,7 +69,7 @@ class Profile:
 
 
 def list_profiles() -> list[Profile]:
-    """Every profile that comes with specport, in the order in which `auto` tries them."""
+    """Every profile that comes with specport, the one that runs everywhere first."""
     return [load_profile(name) for name in _names()]
 
 
@@ -90,7 +89,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
             f"unknown device {str(name_or_path)!r}",
             f"choose one of {', '.join(_names())}, auto, or a profile file; see: specport devices",
         )
-    text = resources.files("specport.hw_profiles").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+    text = (
+        resources.files("specport.hw_profiles").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+    )
     return _parse(text, f"{name_or_path}.toml")
 
 
@@ -139,8 +140,7 @@ def cpu_flags() -> frozenset[str]:
 def _names() -> tuple[str, ...]:
     files = resources.files("specport.hw_profiles").iterdir()
     names = sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
-    # The most specific first: every machine is at least a plain CPU.
-    return tuple(sorted(names, key=lambda name: name == "xeon"))
+    return tuple(sorted(names, key=lambda name: name != "xeon"))  # what runs everywhere comes first
 
 
 _TABLES = ("recognise", "exact", "fast", "draft", "fallback", "cost")
@@ -155,13 +155,15 @@ def _parse(text: str, where: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise fail(f"not valid TOML: {error}") from error
     kinds: dict[str, type] = {f.name: str for f in fields(Profile)}
-    kinds |= dict.fromkeys(_TABLES, dict) | {"num_draft_tokens": int, "buckets": list, "emulated": bool}
+    kinds |= dict.fromkeys(_TABLES, dict) | {"num_draft_tokens": int, "buckets": list}
     for key, value in raw.items():
         if key not in kinds:
             raise fail(f"unknown entry {key!r}", f"entries are {', '.join(kinds)}")
         if type(value) is not kinds[key]:
             raise fail(f"{key} is {value!r}", f"it must be a {kinds[key].__name__}")
-    missing = [key for key in ("name", "description", "backend", "device", "cost", "cost_source") if key not in raw]
+    missing = [
+        key for key in ("name", "description", "backend", "device", "cost", "cost_source") if key not in raw
+    ]
     if missing:
         raise fail(f"{missing[0]} is missing")
     for key, allowed in (

@@ -7,7 +7,7 @@ of names with commas between them, restricts which are loaded; empty means none.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -32,7 +32,7 @@ class DeviceStatus:
     available: bool
     reason: str = ""
     remedy: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Loaded:
 class Backend(Protocol):
     """What stands behind an entry point."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
         """One status for each of these profiles; all of them name this backend. Must not raise."""

@@ -52,7 +52,11 @@ def test_stream_chunks_join_to_the_text(pipeline: Pipeline) -> None:
     stream = pipeline.stream("hello", max_new_tokens=30)
     chunks = list(stream)
     assert len(chunks) > 1
-    assert "".join(chunk.text for chunk in chunks) == stream.result.text == pipeline.generate("hello", max_new_tokens=30).text
+    assert (
+        "".join(chunk.text for chunk in chunks)
+        == stream.result.text
+        == pipeline.generate("hello", max_new_tokens=30).text
+    )
     assert all("".join(text for text, _ in chunk.spans) == chunk.text for chunk in chunks)
     assert any(source == "ngram" for chunk in chunks for _, source in chunk.spans)
 

@@ -162,7 +162,9 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     from specport.core.acceptance import rule_for
 
     vocab, samples = 4, 1500
-    params = [SamplingParams(temperature=0.9, top_p=0.95, repetition_penalty=1.2, seed=i) for i in range(samples)]
+    params = [
+        SamplingParams(temperature=0.9, top_p=0.95, repetition_penalty=1.2, seed=i) for i in range(samples)
+    ]
     target = ToyModel(vocab, sharpness=1.0)
     draft = ToyModel(vocab, sharpness=1.0, noise=0.7)
     cut = [2, 0, 3]

@@ -63,7 +63,7 @@ def fork_segments(table: list[int], past: int, tree: TokenTree, cache: BlockCach
     """One chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied."""
     parents = set(tree.parents)
     whole = past // BLOCK_SIZE
-    segments = []
+    segments: list[Segment] = []
     for leaf in (node for node in range(len(tree)) if node not in parents):
         path = tree.path(leaf)
         fork = table if not segments else table[:whole]

@@ -22,6 +22,7 @@ from specport.backends.openvino.model import PagedModel
 from specport.core.ports import Row
 from specport.core.tree import TokenTree
 
+CHECK = 1  # raise when the check or the model's layout changes: old answers are then asked anew
 _PAST, _NEW = 37, 11  # a part-filled second block, so that forks copy one
 
 
@@ -87,7 +88,12 @@ class Answers:
     @staticmethod
     def key(device: str, fingerprint: str, properties: Mapping[str, object]) -> str:
         """Everything that decides which kernels run."""
-        facts = [ov.get_version(), str(ov.Core().get_property(device, "FULL_DEVICE_NAME")), fingerprint]
+        facts = [
+            str(CHECK),
+            ov.get_version(),
+            str(ov.Core().get_property(device, "FULL_DEVICE_NAME")),
+            fingerprint,
+        ]
         facts += [f"{name}={value}" for name, value in sorted(properties.items())]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 

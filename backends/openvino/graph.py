@@ -10,11 +10,12 @@ prompt does not pay for its whole vocabulary matrix, and hidden states are extra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset15 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
@@ -92,7 +93,7 @@ def _layer_output(model: ov.Model, layer: int) -> ov.Output:
     raise ModelError(f"hidden states of layer {layer} were not found in the model's graph")
 
 
-def _cut_head(head: ov.Node, keep: np.ndarray) -> None:
+def _cut_head(head: ov.Node, keep: NDArray[np.int64]) -> None:
     """Slice the head's weight, zero point and scale to the rows `keep`. Embeddings stay whole.
 
     The head's weight may be shared with the embedding (tied), so its constants are copied.
@@ -103,7 +104,7 @@ def _cut_head(head: ov.Node, keep: np.ndarray) -> None:
     head.input(1).replace_source_output(_slice_rows(head.input_value(1), keep, vocab))
 
 
-def _slice_rows(source: ov.Output, keep: np.ndarray, vocab: int) -> ov.Output:
+def _slice_rows(source: ov.Output, keep: NDArray[np.int64], vocab: int) -> ov.Output:
     """Rebuild the weight's decompression chain (Convert, Subtract, Multiply, Reshape) on sliced rows."""
     node = source.node
     kind = node.get_type_name()
@@ -115,19 +116,29 @@ def _slice_rows(source: ov.Output, keep: np.ndarray, vocab: int) -> ov.Output:
     if kind == "Reshape":  # grouped weights: [vocab, groups, size] -> [vocab, width]
         width = source.get_partial_shape()[1].get_length()
         inputs[1] = ops.constant(np.array([keep.size, width], dtype=np.int64)).output(0)
-    clone = node.clone_with_new_inputs(inputs)
+    if kind not in _REBUILD:
+        raise ModelError(f"cannot cut a head whose weight comes from {kind}")
+    rebuilt = _REBUILD[kind](node, inputs)
     for key, value in node.get_rt_info().items():
-        clone.get_rt_info()[key] = value  # marks decompression, so that it is not folded away
-    return clone.output(0)
+        rebuilt.get_rt_info()[key] = value  # marks decompression, so that it is not folded away
+    return rebuilt.output(0)
 
 
-def _slice_constant(node: ov.Node, keep: np.ndarray) -> ov.Node:
+_REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
+    "Convert": lambda node, inputs: ops.convert(inputs[0], node.get_element_type()),
+    "Subtract": lambda _, inputs: ops.subtract(*inputs),
+    "Multiply": lambda _, inputs: ops.multiply(*inputs),
+    "Reshape": lambda _, inputs: ops.reshape(*inputs, special_zero=False),
+}
+
+
+def _slice_constant(node: ov.Node, keep: NDArray[np.int64]) -> ov.Node:
     """Rows `keep` of a constant [vocab, ...]; 4-bit types are sliced as the bytes they are packed in."""
-    element = node.get_element_type()
     shape = list(node.shape)
-    raw = node.get_data() if element.bitwidth >= 8 else node.data
-    rows = np.ascontiguousarray(np.asarray(raw).reshape(shape[0], -1)[keep])
-    tensor = ov.Tensor(rows, ov.Shape([keep.size, *shape[1:]]), element)
+    tensor = ov.Tensor(node.get_element_type(), ov.Shape([keep.size, *shape[1:]]))
+    source = np.asarray(node.data).reshape(shape[0], -1)
+    # Written into the tensor's own memory: one made from an array would not keep the array alive.
+    tensor.data.reshape(keep.size, -1)[:] = source[keep]
     return ops.constant(tensor)
 
 

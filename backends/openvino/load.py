@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
-
 from specport.backends.openvino import exact, graph
 from specport.backends.openvino.model import PagedModel
+
 from specport.errors import DeviceError, ModelError
 from specport.models.cache import cache_root
 from specport.models.tokenizer import read_json

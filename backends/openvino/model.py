@@ -96,11 +96,11 @@ class PagedModel:
         path = list(kept)
         if path and path != handle.pending.path(path[-1]):
             raise ValueError(f"{path} is no path of the last step's {len(handle.pending)} nodes")
-        if path and path[-1] != len(path) - 1:
+        if path:
             segment = next(s for s in handle.segments if path[-1] in s.nodes)
             if segment.table is not handle.table:
                 handle.table, segment.table = segment.table, handle.table
-            elif segment.bias.size:
+            elif segment.bias.size and path[-1] != len(path) - 1:
                 source = [handle.length + node for node in path]
                 self.cache.move(handle.table, source, list(range(handle.length, handle.length + len(path))))
         self._drop(handle)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specport.backends.torch.probe import LATER, probe
+
 from specport.errors import DeviceError
 from specport.profiles import Profile
 from specport.registry import DeviceStatus, Loaded, LoadOptions

@@ -26,7 +26,10 @@ def _status(profile: Profile) -> DeviceStatus:
     else:
         here = shutil.which("hl-smi") is not None or any(Path("/dev").glob("accel/accel_controlD*"))
         missing = ("no Gaudi driver was found", "install the Intel Gaudi software and run on a Gaudi machine")
-        package, remedy = "habana_frameworks", "install Intel Gaudi's PyTorch, then pip install 'specport[gaudi]'"
+        package, remedy = (
+            "habana_frameworks",
+            "install Intel Gaudi's PyTorch and specport[gaudi]",
+        )
     reason = LATER
     if not here:
         reason, remedy = missing

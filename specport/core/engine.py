@@ -197,9 +197,7 @@ class Engine:
         if self.drafter is None or not wanted:
             return trees, plans, 0.0
         began = time.perf_counter()
-        requests = [
-            DraftRequest(group[i].key, group[i].tokens, plans[i], group[i].sampler) for i in wanted
-        ]
+        requests = [DraftRequest(group[i].key, group[i].tokens, plans[i], group[i].sampler) for i in wanted]
         for i, tree in zip(wanted, self.drafter.propose(requests), strict=True):
             trees[i] = tree
         return trees, plans, time.perf_counter() - began

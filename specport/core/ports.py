@@ -31,7 +31,11 @@ class Capabilities:
 
 
 class CacheHandle(Protocol):
-    """One sequence in a model's cache. Owned by the model; others only read `length`."""
+    """One sequence in a model's cache. Owned by the model; others only read `length`.
+
+    What a model is given back is typed `Any`, since each model knows its own kind: pass only handles
+    that the same model opened.
+    """
 
     @property
     def length(self) -> int:
@@ -47,7 +51,7 @@ class Row:
     logits: "all" returns one row of logits a node, "last" only the last node's (prefill).
     """
 
-    handle: CacheHandle
+    handle: Any  # a CacheHandle of the model that steps
     tree: TokenTree
     logits: Literal["all", "last"] = "all"
 
@@ -95,15 +99,15 @@ class Model(Protocol):
         """
         ...
 
-    def commit(self, handle: CacheHandle, kept: Sequence[int]) -> None:
+    def commit(self, handle: Any, kept: Sequence[int]) -> None:
         """Keep these nodes of the last step, a root-to-leaf path; all its other nodes are gone."""
         ...
 
-    def truncate(self, handle: CacheHandle, length: int) -> None:
+    def truncate(self, handle: Any, length: int) -> None:
         """Forget every committed token from position `length` on."""
         ...
 
-    def close(self, handle: CacheHandle) -> None:
+    def close(self, handle: Any) -> None:
         """Give the sequence's cache back. Closing twice is harmless."""
         ...
 

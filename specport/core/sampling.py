@@ -221,7 +221,7 @@ class Sampler:
 def to_host(array: Array) -> NDArray[Any]:
     """The array as numpy's; waits for its device."""
     if is_numpy_array(array):
-        return array
+        return np.asarray(array)
     return np.from_dlpack(to_device(array, "cpu") if is_torch_array(array) else array)
 
 

@@ -202,9 +202,7 @@ class ModelDrafter:
         growth.frontier = frontier
         growth.depth += 1
 
-    def _likeliest(
-        self, growth: _Growth, node: int, logits: Array, width: int
-    ) -> list[tuple[int, float]]:
+    def _likeliest(self, growth: _Growth, node: int, logits: Array, width: int) -> list[tuple[int, float]]:
         """The `width` likeliest tokens, best first, each with its probability (1.0 if nobody asks)."""
         sampler = growth.request.sampler
         plain = sampler.params.plain_greedy

@@ -30,12 +30,13 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors
+        from huggingface_hub.utils import disable_progress_bars
     except ImportError as error:
         raise ModelError(
             "hub ids need the huggingface-hub package", "pip install huggingface-hub, or give a local folder"
         ) from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.utils.disable_progress_bars()  # one bar for each file; ours shows the whole
+    disable_progress_bars()  # one bar for each file; ours shows the whole
     progress(f"looking up {repo}", 0.0)
 
     def download(**options: Any) -> Path:

@@ -1,0 +1,73 @@
+"""`specport devices`: what this machine can run on, and what would mend the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import specport
+from specport.cli import terminal
+
+GREEN, YELLOW = "32", "33"  # ANSI codes
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "devices",
+        help="what this machine can run on, and what is missing",
+        description="List every device profile: available, or why not and what would mend it.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.profiles import cpu_flags, cpu_name, detect, list_profiles
+    from specport.registry import statuses
+
+    profiles = list_profiles()
+    found = statuses(profiles)
+    chosen = detect().name
+    machine = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "instructions": sorted(cpu_flags()),
+        "versions": _versions(),
+        "auto": chosen,
+    }
+    if args.json:
+        devices = [{"description": p.description, **asdict(s)} for s, p in zip(found, profiles, strict=True)]
+        print(json.dumps({**machine, "devices": devices}, indent=2))
+        return 0
+    for status, profile in zip(found, profiles, strict=True):
+        mark = f"{'available' if status.available else 'not here':9}"
+        if terminal.coloured(sys.stdout):
+            mark = terminal.paint(mark, GREEN if status.available else YELLOW)
+        auto = "  <- auto" if status.profile == chosen and status.available else ""
+        print(f"{mark}  {status.profile:15} {profile.description}{auto}")
+        for line in (
+            status.facts.get("name"),
+            status.reason,
+            status.remedy and f"to mend it: {status.remedy}",
+        ):
+            if line:
+                print(f"{'':11}{'':15} {line}")
+    instructions = ", ".join(sorted(cpu_flags())) or "instruction sets unknown"
+    print(f"\n{machine['cpu']}, {machine['cores']} cores; {instructions}")
+    print(", ".join(f"{name} {number}" for name, number in _versions().items()))
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions of what decides how things run, without importing any of it."""
+    found = {"specport": specport.__version__}
+    for name in ("openvino", "torch", "optimum-habana"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
