@@ -148,7 +148,7 @@ class Drafting:
     Raises InvalidInput for names and numbers that mean nothing.
     """
 
-    policy: str = "heuristic"
+    policy: str = "adaptive"
     num_draft_tokens: int | None = None
     branches: tuple[int, ...] = ()
     acceptance: str = "rejection"

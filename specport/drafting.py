@@ -1,15 +1,18 @@
 """Builds the drafter that a `--draft` expression names.
 
 none | auto | ngram | MODEL | ngram|MODEL        (MODEL as for --model, also written model:MODEL)
+
+A model behind others is asked only while it pays; a model alone always drafts, as its policy says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from specport.core.ports import Drafter, Model
 from specport.drafters.cascade import Cascade
+from specport.drafters.gate import WhilePaying
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
 from specport.errors import InvalidInput, ModelError
@@ -46,16 +49,21 @@ def parse(expression: str) -> list[str]:
 
 
 def build(
-    parts: list[str], target: Model, tokenizer: Tokenizer, load_draft: Callable[[str], DraftModel]
+    parts: list[str],
+    target: Model,
+    tokenizer: Tokenizer,
+    load_draft: Callable[[str], DraftModel],
+    cost: Mapping[int, float],
 ) -> Drafter | None:
-    """The drafter for `parts` (see `parse`), or None when there are none.
+    """The drafter for `parts` (see `parse`), or None when there are none. cost: see `Profile.cost`.
 
     Raises ModelError when a draft speaks another tokenizer than the target.
     """
     drafters: list[Drafter] = []
     for part in parts:
         if part == "ngram":
-            drafters.append(NgramDrafter())
+            # With a model behind it, only matches that are better than the model's own guess.
+            drafters.append(NgramDrafter(min_ngram=1 if part is parts[-1] else 3))
             continue
         draft = load_draft(part.removeprefix("model:"))
         if wrong := draft.tokenizer.mismatch(tokenizer):
@@ -63,7 +71,8 @@ def build(
                 f"the draft {draft.name} has another tokenizer than the target: {wrong}",
                 "choose a draft of the target's own family, or --draft ngram",
             )
-        drafters.append(ModelDrafter(draft.model, target.vocab_size, draft.token_map))
+        model = ModelDrafter(draft.model, target.vocab_size, draft.token_map)
+        drafters.append(WhilePaying(model, cost) if drafters else model)
     if not drafters:
         return None
     return drafters[0] if len(drafters) == 1 else Cascade(*drafters)

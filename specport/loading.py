@@ -39,7 +39,8 @@ def load(
     precision: "fp16", "int8" or "int4" for models that are converted; None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
                contexts, and near-ties may flip.
-    policy:    "fixed", "heuristic" or "confidence"; num_draft_tokens is its constant, start or cap.
+    policy:    "adaptive", "fixed", "heuristic" or "confidence"; num_draft_tokens is its start, constant
+               or cap.
     branches:  children at depth 1, 2, ... for tree drafting with the policy "fixed".
     acceptance: rule for sampling, "rejection" or "block".
     threads, max_context: None = the runtime's and the model's own.
@@ -82,7 +83,7 @@ def load(
         notes.extend(found.notes)
         return DraftModel(found.model, load_tokenizer(draft_files.folder), draft_files.name)
 
-    drafter = build(parts, loaded.model, tokenizer, load_draft)
+    drafter = build(parts, loaded.model, tokenizer, load_draft, profile.cost)
     return Pipeline(
         Engine(loaded.model, drafter),
         tokenizer,

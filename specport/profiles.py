@@ -56,7 +56,7 @@ class Profile:
     fallback: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
-    policy: str = "heuristic"
+    policy: str = "adaptive"
     num_draft_tokens: int = 4
     buckets: tuple[int, ...] = ()
 

@@ -26,8 +26,9 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    *stages, line = done.stderr.strip().splitlines()
     assert line.startswith("specport: error: ")
+    assert all(stage.startswith("specport: ") for stage in stages)  # what was tried, on its way
     for word in words:
         assert word in line
 

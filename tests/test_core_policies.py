@@ -123,7 +123,7 @@ def test_make_policy() -> None:
     assert make_policy("confidence", 8).plan() == Plan(8, stop_below=0.4)
     assert make_policy("confidence").plan().depth == CAP
     assert make_policy("heuristic") is not make_policy("heuristic")
-    with pytest.raises(InvalidInput, match="fixed, heuristic, confidence"):
+    with pytest.raises(InvalidInput, match="fixed, heuristic, adaptive, confidence"):
         make_policy("oracle")
     for name, number in (("fixed", -1), ("heuristic", 0), ("confidence", 0)):
         with pytest.raises(InvalidInput, match=str(number)):

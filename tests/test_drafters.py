@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from toy_model import ToyModel
 
-from specport.core.ports import DraftRequest, Plan
+from specport.core.ports import DraftRequest, Outcome, Plan
 from specport.core.sampling import Sampler, SamplingParams
+from specport.core.tree import TokenTree
 from specport.drafters.cascade import Cascade
+from specport.drafters.gate import WhilePaying
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
 
@@ -32,19 +36,19 @@ def test_ngram_prefers_the_most_recent_of_equal_matches() -> None:
 
 def test_ngram_branches_differ_in_their_first_token() -> None:
     context = [1, 2, 5, 0, 1, 2, 6, 0, 1, 2, 6, 9, 1, 2]
-    (tree,) = NgramDrafter().propose([request(context, Plan(2, (3,)))])
+    (tree,) = NgramDrafter(min_ngram=2).propose([request(context, Plan(2, (3,)))])
     assert tree.tokens == (6, 9, 5, 0)
     assert tree.parents == (-1, 0, -1, 2)
 
 
-@pytest.mark.parametrize("context", [[], [1], [1, 1], [1, 2, 3, 4]])
+@pytest.mark.parametrize("context", [[], [1], [1, 2, 3, 4]])
 def test_ngram_proposes_nothing_without_a_match(context: list[int]) -> None:
     assert not len(NgramDrafter().propose([request(context, Plan(5))])[0])
 
 
 def test_ngram_match_at_the_end_overlaps_itself() -> None:
     for period in ([7], [7, 8], [7, 8, 9]):
-        (tree,) = NgramDrafter().propose([request(period * 3, Plan(5))])
+        (tree,) = NgramDrafter(tokens_per_match=5).propose([request(period * 3, Plan(5))])
         assert tree.tokens == tuple((period * 2)[:5] if len(period) > 2 else (period * 5)[:5])
 
 
@@ -57,9 +61,10 @@ def test_ngram_index_grows_with_the_context() -> None:
         assert drafter.propose([request(context, Plan(4))]) == fresh
 
 
-def test_ngram_is_never_longer_than_its_limit() -> None:
-    context = [*range(50), 0, 1]
-    assert len(NgramDrafter(max_tokens=10).propose([request(context, Plan(20))])[0]) == 10
+@pytest.mark.parametrize(("matched", "length"), [(1, 1), (2, 3), (4, 6), (8, 12)])
+def test_ngram_proposes_more_behind_a_longer_match(matched: int, length: int) -> None:
+    context = [*range(50), *range(20, 20 + matched)]
+    assert len(NgramDrafter().propose([request(context, Plan(20))])[0]) == length
 
 
 def test_ngram_forgets() -> None:
@@ -161,3 +166,67 @@ def test_a_draft_of_short_context_follows_a_long_text() -> None:
         assert list(tree.tokens) == draft.greedy(context[-8:], 4)
         context += [*tree.tokens[:2], (tree.tokens[2] + 1) % 11]
     assert not len(drafter.propose([request(context, Plan(12))])[0])  # no room for the plan itself
+
+
+class Always:
+    """A drafter that always proposes the same three tokens."""
+
+    name = "always"
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        return [TokenTree.chain([1, 2, 3], "always") for _ in requests]
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None: ...
+
+    def forget(self, key: int) -> None:
+        self.forgotten.append(key)
+
+
+def rounds(gate: WhilePaying, n: int, accepted: int, **params: float) -> list[bool]:
+    """Whether the gate asked in each of n rounds, whose drafts all get `accepted` tokens accepted."""
+    asked = []
+    for _ in range(n):
+        (tree,) = gate.propose([request([1], Plan(3), **params)])
+        asked.append(len(tree) > 0)
+        path = tuple(range(accepted)) if len(tree) else ()
+        gate.observe([Outcome(0, tree, path, Plan(3), verify_s=1.0)])  # far longer than drafting takes
+    return asked
+
+
+def test_gate_stays_open_while_drafts_pay() -> None:
+    # 4 tokens at once cost 2 plain steps: 2 accepted tokens pay, none does not.
+    gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
+    assert rounds(gate, 40, accepted=2) == [False] * 5 + [True] * 35
+
+
+def test_gate_closes_on_a_loss_and_tries_again_less_and_less_often() -> None:
+    gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
+    asked = rounds(gate, 100, accepted=0)
+    trial = [True] * 4  # one to read up, three to judge
+    assert (
+        asked
+        == (
+            [False] * 5
+            + trial
+            + [False] * 10
+            + trial
+            + [False] * 20
+            + trial
+            + [False] * 40
+            + trial
+            + [False] * 9
+        )[:100]
+    )
+    assert True in rounds(gate, 60, accepted=3)
+
+
+def test_gate_never_makes_a_seeded_text_depend_on_the_clock() -> None:
+    gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
+    assert all(rounds(gate, 30, accepted=0, temperature=1.0, seed=1))
+    inner = Always()
+    gate = WhilePaying(inner, {1: 1.0})
+    gate.forget(3)
+    assert inner.forgotten == [3] and gate.name == "always"

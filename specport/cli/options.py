@@ -62,10 +62,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "or 'ngram|MODEL': n-gram first, else the model (default: auto)",
     )  # fmt: skip
     add("--draft-precision", metavar="{fp16,int8,int4}", help="weights of the draft model")
-    add("--policy", metavar="{fixed,heuristic,confidence}", help="how the number of draft tokens is chosen")
+    add(
+        "--policy",
+        metavar="{fixed,heuristic,adaptive,confidence}",
+        help="how the number of draft tokens is chosen",
+    )
     add(
         "--num-draft-tokens", type=int, metavar="N",
-        help="draft tokens a round: all rounds of fixed, the first of heuristic, at most for confidence",
+        help="draft tokens a round: all rounds of fixed, the first of adaptive and heuristic, at most for confidence",
     )  # fmt: skip
     add(
         "--branches", type=_branches, metavar="N,N,...",

@@ -186,7 +186,7 @@ class Engine:
                 continue
             g.metrics.draft_s += draft_s
             g.metrics.verify_s += output.seconds
-            commits.append(self._accept(g, tree, plan, logits))
+            commits.append(self._accept(g, tree, plan, logits, output.seconds))
         return commits
 
     def _draft(self, group: list[Generation]) -> tuple[list[TokenTree], list[Plan], float]:
@@ -230,11 +230,11 @@ class Engine:
         g.append([token], [""])
         return [Commit(g, (token,), ("",))]
 
-    def _accept(self, g: Generation, tree: TokenTree, plan: Plan, logits: Array) -> Commit:
+    def _accept(self, g: Generation, tree: TokenTree, plan: Plan, logits: Array, verify_s: float) -> Commit:
         assert g.rule is not None  # set in __post_init__
         verdict = g.rule.accept(tree, TargetScores(tree, logits, g.sampler, g.tokens), g.sampler)
         self.model.commit(g.handle, [0, *(node + 1 for node in verdict.path)])
-        outcome = Outcome(g.key, tree, verdict.path, plan)
+        outcome = Outcome(g.key, tree, verdict.path, plan, verify_s)
         g.metrics.record(outcome)
         if len(tree):
             g.policy.observe(outcome)

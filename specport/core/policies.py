@@ -103,6 +103,28 @@ class ConfidenceThreshold:
         self.threshold = best_threshold(self._samples, default=self.threshold)
 
 
+@dataclass
+class Adaptive:
+    """`Heuristic` for how deep, and a confidence below which a model stops drafting.
+
+    The default: the depth serves drafters without confidence, the threshold those that have one. On
+    a CPU a token is worth drafting while it is likelier right than wrong.
+    """
+
+    num_draft_tokens: int = 4
+    threshold: float = 0.6
+    _depth: Heuristic = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._depth = Heuristic(self.num_draft_tokens)
+
+    def plan(self) -> Plan:
+        return Plan(self._depth.num_draft_tokens, stop_below=self.threshold)
+
+    def observe(self, outcome: Outcome) -> None:
+        self._depth.observe(outcome)
+
+
 def best_threshold(samples: Iterable[tuple[float, bool]], default: float) -> float:
     """The sampled probability t that minimises FPR + 3 FNR when "probability >= t" means "will match".
 
@@ -133,6 +155,7 @@ def _require_at_least(least: int, value: int) -> None:
 POLICIES: dict[str, Callable[..., Policy]] = {
     "fixed": Fixed,
     "heuristic": Heuristic,
+    "adaptive": Adaptive,
     "confidence": lambda num_draft_tokens=CAP: ConfidenceThreshold(cap=num_draft_tokens),
 }
 
@@ -140,8 +163,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 def make_policy(name: str, num_draft_tokens: int | None = None, branches: tuple[int, ...] = ()) -> Policy:
     """A new policy for one sequence.
 
-    num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "confidence";
-    None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises InvalidInput
+    num_draft_tokens: the constant of "fixed", the start of "heuristic" and "adaptive", the cap of
+    "confidence"; None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises InvalidInput
     for an unknown name, a bad number, or branches where they mean nothing.
     """
     if name not in POLICIES:

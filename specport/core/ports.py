@@ -159,6 +159,7 @@ class Outcome:
     tree: TokenTree
     path: tuple[int, ...]  # accepted nodes, root to leaf
     plan: Plan
+    verify_s: float = 0.0  # seconds in the target's inference call; shared by the rows of a batch
 
     @property
     def num_accepted_tokens(self) -> int:

@@ -25,19 +25,19 @@ class NgramDrafter:
     """Proposes the continuation of the longest, then most recent, earlier match.
 
     max_ngram: longest match that is tried first.
-    min_ngram: shortest match that is trusted; single tokens match too often to pay on a CPU.
-    max_tokens: longest proposal, whatever the plan: a policy that stops a model by its confidence
-               plans deep, and an n-gram has no confidence.
+    min_ngram: shortest match that is trusted.
+    tokens_per_match: longest proposal for each matched token. A longer match is likelier to go on:
+               the rule of SuffixDecoding (arXiv 2411.04975), and the only confidence an n-gram has.
     """
 
     name = "ngram"
 
-    def __init__(self, max_ngram: int = 6, min_ngram: int = 2, max_tokens: int = 10) -> None:
+    def __init__(self, max_ngram: int = 8, min_ngram: int = 1, tokens_per_match: float = 1.5) -> None:
         if not 1 <= min_ngram <= max_ngram:
             raise ValueError(f"1 <= min_ngram <= max_ngram, got {min_ngram} and {max_ngram}")
         self._max = max_ngram
         self._min = min_ngram
-        self._max_tokens = max_tokens
+        self._tokens_per_match = tokens_per_match
         self._indices: dict[int, _Index] = {}
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
@@ -52,8 +52,9 @@ class NgramDrafter:
     def _propose(self, request: DraftRequest) -> TokenTree:
         index = self._indices.setdefault(request.key, _Index())
         self._extend(index, request.context)
-        starts = self._matches(index, request.context, request.plan)
-        return _merge(request.context, starts, min(request.plan.depth, self._max_tokens))
+        starts, matched = self._matches(index, request.context, request.plan)
+        depth = min(request.plan.depth, max(1, int(matched * self._tokens_per_match)))
+        return _merge(request.context, starts, depth)
 
     def _extend(self, index: _Index, context: Sequence[int]) -> None:
         """Index the n-grams that have got a follower since the last round."""
@@ -62,20 +63,22 @@ class NgramDrafter:
                 index.followers.setdefault(tuple(context[position - n : position]), []).append(position)
         index.num_indexed = len(context)
 
-    def _matches(self, index: _Index, context: Sequence[int], plan: Plan) -> list[int]:
-        """Positions to copy from, best first: as many as the root may have children."""
+    def _matches(self, index: _Index, context: Sequence[int], plan: Plan) -> tuple[list[int], int]:
+        """Positions to copy from, best first, as many as the root may have children; the longest match."""
         wanted = plan.branches[0] if plan.branches else 1
         starts: list[int] = []
         first_tokens: set[int] = set()
+        longest = 0
         for n in range(min(self._max, len(context)), self._min - 1, -1):
             for position in reversed(index.followers.get(tuple(context[-n:]), ())):
                 # A tree wants branches that differ from their first token on.
                 if context[position] not in first_tokens:
                     first_tokens.add(context[position])
                     starts.append(position)
+                    longest = max(longest, n)
                     if len(starts) == wanted:
-                        return starts
-        return starts
+                        return starts, longest
+        return starts, longest
 
 
 def _merge(context: Sequence[int], starts: Sequence[int], depth: int) -> TokenTree:

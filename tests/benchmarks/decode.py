@@ -14,6 +14,7 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import exp, log
@@ -24,6 +25,7 @@ from specport.core.engine import Engine, Generation
 from specport.core.ports import Drafter
 from specport.core.sampling import SamplingParams
 from specport.drafters.cascade import Cascade
+from specport.drafters.gate import WhilePaying
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
 from specport.models.progress import progress_bar
@@ -39,23 +41,23 @@ class Method:
     drafting: Drafting
 
 
-def methods(draft: ModelDrafter | None) -> dict[str, Method]:
+def methods(draft: ModelDrafter | None, cost: Mapping[int, float]) -> dict[str, Method]:
     ngram = NgramDrafter()
     table = {
         "ngram fixed 4": Method(ngram, Drafting("fixed", 4)),
         "ngram fixed 8": Method(ngram, Drafting("fixed", 8)),
-        "ngram heuristic": Method(ngram, Drafting("heuristic", 4)),
+        "ngram adaptive": Method(ngram, Drafting("adaptive", 4)),
         "ngram tree 4x2": Method(ngram, Drafting("fixed", 4, (2,))),
     }
     if draft:
+        both = Cascade(NgramDrafter(min_ngram=3), WhilePaying(draft, cost))  # as --draft 'ngram|MODEL'
         table |= {
             "model fixed 3": Method(draft, Drafting("fixed", 3)),
+            "model heuristic": Method(draft, Drafting("heuristic")),
             "model confidence": Method(draft, Drafting("confidence")),
             "model tree 3x(2,2)": Method(draft, Drafting("fixed", 3, (2, 2))),
-            "ngram|model fixed 4": Method(Cascade(ngram, draft), Drafting("fixed", 4)),
-            "ngram|model heuristic": Method(Cascade(ngram, draft), Drafting("heuristic", 4)),
-            "ngram|model confidence": Method(Cascade(ngram, draft), Drafting("confidence", 10)),
-            "ngram|model confidence 4": Method(Cascade(ngram, draft), Drafting("confidence", 4)),
+            "ngram|model fixed 4": Method(both, Drafting("fixed", 4)),
+            "ngram|model adaptive": Method(both, Drafting("adaptive", 4)),
         }
     return table
 
@@ -138,7 +140,7 @@ def main() -> None:
             backend.load(draft_files, LoadOptions(profile, role="draft")).model, target.vocab_size
         )
     tokenizer = load_tokenizer(files.folder)
-    table = methods(draft)
+    table = methods(draft, profile.cost)
     table = {name: table[name] for name in args.method} if args.method else table
 
     rows: list[dict[str, object]] = []
