@@ -206,21 +206,9 @@ def test_gate_closes_on_a_loss_and_tries_again_less_and_less_often() -> None:
     gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
     asked = rounds(gate, 100, accepted=0)
     trial = [True] * 4  # one to read up, three to judge
-    assert (
-        asked
-        == (
-            [False] * 5
-            + trial
-            + [False] * 10
-            + trial
-            + [False] * 20
-            + trial
-            + [False] * 40
-            + trial
-            + [False] * 9
-        )[:100]
-    )
-    assert True in rounds(gate, 60, accepted=3)
+    expected = [asks for pause in (5, 10, 20, 40) for asks in [False] * pause + trial]
+    assert asked == expected + [False] * (100 - len(expected))
+    assert True in rounds(gate, 80, accepted=3)  # the next pause is 80 rounds, 9 of them are over
 
 
 def test_gate_never_makes_a_seeded_text_depend_on_the_clock() -> None:

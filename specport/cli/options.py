@@ -69,7 +69,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--num-draft-tokens", type=int, metavar="N",
-        help="draft tokens a round: all rounds of fixed, the first of adaptive and heuristic, at most for confidence",
+        help="draft tokens a round: all rounds of fixed, at most of confidence, the first of the others",
     )  # fmt: skip
     add(
         "--branches", type=_branches, metavar="N,N,...",

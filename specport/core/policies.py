@@ -164,8 +164,8 @@ def make_policy(name: str, num_draft_tokens: int | None = None, branches: tuple[
     """A new policy for one sequence.
 
     num_draft_tokens: the constant of "fixed", the start of "heuristic" and "adaptive", the cap of
-    "confidence"; None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises InvalidInput
-    for an unknown name, a bad number, or branches where they mean nothing.
+    "confidence"; None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises
+    InvalidInput for an unknown name, a bad number, or branches where they mean nothing.
     """
     if name not in POLICIES:
         raise InvalidInput(f"unknown policy {name!r}", f"choose one of {', '.join(POLICIES)}")
