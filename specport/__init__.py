@@ -7,12 +7,19 @@ print(pipeline.generate("Explain speculative decoding to a child").text)
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specport.api import Chat, Chunk, GenerationOptions, Pipeline, Result, Stream
     from specport.errors import SpecportError
     from specport.loading import load
+
+# Run from a checkout (`python -m specport` there finds this folder, not the installed copy): what
+# pyproject.toml maps to specport.backends, .quantize and .hw_profiles stands beside this folder.
+_beside = Path(__file__).parent.parent
+if not Path(__file__).with_name("backends").exists() and (_beside / "hw_profiles").is_dir():
+    __path__.append(str(_beside))
 
 __version__ = "0.1.0"
 __all__ = ["Chat", "Chunk", "GenerationOptions", "Pipeline", "Result", "SpecportError", "Stream", "load"]
