@@ -78,15 +78,16 @@ class Terminal:
         self._process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env)
         os.close(slave)
         self.seen = ""
+        self._behind = 0  # where the last text waited for ends
 
     def wait_for(self, text: str) -> None:
         """Read until `text` appears behind what earlier calls waited for."""
-        fresh, deadline = "", time.monotonic() + 30
-        while text not in fresh:
+        deadline = time.monotonic() + 30
+        while (found := self.seen.find(text, self._behind)) < 0:
             ready = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))[0]
-            assert ready, f"waited for {text!r}, got {fresh!r}"
-            fresh += os.read(self._master, 4096).decode()
-        self.seen += fresh
+            assert ready, f"waited for {text!r}, got {self.seen[self._behind :]!r}"
+            self.seen += os.read(self._master, 4096).decode()
+        self._behind = found + len(text)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
