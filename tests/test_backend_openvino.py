@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from specport.core.ports import Row
+from specport.core.ports import CacheHandle, Model, Row
 from specport.core.tree import TokenTree
 from specport.errors import ContextFull, DeviceError, ModelError
 from specport.models.source import ModelFiles, resolve
@@ -65,7 +65,7 @@ def chain(tokens: Sequence[int]) -> TokenTree:
     return TokenTree.chain(tokens)
 
 
-def feed(model: PagedModel, handle: PagedSequence, chunks: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+def feed(model: Model, handle: CacheHandle, chunks: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     parts = []
     for chunk in chunks:
         output = model.step([Row(handle, chain(chunk))])
@@ -231,16 +231,16 @@ def test_hidden_states_stand_beside_the_logits(model: PagedModel, handle: PagedS
         assert np.array_equal(again[layer][[0, 2, 3]], first[layer][:3])
 
 
-def test_cut_head_gives_the_same_logits_for_the_tokens_it_keeps(
-    files: ModelFiles, whole: NDArray[np.float32]
-) -> None:
+def test_cut_head_gives_the_same_logits_for_the_tokens_it_keeps(files: ModelFiles) -> None:
+    # Not `whole`: with hidden states as outputs the runtime fuses less, and rounds in other places.
+    uncut = load(files, LoadOptions(load_profile("xeon"))).model
     keep = tuple(int(i) for i in np.random.default_rng(1).permutation(49152)[:1000])
     cut_model = load(files, LoadOptions(load_profile("xeon"), head_tokens=keep)).model
     assert isinstance(cut_model, PagedModel)
     assert cut_model.vocab_size == 1000
     assert cut_model.head_tokens is not None and cut_model.head_tokens.tolist() == list(keep)
     logits = feed(cut_model, cut_model.open(), [IDS[:30]])
-    assert np.array_equal(logits, whole[:30][:, list(keep)])
+    assert np.array_equal(logits, feed(uncut, uncut.open(), [IDS[:30]])[:, list(keep)])
 
 
 @pytest.mark.parametrize("keep", [(), (1, 1), (-1, 2), (49152,)])
