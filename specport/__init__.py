@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specport.api import Chat, Chunk, GenerationOptions, Pipeline, Result, Stream
+    from specport.api import Chat, GenerationOptions, Pipeline
     from specport.errors import SpecportError
     from specport.loading import load
+    from specport.stream import Chunk, Result, Stream
 
 # Run from a checkout (`python -m specport` there finds this folder, not the installed copy): what
 # pyproject.toml maps to specport.backends, .quantize and .hw_profiles stands beside this folder.
@@ -31,5 +32,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'specport' has no attribute {name!r}")
     from importlib import import_module
 
-    homes = {"load": "specport.loading", "SpecportError": "specport.errors"}
-    return getattr(import_module(homes.get(name, "specport.api")), name)
+    streaming = dict.fromkeys(("Chunk", "Result", "Stream"), "stream")
+    homes = {"load": "loading", "SpecportError": "errors", **streaming}
+    return getattr(import_module(f"specport.{homes.get(name, 'api')}"), name)

@@ -5,19 +5,19 @@ Knows text, messages and options; the loop itself is `core.engine`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 from specport.core.acceptance import AcceptanceRule, rule_for
-from specport.core.engine import Engine, FinishReason, Generation
-from specport.core.metrics import Metrics
+from specport.core.engine import Engine, Generation
 from specport.core.policies import make_policy
 from specport.core.ports import CacheHandle, Policy
 from specport.core.sampling import SamplingParams
 from specport.errors import InvalidInput
 from specport.models.tokenizer import Tokenizer
-from specport.text import Span, TextStream
+from specport.stream import Result, Stream, finished
+from specport.text import TextStream
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 Prompt = str | Sequence[Message]
@@ -59,86 +59,6 @@ class GenerationOptions:
         return SamplingParams(
             self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed
         )
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """New text of a stream, and the same in spans of (text, drafter or "" for the target itself)."""
-
-    text: str
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished generation. `token_ids` are the output's, with the end token if there was one."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    metrics: Metrics
-    prompt_token_ids: list[int]
-
-
-class Stream:
-    """Iterator over the chunks of one generation; `result` is there once it has ended.
-
-    Dropping it early frees what it holds. `cancel` may be called from any thread.
-    """
-
-    def __init__(
-        self, engine: Engine, generation: Generation, text: TextStream, on_end: Callable[[Result], None]
-    ) -> None:
-        self._generation = generation
-        self._text = text
-        self._on_end = on_end
-        self._commits = engine.run([generation])
-        self._result: Result | None = None
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self
-
-    def __next__(self) -> Chunk:
-        if self._result is not None:
-            raise StopIteration
-        try:
-            for _ in self._commits:
-                if spans := self._text.take():
-                    return _chunk(spans)
-        except BaseException:  # Ctrl-C as well: what is there becomes the result
-            self.close()
-            raise
-        if spans := self._text.finish():
-            return _chunk(spans)
-        self.close()
-        raise StopIteration
-
-    def cancel(self) -> None:
-        """Stop before the next step; what is there by then becomes the result."""
-        self._generation.cancel()
-
-    def close(self) -> None:
-        """Stop now and free the cache. Happens by itself at the end of the iteration."""
-        if self._result is not None:
-            return
-        self._commits.close()
-        self._generation.cancel()
-        self._generation.check_cancelled()
-        self._text.finish()
-        self._result = _result(self._generation, self._text)
-        self._on_end(self._result)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_result"):  # the constructor got to its end
-            self.close()
-
-    @property
-    def result(self) -> Result:
-        """The whole text; iterates to the end first if need be."""
-        for _ in self:
-            pass
-        assert self._result is not None  # the iteration has ended
-        return self._result
 
 
 @dataclass(frozen=True)
@@ -228,7 +148,7 @@ class Pipeline:
                 self.engine.close(generation.handle)
         for text in texts:
             text.finish()
-        return [_result(g, text) for g, text in zip(generations, texts, strict=True)]
+        return [finished(g, text) for g, text in zip(generations, texts, strict=True)]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Like `generate` for one prompt, chunk by chunk as tokens are committed."""
@@ -342,19 +262,3 @@ def _options(options: Mapping[str, Any]) -> GenerationOptions:
     except TypeError as error:
         known = ", ".join(GenerationOptions.__dataclass_fields__)
         raise InvalidInput(f"unknown option: {error}", f"options are {known}") from error
-
-
-def _chunk(spans: tuple[Span, ...]) -> Chunk:
-    return Chunk("".join(text for text, _ in spans), spans)
-
-
-def _result(generation: Generation, text: TextStream) -> Result:
-    assert generation.finish_reason is not None  # the engine has ended it
-    cut = generation.num_prompt_tokens
-    return Result(
-        text.text,
-        generation.tokens[cut:],
-        generation.finish_reason,
-        generation.metrics,
-        generation.tokens[:cut],
-    )

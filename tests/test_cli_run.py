@@ -19,7 +19,7 @@ import toy_pipeline
 from toy_pipeline import greedy
 
 import specport
-from specport.api import Chunk, GenerationOptions, Result
+from specport.api import GenerationOptions
 from specport.cli import main, options
 from specport.cli.render import Printer, summary
 from specport.core.acceptance import RULES
@@ -27,6 +27,7 @@ from specport.core.metrics import Metrics
 from specport.core.policies import POLICIES
 from specport.loading import load
 from specport.models.source import PRECISIONS
+from specport.stream import Chunk, Result
 
 TOY = [sys.executable, str(Path(toy_pipeline.__file__))]
 

@@ -12,7 +12,8 @@ from specport.cli.render import Printer
 from specport.errors import SpecportError
 
 if TYPE_CHECKING:
-    from specport.api import Chat, Result
+    from specport.api import Chat
+    from specport.stream import Result
 
 HELP = """\
 /reset   forget the conversation

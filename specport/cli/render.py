@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from specport.cli import terminal
 
 if TYPE_CHECKING:
-    from specport.api import Result, Stream
+    from specport.stream import Result, Stream
 
 # Colours of drafters in order of appearance; what the target chose itself stays plain.
 PALETTE = ("32", "36", "35", "33", "34")
