@@ -18,6 +18,7 @@ from specport.drafters.ngram import NgramDrafter
 from specport.errors import InvalidInput, ModelError
 from specport.models.tokenizer import Tokenizer
 
+STRONG_MATCH = 3  # matched tokens behind which an n-gram is trusted more than a model
 AUTO = "ngram"  # what `auto` means until a draft bundle is at hand: pays where text repeats, costs nothing
 
 
@@ -63,7 +64,7 @@ def build(
     for part in parts:
         if part == "ngram":
             # With a model behind it, only matches that are better than the model's own guess.
-            drafters.append(NgramDrafter(min_ngram=1 if part is parts[-1] else 3))
+            drafters.append(NgramDrafter() if part is parts[-1] else NgramDrafter(min_ngram=STRONG_MATCH))
             continue
         draft = load_draft(part.removeprefix("model:"))
         if wrong := draft.tokenizer.mismatch(tokenizer):
@@ -73,6 +74,9 @@ def build(
             )
         model = ModelDrafter(draft.model, target.vocab_size, draft.token_map)
         drafters.append(WhilePaying(model, cost) if drafters else model)
+    if len(drafters) > 1 and parts[0] == "ngram":
+        # What the model is not asked for, weaker matches may still try: they cost nothing to draft.
+        drafters.append(NgramDrafter())
     if not drafters:
         return None
     return drafters[0] if len(drafters) == 1 else Cascade(*drafters)

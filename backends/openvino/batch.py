@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,4 +129,4 @@ class Batch:
 
 
 def _begins(counts: Sequence[int]) -> NDArray[np.int32]:
-    return np.cumsum([0, *counts], dtype=np.int32)
+    return np.array([0, *accumulate(counts)], dtype=np.int32)

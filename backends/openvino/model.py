@@ -70,7 +70,7 @@ class PagedModel:
         kinds = {port.get_element_type().to_string() for port in compiled.inputs if is_cache(port)}
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
         self._mask_trees = not exact and kinds <= _PLAIN_ROWS
-        self._tensors: dict[str, ov.Tensor] = {}
+        self._inputs: dict[str, NDArray[np.generic]] = {}
         self.capabilities = Capabilities(
             tree=True, batch=True, exact=exact, hidden_states=hidden_layers, rollback="index"
         )
@@ -125,11 +125,13 @@ class PagedModel:
             row.handle.pending = row.tree
             batch.add(row, row.handle.segments)
         for name, values in batch.inputs(pad_head=self._exact).items():
-            # The tensor shares the array's memory, so both are kept until the next step.
-            self._tensors[name] = tensor = ov.Tensor(values, shared_memory=True)
-            self._request.set_tensor(name, tensor)
+            # From step to step most inputs are the same; comparing is cheaper than setting.
+            if not np.array_equal(values, self._inputs.get(name)):
+                # The tensor shares the array's memory, so the array is kept until it is replaced.
+                self._inputs[name] = values
+                self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
         start = time.perf_counter()
-        self._request.infer()
+        self._request.infer(share_inputs=True, share_outputs=True)  # else it copies the logits
         seconds = time.perf_counter() - start
         total = batch.offsets[-1]
         hidden = {

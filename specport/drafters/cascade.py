@@ -16,7 +16,7 @@ class Cascade:
 
     @property
     def name(self) -> str:
-        return "|".join(drafter.name for drafter in self._drafters)
+        return "|".join(dict.fromkeys(drafter.name for drafter in self._drafters))
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         trees = [TokenTree()] * len(requests)

@@ -39,7 +39,7 @@ class WhilePaying:
     gated; a greedy text does not depend on them.
     """
 
-    def __init__(self, drafter: Drafter, cost: Mapping[int, float], patience: int = 8) -> None:
+    def __init__(self, drafter: Drafter, cost: Mapping[int, float], patience: int = 12) -> None:
         self._drafter = drafter
         self._cost = ([*cost], [*cost.values()])
         self._patience = patience

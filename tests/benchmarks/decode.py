@@ -28,6 +28,7 @@ from specport.drafters.cascade import Cascade
 from specport.drafters.gate import WhilePaying
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
+from specport.drafting import STRONG_MATCH
 from specport.models.progress import progress_bar
 from specport.models.source import resolve
 from specport.models.tokenizer import Tokenizer, load_tokenizer
@@ -50,7 +51,8 @@ def methods(draft: ModelDrafter | None, cost: Mapping[int, float]) -> dict[str, 
         "ngram tree 4x2": Method(ngram, Drafting("fixed", 4, (2,))),
     }
     if draft:
-        both = Cascade(NgramDrafter(min_ngram=3), WhilePaying(draft, cost))  # as --draft 'ngram|MODEL'
+        # As --draft 'ngram|MODEL' builds it.
+        both = Cascade(NgramDrafter(min_ngram=STRONG_MATCH), WhilePaying(draft, cost), ngram)
         table |= {
             "model fixed 3": Method(draft, Drafting("fixed", 3)),
             "model heuristic": Method(draft, Drafting("heuristic")),
