@@ -126,7 +126,8 @@ class PagedModel:
             batch.add(row, row.handle.segments)
         for name, values in batch.inputs(pad_head=self._exact).items():
             # From step to step most inputs are the same; comparing is cheaper than setting.
-            if not np.array_equal(values, self._inputs.get(name)):
+            before = self._inputs.get(name)
+            if before is None or not np.array_equal(values, before):
                 # The tensor shares the array's memory, so the array is kept until it is replaced.
                 self._inputs[name] = values
                 self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
