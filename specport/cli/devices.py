@@ -7,11 +7,10 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import specport
 from specport.cli import terminal
+from specport.cli.versions import installed
 
 GREEN, YELLOW = "32", "33"  # ANSI codes
 
@@ -32,11 +31,12 @@ def run(args: argparse.Namespace) -> int:
     profiles = list_profiles()
     found = statuses(profiles)
     chosen = detect().name
+    versions = installed(("openvino", "torch", "optimum-habana"))
     machine = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "instructions": sorted(cpu_flags()),
-        "versions": _versions(),
+        "versions": versions,
         "auto": chosen,
     }
     if args.json:
@@ -58,16 +58,5 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{'':11}{'':15} {line}")
     instructions = ", ".join(sorted(cpu_flags())) or "instruction sets unknown"
     print(f"\n{machine['cpu']}, {machine['cores']} cores; {instructions}")
-    print(", ".join(f"{name} {number}" for name, number in _versions().items()))
+    print(", ".join(f"{name} {number}" for name, number in versions.items()))
     return 0
-
-
-def _versions() -> dict[str, str]:
-    """Installed versions of what decides how things run, without importing any of it."""
-    found = {"specport": specport.__version__}
-    for name in ("openvino", "torch", "optimum-habana"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

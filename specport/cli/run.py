@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import specport
 from specport.cli import options, terminal
 from specport.cli.render import Printer
+from specport.cli.versions import installed
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _print_json(
             "generation": asdict(generation),
         },
         "notes": pipeline.notes,
-        "versions": _versions(),
+        "versions": {**installed(PACKAGES), "python": platform.python_version()},
     }
     if args.show_drafts:
         report["spans"] = spans
@@ -176,15 +177,3 @@ def _read_file(name: str) -> str:
 def _refuse(wrong: bool, message: str, hint: str = "") -> None:
     if wrong:
         raise InvalidInput(message, hint)
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {"specport": specport.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
