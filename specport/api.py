@@ -24,8 +24,8 @@ Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
-    """How to generate; names as in transformers' GenerationConfig. Greedy by default.
+class GenerationOptions(SamplingParams):
+    """How to generate: sampling parameters and where to begin and end. Greedy by default.
 
     stop:   strings that end the text; they are not part of it.
     system: system message put in front of a prompt that is a plain string.
@@ -33,17 +33,12 @@ class GenerationOptions:
     """
 
     max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
     stop: tuple[str, ...] = ()
     system: str | None = None
     raw: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int):
             raise InvalidInput(f"max_new_tokens is {self.max_new_tokens!r}; it must be a whole number")
         if self.max_new_tokens < 1:
@@ -52,13 +47,6 @@ class GenerationOptions:
         if not all(stop):
             raise InvalidInput("a stop string is empty")
         object.__setattr__(self, "stop", stop)
-        self.sampling  # noqa: B018  (checks the ranges now, not at the first token)
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed
-        )
 
 
 @dataclass(frozen=True)
@@ -192,12 +180,12 @@ class Pipeline:
         return Generation(
             tokens=list(ids),
             handle=handle,
-            params=options.sampling,
+            params=options,
             policy=self._drafting.make_policy(),
             max_new_tokens=min(options.max_new_tokens, self.engine.model.max_context - len(ids)),
             eos_ids=self.tokenizer.eos_ids,
             on_token=text.push,
-            rule=self._drafting.make_rule(options.sampling),
+            rule=self._drafting.make_rule(options),
         )
 
 

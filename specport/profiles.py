@@ -31,8 +31,8 @@ PRECISIONS = ("fp16", "int8", "int4")
 class Profile:
     """One device.
 
-    recognise:  regular expressions that must all match: `cpu` the processor's name, `device` the
-                runtime's name of the device. Empty: never picked by itself.
+    recognise:  `cpu`, a regular expression for the processor's name. Empty: never picked by itself;
+                an accelerator is there when its backend finds `device`.
     backend:    name in the entry-point group `specport.backends`; device: its name for the device.
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
@@ -186,8 +186,8 @@ def _parse(text: str, where: str) -> Profile:
 
 def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:
     for key, pattern in table.items():
-        if key not in ("cpu", "device"):
-            raise fail(f"unknown entry recognise.{key}", "entries are cpu, device")
+        if key != "cpu":
+            raise fail(f"unknown entry recognise.{key}", "the only entry is cpu")
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:

@@ -7,15 +7,14 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from typing import Any
 
-from specport.cli import terminal
+from specport.cli import options, terminal
 from specport.cli.versions import installed
 
 GREEN, YELLOW = "32", "33"  # ANSI codes
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "devices",
         help="what this machine can run on, and what is missing",
@@ -41,22 +40,22 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json:
         devices = [{"description": p.description, **asdict(s)} for s, p in zip(found, profiles, strict=True)]
-        print(json.dumps({**machine, "devices": devices}, indent=2))
+        terminal.write(json.dumps({**machine, "devices": devices}, indent=2) + "\n")
         return 0
     for status, profile in zip(found, profiles, strict=True):
         mark = f"{'available' if status.available else 'not here':9}"
         if terminal.coloured(sys.stdout):
             mark = terminal.paint(mark, GREEN if status.available else YELLOW)
         auto = "  <- auto" if status.profile == chosen and status.available else ""
-        print(f"{mark}  {status.profile:15} {profile.description}{auto}")
+        terminal.write(f"{mark}  {status.profile:15} {profile.description}{auto}\n")
         for line in (
             status.facts.get("name"),
             status.reason,
             status.remedy and f"to mend it: {status.remedy}",
         ):
             if line:
-                print(f"{'':11}{'':15} {line}")
+                terminal.write(f"{'':26} {line}\n")
     instructions = ", ".join(sorted(cpu_flags())) or "instruction sets unknown"
-    print(f"\n{machine['cpu']}, {machine['cores']} cores; {instructions}")
-    print(", ".join(f"{name} {number}" for name, number in versions.items()))
+    terminal.write(f"\n{machine['cpu']}, {machine['cores']} cores; {instructions}\n")
+    terminal.write(", ".join(f"{name} {number}" for name, number in versions.items()) + "\n")
     return 0

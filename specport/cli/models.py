@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
-from specport.errors import InvalidInput, ModelError
+from specport.errors import ModelError
 
 if TYPE_CHECKING:
     from specport.models.cache import Entry
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "rm":
         terminal.say(f"removed {args.name}, freed {_size(cache.remove(args.name))}")
     elif args.action == "path":
-        terminal.write(f"{_find(args.name).folder}\n")
+        terminal.write(f"{_folder(args.name)}\n")
     elif args.json:
         terminal.write(json.dumps([_as_dict(entry) for entry in cache.entries()], indent=1) + "\n")
     else:
@@ -65,15 +66,13 @@ def _pull(args: argparse.Namespace) -> None:
     terminal.write(f"{found.folder}\n")
 
 
-def _find(name: str) -> Entry:
+def _folder(name: str) -> Path:
     from specport.models import cache
 
-    for entry in cache.entries():
-        if entry.name == name:
-            if damage := entry.about.get("damage"):
-                raise ModelError(f"{name} is damaged: {damage}", f"specport models rm {name}")
-            return entry
-    raise InvalidInput(f"no model {name!r} in the cache", "see `specport models`")
+    entry = cache.find(name)
+    if damage := entry.about.get("damage"):
+        raise ModelError(f"{name} is damaged: {damage}", f"specport models rm {name}")
+    return entry.folder
 
 
 def _list(entries: list[Entry]) -> None:

@@ -147,8 +147,8 @@ class Engine:
     def run(self, generations: Sequence[Generation]) -> Generator[Commit, None, None]:
         """Yield tokens as they are committed until every generation has finished.
 
-        The caches stay open, so that a chat can go on; `finish` closes the draft's side also when
-        the iterator is dropped early.
+        The caches stay open, so that a chat can go on; what drafters hold is freed, also when the
+        iterator is dropped early.
         """
         try:
             while active := [g for g in generations if not g.check_cancelled()]:

@@ -82,11 +82,7 @@ class TokenTree:
 
     def path(self, node: int) -> list[int]:
         """Nodes from the root's child down to `node`; empty for -1."""
-        out: list[int] = []
-        while node >= 0:
-            out.append(node)
-            node = self.parents[node]
-        return out[::-1]
+        return path_to(self.parents, node)
 
     def ancestor_mask(self) -> NDArray[np.bool_]:
         """[n, n] mask: row i is True at i itself and at every ancestor of i."""
@@ -97,3 +93,12 @@ class TokenTree:
                 mask[i] = mask[parent]
             mask[i, i] = True
         return mask
+
+
+def path_to(parents: Sequence[int], node: int) -> list[int]:
+    """Nodes from the root's child down to `node`, for trees that are still growing; empty for -1."""
+    out: list[int] = []
+    while node >= 0:
+        out.append(node)
+        node = parents[node]
+    return out[::-1]

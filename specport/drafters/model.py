@@ -14,7 +14,7 @@ from array_api_compat import array_namespace, device
 
 from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Outcome, Row
 from specport.core.sampling import Prefix
-from specport.core.tree import TokenTree
+from specport.core.tree import TokenTree, path_to
 
 _PREFILL_CHUNK = 512  # tokens a step, as in the engine
 
@@ -255,8 +255,5 @@ class ModelDrafter:
 
 def _prefix(growth: _Growth, node: int) -> Prefix:
     """The context and the path down to `node`."""
-    path: list[int] = []
-    while node >= 0:
-        path.append(growth.tokens[node])
-        node = growth.parents[node]
-    return Prefix(growth.request.context, tuple(reversed(path)))
+    path = path_to(growth.parents, node)
+    return Prefix(growth.request.context, tuple(growth.tokens[i] for i in path))

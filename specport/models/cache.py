@@ -78,11 +78,12 @@ def entries() -> list[Entry]:
     """Every entry, by name. Damaged ones are listed too, with an `about` of {"damage": reason}."""
     if not _models().is_dir():
         return []
-    out = []
-    for folder in sorted(path for path in _models().iterdir() if path.is_dir()):
-        wrong = manifest.damage(folder)
-        out.append(_entry(folder, {"damage": wrong} if wrong else None))
-    return out
+    return [_listed(path) for path in sorted(_models().iterdir()) if path.is_dir()]
+
+
+def find(name: str) -> Entry:
+    """One entry, damaged or not, as `entries` lists it. Raises InvalidInput when there is none."""
+    return _listed(_existing(name))
 
 
 def verify(name: str) -> str | None:
@@ -138,6 +139,11 @@ def _usable(folder: Path, also_damaged: Callable[[Path], str | None]) -> Entry |
     if not folder.is_dir() or manifest.damage(folder) or also_damaged(folder):
         return None
     return _entry(folder, None)
+
+
+def _listed(folder: Path) -> Entry:
+    wrong = manifest.damage(folder)
+    return _entry(folder, {"damage": wrong} if wrong else None)
 
 
 def _entry(folder: Path, about: Mapping[str, Any] | None) -> Entry:

@@ -16,8 +16,8 @@ from specport.models import cache, download, gguf_file, hub
 from specport.models.identity import fingerprint
 from specport.models.progress import Progress, part, silent
 from specport.models.tokenizer import TOKENIZER_FILE, read_json
+from specport.profiles import PRECISIONS
 
-PRECISIONS = ("fp16", "int8", "int4")
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 RECIPE = 1  # raise when converting the same model again would give other files
 IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
