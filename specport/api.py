@@ -56,7 +56,7 @@ class Drafting:
     Raises InvalidInput for names and numbers that mean nothing.
     """
 
-    policy: str = "adaptive"
+    policy: str = "planned"
     num_draft_tokens: int | None = None
     branches: tuple[int, ...] = ()
     acceptance: str = "rejection"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from specport.api import Drafting, Pipeline
+from specport.calibration import store
+from specport.core.costs import StepCosts
 from specport.core.engine import Engine
 from specport.drafting import DraftModel, build, parse
 from specport.errors import InvalidInput
 from specport.models.progress import Progress, silent
-from specport.models.source import resolve
+from specport.models.source import ModelFiles, resolve
 from specport.models.tokenizer import load_tokenizer
-from specport.profiles import cpu_name, detect, load_profile
-from specport.registry import LoadOptions, backend_for
+from specport.profiles import Profile, cpu_name, detect, load_profile
+from specport.registry import Backend, Loaded, LoadOptions, backend_for
 
 
 def load(
@@ -34,12 +38,12 @@ def load(
 
     model:     hub id, Hugging Face folder, .gguf file or folder with OpenVINO IR; None = the embedded
                SmolLM2-135M-Instruct. Converted once and kept in the cache.
-    draft:     "auto", "none", "ngram", a model, or "ngram|MODEL" (n-gram first, else the model).
+    draft:     "auto", "none", "ngram", a model, or "ngram|MODEL" (whichever pays better).
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
     precision: "fp16", "int8" or "int4" for models that are converted; None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
                contexts, and near-ties may flip.
-    policy:    "adaptive", "fixed", "heuristic" or "confidence"; num_draft_tokens is its start, constant
+    policy:    "planned", "fixed", "heuristic" or "confidence"; num_draft_tokens is its constant, start
                or cap.
     branches:  children at depth 1, 2, ... for tree drafting with the policy "fixed".
     acceptance: rule for sampling, "rejection" or "block".
@@ -48,47 +52,84 @@ def load(
     Raises SpecportError with the next step when something cannot be used.
     """
     # Cheap checks first: a model takes long to load.
-    for name, value in (("threads", threads), ("max_context", max_context)):
-        if value is not None and value < 1:
-            raise InvalidInput(f"{name} is {value}; it must be 1 or more")
     parts = parse(draft)
-    profile = detect() if device == "auto" else load_profile(device)
+    loader = Loader.on(device, threads, max_context, trust_remote_code, progress)
+    profile = loader.profile
     if policy is None and num_draft_tokens is None:
         num_draft_tokens = profile.num_draft_tokens
     drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
-    backend = backend_for(profile)
-    files = resolve(
-        model,
-        precision=precision or profile.precision,
-        progress=progress,
-        trust_remote_code=trust_remote_code,
-    )
+    files, target = loader.target(model, precision, exact)
     tokenizer = load_tokenizer(files.folder)
-    options = LoadOptions(profile, exact=exact, threads=threads, max_context=max_context)
-    loaded = backend.load(files, options)
-    notes = [*loaded.notes]
+    notes = [*target.notes]
     if device != "auto" and (note := profile.mismatch(cpu_name())):
         notes.append(note)
 
     def load_draft(spec: str) -> DraftModel:
-        draft_files = resolve(
-            spec,
-            precision=draft_precision or profile.draft_precision,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-        )
-        found = backend.load(
-            draft_files, LoadOptions(profile, role="draft", threads=threads, max_context=max_context)
-        )
+        draft_files, found = loader.draft(spec, draft_precision)
         notes.extend(found.notes)
-        return DraftModel(found.model, load_tokenizer(draft_files.folder), draft_files.name)
+        draft_tokenizer = load_tokenizer(draft_files.folder)
+        return DraftModel(found.model, draft_tokenizer, draft_files.name, loader.costs(found))
 
-    drafter = build(parts, loaded.model, tokenizer, load_draft, profile.cost)
+    drafter = build(
+        parts, target.model, tokenizer, load_draft,
+        planned=drafting.policy == "planned", costs=loader.costs(target),
+    )  # fmt: skip
     return Pipeline(
-        Engine(loaded.model, drafter),
+        Engine(target.model, drafter),
         tokenizer,
         drafting,
         model_name=files.name,
         device_name=profile.name,
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads models on one device with the user's settings."""
+
+    profile: Profile
+    backend: Backend
+    threads: int | None
+    max_context: int | None
+    trust_remote_code: bool
+    progress: Progress
+
+    @classmethod
+    def on(
+        cls,
+        device: str,
+        threads: int | None = None,
+        max_context: int | None = None,
+        trust_remote_code: bool = False,
+        progress: Progress = silent,
+    ) -> Loader:
+        """Raises InvalidInput for bad numbers and DeviceError when the device cannot be used."""
+        for name, value in (("threads", threads), ("max_context", max_context)):
+            if value is not None and value < 1:
+                raise InvalidInput(f"{name} is {value}; it must be 1 or more")
+        profile = detect() if device == "auto" else load_profile(device)
+        return cls(profile, backend_for(profile), threads, max_context, trust_remote_code, progress)
+
+    def target(self, spec: str | None, precision: str | None, exact: bool) -> tuple[ModelFiles, Loaded]:
+        files = self._resolve(spec, precision or self.profile.precision)
+        options = LoadOptions(self.profile, exact=exact, threads=self.threads, max_context=self.max_context)
+        return files, self.backend.load(files, options)
+
+    def draft(self, spec: str, precision: str | None) -> tuple[ModelFiles, Loaded]:
+        files = self._resolve(spec, precision or self.profile.draft_precision)
+        options = LoadOptions(self.profile, role="draft", threads=self.threads, max_context=self.max_context)
+        return files, self.backend.load(files, options)
+
+    def costs(self, loaded: Loaded) -> StepCosts:
+        """What was measured of this model (`specport calibrate`), else the profile's prior."""
+        found = store.find(loaded.key)
+        return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
+
+    def _resolve(self, spec: str | None, precision: str) -> ModelFiles:
+        return resolve(
+            spec,
+            precision=precision,
+            progress=self.progress,
+            trust_remote_code=self.trust_remote_code,
+        )

@@ -37,9 +37,11 @@ class Profile:
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
     precision, draft_precision: what a model is converted to unless the user says otherwise.
-    policy, num_draft_tokens: default drafting.
+    policy, num_draft_tokens: default drafting; None = the policy's own number.
     buckets:    static step widths; empty = any.
     cost:       new tokens -> time of a step over that of one token, before calibration.
+    width_change: how much longer a step takes when the one before had another width, as a share of
+                a one-token step.
     cost_source: "measured" or "estimate".
     """
 
@@ -56,8 +58,9 @@ class Profile:
     fallback: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
-    policy: str = "adaptive"
-    num_draft_tokens: int = 4
+    policy: str = "planned"
+    num_draft_tokens: int | None = None
+    width_change: float = 0.0
     buckets: tuple[int, ...] = ()
 
     def mismatch(self, cpu: str) -> str | None:
@@ -155,7 +158,7 @@ def _parse(text: str, where: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise fail(f"not valid TOML: {error}") from error
     kinds: dict[str, type] = {f.name: str for f in fields(Profile)}
-    kinds |= dict.fromkeys(_TABLES, dict) | {"num_draft_tokens": int, "buckets": list}
+    kinds |= dict.fromkeys(_TABLES, dict) | {"num_draft_tokens": int, "width_change": float, "buckets": list}
     for key, value in raw.items():
         if key not in kinds:
             raise fail(f"unknown entry {key!r}", f"entries are {', '.join(kinds)}")
@@ -176,6 +179,8 @@ def _parse(text: str, where: str) -> Profile:
             raise fail(f"{key} is {raw[key]!r}", f"choose one of {', '.join(allowed)}")
     if raw.get("num_draft_tokens", 1) < 1:
         raise fail(f"num_draft_tokens is {raw['num_draft_tokens']}", "it must be 1 or more")
+    if not 0 <= raw.get("width_change", 0.0) < 10:
+        raise fail(f"width_change is {raw['width_change']}", "it must be a share of a step, 0 or more")
     buckets = raw.get("buckets", [])
     if not all(type(b) is int and b > 0 for b in buckets) or buckets != sorted(set(buckets)):
         raise fail(f"buckets is {buckets}", "they must be whole numbers that rise from 1 or more")

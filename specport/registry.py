@@ -57,10 +57,16 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model, and what the user should know about how it was loaded."""
+    """A loaded model.
+
+    key:   names everything that decides how fast its steps are: runtime, processor, weights, settings.
+           Measured costs are kept under it; "" = they cannot be kept.
+    notes: what the user should know about how it was loaded.
+    """
 
     model: Model
     notes: tuple[str, ...] = ()
+    key: str = ""
 
 
 class Backend(Protocol):

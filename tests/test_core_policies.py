@@ -11,6 +11,8 @@ from specport.core.policies import (
     ConfidenceThreshold,
     Fixed,
     Heuristic,
+    Planned,
+    Threshold,
     best_threshold,
     make_policy,
 )
@@ -22,6 +24,12 @@ from specport.errors import InvalidInput
 def outcome(num_drafted: int, num_accepted: int, confidence: tuple[float, ...] = ()) -> Outcome:
     tree = TokenTree.chain(range(num_drafted), confidence=confidence)
     return Outcome(0, tree, tuple(range(num_accepted)), Plan(num_drafted))
+
+
+def test_planned_leaves_it_to_the_planner() -> None:
+    assert make_policy("planned") == Planned() and Planned(7).plan() == Plan(7)
+    with pytest.raises(InvalidInput, match="1 or more"):
+        Planned(0)
 
 
 def test_fixed_does_not_move() -> None:
@@ -59,23 +67,23 @@ def test_heuristic_counts_levels_of_a_tree() -> None:
 
 
 def test_threshold_plan() -> None:
-    assert ConfidenceThreshold().plan() == Plan(20, stop_below=0.4)
+    assert ConfidenceThreshold().plan() == Plan(20, stop=Threshold(0.4))
 
 
 def test_threshold_learns_from_what_was_judged() -> None:
     policy = ConfidenceThreshold()
     # 0.65 is the first miss; what stands behind it was never judged and must not count as missed.
     policy.observe(outcome(6, 2, (0.9, 0.8, 0.65, 0.1, 0.1, 0.1)))
-    assert policy.plan().stop_below == 0.4  # too few samples
+    assert policy.plan().stop == Threshold(0.4)  # too few samples
     policy.observe(outcome(3, 3, (0.7, 0.9, 0.6)))
-    assert policy.plan().stop_below == 0.7  # one false negative of five is cheaper than every miss
+    assert policy.plan().stop == Threshold(0.7)  # one false negative of five is cheaper than every miss
 
 
 def test_threshold_needs_both_classes() -> None:
     policy = ConfidenceThreshold()
     for _ in range(5):
         policy.observe(outcome(3, 3, (0.7, 0.9, 0.6)))
-    assert policy.plan().stop_below == 0.4
+    assert policy.plan().stop == Threshold(0.4)
 
 
 def test_threshold_stays_without_adaptation_or_confidence() -> None:
@@ -83,7 +91,7 @@ def test_threshold_stays_without_adaptation_or_confidence() -> None:
     for _ in range(5):
         fixed.observe(outcome(2, 1, (0.9, 0.2)))
         blind.observe(outcome(2, 1))
-    assert fixed.plan().stop_below == blind.plan().stop_below == 0.4
+    assert fixed.plan().stop == blind.plan().stop == Threshold(0.4)
 
 
 def test_threshold_in_a_tree_misses_with_the_first_child() -> None:
@@ -91,7 +99,7 @@ def test_threshold_in_a_tree_misses_with_the_first_child() -> None:
     policy = ConfidenceThreshold()
     for _ in range(3):
         policy.observe(Outcome(0, tree, (1,), Plan(2)))
-    assert policy.plan().stop_below == 0.3  # matched at 0.3, missed at 0.2
+    assert policy.plan().stop == Threshold(0.3)  # matched at 0.3, missed at 0.2
 
 
 def brute_force(samples: list[tuple[float, bool]]) -> float:
@@ -120,10 +128,10 @@ def test_best_threshold_is_the_argmin() -> None:
 def test_make_policy() -> None:
     assert make_policy("fixed", 3) == Fixed(3)
     assert make_policy("heuristic") == Heuristic(5)
-    assert make_policy("confidence", 8).plan() == Plan(8, stop_below=0.4)
+    assert make_policy("confidence", 8).plan() == Plan(8, stop=Threshold(0.4))
     assert make_policy("confidence").plan().depth == CAP
     assert make_policy("heuristic") is not make_policy("heuristic")
-    with pytest.raises(InvalidInput, match="fixed, heuristic, adaptive, confidence"):
+    with pytest.raises(InvalidInput, match="planned, fixed, heuristic, confidence"):
         make_policy("oracle")
     for name, number in (("fixed", -1), ("heuristic", 0), ("confidence", 0)):
         with pytest.raises(InvalidInput, match=str(number)):

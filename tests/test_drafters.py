@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from toy_model import ToyModel
 
-from specport.core.ports import DraftRequest, Outcome, Plan
+from specport.core.policies import Threshold
+from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling import Sampler, SamplingParams
-from specport.core.tree import TokenTree
 from specport.drafters.cascade import Cascade
-from specport.drafters.gate import WhilePaying
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
 
@@ -110,7 +107,7 @@ def test_model_rolls_back_what_was_not_accepted_and_rereads_little() -> None:
 
 def test_model_stops_behind_a_token_it_is_unsure_of() -> None:
     draft = ToyModel(sharpness=1.0)
-    (tree,) = ModelDrafter(draft, 11).propose([request([1, 2, 3], Plan(8, stop_below=0.5))])
+    (tree,) = ModelDrafter(draft, 11).propose([request([1, 2, 3], Plan(8, stop=Threshold(0.5)))])
     assert len(tree) < 8
     assert all(p >= 0.5 for p in tree.confidence[:-1]) and tree.confidence[-1] < 0.5
     # The confidence is the softmax probability of the drafted token.
@@ -168,53 +165,23 @@ def test_a_draft_of_short_context_follows_a_long_text() -> None:
     assert not len(drafter.propose([request(context, Plan(12))])[0])  # no room for the plan itself
 
 
-class Always:
-    """A drafter that always proposes the same three tokens."""
-
-    name = "always"
-
-    def __init__(self) -> None:
-        self.forgotten: list[int] = []
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [TokenTree.chain([1, 2, 3], "always") for _ in requests]
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None: ...
-
-    def forget(self, key: int) -> None:
-        self.forgotten.append(key)
+def test_model_knows_how_much_it_has_to_read() -> None:
+    drafter, context = ModelDrafter(ToyModel(), 11, window=8), list(range(10))
+    assert drafter.behind(request(context, Plan(3))) == 8  # a window of a long context
+    (tree,) = drafter.propose([request(context, Plan(3))])
+    context += [*tree.tokens, 5]
+    assert drafter.behind(request(context, Plan(3))) == 2  # the last drafted token and the bonus token
+    context[-3:] = [(context[-3] + 1) % 11]
+    assert drafter.behind(request(context, Plan(3))) == 1  # a correction
 
 
-def rounds(gate: WhilePaying, n: int, accepted: int, **params: float) -> list[bool]:
-    """Whether the gate asked in each of n rounds, whose drafts all get `accepted` tokens accepted."""
-    asked = []
-    for _ in range(n):
-        (tree,) = gate.propose([request([1], Plan(3), **params)])
-        asked.append(len(tree) > 0)
-        path = tuple(range(accepted)) if len(tree) else ()
-        gate.observe([Outcome(0, tree, path, Plan(3), verify_s=1.0)])  # far longer than drafting takes
-    return asked
+def test_ngram_is_surer_behind_a_longer_match() -> None:
+    context = [1, 2, 3, 4, 9, 8, 7, 1, 2, 3]
+    (tree,) = NgramDrafter().propose([request(context, Plan(3))])
+    assert tree.tokens == (4, 9, 8) and tree.confidence == (3 / 4, 4 / 5, 5 / 6)
+    assert NgramDrafter().behind(request(context, Plan(3))) == 0
 
 
-def test_gate_stays_open_while_drafts_pay() -> None:
-    # 4 tokens at once cost 2 plain steps: 2 accepted tokens pay, none does not.
-    gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
-    assert rounds(gate, 40, accepted=2) == [False] * 5 + [True] * 35
-
-
-def test_gate_closes_on_a_loss_and_tries_again_less_and_less_often() -> None:
-    gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
-    asked = rounds(gate, 100, accepted=0)
-    trial = [True] * 4  # one to read up, three to judge
-    expected = [asks for pause in (5, 10, 20, 40) for asks in [False] * pause + trial]
-    assert asked == expected + [False] * (100 - len(expected))
-    assert True in rounds(gate, 80, accepted=3)  # the next pause is 80 rounds, 9 of them are over
-
-
-def test_gate_never_makes_a_seeded_text_depend_on_the_clock() -> None:
-    gate = WhilePaying(Always(), {1: 1.0, 4: 2.0}, patience=5)
-    assert all(rounds(gate, 30, accepted=0, temperature=1.0, seed=1))
-    inner = Always()
-    gate = WhilePaying(inner, {1: 1.0})
-    gate.forget(3)
-    assert inner.forgotten == [3] and gate.name == "always"
+def test_ngram_for_a_planner_drafts_as_deep_as_the_plan() -> None:
+    context = [*range(50), 20]
+    assert len(NgramDrafter(tokens_per_match=None).propose([request(context, Plan(20))])[0]) == 20

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import toy_pipeline
 from toy_model import ToyModel
 
+from specport.core.costs import StepCosts
+from specport.core.planner import Planner
+from specport.core.ports import Drafter
 from specport.drafting import DraftModel, build, parse
 from specport.errors import InvalidInput, ModelError
 
@@ -40,19 +45,28 @@ class Tokenizer(toy_pipeline.ToyTokenizer):
         return self.wrong
 
 
+COSTS = StepCosts.prior({1: 1.0, 8: 1.5})
+
+
+def build_(parts: list[str], load: Callable[[str], DraftModel], planned: bool = True) -> Drafter | None:
+    return build(parts, ToyModel(), Tokenizer(), load, planned=planned, costs=COSTS)  # type: ignore[arg-type]
+
+
 def test_built_drafters_name_their_parts_once() -> None:
     def load(spec: str) -> DraftModel:
-        return DraftModel(ToyModel(), Tokenizer(), spec)  # type: ignore[arg-type]
+        return DraftModel(ToyModel(), Tokenizer(), spec, COSTS)  # type: ignore[arg-type]
 
     for expression, name in (("ngram", "ngram"), ("x", "model"), ("ngram|x", "ngram|model")):
-        drafter = build(parse(expression), ToyModel(), Tokenizer(), load, {1: 1.0})  # type: ignore[arg-type]
-        assert drafter is not None and drafter.name == name
-    assert build([], ToyModel(), Tokenizer(), load, {1: 1.0}) is None  # type: ignore[arg-type]
+        for planned in (True, False):
+            drafter = build_(parse(expression), load, planned)
+            assert drafter is not None and drafter.name == name
+            assert isinstance(drafter, Planner) == planned
+    assert build_([], load) is None
 
 
 def test_another_tokenizer_is_refused_and_the_mismatch_named() -> None:
     def load(spec: str) -> DraftModel:
-        return DraftModel(ToyModel(), Tokenizer("token 5 is 'a' and 'b'"), spec)  # type: ignore[arg-type]
+        return DraftModel(ToyModel(), Tokenizer("token 5 is 'a' and 'b'"), spec, COSTS)  # type: ignore[arg-type]
 
     with pytest.raises(ModelError, match=r"other tokenizer.*token 5"):
-        build(["model:x"], ToyModel(), Tokenizer(), load, {1: 1.0})  # type: ignore[arg-type]
+        build_(["model:x"], load)

@@ -7,15 +7,13 @@ kept. Knows nothing of text or of what to do when the answer is no.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 from specport.backends.openvino.model import PagedModel
 
@@ -80,32 +78,23 @@ def _tree_path(model: PagedModel, prompt: list[int], rest: list[int]) -> NDArray
 
 
 class Answers:
-    """What earlier checks found, in one small file. A damaged file only costs a new check."""
+    """What earlier checks found, in one small file. A damaged file only costs a new check.
+
+    Keys name everything that decides which kernels run (`load._key`).
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    @staticmethod
-    def key(device: str, fingerprint: str, properties: Mapping[str, object]) -> str:
-        """Everything that decides which kernels run."""
-        facts = [
-            str(CHECK),
-            ov.get_version(),
-            str(ov.Core().get_property(device, "FULL_DEVICE_NAME")),
-            fingerprint,
-        ]
-        facts += [f"{name}={value}" for name, value in sorted(properties.items())]
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
-
     def get(self, key: str) -> bool | None:
-        value = self._read().get(key)
+        value = self._read().get(f"{CHECK}-{key}")
         return value if isinstance(value, bool) else None
 
     def put(self, key: str, answer: bool) -> None:
         """Best effort: a read-only cache folder only means that the next start checks again."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({**self._read(), key: answer}, indent=1)
+            text = json.dumps({**self._read(), f"{CHECK}-{key}": answer}, indent=1)
             descriptor, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,28 +34,46 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if options.role == "draft":
         # Padded like an exact target, though nothing depends on its rounding: one or two new tokens
         # are then the same shape, and a change of shape costs more than the second token.
-        return Loaded(_compile(files, options, profile.draft, exact_mode=True))
+        model = _compile(files, options, profile.draft, exact_mode=True)
+        return Loaded(model, key=_key(files, options, profile.draft, padded=True))
     if not options.exact:
-        return Loaded(_compile(files, options, profile.fast, exact_mode=False))
+        model = _compile(files, options, profile.fast, exact_mode=False)
+        return Loaded(model, key=_key(files, options, profile.fast, padded=False))
     model = _compile(files, options, profile.exact, exact_mode=True)
-    if _checked(model, files, options, profile.exact):
-        return Loaded(model)
+    key = _key(files, options, profile.exact, padded=True)
+    if _checked(model, key):
+        return Loaded(model, key=key)
     del model  # before the next one is compiled: two copies of a large model need not fit
     model = _compile(files, options, profile.fallback, exact_mode=True)
-    if _checked(model, files, options, profile.fallback):
-        return Loaded(model, ("exact mode runs in f32 here: the default kernels are not split-invariant",))
+    key = _key(files, options, profile.fallback, padded=True)
+    if _checked(model, key):
+        note = "exact mode runs in f32 here: the default kernels are not split-invariant"
+        return Loaded(model, (note,), key)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps, even in f32",
         "use --fast",
     )
 
 
-def _checked(
-    model: PagedModel, files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any]
-) -> bool:
+def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, padded: bool) -> str:
+    """Everything that decides which kernels run: what was found out about them is kept under it."""
+    device = options.profile.device
+    facts: dict[str, Any] = {
+        "runtime": ov.get_version(),
+        "processor": ov.Core().get_property(device, "FULL_DEVICE_NAME"),
+        "weights": files.fingerprint,
+        "threads": options.threads or os.cpu_count(),
+        "head": options.head_tokens and zlib.crc32(np.asarray(options.head_tokens, np.int64).tobytes()),
+        "hidden": options.hidden_layers,
+        "padded": padded,
+        **properties,
+    }
+    text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _checked(model: PagedModel, key: str) -> bool:
     answers = exact.Answers(cache_root() / "exact.json")
-    facts = {**properties, "threads": options.threads, "head": len(options.head_tokens or ())}
-    key = exact.Answers.key(options.profile.device, files.fingerprint, facts)
     answer = answers.get(key)
     if answer is None:
         answer = exact.is_invariant(model)

@@ -72,7 +72,12 @@ class PagedModel:
         self._mask_trees = not exact and kinds <= _PLAIN_ROWS
         self._inputs: dict[str, NDArray[np.generic]] = {}
         self.capabilities = Capabilities(
-            tree=True, batch=True, exact=exact, hidden_states=hidden_layers, rollback="index"
+            tree=True,
+            forked_trees=not self._mask_trees,
+            batch=True,
+            exact=exact,
+            hidden_states=hidden_layers,
+            rollback="index",
         )
 
     def open(self, capacity: int = 0) -> PagedSequence:

@@ -19,6 +19,7 @@ from specport.errors import SpecportError
 # Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy itself.
 COMMANDS = {
     "run": "specport.cli.run",
+    "calibrate": "specport.cli.calibrate",
     "devices": "specport.cli.devices",
     "models": "specport.cli.models",
 }
@@ -26,6 +27,7 @@ EXAMPLES = """\
 examples:
   specport run "Explain speculative decoding to a child"
   specport run --chat --device xeon
+  specport calibrate --device xeon      measure what a step costs here; run then plans with it
   specport devices                      what this machine can run on, and what is missing
 """
 

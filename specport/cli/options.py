@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["Parser"]
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        # argparse forgets that subcommands are indented, and breaks the line behind the longest name.
+        if isinstance(action, argparse._SubParsersAction):
+            longest = max(map(len, action.choices), default=0)
+            self._action_max_length = max(self._action_max_length, longest + 2 * self._indent_increment)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like all others of specport."""
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Help)
         super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -29,6 +38,31 @@ class Parser(argparse.ArgumentParser):
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What to run and where: the arguments of `specport.load`."""
+    model = add_target_options(parser)
+    _adder(model)(
+        "--max-context", type=int, metavar="N", help="most tokens, prompt and answer (default: the model's)"
+    )
+    draft = parser.add_argument_group("drafting")
+    add_draft_options(draft)
+    add = _adder(draft)
+    add(
+        "--policy",
+        metavar="{planned,fixed,heuristic,confidence}",
+        help="how the number of draft tokens is chosen (default: the device's; planned = as many as pay)",
+    )
+    add(
+        "--num-draft-tokens", type=int, metavar="N",
+        help="draft tokens a round: always (fixed), at first (heuristic), at most (planned, confidence)",
+    )  # fmt: skip
+    add(
+        "--branches", type=_branches, metavar="N,N,...",
+        help="draft a tree: children of each node at depth 1, 2, ... as in 3,2,1 (needs --policy fixed)",
+    )  # fmt: skip
+    add("--acceptance", metavar="{rejection,block}", help="rule for sampled text (default: rejection)")
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The target and its device; returns the group they are in."""
     model = parser.add_argument_group("model and device")
     add = _adder(model)
     add(
@@ -43,7 +77,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", help="a name from `specport devices`, or a profile file (default: auto)"
     )
     add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
-    add("--max-context", type=int, metavar="N", help="most tokens, prompt and answer (default: the model's)")
     exactness = model.add_mutually_exclusive_group()
     exactness.add_argument(
         "--exact", action="store_true", default=None,
@@ -54,28 +87,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="kernels and caches that may decide near-ties differently",
     )  # fmt: skip
     add_trust_option(model)
+    return model
 
-    add = _adder(parser.add_argument_group("drafting"))
+
+def add_draft_options(parser: argparse._ActionsContainer) -> None:
+    """The drafters, and the weights of a draft model."""
+    add = _adder(parser)
     add(
         "--draft", metavar="DRAFT",
         help="auto, none, ngram (repeats what the text said before), a model as for --model, "
-        "or 'ngram|MODEL': n-gram first, else the model (default: auto)",
+        "or 'ngram|MODEL': whichever pays better (default: auto)",
     )  # fmt: skip
     add("--draft-precision", metavar="{fp16,int8,int4}", help="weights of the draft model")
-    add(
-        "--policy",
-        metavar="{fixed,heuristic,adaptive,confidence}",
-        help="how the number of draft tokens is chosen",
-    )
-    add(
-        "--num-draft-tokens", type=int, metavar="N",
-        help="draft tokens a round: all rounds of fixed, at most of confidence, the first of the others",
-    )  # fmt: skip
-    add(
-        "--branches", type=_branches, metavar="N,N,...",
-        help="draft a tree: children of each node at depth 1, 2, ... as in 3,2,1 (needs --policy fixed)",
-    )  # fmt: skip
-    add("--acceptance", metavar="{rejection,block}", help="rule for sampled text (default: rejection)")
 
 
 def add_trust_option(parser: argparse._ActionsContainer) -> None:

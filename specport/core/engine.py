@@ -179,6 +179,8 @@ class Engine:
         rows = [self._row(g, tree) for g, tree in zip(group, trees, strict=True)]
         output = self.model.step(rows)
         commits = []
+        total = sum(len(row.tree) for row in rows)
+        outcomes = []
         for i, (g, row, tree, plan) in enumerate(zip(group, rows, trees, plans, strict=True)):
             logits = output.logits[output.offsets[i] : output.offsets[i + 1]]
             if g.prefilling:
@@ -186,7 +188,16 @@ class Engine:
                 continue
             g.metrics.draft_s += draft_s
             g.metrics.verify_s += output.seconds
-            commits.append(self._accept(g, tree, plan, logits, output.seconds))
+            context = g.handle.length
+            commit, path = self._accept(g, tree, logits)
+            commits.append(commit)
+            outcome = Outcome(g.key, tree, path, plan, output.seconds, context, total - len(row.tree))
+            outcomes.append(outcome)
+            g.metrics.record(outcome)
+            if len(tree):
+                g.policy.observe(outcome)
+        if self.drafter and outcomes:
+            self.drafter.observe(outcomes)
         return commits
 
     def _draft(self, group: list[Generation]) -> tuple[list[TokenTree], list[Plan], float]:
@@ -197,10 +208,14 @@ class Engine:
         if self.drafter is None or not wanted:
             return trees, plans, 0.0
         began = time.perf_counter()
-        requests = [DraftRequest(group[i].key, group[i].tokens, plans[i], group[i].sampler) for i in wanted]
+        requests = [self._request(group[i], plans[i]) for i in wanted]
         for i, tree in zip(wanted, self.drafter.propose(requests), strict=True):
             trees[i] = tree
         return trees, plans, time.perf_counter() - began
+
+    @staticmethod
+    def _request(g: Generation, plan: Plan) -> DraftRequest:
+        return DraftRequest(g.key, g.tokens, plan, g.sampler, g.max_new_tokens - g.num_output_tokens)
 
     def _plan(self, g: Generation) -> Plan:
         """The policy's plan, cut to what can still be committed and to the room in the cache."""
@@ -230,17 +245,12 @@ class Engine:
         g.append([token], [""])
         return [Commit(g, (token,), ("",))]
 
-    def _accept(self, g: Generation, tree: TokenTree, plan: Plan, logits: Array, verify_s: float) -> Commit:
+    def _accept(self, g: Generation, tree: TokenTree, logits: Array) -> tuple[Commit, tuple[int, ...]]:
+        """What the step commits to the text, and the accepted path."""
         assert g.rule is not None  # set in __post_init__
         verdict = g.rule.accept(tree, TargetScores(tree, logits, g.sampler, g.tokens), g.sampler)
         self.model.commit(g.handle, [0, *(node + 1 for node in verdict.path)])
-        outcome = Outcome(g.key, tree, verdict.path, plan, verify_s)
-        g.metrics.record(outcome)
-        if len(tree):
-            g.policy.observe(outcome)
-        if self.drafter:
-            self.drafter.observe([outcome])
         tokens = [*(tree.tokens[node] for node in verdict.path), verdict.token]
         sources = [*(tree.sources[node] if tree.sources else "" for node in verdict.path), ""]
         taken = g.append(tokens, sources)
-        return Commit(g, tuple(tokens[:taken]), tuple(sources[:taken]))
+        return Commit(g, tuple(tokens[:taken]), tuple(sources[:taken])), verdict.path

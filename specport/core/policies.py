@@ -1,13 +1,14 @@
 """Policies: how much to draft in the next round. One instance serves one sequence.
 
-A drafter without confidence (n-gram) drafts as deep as the plan says: under `Fixed` and `Heuristic`
+`Planned` leaves it all to the planner; the others are the published answers to the same question. A
+drafter that asks no stop rule (n-gram) drafts as deep as the plan says: under `Fixed` and `Heuristic`
 that is what the policy means, under `ConfidenceThreshold` it is the cap, never the threshold.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,39 @@ from specport.errors import InvalidInput
 
 # Most tokens that a growing plan drafts (num_assistant_tokens of transformers' dynamic speculation).
 CAP = 20
-# (draft probability, matched?) pairs that the adaptive threshold looks back on, and the fewest it
+# (draft probability, matched?) pairs that an adapting threshold looks back on, and the fewest it
 # learns from. transformers keeps them all; a window follows the text and bounds the cost.
 WINDOW = 500
 MIN_SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Stop behind a token whose probability is below `least` (Assisted Generation, transformers)."""
+
+    least: float
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        return confidences[-1] >= self.least
+
+
+@dataclass(frozen=True)
+class Planned:
+    """As much as pays: the `Planner` that drafts decides. The default.
+
+    num_draft_tokens: most tokens of a path.
+    """
+
+    num_draft_tokens: int = CAP
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, self.num_draft_tokens)
+
+    def plan(self) -> Plan:
+        return Plan(self.num_draft_tokens)
+
+    def observe(self, outcome: Outcome) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -87,7 +117,7 @@ class ConfidenceThreshold:
             raise InvalidInput(f"the confidence threshold is {self.threshold}; it must be between 0 and 1")
 
     def plan(self) -> Plan:
-        return Plan(self.cap, stop_below=self.threshold)
+        return Plan(self.cap, stop=Threshold(self.threshold))
 
     def observe(self, outcome: Outcome) -> None:
         tree, path = outcome.tree, outcome.path
@@ -101,28 +131,6 @@ class ConfidenceThreshold:
         if missed is not None:
             self._samples.append((tree.confidence[missed], False))
         self.threshold = best_threshold(self._samples, default=self.threshold)
-
-
-@dataclass
-class Adaptive:
-    """`Heuristic` for how deep, and a confidence below which a model stops drafting.
-
-    The default: the depth serves drafters without confidence, the threshold those that have one. On
-    a CPU a token is worth drafting while it is likelier right than wrong.
-    """
-
-    num_draft_tokens: int = 4
-    threshold: float = 0.6
-    _depth: Heuristic = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._depth = Heuristic(self.num_draft_tokens)
-
-    def plan(self) -> Plan:
-        return Plan(self._depth.num_draft_tokens, stop_below=self.threshold)
-
-    def observe(self, outcome: Outcome) -> None:
-        self._depth.observe(outcome)
 
 
 def best_threshold(samples: Iterable[tuple[float, bool]], default: float) -> float:
@@ -153,9 +161,9 @@ def _require_at_least(least: int, value: int) -> None:
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {
+    "planned": Planned,
     "fixed": Fixed,
     "heuristic": Heuristic,
-    "adaptive": Adaptive,
     "confidence": lambda num_draft_tokens=CAP: ConfidenceThreshold(cap=num_draft_tokens),
 }
 
@@ -163,7 +171,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 def make_policy(name: str, num_draft_tokens: int | None = None, branches: tuple[int, ...] = ()) -> Policy:
     """A new policy for one sequence.
 
-    num_draft_tokens: the constant of "fixed", the start of "heuristic" and "adaptive", the cap of
+    num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "planned" and
     "confidence"; None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises
     InvalidInput for an unknown name, a bad number, or branches where they mean nothing.
     """

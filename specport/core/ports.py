@@ -23,6 +23,7 @@ class Capabilities:
     """What a loaded model can do. A missing capability is a value that callers read, not an error."""
 
     tree: bool = False  # rows may branch; without it only chains may be stepped
+    forked_trees: bool = False  # a branch costs its whole path, not just its own tokens
     batch: bool = False  # several rows in one step
     exact: bool = False  # logits do not depend on how tokens are split over steps and rows
     hidden_states: tuple[int, ...] = ()  # layers whose output a step returns
@@ -112,19 +113,26 @@ class Model(Protocol):
         ...
 
 
+class StopRule(Protocol):
+    """Decides after each drafted token whether to draft on below it. The token itself is verified."""
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        """confidences: the drafter's probability of each token from the root's child to this one."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How to draft in one round.
 
     depth:      longest path to draft; 0 = do not draft.
     branches:   children a node gets at depth 1, 2, ...; missing entries mean 1 (a chain).
-    stop_below: stop after a drafted token whose draft probability is below this; that token is
-                still verified (Assisted Generation, transformers; 0 = never stop).
+    stop:       asked after each token of a drafter with confidence; None = draft to `depth`.
     """
 
     depth: int
     branches: tuple[int, ...] = ()
-    stop_below: float = 0.0
+    stop: StopRule | None = None
 
     @property
     def max_nodes(self) -> int:
@@ -143,12 +151,14 @@ class DraftRequest:
     key:     identifies the sequence from its first `propose` to `forget`.
     context: all committed token ids, the root token last. Append-only between rounds; read only.
     sampler: target's sampling parameters and this sequence's random stream; drafts are drawn with it.
+    num_left: tokens that may still be written.
     """
 
     key: int
     context: Sequence[int]
     plan: Plan
     sampler: Sampler
+    num_left: int = 1
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,8 @@ class Outcome:
     path: tuple[int, ...]  # accepted nodes, root to leaf
     plan: Plan
     verify_s: float = 0.0  # seconds in the target's inference call; shared by the rows of a batch
+    context: int = 0  # tokens in the cache before the step
+    num_other_tokens: int = 0  # new tokens of the step's other rows
 
     @property
     def num_accepted_tokens(self) -> int:
@@ -180,6 +192,19 @@ class Drafter(Protocol):
 
     def forget(self, key: int) -> None:
         """The sequence has ended: free what is held for it."""
+        ...
+
+
+class PlannedDrafter(Drafter, Protocol):
+    """A drafter that the planner can reckon with."""
+
+    @property
+    def prior(self) -> Sequence[float]:
+        """Acceptance by bin of confidence (`estimates.EDGES`) before anything was observed."""
+        ...
+
+    def behind(self, request: DraftRequest) -> int:
+        """Tokens of the context that its model has to read before the first draft token; 0 = no model."""
         ...
 
 

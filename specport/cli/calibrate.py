@@ -1,0 +1,115 @@
+"""`specport calibrate`: measure what a model's steps cost here, for the planner of `specport run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.calibration.calibrate import Report
+
+EXAMPLES = """\
+examples:
+  specport calibrate                                  the default model on this machine
+  specport calibrate --device xeon --model DIR --draft 'ngram|DRAFT_DIR' --plot costs.svg
+
+Takes about a minute a model; let the machine do nothing else meanwhile. `specport run` with the same
+model, device, mode and threads finds the result by itself.
+"""
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "calibrate", help="measure what steps cost here, so that drafting is planned by it", epilog=EXAMPLES,
+        description="Measure the cost of a step by new tokens and context, of the target and its draft.",
+    )  # fmt: skip
+    options.add_target_options(parser)
+    options.add_draft_options(parser.add_argument_group("drafting"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--plot", metavar="FILE", help="draw the curves as .svg, .png or .pdf")
+    output.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+CALIBRATE_OPTIONS = (
+    "draft",
+    "device",
+    "precision",
+    "exact",
+    "draft_precision",
+    "threads",
+    "trust_remote_code",
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.plot is not None:
+        from specport.calibration.plot import check
+
+        check(args.plot)  # said now, not after a minute of measuring
+    from specport.calibration.calibrate import calibrate
+
+    given = options.given(args, CALIBRATE_OPTIONS)
+    if given.get("draft") == "auto":
+        raise InvalidInput("there is no draft model in 'auto'", "name one, or leave --draft out")
+    with terminal.progress(args.quiet) as progress:
+        reports = calibrate(args.model, **given, progress=progress)
+    if args.json:
+        terminal.write(json.dumps([_as_dict(report) for report in reports], indent=1) + "\n")
+    else:
+        for report in reports:
+            _table(report)
+    if args.plot is not None:
+        from specport.calibration.plot import draw
+
+        draw(reports, args.plot)
+        terminal.say(f"drawn: {args.plot}")
+    return 0
+
+
+def _table(report: Report) -> None:
+    costs = report.measured.costs
+    say = terminal.write
+    rounds = f"median of {report.measured.rounds} rounds"
+    say(f"{report.role} {report.name} ({report.precision}): ms of a step, {rounds}\n")
+    say(f"{'new tokens':>14}" + "".join(f"{width:>7}" for width in costs.widths) + "\n")
+    for context, row in zip(costs.contexts, costs.seconds, strict=True):
+        say(f"{f'context {context}':>14}" + "".join(f"{1e3 * s:7.1f}" for s in row) + "\n")
+    relative = (s / costs.seconds[0][0] for s in costs.seconds[0])
+    say(f"{'over one token':>14}" + "".join(f"{r:7.2f}" for r in relative) + "\n")
+    say(f"a change of width costs {1e3 * costs.change * costs.seconds[0][0]:.1f} ms more\n")
+    if report.loop_s is not None:
+        say(f"the loop adds {1e3 * report.loop_s:.2f} ms to a plain step\n")
+    outliers = report.measured.outliers
+    if outliers:
+        worst = max(outliers, key=lambda o: o.seconds / o.median)
+        say(
+            f"{len(outliers)} timings were over 1.5 times their median and did not count; the worst: "
+            f"{1e3 * worst.seconds:.0f} ms for {worst.width} tokens at context {worst.context}\n"
+        )
+    if report.path is not None:
+        say(f"kept in {report.path}\n")
+    say("\n")
+
+
+def _as_dict(report: Report) -> dict[str, object]:
+    measured = report.measured
+    return {
+        "role": report.role,
+        "model": report.name,
+        "precision": report.precision,
+        "widths": measured.costs.widths,
+        "contexts": measured.costs.contexts,
+        "seconds": measured.costs.seconds,
+        "spread": measured.spread,
+        "change": measured.costs.change,
+        "rounds": measured.rounds,
+        "outliers": [asdict(outlier) for outlier in measured.outliers],
+        "loop_s": report.loop_s,
+        "path": None if report.path is None else str(report.path),
+    }

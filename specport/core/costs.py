@@ -1,0 +1,108 @@
+"""What a step costs: seconds by new tokens and by tokens in the cache. Knows numbers only.
+
+A table gives the shape of the curve: measured (`specport calibrate`), or the profile's prior, which has
+no unit until the first step was timed. Every step that is timed anyway corrects it: one factor for the
+machine's drift, and a slower one for each width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_WIDTH = 64  # widest step that `curve` answers for
+_DRIFT, _SHAPE, _PRIOR_SHAPE = 0.1, 0.03, 0.15  # how much one step corrects the two factors
+_SURPRISE = 0.5  # most that a single step counts for, as the log of its ratio to what was expected
+
+
+@dataclass
+class StepCosts:
+    """Seconds of a step of one model on one device.
+
+    widths:   [w] new tokens of a step, rising from 1.
+    contexts: [c] tokens in the cache, rising.
+    seconds:  [c][w]. For a prior these are ratios to a step of one token.
+    change:   how much longer a step takes when the step before had another width, as a share of a
+              step of one token: the runtime prepares its kernels anew.
+    measured: whether the table was measured on this machine, so that its figures are seconds.
+    """
+
+    widths: tuple[int, ...]
+    contexts: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    change: float = 0.0
+    measured: bool = False
+    known: bool = field(init=False, repr=False)  # in seconds, by measurement or by an observed step
+    _drift: float = field(init=False, default=0.0, repr=False)  # log
+    _shape: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] log
+
+    def __post_init__(self) -> None:
+        self._table = np.asarray(self.seconds, dtype=np.float64).reshape(len(self.contexts), -1)
+        rising = all(a < b for xs in (self.widths, self.contexts) for a, b in pairwise(xs))
+        good = self._table.shape[1] == len(self.widths) and np.isfinite(self._table).all()
+        if not rising or not good or self.widths[:1] != (1,) or not (self._table > 0).all():
+            raise ValueError("a cost table needs rising widths from 1, rising contexts and positive seconds")
+        self._shape = np.zeros(len(self.widths))
+        self.known = self.measured
+
+    @classmethod
+    def prior(cls, cost: Mapping[int, float], change: float = 0.0) -> StepCosts:
+        """The curve of a profile: new tokens -> time over that of one token."""
+        return cls(tuple(cost), (0,), (tuple(cost.values()),), change)
+
+    def fixed(self) -> StepCosts:
+        """The table as it was before any step was observed."""
+        return replace(self)
+
+    def assume(self, one: float) -> None:
+        """Take `one` for the seconds of a one-token step until the first step is observed."""
+        self._drift = math.log(one / self._table[0, 0])
+
+    def curve(self, context: int) -> NDArray[np.float64]:
+        """[MAX_WIDTH + 1] seconds of a step by its width, none cheaper than a narrower one; [0] is 0."""
+        curve = self._interpolated(np.arange(MAX_WIDTH + 1), context)
+        curve[0] = 0.0
+        return np.maximum.accumulate(curve)
+
+    def step(self, width: int, context: int) -> float:
+        """Seconds of a step of `width` new tokens."""
+        return float(self._interpolated(np.asarray([width]), context)[0])
+
+    def change_seconds(self, context: int) -> float:
+        return self.change * self.step(1, context)
+
+    def observe(self, width: int, context: int, seconds: float, *, changed: bool = False) -> None:
+        """Learn from a timed step. One that is wider than the table says too little of it."""
+        if not 1 <= width <= self.widths[-1] or seconds <= 0:
+            return
+        expected = self.step(width, context) + (self.change_seconds(context) if changed else 0.0)
+        ratio = math.log(seconds / expected)
+        if not self.known:
+            self._drift, self.known = self._drift + ratio, True
+            return
+        surprise = min(max(ratio, -_SURPRISE), _SURPRISE)
+        self._drift += _DRIFT * surprise
+        nearest = int(np.argmin(np.abs(np.asarray(self.widths) - width)))
+        self._shape[nearest] += (_SHAPE if self.measured else _PRIOR_SHAPE) * surprise
+
+    def _interpolated(self, at: NDArray[np.int64], context: int) -> NDArray[np.float64]:
+        row = self._row(context) * np.exp(self._shape + self._drift)
+        values: NDArray[np.float64] = np.interp(at, self.widths, row)
+        if len(row) > 1:  # beyond its end the table goes on with the slope of its last stretch
+            slope = (row[-1] - row[-2]) / (self.widths[-1] - self.widths[-2])
+            values += slope * np.maximum(at - self.widths[-1], 0)
+        return values
+
+    def _row(self, context: int) -> NDArray[np.float64]:
+        """[w] the table's line for a context, interpolated; the outermost line beyond its ends."""
+        place = float(np.interp(context, self.contexts, np.arange(len(self.contexts))))
+        low = int(place)
+        high = min(low + 1, len(self.contexts) - 1)
+        share = place - low
+        row: NDArray[np.float64] = self._table[low] * (1.0 - share) + self._table[high] * share
+        return row
