@@ -20,6 +20,7 @@ from specport.errors import SpecportError
 COMMANDS = {
     "run": "specport.cli.run",
     "calibrate": "specport.cli.calibrate",
+    "bench": "specport.cli.bench",
     "devices": "specport.cli.devices",
     "models": "specport.cli.models",
 }

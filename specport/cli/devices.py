@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 
 from specport.cli import options, terminal
-from specport.cli.versions import installed
+from specport.versions import installed
 
 GREEN, YELLOW = "32", "33"  # ANSI codes
 

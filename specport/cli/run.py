@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import specport
 from specport.cli import options, terminal
 from specport.cli.render import Printer
-from specport.cli.versions import installed
 from specport.errors import InvalidInput
+from specport.versions import installed
 
 if TYPE_CHECKING:
     from specport.api import GenerationOptions, Pipeline

@@ -1,0 +1,113 @@
+"""Ways to decode that a benchmark compares: specport's own, all on one loaded target.
+
+A method is named as DRAFT, DRAFT@POLICY or DRAFT@POLICY=N: `plain`, `ngram`, `ngram|MODEL@fixed=4`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from specport.api import Drafting
+from specport.core.engine import Engine, Generation
+from specport.core.ports import Drafter
+from specport.core.sampling import SamplingParams
+from specport.errors import InvalidInput
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt decoded once.
+
+    tokens:  output token ids, the end token included if there was one.
+    ttft_s:  until the first of them; total_s: until the last.
+    metrics: the method's own counters (`core.metrics`), where it has them.
+    """
+
+    tokens: list[int]
+    ttft_s: float
+    total_s: float
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tpot_s(self) -> float:
+        return (self.total_s - self.ttft_s) / (len(self.tokens) - 1) if len(self.tokens) > 1 else 0.0
+
+
+class Method(Protocol):
+    """What is compared. `settings` says everything that a reader needs to run it again."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
+        """Decode greedily until an end token or the limit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed name. num: the policy's number of draft tokens, None = its default."""
+
+    name: str
+    draft: str
+    policy: str
+    num: int | None = None
+
+
+def parse(name: str) -> Spec:
+    """Raises InvalidInput for a name that means nothing."""
+    if name == PLAIN:
+        return Spec(name, "none", "fixed", 0)
+    draft, _, policy = name.partition("@")
+    policy, _, number = policy.partition("=")
+    if number and not number.isdigit():
+        raise InvalidInput(f"cannot read the method {name!r}", "write it like 'ngram@fixed=4'")
+    spec = Spec(name, draft, policy or "planned", int(number) if number else None)
+    Drafting(spec.policy, spec.num)  # raises for an unknown policy
+    return spec
+
+
+class Own:
+    """One of specport's methods. A drafter learns from prompt to prompt, as in a pipeline."""
+
+    def __init__(
+        self, spec: Spec, engine: Engine, eos_ids: frozenset[int], settings: Mapping[str, Any]
+    ) -> None:
+        self.name = spec.name
+        self.settings = settings
+        self._engine = engine
+        self._eos_ids = eos_ids
+        self._drafting = Drafting(spec.policy, spec.num)
+
+    def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
+        began = time.perf_counter()
+        generation = Generation(
+            list(prompt),
+            self._engine.open(),
+            SamplingParams(),
+            self._drafting.make_policy(),
+            max_new_tokens,
+            self._eos_ids,
+        )
+        try:
+            for _ in self._engine.run([generation]):
+                pass
+            total = time.perf_counter() - began
+        finally:
+            self._engine.close(generation.handle)
+        metrics = generation.metrics
+        tokens = generation.tokens[generation.num_prompt_tokens :]
+        return Run(tokens, metrics.ttft_s, total, metrics.as_dict())
+
+
+def own(
+    spec: Spec, drafter: Drafter | None, engine: Engine, eos_ids: frozenset[int], about: Mapping[str, Any]
+) -> Own:
+    """A method on the target of `engine` with a drafter of its own."""
+    settings = {**about, "draft": spec.draft, "policy": spec.policy, "num_draft_tokens": spec.num}
+    return Own(spec, Engine(engine.model, drafter), eos_ids, settings)

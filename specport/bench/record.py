@@ -1,0 +1,116 @@
+"""Runs the methods and keeps every result as it comes, so that a stopped benchmark can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specport.bench.methods import PLAIN, Method, Run
+from specport.bench.prompts import Prompt
+from specport.errors import InvalidInput
+from specport.models.progress import Progress, silent
+
+ROWS, ABOUT = "rows.jsonl", "about.json"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of the plan: this prompt by this method, for the n-th time."""
+
+    prompt: Prompt
+    method: str
+    n: int
+
+
+def plan(prompts: Sequence[Prompt], methods: Sequence[str], runs: int) -> list[Job]:
+    """The order of work. All methods take a prompt before the next prompt comes, so that drift of the
+    machine hits them alike; plain decoding comes first and last, and the others in rotation.
+    """
+    others = [name for name in methods if name != PLAIN]
+    jobs: list[Job] = []
+    for i, prompt in enumerate(prompts):
+        for n in range(runs):
+            shift = (i + n) % len(others) if others else 0
+            jobs.append(Job(prompt, PLAIN, 2 * n))
+            jobs += [Job(prompt, name, n) for name in others[shift:] + others[:shift]]
+            jobs.append(Job(prompt, PLAIN, 2 * n + 1))
+    return jobs
+
+
+class Record:
+    """A folder with `about.json` and `rows.jsonl`. Raises InvalidInput when it holds another benchmark."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        text = json.dumps(about, indent=1, sort_keys=True)
+        path = folder / ABOUT
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                before = json.loads(path.read_text(encoding="utf-8"))
+                changed = [k for k in {*before, *about} if before.get(k) != json.loads(text).get(k)]
+                if changed and (folder / ROWS).is_file():
+                    raise InvalidInput(
+                        f"{folder} holds a benchmark with another {sorted(changed)[0]}",
+                        "give another folder with --out, or remove this one",
+                    )
+            path.write_text(text + "\n", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"cannot use the folder {folder}: {error}") from error
+        self.rows: list[Row] = [*_read(folder / ROWS)]
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        done = {(row["id"], row["method"], row["n"]) for row in self.rows}
+        return [job for job in jobs if (job.prompt.id, job.method, job.n) not in done]
+
+    def add(self, job: Job, run: Run, num_prompt_tokens: int) -> None:
+        row: Row = {
+            "id": job.prompt.id,
+            "category": job.prompt.category,
+            "method": job.method,
+            "n": job.n,
+            "num_prompt_tokens": num_prompt_tokens,
+            "tokens": run.tokens,
+            "ttft_s": run.ttft_s,
+            "total_s": run.total_s,
+            "metrics": dict(run.metrics),
+        }
+        with open(self.folder / ROWS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+
+
+def _read(path: Path) -> Iterator[Row]:
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the last line of a run that was killed while writing
+            return
+
+
+def decode_all(
+    record: Record,
+    jobs: Sequence[Job],
+    methods: Mapping[str, Method],
+    encoded: Mapping[str, Sequence[int]],
+    max_new_tokens: int,
+    progress: Progress = silent,
+) -> None:
+    """Do what is missing. Each method decodes a few tokens of the first prompt beforehand, to warm up."""
+    todo = record.missing(jobs)
+    if not todo:
+        return
+    for name in dict.fromkeys(job.method for job in todo):
+        progress(f"warming up {name}", 0.0)
+        methods[name].run(encoded[todo[0].prompt.id], min(16, max_new_tokens))
+    for i, job in enumerate(todo):
+        progress(f"{job.prompt.category}: {job.method}", i / len(todo))
+        ids = encoded[job.prompt.id]
+        record.add(job, methods[job.method].run(ids, max_new_tokens), len(ids))
+    progress("done", 1.0)

@@ -1,0 +1,212 @@
+"""`specport bench`: loads what is to be compared, runs it, and writes the report.
+
+All of specport's own methods share one loaded target and one loaded draft; peers load their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from specport.bench.methods import PLAIN, Method, own, parse
+from specport.bench.prompts import Prompt, read_prompts
+from specport.bench.record import Record, decode_all, plan
+from specport.bench.report import markdown, page
+from specport.bench.summary import Figures, summarise
+from specport.core.engine import Engine
+from specport.drafting import DraftModel, build
+from specport.drafting import parse as parse_draft
+from specport.errors import InvalidInput
+from specport.loading import Loader
+from specport.models.progress import Progress, part, silent
+from specport.models.source import ModelFiles
+from specport.models.tokenizer import Tokenizer, load_tokenizer
+from specport.profiles import cpu_name
+from specport.registry import Loaded
+from specport.versions import installed
+
+PEER = "genai:"
+PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "numpy")
+DEFAULT_METHODS = ("ngram", "ngram@fixed=4", "ngram@heuristic")
+DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
+
+
+@dataclass(frozen=True)
+class Report:
+    """table: method -> category or "all" -> figures. folder: report.md, report.html, report.json."""
+
+    table: Mapping[str, Mapping[str, Figures]]
+    about: Mapping[str, Any]
+    folder: Path
+
+
+def bench(
+    prompts: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    draft: str | None = None,
+    methods: Sequence[str] = (),
+    device: str = "auto",
+    precision: str | None = None,
+    draft_precision: str | None = None,
+    exact: bool = True,
+    threads: int | None = None,
+    max_new_tokens: int = 128,
+    per_category: int | None = None,
+    categories: Sequence[str] = (),
+    runs: int = 1,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Compare methods on a prompt file; greedy, one prompt at a time. Goes on where it was stopped.
+
+    methods: names as in `methods.parse`, in which `draft` stands for the model of `draft`, and
+             "genai:MODE" for openvino-genai on the same IR. Plain decoding is always there.
+    Raises SpecportError.
+    """
+    if max_new_tokens < 2 or runs < 1 or (per_category is not None and per_category < 1):
+        raise InvalidInput("max_new_tokens must be 2 or more, runs and per_category 1 or more")
+    chosen = read_prompts(prompts, per_category, categories)
+    names = [*(methods or [*DEFAULT_METHODS, *(DEFAULT_DRAFT_METHODS if draft else ())])]
+    names = [*dict.fromkeys([PLAIN, *names])]
+    specs = {name: parse(name) for name in names if not name.startswith(PEER)}
+    if draft is None and any("draft" in parse_draft_names(s.draft) for s in specs.values()):
+        raise InvalidInput("a method names the draft, but there is none", "give one with --draft")
+    bar = part(progress, 0.0, 0.1)
+    loader = Loader.on(device, threads, None, trust_remote_code, bar)
+    files, target = loader.target(model, precision, exact)
+    tokenizer = load_tokenizer(files.folder)
+    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision)
+    compared: dict[str, Method] = {}
+    for i, name in enumerate(names):
+        progress(f"loading {name}", 0.05 + 0.05 * i / len(names))
+        compared[name] = shared.peer(name) if name.startswith(PEER) else shared.own(name)
+    fitting, encoded = _encode(chosen, tokenizer, target.model.max_context - max_new_tokens)
+    about = {
+        "processor": cpu_name(),
+        "cores": os.cpu_count(),
+        "device": loader.profile.name,
+        "threads": threads,
+        "model": files.name,
+        "precision": files.precision,
+        "draft": shared.draft_name,
+        "numerics": "exact" if target.model.capabilities.exact else "fast",
+        "costs": "measured" if loader.costs(target).measured else f"prior of {loader.profile.name}",
+        "prompts": f"{prompts.name}: {len(fitting)}",
+        "max_new_tokens": max_new_tokens,
+        "runs": runs,
+        "python": platform.python_version(),
+        "versions": installed(PACKAGES),
+        "methods": {name: dict(method.settings) for name, method in compared.items()},
+    }
+    record = Record(out, about)
+    jobs = plan(fitting, names, runs)
+    decode_all(record, jobs, compared, encoded, max_new_tokens, part(progress, 0.1, 1.0))
+    return _write(record, {**about, "memory": _peak_memory(), "finished": _now()})
+
+
+def parse_draft_names(expression: str) -> list[str]:
+    """The parts of a method's draft expression, models without their prefix."""
+    return [piece.removeprefix("model:") for piece in parse_draft(expression)]
+
+
+@dataclass
+class _Shared:
+    """The loaded models that specport's own methods have in common."""
+
+    loader: Loader
+    files: ModelFiles
+    target: Loaded
+    tokenizer: Tokenizer
+    draft: str | None
+    draft_precision: str | None
+    draft_name: str | None = None
+    _draft: DraftModel | None = None
+    _draft_files: ModelFiles | None = None
+
+    def own(self, name: str) -> Method:
+        spec = parse(name)
+        drafter = build(
+            parse_draft(spec.draft), self.target.model, self.tokenizer, self._load_draft,
+            planned=spec.policy == "planned", costs=self.loader.costs(self.target),
+        )  # fmt: skip
+        about = {"exact": self.target.model.capabilities.exact}
+        return own(spec, drafter, Engine(self.target.model), self.tokenizer.eos_ids, about)
+
+    def peer(self, name: str) -> Method:
+        from specport.bench.genai import GenAi
+
+        draft = self._draft_model()[1].folder if self.draft else None
+        return GenAi(
+            name.removeprefix(PEER), self.files.folder, draft, self.loader.profile.device,
+            self.tokenizer.eos_ids, self.loader.threads,
+        )  # fmt: skip
+
+    def _load_draft(self, spec: str) -> DraftModel:
+        if spec != "draft":
+            raise InvalidInput(f"unknown drafter {spec!r}", "use ngram, or draft for the model of --draft")
+        model, _ = self._draft_model()
+        return replace(model, costs=model.costs.fixed())  # each method corrects them by its own steps
+
+    def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
+        if self._draft is None or self._draft_files is None:
+            assert self.draft is not None  # asked only by methods that need it
+            self._draft_files, found = self.loader.draft(self.draft, self.draft_precision)
+            tokenizer = load_tokenizer(self._draft_files.folder)
+            self.draft_name = self._draft_files.name
+            self._draft = DraftModel(found.model, tokenizer, self._draft_files.name, self.loader.costs(found))
+        return self._draft, self._draft_files
+
+
+def _encode(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, room: int
+) -> tuple[list[Prompt], dict[str, list[int]]]:
+    """Token ids of each prompt that leaves room for the answer."""
+    encoded: dict[str, list[int]] = {}
+    for prompt in prompts:
+        if tokenizer.has_chat_template:
+            ids = tokenizer.chat([{"role": "user", "content": prompt.text}])
+        else:
+            ids = tokenizer.encode(prompt.text)
+        if len(ids) < room:
+            encoded[prompt.id] = ids
+    fitting = [prompt for prompt in prompts if prompt.id in encoded]
+    if not fitting:
+        raise InvalidInput("no prompt fits the model's context", "choose shorter prompts")
+    return fitting, encoded
+
+
+def _write(record: Record, about: Mapping[str, Any]) -> Report:
+    table = summarise(record.rows)
+    files = {
+        "report.md": markdown(table, about),
+        "report.html": page(table, about),
+        "report.json": json.dumps(
+            {"about": about, "table": {m: {c: asdict(f) for c, f in g.items()} for m, g in table.items()}},
+            indent=1,
+        ),
+    }
+    for name, text in files.items():
+        (record.folder / name).write_text(text, encoding="utf-8")
+    return Report(table, about, record.folder)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _peak_memory() -> str:
+    """Of this process with all its models; psutil comes with the extra `bench`."""
+    try:
+        import psutil
+    except ImportError:
+        return "unknown"
+    info = psutil.Process().memory_info()
+    return f"{getattr(info, 'peak_wset', info.rss) / 1e9:.2f} GB"

@@ -1,0 +1,152 @@
+"""From rows to figures: speed-ups over plain decoding, by prompt, category and method. Pure arithmetic.
+
+decode speed-up     = TPOT of plain decoding / TPOT of the method, both on the same prompt
+end-to-end speed-up = the same of the whole time (prompt included) for each output token
+
+Plain decoding is measured before and after the other methods; its mean is the base, and the row "plain"
+holds the later over the earlier one: what the machine's drift alone makes of a speed-up. Geometric means
+are over prompts; a prompt whose answer is one token long has no TPOT and is left out of decode figures.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specport.bench.methods import PLAIN
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One method on one set of prompts; None where nothing was measured.
+
+    decode, end_to_end: geometric means. low, high: quartiles of the prompts' decode speed-ups.
+    total:     decode speed-up by all time over all tokens.
+    ttft_ms, tpot_ms: medians over prompts.
+    same:      prompts whose tokens equal plain decoding's; first_difference: median over the others.
+    """
+
+    prompts: int
+    decode: float | None
+    low: float | None
+    high: float | None
+    total: float | None
+    end_to_end: float
+    ttft_ms: float
+    tpot_ms: float
+    mean_acceptance_length: float | None
+    acceptance_per_position: tuple[float, ...]
+    draft_share: float | None
+    verify_share: float | None
+    same: int
+    first_difference: float | None
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, dict[str, Figures]]:
+    """method -> category (and "all") -> figures. Methods and categories in the order of the rows."""
+    plain = {row["id"]: [] for row in rows}  # type: dict[str, list[Row]]
+    for row in rows:
+        if row["method"] == PLAIN:
+            plain[row["id"]].append(row)
+    usable = [row for row in rows if plain[row["id"]]]
+    methods = dict.fromkeys(row["method"] for row in usable)
+    table: dict[str, dict[str, Figures]] = {}
+    for method in methods:
+        own = [row for row in usable if row["method"] == method]
+        categories = dict.fromkeys(row["category"] for row in own)
+        groups = {"all": own, **{c: [row for row in own if row["category"] == c] for c in categories}}
+        table[method] = {name: _figures(group, plain) for name, group in groups.items()}
+    return table
+
+
+def _figures(rows: Sequence[Row], plain: Mapping[str, Sequence[Row]]) -> Figures:
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["id"], []).append(row)
+    decode, whole, base_s, own_s = [], [], 0.0, 0.0
+    for key, measured in by_prompt.items():
+        base, own = plain[key], measured
+        if rows[0]["method"] == PLAIN:  # the odd ones are the later ones
+            base = [row for row in measured if row["n"] % 2 == 0]
+            own = [row for row in measured if row["n"] % 2] or base
+        whole.append(_mean(map(_per_token, base)) / _mean(map(_per_token, own)))
+        if min(len(row["tokens"]) for row in [*base, *own]) > 1:
+            base_tpot, own_tpot = _mean(map(tpot, base)), _mean(map(tpot, own))
+            decode.append(base_tpot / own_tpot)
+            steps = _mean(len(row["tokens"]) - 1 for row in own)
+            base_s, own_s = base_s + base_tpot * steps, own_s + own_tpot * steps
+    low, high = _quartiles(decode)
+    differences = [first_difference(row["tokens"], plain[row["id"]][0]["tokens"]) for row in rows]
+    found = [d for d in differences if d is not None]
+    differing = {row["id"] for row, d in zip(rows, differences, strict=True) if d is not None}
+    metrics = [row["metrics"] for row in rows if row["metrics"]]
+    return Figures(
+        prompts=len(by_prompt),
+        decode=statistics.geometric_mean(decode) if decode else None,
+        low=low,
+        high=high,
+        total=base_s / own_s if own_s else None,
+        end_to_end=statistics.geometric_mean(whole),
+        ttft_ms=1e3 * statistics.median(row["ttft_s"] for row in rows),
+        tpot_ms=1e3 * statistics.median(map(tpot, rows)),
+        mean_acceptance_length=_acceptance_length(metrics),
+        acceptance_per_position=_per_position(metrics),
+        draft_share=_share(metrics, "draft_s"),
+        verify_share=_share(metrics, "verify_s"),
+        same=len(by_prompt) - len(differing),
+        first_difference=statistics.median(found) if found else None,
+    )
+
+
+def tpot(row: Row) -> float:
+    """Seconds for each output token after the first; 0 when there is only one."""
+    count = len(row["tokens"]) - 1
+    return float(row["total_s"] - row["ttft_s"]) / count if count > 0 else 0.0
+
+
+def first_difference(tokens: Sequence[int], plain: Sequence[int]) -> int | None:
+    """Index of the first output token that is not plain decoding's, or None."""
+    for i, (a, b) in enumerate(zip(tokens, plain, strict=False)):
+        if a != b:
+            return i
+    return None if len(tokens) == len(plain) else min(len(tokens), len(plain))
+
+
+def _per_token(row: Row) -> float:
+    return float(row["total_s"]) / max(1, len(row["tokens"]))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if len(values) < 2:
+        return None, None
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
+
+
+def _acceptance_length(metrics: Sequence[Mapping[str, Any]]) -> float | None:
+    """Tokens a step, every step counted, so that not drafting is not hidden."""
+    steps = sum(m["num_steps"] for m in metrics)
+    return 1.0 + sum(m["num_accepted_tokens"] for m in metrics) / steps if steps else None
+
+
+def _per_position(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    depth = max((len(m["drafted_per_depth"]) for m in metrics), default=0)
+    rates = []
+    for d in range(depth):
+        drafted = sum(m["drafted_per_depth"][d] for m in metrics if d < len(m["drafted_per_depth"]))
+        accepted = sum(m["accepted_per_depth"][d] for m in metrics if d < len(m["accepted_per_depth"]))
+        rates.append(accepted / drafted)
+    return tuple(rates)
+
+
+def _share(metrics: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    whole = sum(m["decode_s"] for m in metrics)
+    return sum(m[name] for m in metrics) / whole if whole else None
