@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ class Record:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"cannot use the folder {folder}: {error}") from error
         self.rows: list[Row] = [*_read(folder / ROWS)]
+        if self.rows:  # what was torn while it was written is done again, on a line of its own
+            whole = folder / f"{ROWS}.tmp"
+            whole.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            os.replace(whole, folder / ROWS)
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         done = {(row["id"], row["method"], row["n"]) for row in self.rows}

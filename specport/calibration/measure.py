@@ -74,8 +74,8 @@ def measure(
         for number, context in enumerate(contexts):
             progress(f"reading {context} tokens", number / len(contexts))
             _read(model, handle, ids[:context])
-            end = clock() + budget_s / len(contexts)
-            count = 0
+            began, count = clock(), 0
+            end = began + budget_s / len(contexts)
             while count < MIN_ROUNDS + 1 or (count < MAX_ROUNDS and clock() < end):
                 for width in rng.permutation(widths).tolist():
                     row = Row(handle, TokenTree.chain(ids[context : context + width]))
@@ -84,8 +84,8 @@ def measure(
                         steady[context, width].append(second)
                         changes.append(first - second)
                 count += 1
-                share = min(1.0, 1.0 - (end - clock()) / (budget_s / len(contexts)))
-                progress(f"steps at {context} tokens", (number + max(0.0, share)) / len(contexts))
+                share = min(1.0, (clock() - began) / max(end - began, 1e-9))
+                progress(f"steps at {context} tokens", (number + share) / len(contexts))
             rounds.append(count - 1)
     finally:
         model.close(handle)
