@@ -165,15 +165,14 @@ def test_first_difference() -> None:
 
 
 def test_reports_cannot_be_broken_by_names() -> None:
-    pytest.importorskip("markdown")
-    pytest.importorskip("matplotlib")
+
     rows = [{**r, "category": "<b>x|y"} for r in ROWS]
     about = {"model": "<script>", "methods": {"m": {"threads": 2}}}
     text = markdown(summarise(rows), about)
     assert "&lt;b&gt;x&#124;y" in text and "<script>" not in text and '"threads": 2' in text
     whole = page(summarise(rows), about)
     assert whole.count("<table>") == 4 and "<svg" in whole and "<script" not in whole
-    assert "http://" not in whole.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert not any(word in whole for word in ("src=", "<link", "@import"))
 
 
 def test_the_command_end_to_end(
@@ -182,7 +181,7 @@ def test_the_command_end_to_end(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("markdown")
+
     out = tmp_path / "results"
     command = ["bench", "--prompts", str(prompts), "--out", str(out), "--max-new-tokens", "24", "--quiet"]
     command += [

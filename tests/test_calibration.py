@@ -141,7 +141,7 @@ def test_calibrate_and_then_load_plans_with_it(
 
 @pytest.mark.usefixtures("short", "toy_backend")
 def test_calibrate_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
+
     plot = tmp_path / "costs.svg"
     assert main(["calibrate", "--json", "--quiet", "--plot", str(plot)]) == 0
     (report,) = json.loads(capsys.readouterr().out)

@@ -93,8 +93,9 @@ def _prepared(folder: Path, work: Path) -> Path:
     """A copy of an IR folder with the tokenizer models that the library wants; weights are linked."""
     import openvino as ov
     import openvino_tokenizers
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
+    logging.set_verbosity_error()
     work.mkdir()
     for path in folder.iterdir():
         if path.is_file():
