@@ -84,7 +84,7 @@ def build(
     if not sources:
         return None
     if planned:
-        return Planner(sources, costs, forked=target.capabilities.forked_trees)
+        return Planner(sources, costs, target.capabilities)
     drafters = [source.drafter for source in sources]
     return drafters[0] if len(drafters) == 1 else Cascade(*drafters)
 

@@ -14,7 +14,7 @@ from toy_model import ToyModel
 
 import specport
 from specport.calibration import store
-from specport.calibration.measure import Measured, measure, rising
+from specport.calibration.measure import Measured, measure, rising, typical
 from specport.cli import main
 from specport.core.costs import StepCosts
 from specport.core.planner import Planner
@@ -73,6 +73,23 @@ def test_a_static_model_is_measured_at_its_buckets() -> None:
     model = Timed(max_context=4096)
     model.capabilities = Capabilities(buckets=(1, 8, 64))
     assert measure(model, budget_s=0.0, clock=lambda: model.now).costs.widths == (1, 8, 64)
+
+
+def test_a_lone_token_costs_what_it_is_padded_to() -> None:
+    model = Timed(max_context=4096)
+    model.capabilities = Capabilities(min_width=2)
+    found = measure(model, budget_s=0.0, clock=lambda: model.now)
+    assert found.costs.widths[:3] == (1, 2, 3)
+    assert found.costs.seconds[0][:3] == pytest.approx([1.264, 1.264, 1.364])
+    assert len(found.spread[0]) == len(found.costs.widths)
+    assert 1 not in model.widths
+
+
+def test_a_slow_spell_of_the_machine_is_not_taken_for_slow_widths() -> None:
+    # Two rounds of five were twice as slow, and a stall hit one step of another.
+    times = [[w * f for f in (1.0, 2.0, 1.0, 2.0, 1.0)] for w in (1.0, 1.2, 2.0)]
+    times[1][2] = 9.0
+    assert typical(times) == pytest.approx([1.0, 1.2, 2.0])
 
 
 def test_rising_pools_what_falls() -> None:

@@ -37,7 +37,7 @@ def drafter(kind: str, target: ToyModel, noise: float = 0.4) -> Drafter | None:
         "planned": Planner(
             [Source(NgramDrafter(tokens_per_match=None)), Source(draft, StepCosts.prior({1: 1.0, 8: 1.5}))],
             StepCosts.prior({1: 1.0, 8: 1.5}),
-            forked=target.capabilities.forked_trees,
+            target.capabilities,
         ),
     }[kind]
 

@@ -14,7 +14,7 @@ import pytest
 from specport.core.costs import StepCosts
 from specport.core.estimates import CENTRES
 from specport.core.planner import Planner, Source
-from specport.core.ports import DraftRequest, Outcome, Plan
+from specport.core.ports import Capabilities, DraftRequest, Outcome, Plan
 from specport.core.sampling import Sampler, SamplingParams
 from specport.core.tree import TokenTree
 
@@ -191,6 +191,30 @@ def test_a_change_of_width_is_avoided_when_it_costs_more_than_it_brings() -> Non
         trees = play(Planner([Source(fake)], costs, clock=world.clock), world, 60)
         # The first step has no other before it; after a plain one, leaving its width does not pay.
         assert (sum(depths(trees[30:])) > 0) == drafted or len({*depths(trees[1:])}) == 1
+
+
+def test_what_a_lone_token_is_padded_to_is_drafted_for_nothing() -> None:
+    world = World({"free": 0.1})
+    fake = Fake(world, "free", confidence=0.15)
+    # Two tokens cost as much as one, and so does going from one width to the other.
+    costs = StepCosts((1, 2, 4), (0,), ((1.0, 1.0, 1.6),), 0.5, measured=True)
+    planner = Planner([Source(fake)], costs, Capabilities(min_width=2), clock=world.clock)
+    assert np.mean([len(tree) == 1 for tree in play(planner, world, 60)[5:]]) > 0.9
+
+
+def test_a_draft_that_cannot_read_all_of_a_long_text_is_expected_to_do_worse() -> None:
+    asked = []
+    for length in (40, 400):
+        world = World({"model": 0.8})
+        model = Fake(world, "model", confidence=0.8, cost=0.5)
+        model.unread = 40
+        planner = Planner([Source(model, table(0.5))], table(), clock=world.clock)
+        request = DraftRequest(0, [0] * length, Plan(16), Sampler(SamplingParams()), num_left=10**6)
+        planner._states[0] = state = planner._open(request)
+        state.num_prompt_tokens = -(10**6)  # a text that goes on for long: reading does not matter
+        planner.propose([request])
+        asked.append(len(model.asked))
+    assert asked == [1, 0]
 
 
 def test_a_seeded_sampled_text_gets_the_same_plans_whatever_the_clock_says() -> None:

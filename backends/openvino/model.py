@@ -74,6 +74,7 @@ class PagedModel:
         self.capabilities = Capabilities(
             tree=True,
             forked_trees=not self._mask_trees,
+            min_width=2 if exact else 1,
             batch=True,
             exact=exact,
             hidden_states=hidden_layers,

@@ -29,7 +29,10 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 class GenAi:
-    """One mode of LLMPipeline. Raises SpecportError where the package is missing."""
+    """One mode of LLMPipeline. Raises SpecportError where the package is missing.
+
+    properties: of the runtime, the same that specport itself takes for its fast mode.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class GenAi:
         draft: Path | None,
         device: str,
         eos_ids: frozenset[int],
-        threads: int | None = None,
+        properties: Mapping[str, Any],
     ) -> None:
         if mode not in MODES:
             raise InvalidInput(f"unknown method 'genai:{mode}'", f"choose one of {', '.join(MODES)}")
@@ -54,16 +57,13 @@ class GenAi:
         self.name = f"genai:{mode}"
         self._work = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         work = Path(self._work.name)
-        options: dict[str, Any] = {}
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+        options: dict[str, Any] = dict(properties)
         if mode == "lookup":
             options["prompt_lookup"] = True
         if needs_draft:
             assert draft is not None
-            own = {"INFERENCE_NUM_THREADS": threads} if threads is not None else {}
             options["draft_model"] = openvino_genai.draft_model(
-                _prepared(draft, work / "draft"), device, **own
+                _prepared(draft, work / "draft"), device, **properties
             )
         self._pipe = openvino_genai.LLMPipeline(_prepared(folder, work / "target"), device, **options)
         self._config = openvino_genai.GenerationConfig(do_sample=False, **MODES[mode])
@@ -72,7 +72,7 @@ class GenAi:
         self.settings: Mapping[str, Any] = {
             "openvino-genai": version("openvino-genai"),
             "device": device,
-            "threads": threads,
+            **properties,
             **MODES[mode],
         }
 

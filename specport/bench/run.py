@@ -144,10 +144,17 @@ class _Shared:
         from specport.bench.genai import GenAi
 
         draft = self._draft_model()[1].folder if self.draft else None
+        profile, properties = self.loader.profile, dict(self.loader.profile.fast)
+        if self.loader.threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = self.loader.threads
         return GenAi(
-            name.removeprefix(PEER), self.files.folder, draft, self.loader.profile.device,
-            self.tokenizer.eos_ids, self.loader.threads,
-        )  # fmt: skip
+            name.removeprefix(PEER),
+            self.files.folder,
+            draft,
+            profile.device,
+            self.tokenizer.eos_ids,
+            properties,
+        )
 
     def _load_draft(self, spec: str) -> DraftModel:
         if spec != "draft":

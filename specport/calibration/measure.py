@@ -2,7 +2,8 @@
 
 Every width is stepped twice in a row, and the widths come in another order in each round: the first of
 the two shows what a change of width costs, the second what the step itself does. The machine's drift
-hits all widths alike, medians keep single stalls out, and a wider step never comes out cheaper.
+is told apart from what a width costs, medians keep single stalls out, and a wider step never comes
+out cheaper.
 """
 
 from __future__ import annotations
@@ -59,9 +60,8 @@ def measure(
 
     A context that does not fit the model is left out; buckets replace the widths where a model has them.
     """
-    widths = sorted(model.capabilities.buckets or widths)
-    if widths[0] != 1:
-        widths = [1, *widths]
+    narrowest = model.capabilities.min_width
+    widths = sorted({max(width, narrowest) for width in model.capabilities.buckets or widths})
     fitting = [context for context in contexts if context + widths[-1] <= model.max_context]
     contexts = fitting or [max(1, model.max_context - widths[-1])]
     rng = np.random.default_rng(0)
@@ -89,8 +89,8 @@ def measure(
             rounds.append(count - 1)
     finally:
         model.close(handle)
-    medians = {cell: statistics.median(times) for cell, times in steady.items()}
-    table = tuple(tuple(rising([medians[c, w] for w in widths])) for c in contexts)
+    table = tuple(tuple(rising(typical([steady[c, w] for w in widths]))) for c in contexts)
+    medians = {(c, w): table[i][j] for i, c in enumerate(contexts) for j, w in enumerate(widths)}
     change = max(0.0, statistics.median(changes)) / table[0][0]
     outliers = tuple(
         Outlier(w, c, seconds, medians[c, w])
@@ -99,6 +99,9 @@ def measure(
         if seconds > OUTLIER * medians[c, w]
     )
     spread = tuple(tuple(_spread(steady[c, w]) for w in widths) for c in contexts)
+    if narrowest > 1:  # a single token costs what it is padded to
+        widths, table = [1, *widths], tuple((row[0], *row) for row in table)
+        spread = tuple((row[0], *row) for row in spread)
     costs = StepCosts(tuple(widths), tuple(contexts), table, change, measured=True)
     return Measured(costs, spread, outliers, min(rounds))
 
@@ -118,6 +121,19 @@ def _timed(model: Model, row: Row, clock: Callable[[], float]) -> float:
     seconds = clock() - began
     model.commit(row.handle, ())
     return seconds
+
+
+def typical(times: Sequence[Sequence[float]]) -> list[float]:
+    """One time for each width out of all rounds, [widths][rounds], by median polish of the logarithms.
+
+    A round in which the whole machine was slow counts as a slow round, not as slow widths.
+    """
+    logs = np.log(np.asarray(times))
+    level, shape = np.zeros(logs.shape[1]), np.zeros(logs.shape[0])
+    for _ in range(10):
+        shape = np.median(logs - level, axis=1)
+        level = np.median(logs - shape[:, None], axis=0)
+    return [float(value) for value in np.exp(shape + np.median(level))]
 
 
 def rising(values: Sequence[float]) -> list[float]:

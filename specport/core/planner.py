@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from specport.core.costs import MAX_WIDTH, StepCosts
 from specport.core.estimates import Acceptance, Local
-from specport.core.ports import DraftRequest, Outcome, Plan, PlannedDrafter
+from specport.core.ports import Capabilities, DraftRequest, Outcome, Plan, PlannedDrafter
 from specport.core.pricing import Candidate, Curve, best_cut, row_widths
 from specport.core.tree import TokenTree
 
 _REACH = 0.7  # chance a level, before anything was drafted
+_PARTIAL_REACH = 0.5  # the same for a draft that will not read the whole context
 _FOLLOW = 0.2  # how much one draft moves the forecast
 _FIRST_WAIT = 8  # rounds until a drafter that does not seem to pay is tried all the same
 _PROBE_DEPTH = 2
@@ -61,12 +62,13 @@ class PathGate:
 class _Forecast:
     """What a costly drafter is expected to bring: the mean chance of its node at depth 1, 2, ..."""
 
-    reach: NDArray[np.float64] = field(default_factory=lambda: _REACH ** np.arange(1.0, MAX_WIDTH))
+    reach: NDArray[np.float64] | None = None
     wait: int = _FIRST_WAIT
     pause: int = _FIRST_WAIT
 
     def learn(self, chances: Sequence[float]) -> None:
         """From the chances along a drafted chain; behind its end they go on falling."""
+        assert self.reach is not None  # nothing is drafted without a forecast
         known = min(len(chances), MAX_WIDTH - 1)
         tail = chances[known - 1] * _REACH ** np.arange(1.0, MAX_WIDTH - known)
         self.reach += _FOLLOW * (np.concatenate([chances[:known], tail]) - self.reach)
@@ -100,22 +102,23 @@ class _Round:
 class Planner:
     """Chooses among drafters and cuts their trees, for the most expected tokens a second.
 
-    costs:  of the target's steps.
-    forked: a branch of a tree repeats its path in the step (see `pricing.row_widths`).
+    costs:        of the target's steps.
+    capabilities: the target's; what a row costs depends on how it is stepped.
     """
 
     def __init__(
         self,
         sources: Sequence[Source],
         costs: StepCosts,
+        capabilities: Capabilities = Capabilities(),  # noqa: B008  (frozen)
         *,
-        forked: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = "|".join(dict.fromkeys(source.drafter.name for source in sources))
         self._sources = list(sources)
         self._costs = costs
-        self._forked = forked
+        self._forked = capabilities.forked_trees
+        self._min_width = capabilities.min_width
         self._clock = clock
         self._acceptance = [Acceptance(source.drafter.prior) for source in sources]
         self._states: dict[int, _State] = {}
@@ -140,7 +143,7 @@ class Planner:
                 continue
             tree = outcome.tree
             own = int(row_widths(tree, range(len(tree)), forked=self._forked)[-1]) if len(tree) else 1
-            width = outcome.num_other_tokens + own
+            width = outcome.num_other_tokens + max(own, self._min_width)
             if not state.repeatable:
                 changed = self._last_width not in (0, width)
                 state.costs.observe(width, outcome.context, outcome.verify_s, changed=changed)
@@ -167,6 +170,7 @@ class Planner:
             curve = curve + state.costs.change_seconds(context)
             curve[min(self._last_width, MAX_WIDTH)] -= state.costs.change_seconds(context)
         curve = np.concatenate([[0.0], curve[1 + others : 2 + others + request.plan.depth]])
+        curve[1 : self._min_width] = curve[self._min_width : self._min_width + 1]
         request = replace(request, plan=Plan(depth=len(curve) - 2))
         return _Round(request, state, curve, rate=float(curve[1]))
 
@@ -203,10 +207,14 @@ class Planner:
         Sets the round's plan for it.
         """
         forecast = r.state.forecasts[which]
-        first, each = self._draft_seconds(which, r)
         depth = r.request.plan.depth
         if depth < 1:
             return False
+        behind = self._sources[which].drafter.behind(r.request)
+        if forecast.reach is None:
+            level = _REACH if behind == len(r.request.context) else _PARTIAL_REACH
+            forecast.reach = level ** np.arange(1.0, MAX_WIDTH)
+        first, each = self._draft_seconds(which, r, behind)
         tokens = 1.0 + np.cumsum(forecast.reach[:depth])
         seconds = first + each * np.arange(depth) + r.curve[2:]
         rate = float(np.min(seconds / tokens))
@@ -225,7 +233,7 @@ class Planner:
         r.request = replace(r.request, plan=replace(r.request.plan, depth=depth, stop=stop))
         return True
 
-    def _draft_seconds(self, which: int, r: _Round) -> tuple[float, float]:
+    def _draft_seconds(self, which: int, r: _Round, behind: int) -> tuple[float, float]:
         """Seconds until a draft's first token and for each further one.
 
         Reading a long context is an investment that later rounds of the same text share.
@@ -235,7 +243,6 @@ class Planner:
         context = len(r.request.context)
         if not costs.known:
             costs.assume(UNKNOWN_COST * r.state.costs.step(1, context))
-        behind = self._sources[which].drafter.behind(r.request)
         each = costs.step(1, context)
         reading = costs.step(behind, context) - each
         written = context - r.state.num_prompt_tokens
@@ -244,10 +251,11 @@ class Planner:
 
     def _gate(self, which: int, r: _Round, each: float) -> PathGate:
         """Where the draft stops: one more node costs a draft step and a token of the target's."""
-        forecast = r.state.forecasts[which]
+        reach = r.state.forecasts[which].reach
+        assert reach is not None  # the forecast was asked just before
         least = [0.0]
         for depth in range(1, len(r.curve) - 2):
-            onward = forecast.reach[depth] / forecast.reach[depth - 1]
+            onward = reach[depth] / reach[depth - 1]
             least.append((each + r.curve[depth + 2] - r.curve[depth + 1]) / (r.rate * onward))
         return PathGate(r.state.local[which], tuple(least))
 

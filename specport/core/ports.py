@@ -24,6 +24,7 @@ class Capabilities:
 
     tree: bool = False  # rows may branch; without it only chains may be stepped
     forked_trees: bool = False  # a branch costs its whole path, not just its own tokens
+    min_width: int = 1  # a row with fewer new tokens is padded to this many, and costs as much
     batch: bool = False  # several rows in one step
     exact: bool = False  # logits do not depend on how tokens are split over steps and rows
     hidden_states: tuple[int, ...] = ()  # layers whose output a step returns
