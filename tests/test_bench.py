@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
+from specport.api import Drafting
 from specport.bench.methods import Run, Spec, parse
 from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Job, Record, decode_all, plan
@@ -60,10 +61,11 @@ def test_a_category_that_is_not_there(prompts: Path) -> None:
 
 
 def test_method_names() -> None:
-    assert parse("plain") == Spec("plain", "none", "fixed", 0)
-    assert parse("ngram") == Spec("ngram", "ngram", "planned", None)
-    assert parse("ngram|draft@fixed=4") == Spec("ngram|draft@fixed=4", "ngram|draft", "fixed", 4)
-    for wrong in ("ngram@fixed=x", "ngram@nonsense", "ngram@planned=0"):
+    assert parse("plain") == Spec("plain", "none", Drafting("fixed", 0))
+    assert parse("ngram") == Spec("ngram", "ngram", Drafting("planned", None))
+    assert parse("ngram|draft@fixed=4") == Spec("ngram|draft@fixed=4", "ngram|draft", Drafting("fixed", 4))
+    assert parse("draft@fixed=3:2,1").drafting == Drafting("fixed", 3, (2, 1))
+    for wrong in ("ngram@fixed=x", "ngram@nonsense", "ngram@planned=0", "a@fixed=3:x", "a@planned=3:2"):
         with pytest.raises(InvalidInput):
             parse(wrong)
 

@@ -234,6 +234,18 @@ def test_a_seeded_sampled_text_gets_the_same_plans_whatever_the_clock_says() -> 
     assert plans[0] == plans[1]
 
 
+def test_a_seeded_sampled_text_is_planned_alike_alone_and_in_a_batch() -> None:
+    world = World({"free": 0.5})
+    steep = StepCosts((1, 2, 4, 8), (0,), ((1.0, 1.02, 1.1, 4.0),), measured=True)
+    planner = Planner([Source(Fake(world, "free"))], steep, clock=world.clock)
+
+    def request(key: int) -> DraftRequest:
+        return DraftRequest(key, [0] * 9, Plan(8), Sampler(SamplingParams(temperature=1.0, seed=1)), 100)
+
+    (alone,) = planner.propose([request(0)])
+    assert len(alone) and planner.propose([request(key) for key in range(1, 5)])[0] == alone
+
+
 def test_sequences_of_a_batch_are_planned_together_and_forgotten() -> None:
     world = World({"free": 0.8, "model": 0.8})
     free, model = Fake(world, "free", confidence=0.1), Fake(world, "model", confidence=0.8, cost=0.1)

@@ -1,13 +1,14 @@
 """Ways to decode that a benchmark compares: specport's own, all on one loaded target.
 
-A method is named as DRAFT, DRAFT@POLICY or DRAFT@POLICY=N: `plain`, `ngram`, `ngram|MODEL@fixed=4`.
+A method is named as DRAFT, DRAFT@POLICY or DRAFT@POLICY=N: `plain`, `ngram`, `ngram|MODEL@fixed=4`. A tree is
+drafted by `DRAFT@fixed=N:B,B,...` with the number of branches at depth 1, 2, ...: `ngram@fixed=4:2`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from specport.api import Drafting
@@ -51,25 +52,28 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed name. num: the policy's number of draft tokens, None = its default."""
+    """A parsed name. drafting: the policy with its numbers."""
 
     name: str
     draft: str
-    policy: str
-    num: int | None = None
+    drafting: Drafting
 
 
 def parse(name: str) -> Spec:
     """Raises InvalidInput for a name that means nothing."""
     if name == PLAIN:
-        return Spec(name, "none", "fixed", 0)
+        return Spec(name, "none", Drafting("fixed", 0))
     draft, _, policy = name.partition("@")
-    policy, _, number = policy.partition("=")
-    if number and not number.isdigit():
-        raise InvalidInput(f"cannot read the method {name!r}", "write it like 'ngram@fixed=4'")
-    spec = Spec(name, draft, policy or "planned", int(number) if number else None)
-    Drafting(spec.policy, spec.num)  # raises for an unknown policy
-    return spec
+    policy, _, numbers = policy.partition("=")
+    number, _, tree = numbers.partition(":")
+    try:
+        num = int(number) if number else None
+        branches = tuple(int(n) for n in tree.split(",")) if tree else ()
+    except ValueError:
+        raise InvalidInput(
+            f"cannot read the method {name!r}", "write it like 'ngram@fixed=4' or 'ngram@fixed=4:2,2'"
+        ) from None
+    return Spec(name, draft, Drafting(policy or "planned", num, branches))
 
 
 class Own:
@@ -82,7 +86,7 @@ class Own:
         self.settings = settings
         self._engine = engine
         self._eos_ids = eos_ids
-        self._drafting = Drafting(spec.policy, spec.num)
+        self._drafting = spec.drafting
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
         began = time.perf_counter()
@@ -109,5 +113,5 @@ def own(
     spec: Spec, drafter: Drafter | None, engine: Engine, eos_ids: frozenset[int], about: Mapping[str, Any]
 ) -> Own:
     """A method on the target of `engine` with a drafter of its own."""
-    settings = {**about, "draft": spec.draft, "policy": spec.policy, "num_draft_tokens": spec.num}
+    settings = {**about, "draft": spec.draft, **asdict(spec.drafting)}
     return Own(spec, Engine(engine.model, drafter), eos_ids, settings)

@@ -135,7 +135,7 @@ class _Shared:
         spec = parse(name)
         drafter = build(
             parse_draft(spec.draft), self.target.model, self.tokenizer, self._load_draft,
-            planned=spec.policy == "planned", costs=self.loader.costs(self.target),
+            planned=spec.drafting.policy == "planned", costs=self.loader.costs(self.target),
         )  # fmt: skip
         about = {"exact": self.target.model.capabilities.exact}
         return own(spec, drafter, Engine(self.target.model), self.tokenizer.eos_ids, about)

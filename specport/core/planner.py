@@ -7,7 +7,7 @@ stops where the next token would not pay. When nothing pays, nothing is drafted.
 
 Costs are `StepCosts`, refined by every step; chances come from `Acceptance`, by drafter, confidence and
 depth, and from the sequence at hand. A seeded sampled text must come out twice the same, so its plans
-rest neither on the clock nor on other texts.
+rest neither on the clock nor on other texts, before it or beside it.
 """
 
 from __future__ import annotations
@@ -137,22 +137,24 @@ class Planner:
         return [r.best.tree for r in rounds]
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
+        if outcomes:
+            self._observe_step(outcomes[0])
         for outcome in outcomes:
             state = self._states.get(outcome.key)
-            if state is None:
-                continue
-            tree = outcome.tree
-            own = int(row_widths(tree, range(len(tree)), forked=self._forked)[-1]) if len(tree) else 1
-            width = outcome.num_other_tokens + max(own, self._min_width)
-            if not state.repeatable:
-                changed = self._last_width not in (0, width)
-                state.costs.observe(width, outcome.context, outcome.verify_s, changed=changed)
-            self._last_width = width
-            if state.asked is not None:
-                state.local[state.asked].observe(tree, outcome.path)
+            if state is not None and state.asked is not None:
+                state.local[state.asked].observe(outcome.tree, outcome.path)
                 state.asked = None
         for source in self._sources:
             source.drafter.observe(outcomes)
+
+    def _observe_step(self, outcome: Outcome) -> None:
+        """Learn what the step cost; the outcomes of all its rows tell the same."""
+        tree = outcome.tree
+        own = int(row_widths(tree, range(len(tree)), forked=self._forked)[-1]) if len(tree) else 1
+        width = outcome.num_other_tokens + max(own, self._min_width)
+        changed = self._last_width not in (0, width)
+        self._costs.observe(width, outcome.context, outcome.verify_s, changed=changed)
+        self._last_width = width
 
     def forget(self, key: int) -> None:
         self._states.pop(key, None)
@@ -164,11 +166,14 @@ class Planner:
         if state is None:
             state = self._states[request.key] = self._open(request)
         context = len(request.context)
-        others = min(num_rows - 1, MAX_WIDTH // 2)  # each other row brings at least its root token
-        curve = state.costs.curve(context)
-        if self._last_width and not state.repeatable:
-            curve = curve + state.costs.change_seconds(context)
-            curve[min(self._last_width, MAX_WIDTH)] -= state.costs.change_seconds(context)
+        curve, others = state.costs.curve(context), 0
+        if not state.repeatable:
+            # Each other row brings at least its root token, padded as this one would be.
+            others = min((num_rows - 1) * self._min_width, MAX_WIDTH // 2)
+            if 0 < self._last_width <= MAX_WIDTH:
+                change = state.costs.change_seconds(context)
+                curve = curve + change
+                curve[self._last_width] -= change
         curve = np.concatenate([[0.0], curve[1 + others : 2 + others + request.plan.depth]])
         curve[1 : self._min_width] = curve[self._min_width : self._min_width + 1]
         request = replace(request, plan=Plan(depth=len(curve) - 2))
