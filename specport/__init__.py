@@ -2,7 +2,7 @@
 
 import specport
 pipeline = specport.load()
-print(pipeline.generate("Explain speculative decoding to a child").text)
+print(pipeline.generate("Explain speculative decoding to a child.").text)
 """
 
 from __future__ import annotations

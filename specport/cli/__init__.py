@@ -26,7 +26,7 @@ COMMANDS = {
 }
 EXAMPLES = """\
 examples:
-  specport run "Explain speculative decoding to a child"
+  specport run "Explain speculative decoding to a child."
   specport run --chat --device xeon
   specport calibrate --device xeon      measure what a step costs here; run then plans with it
   specport devices                      what this machine can run on, and what is missing

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  specport run "Explain speculative decoding to a child"
+  specport run "Explain speculative decoding to a child."
   specport run --model Qwen/Qwen2.5-1.5B-Instruct --draft 'ngram|Qwen/Qwen2.5-0.5B-Instruct' "Write a haiku"
   specport run --show-drafts --prompt-file article.txt --system "Summarise the text."
   git diff | specport run --max-new-tokens 80 --json
