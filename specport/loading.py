@@ -65,10 +65,11 @@ def load(
         notes.append(note)
 
     def load_draft(spec: str) -> DraftModel:
-        draft_files, found = loader.draft(spec, draft_precision)
+        draft_files, found = loader.draft(spec, draft_precision, target)
         notes.extend(found.notes)
         draft_tokenizer = load_tokenizer(draft_files.folder)
-        return DraftModel(found.model, draft_tokenizer, draft_files.name, loader.costs(found))
+        costs = loader.costs(found)
+        return DraftModel(found.model, draft_tokenizer, draft_files.name, costs, found.head_tokens)
 
     drafter = build(
         parts, target.model, tokenizer, load_draft,
@@ -116,10 +117,23 @@ class Loader:
         options = LoadOptions(self.profile, exact=exact, threads=self.threads, max_context=self.max_context)
         return files, self.backend.load(files, options)
 
-    def draft(self, spec: str, precision: str | None) -> tuple[ModelFiles, Loaded]:
-        files = self._resolve(spec, precision or self.profile.draft_precision)
-        options = LoadOptions(self.profile, role="draft", threads=self.threads, max_context=self.max_context)
-        return files, self.backend.load(files, options)
+    def draft(self, spec: str, precision: str | None, target: Loaded) -> tuple[ModelFiles, Loaded]:
+        """With the head that calibration found best beside this target."""
+        files = self.draft_files(spec, precision)
+        return files, self.draft_with(files, store.find_head(target.key, files.fingerprint))
+
+    def draft_files(self, spec: str, precision: str | None) -> ModelFiles:
+        return self._resolve(spec, precision or self.profile.draft_precision)
+
+    def draft_with(self, files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Loaded:
+        options = LoadOptions(
+            self.profile,
+            role="draft",
+            threads=self.threads,
+            head_tokens=head_tokens,
+            max_context=self.max_context,
+        )
+        return self.backend.load(files, options)
 
     def costs(self, loaded: Loaded) -> StepCosts:
         """What was measured of this model (`specport calibrate`), else the profile's prior."""

@@ -42,7 +42,8 @@ class LoadOptions:
     role:          a draft may round as it likes; a target in exact mode may not.
     threads:       None = the runtime's own choice.
     hidden_layers: layers whose hidden states every step returns.
-    head_tokens:   ids the language-model head is cut to; None = all.
+    head_tokens:   ids the language-model head is cut to; None = all. A backend that cannot cut heads
+                   loads the whole one, and `Loaded.head_tokens` says so.
     max_context:   a smaller limit than the model's own; None = the model's.
     """
 
@@ -62,11 +63,13 @@ class Loaded:
     key:   names everything that decides how fast its steps are: runtime, processor, weights, settings.
            Measured costs are kept under it; "" = they cannot be kept.
     notes: what the user should know about how it was loaded.
+    head_tokens: the ids behind the columns of the logits; None = every id, in order.
     """
 
     model: Model
     notes: tuple[str, ...] = ()
     key: str = ""
+    head_tokens: tuple[int, ...] | None = None
 
 
 class Backend(Protocol):

@@ -44,6 +44,6 @@ def toy_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyBackend:
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("specport.loading.backend_for", lambda profile: backend)
     monkeypatch.setattr("specport.loading.resolve", resolve)
-    for module in ("specport.loading", "specport.bench.run"):
+    for module in ("specport.loading", "specport.bench.run", "specport.calibration.calibrate"):
         monkeypatch.setattr(f"{module}.load_tokenizer", lambda folder: Tokenizer())
     return backend

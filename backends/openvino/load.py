@@ -35,20 +35,22 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         # Padded like an exact target, though nothing depends on its rounding: one or two new tokens
         # are then the same shape, and a change of shape costs more than the second token.
         model = _compile(files, options, profile.draft, exact_mode=True)
-        return Loaded(model, key=_key(files, options, profile.draft, padded=True))
+        key = _key(files, options, profile.draft, padded=True)
+        return Loaded(model, key=key, head_tokens=options.head_tokens)
     if not options.exact:
         model = _compile(files, options, profile.fast, exact_mode=False)
-        return Loaded(model, key=_key(files, options, profile.fast, padded=False))
+        key = _key(files, options, profile.fast, padded=False)
+        return Loaded(model, key=key, head_tokens=options.head_tokens)
     model = _compile(files, options, profile.exact, exact_mode=True)
     key = _key(files, options, profile.exact, padded=True)
     if _checked(model, key):
-        return Loaded(model, key=key)
+        return Loaded(model, key=key, head_tokens=options.head_tokens)
     del model  # before the next one is compiled: two copies of a large model need not fit
     model = _compile(files, options, profile.fallback, exact_mode=True)
     key = _key(files, options, profile.fallback, padded=True)
     if _checked(model, key):
         note = "exact mode runs in f32 here: the default kernels are not split-invariant"
-        return Loaded(model, (note,), key)
+        return Loaded(model, (note,), key, options.head_tokens)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps, even in f32",
         "use --fast",
@@ -99,14 +101,7 @@ def _compile(
             f"OpenVINO cannot load {files.name} on {options.profile.device}: {graph.first_line(error)}",
             "see: specport devices",
         ) from error
-    head = options.head_tokens
-    return PagedModel(
-        compiled,
-        max_context=limit,
-        exact=exact_mode,
-        hidden_layers=options.hidden_layers,
-        head_tokens=None if head is None else np.asarray(head, dtype=np.int64),
-    )
+    return PagedModel(compiled, max_context=limit, exact=exact_mode, hidden_layers=options.hidden_layers)
 
 
 def _context_limit(config: Mapping[str, Any]) -> int:

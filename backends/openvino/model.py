@@ -46,7 +46,6 @@ class PagedModel:
     exact:       a sequence's lone token gets a throw-away companion, and each path of a tree is
                  stepped as a sequence of its own: a mask would leave gaps between a node and its
                  ancestors, and the kernels sum in another order around a gap.
-    head_tokens: the ids behind the columns of a cut head; None for a whole one.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class PagedModel:
         max_context: int,
         exact: bool,
         hidden_layers: tuple[int, ...] = (),
-        head_tokens: NDArray[np.int64] | None = None,
         max_cache_tokens: int | None = None,
     ) -> None:
         self._request = compiled.create_infer_request()
@@ -64,7 +62,6 @@ class PagedModel:
         blocks = -(-(max_cache_tokens or 64 * max_context) // BLOCK_SIZE) + 1
         self.cache = BlockCache(compiled, self._request, blocks)
         self.max_context = max_context
-        self.head_tokens = head_tokens
         self.vocab_size = int(compiled.output("logits").get_partial_shape()[2].get_length())
         self._exact = exact
         kinds = {port.get_element_type().to_string() for port in compiled.inputs if is_cache(port)}

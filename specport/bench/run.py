@@ -165,10 +165,13 @@ class _Shared:
     def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
         if self._draft is None or self._draft_files is None:
             assert self.draft is not None  # asked only by methods that need it
-            self._draft_files, found = self.loader.draft(self.draft, self.draft_precision)
+            self._draft_files, found = self.loader.draft(self.draft, self.draft_precision, self.target)
             tokenizer = load_tokenizer(self._draft_files.folder)
-            self.draft_name = self._draft_files.name
-            self._draft = DraftModel(found.model, tokenizer, self._draft_files.name, self.loader.costs(found))
+            self.draft_name = name = self._draft_files.name
+            if found.head_tokens is not None:
+                self.draft_name += f", head cut to {len(found.head_tokens)} tokens"
+            costs = self.loader.costs(found)
+            self._draft = DraftModel(found.model, tokenizer, name, costs, found.head_tokens)
         return self._draft, self._draft_files
 
 

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
-from specport.calibration import store
+from specport.calibration import heads, store
+from specport.calibration.heads import Head
 from specport.calibration.measure import Measured, measure
+from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
 from specport.core.ports import Model
@@ -23,10 +26,12 @@ from specport.errors import InvalidInput
 from specport.loading import Loader
 from specport.models.progress import Progress, part, silent
 from specport.models.source import ModelFiles
+from specport.models.tokenizer import load_tokenizer
 from specport.profiles import cpu_name
 from specport.registry import Loaded
 
-_LOOP_TOKENS = 24
+_LOOP_TOKENS, _SAMPLE_TOKENS = 24, 48
+_TARGET_S, _DRAFT_S = 35.0, 15.0  # of measuring steps
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Report:
     role:     "target" or "draft".
     loop_s:   median seconds that a plain step takes beside the runtime's own call; targets only.
     path:     where it is kept; None where the backend gives no key to keep it under.
+    heads:    of a draft: every size of language-model head that was tried, the whole one first.
+    head:     the one of them that is used.
     """
 
     role: str
@@ -44,6 +51,8 @@ class Report:
     measured: Measured
     loop_s: float | None
     path: Path | None
+    heads: tuple[Head, ...] = ()
+    head: Head | None = None
 
 
 def calibrate(
@@ -60,22 +69,62 @@ def calibrate(
 ) -> list[Report]:
     """Measure the target's steps, and those of each model in `draft`. Arguments as for `specport.load`.
 
-    Takes about a minute a model. Run it on a machine that does nothing else. Raises SpecportError.
+    A draft's language-model head is cut where that pays (see `heads`). Takes about a minute a model. Run
+    it on a machine that does nothing else. Raises SpecportError.
     """
     specs = [part.removeprefix("model:") for part in parse(draft) if part != "ngram"]
     share = 1.0 / (1 + len(specs))
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
-    reports = []
-    for i, spec in enumerate([None, *specs]):
-        bar = part(progress, i * share + 0.1 * share, (i + 1) * share)
-        if spec is None:
-            files, loaded = loader.target(model, precision, exact)
-            reports.append(_report("target", files, loaded, loader, bar, 40.0))
-        else:
-            files, loaded = loader.draft(spec, draft_precision)
-            reports.append(_report("draft", files, loaded, loader, bar, 20.0))
-        del loaded  # before the next one: two models need not fit
+    bar = part(progress, 0.1 * share, share)
+    files, target = loader.target(model, precision, exact)
+    report = _report("target", files, target, loader, part(bar, 0.0, 0.7 if specs else 1.0), _TARGET_S)
+    reports = [report]
+    if not specs:
+        return reports
+    texts = heads.write(target.model, load_tokenizer(files.folder), _SAMPLE_TOKENS, part(bar, 0.7, 1.0))
+    key = target.key
+    del target  # before the drafts come: two models need not fit
+    for number, spec in enumerate(specs, start=1):
+        bar = part(progress, number * share, (number + 1) * share)
+        files = loader.draft_files(spec, draft_precision)
+        loaded = loader.draft_with(files, None)
+        tried = _heads(loader, files, loaded.model, texts, report.measured.costs, part(bar, 0.0, 0.4))
+        best = heads.best(tried)
+        if key:
+            store.save_head(key, files.fingerprint, best.tokens)
+        if best.tokens is not None:
+            loaded = loader.draft_with(files, best.tokens)
+        found = _report("draft", files, loaded, loader, part(bar, 0.4, 1.0), _DRAFT_S)
+        reports.append(replace(found, heads=tried, head=best))
+        del loaded
     return reports
+
+
+def _heads(
+    loader: Loader,
+    files: ModelFiles,
+    whole: Model,
+    texts: Sequence[heads.Text],
+    target: StepCosts,
+    progress: Progress,
+) -> tuple[Head, ...]:
+    """What each size of the draft's head costs and how well it agrees, the whole one first."""
+    vocab = whole.vocab_size
+    special = load_tokenizer(files.folder).special_ids
+    cuts = [heads.kept_ids(size, vocab, special) for size in heads.sizes(vocab)]
+    progress("the draft reads", 0.0)
+    shares = heads.agreements(whole, texts, [None, *cuts])
+    seconds = heads.step_seconds(whole)
+    found = [Head(None, vocab, seconds, shares[0], heads.rate(shares[0], seconds, target))]
+    for number, (tokens, share) in enumerate(zip(cuts, shares[1:], strict=True)):
+        progress(f"a head of {len(tokens)} tokens", (number + 1) / (len(cuts) + 1))
+        cut = loader.draft_with(files, tokens)
+        if cut.head_tokens is None:
+            break  # this backend cannot cut heads
+        cost = seconds * heads.step_ratio(whole, cut.model)
+        found.append(Head(tokens, len(tokens), cost, share, heads.rate(share, cost, target)))
+        del cut
+    return tuple(found)
 
 
 def _report(
@@ -89,6 +138,7 @@ def _report(
         "processor": cpu_name(),
         "model": files.name,
         "precision": files.precision,
+        "head": loaded.model.vocab_size,
         "exact": loaded.model.capabilities.exact,
         "threads": loader.threads,
         "python": platform.python_version(),

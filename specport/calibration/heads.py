@@ -1,0 +1,189 @@
+"""Chooses how many tokens a draft's language-model head keeps, by what that saves and what it costs.
+
+A draft with the vocabulary of a large model spends half its step in the head. Rows of rare tokens can
+go (FR-Spec, arXiv 2502.14856): the target verifies with its whole head, so the text stays the same and
+only the agreement suffers. Byte-pair vocabularies are numbered by how early a pair was merged, which
+ranks tokens by frequency without any corpus: a cut keeps the first ids and all special tokens.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
+
+from specport.core.costs import StepCosts
+from specport.core.engine import Engine, Generation
+from specport.core.policies import Fixed
+from specport.core.ports import Model, Row
+from specport.core.sampling import SamplingParams
+from specport.core.tree import TokenTree
+from specport.models.progress import Progress
+from specport.models.tokenizer import Tokenizer
+
+SIZES = (65_536, 32_768, 16_384)
+WORTH = 1.02  # how much faster a cut head must come out
+_MOST_DRAFTED = 8
+_ROUNDS, _WARM, _CONTEXT = 12, 2, 64
+Clock = Callable[[], float]
+# What the target writes about these shows how well a draft guesses it: one of each common task.
+PROMPTS = (
+    "Write a Python function that merges two sorted lists, with a short explanation.",
+    "Why does the moon have phases? Explain it to a class of ten-year-olds.",
+    "Translate into German: The train was late because of the snow, so we missed the last bus.",
+    "A farmer sells 48 eggs in April and half as many in May. How many in both? Think step by step.",
+    "Write a polite e-mail that asks to move Tuesday's meeting to Thursday afternoon.",
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the target wrote, greedily, behind a prompt. Token ids."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One size of head and what was measured of it.
+
+    tokens:    ids that it keeps; None = all.
+    size:      how many those are.
+    seconds:   of a draft step.
+    agreement: share of the target's tokens that the draft would have proposed.
+    rate:      tokens a second that they make, at the number of draft tokens that suits them best.
+    """
+
+    tokens: tuple[int, ...] | None
+    size: int
+    seconds: float
+    agreement: float
+    rate: float
+
+
+def kept_ids(size: int, vocab: int, special: Iterable[int]) -> tuple[int, ...]:
+    """The first `size` ids and the special ones, rising."""
+    return (*range(min(size, vocab)), *sorted(i for i in set(special) if size <= i < vocab))
+
+
+def sizes(vocab: int) -> list[int]:
+    """Cuts worth trying: those that leave away a good part of the head."""
+    return [size for size in SIZES if size <= 0.75 * vocab]
+
+
+def write(target: Model, tokenizer: Tokenizer, num_tokens: int, progress: Progress) -> list[Text]:
+    """The target's own greedy answers to PROMPTS, at most `num_tokens` each."""
+    engine = Engine(target)
+    texts = []
+    for number, prompt in enumerate(PROMPTS):
+        progress("the target writes", number / len(PROMPTS))
+        if tokenizer.has_chat_template:
+            ids = tokenizer.chat([{"role": "user", "content": prompt}])
+        else:
+            ids = tokenizer.encode(prompt)
+        if len(ids) + num_tokens > target.max_context:
+            continue
+        generation = Generation(
+            list(ids), engine.open(), SamplingParams(), Fixed(0), num_tokens, tokenizer.eos_ids
+        )
+        try:
+            for _ in engine.run([generation]):
+                pass
+        finally:
+            engine.close(generation.handle)
+        texts.append(Text(tuple(ids), tuple(generation.tokens[len(ids) :])))
+    return texts
+
+
+def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int] | None]) -> list[float]:
+    """Share of the target's tokens that the draft proposes, for each head, out of one reading.
+
+    draft: with its whole head; a cut one gives the same logits at the ids that it keeps.
+    """
+    masks = [_absent(draft.vocab_size, head) for head in heads]
+    hits, count = np.zeros(len(heads)), 0
+    for text in texts:
+        room = draft.max_context - len(text.answer)
+        before = text.prompt[-room:] if room > 0 else ()
+        if not before or not text.answer:
+            continue
+        handle = draft.open(len(before) + len(text.answer))
+        try:
+            if before[:-1]:
+                draft.step([Row(handle, TokenTree.chain(before[:-1]), logits="last")])
+                draft.commit(handle, range(len(before) - 1))
+            output = draft.step([Row(handle, TokenTree.chain((before[-1], *text.answer[:-1])))])
+            xp, where = array_namespace(output.logits), device(output.logits)
+            for i, mask in enumerate(masks):
+                proposed = xp.argmax(output.logits + xp.asarray(mask, device=where), axis=1)
+                hits[i] += sum(int(a) == b for a, b in zip(proposed, text.answer, strict=True))
+        finally:
+            draft.close(handle)
+        count += len(text.answer)
+    return [float(share) for share in hits / max(count, 1)]
+
+
+def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:
+    """[vocab] what to add to the logits: -inf at ids that the head does not keep."""
+    mask = np.zeros(vocab, dtype=np.float32)
+    if head is not None:
+        mask[:] = -np.inf
+        mask[np.asarray(head)] = 0.0
+    return mask
+
+
+def step_seconds(model: Model, clock: Clock = time.perf_counter) -> float:
+    """Median seconds of a draft step."""
+    return statistics.median(times[0] for times in _timed([model], clock))
+
+
+def step_ratio(whole: Model, cut: Model, clock: Clock = time.perf_counter) -> float:
+    """Time of the cut draft's step over the whole one's; measured in turns, so that drift cancels."""
+    return statistics.median(times[1] / times[0] for times in _timed([whole, cut], clock))
+
+
+def _timed(models: Sequence[Model], clock: Clock) -> list[list[float]]:
+    """Seconds of a one-token step of each model, [rounds][models]."""
+    rounds = []
+    handles = [model.open() for model in models]
+    context = min(_CONTEXT, *(model.max_context - 1 for model in models))
+    try:
+        for model, handle in zip(models, handles, strict=True):
+            model.step([Row(handle, TokenTree.chain((0,) * context), logits="last")])
+            model.commit(handle, range(context))
+        for _ in range(_WARM + _ROUNDS):
+            times = []
+            for model, handle in zip(models, handles, strict=True):
+                began = clock()
+                model.step([Row(handle, TokenTree.chain((0,)))])
+                times.append(clock() - began)
+                model.commit(handle, ())
+            rounds.append(times)
+    finally:
+        for model, handle in zip(models, handles, strict=True):
+            model.close(handle)
+    return rounds[_WARM:]
+
+
+def rate(agreement: float, draft_s: float, target: StepCosts) -> float:
+    """Tokens a second with the best number of draft tokens, where each is right by itself as often.
+
+    Leviathan et al. 2211.17192, with measured times: (1 - a^(n + 1)) / (1 - a) tokens in T(n + 1) + n D.
+    """
+    best, tokens = 0.0, 0.0
+    for num in range(_MOST_DRAFTED + 1):
+        tokens += agreement**num
+        best = max(best, tokens / (target.step(num + 1, 0) + num * draft_s))
+    return best
+
+
+def best(heads: Sequence[Head]) -> Head:
+    """The whole head (the first), unless a cut one is faster by a margin that noise does not make."""
+    fastest = max(heads, key=lambda head: head.rate)
+    return fastest if fastest.rate > WORTH * heads[0].rate else heads[0]
