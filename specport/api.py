@@ -12,7 +12,7 @@ from typing import Any, overload
 from specport.core.acceptance import AcceptanceRule, rule_for
 from specport.core.engine import Engine, Generation
 from specport.core.policies import make_policy
-from specport.core.ports import CacheHandle, Policy
+from specport.core.ports import CacheHandle, Policy, StopRule
 from specport.core.sampling import SamplingParams
 from specport.errors import InvalidInput
 from specport.models.tokenizer import Tokenizer
@@ -60,13 +60,14 @@ class Drafting:
     num_draft_tokens: int | None = None
     branches: tuple[int, ...] = ()
     acceptance: str = "rejection"
+    classifier: StopRule | None = None
 
     def __post_init__(self) -> None:
         self.make_policy()
         self.make_rule(SamplingParams(temperature=1.0))
 
     def make_policy(self) -> Policy:
-        return make_policy(self.policy, self.num_draft_tokens, self.branches)
+        return make_policy(self.policy, self.num_draft_tokens, self.branches, self.classifier)
 
     def make_rule(self, params: SamplingParams) -> AcceptanceRule:
         return rule_for(params, self.acceptance)

@@ -54,6 +54,11 @@ def parse(expression: str) -> list[str]:
     return [part if part == "ngram" or part.startswith("model:") else f"model:{part}" for part in parts]
 
 
+def models_in(parts: list[str]) -> list[str]:
+    """The models that these parts (see `parse`) name."""
+    return [part.removeprefix("model:") for part in parts if part.startswith("model:")]
+
+
 def build(
     parts: list[str],
     target: Model,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specport.api import Drafting, Pipeline
 from specport.calibration import store
+from specport.core.classifier import Classifier
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine
-from specport.drafting import DraftModel, build, parse
+from specport.core.policies import CLASSIFIER
+from specport.drafting import DraftModel, build, models_in, parse
 from specport.errors import InvalidInput
 from specport.models.progress import Progress, silent
 from specport.models.source import ModelFiles, resolve
@@ -43,8 +45,8 @@ def load(
     precision: "fp16", "int8" or "int4" for models that are converted; None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
                contexts, and near-ties may flip.
-    policy:    "planned", "fixed", "heuristic" or "confidence"; num_draft_tokens is its constant, start
-               or cap.
+    policy:    "planned", "fixed", "heuristic", "confidence" or "classifier"; num_draft_tokens is its
+               constant, start or cap.
     branches:  children at depth 1, 2, ... for tree drafting with the policy "fixed".
     acceptance: rule for sampling, "rejection" or "block".
     threads, max_context: None = the runtime's and the model's own.
@@ -58,6 +60,8 @@ def load(
     if policy is None and num_draft_tokens is None:
         num_draft_tokens = profile.num_draft_tokens
     drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
+    if drafting.policy == CLASSIFIER and not models_in(parts):
+        raise InvalidInput("the policy classifier needs a draft model", "name one with --draft")
     files, target = loader.target(model, precision, exact)
     tokenizer = load_tokenizer(files.folder)
     notes = [*target.notes]
@@ -65,7 +69,10 @@ def load(
         notes.append(note)
 
     def load_draft(spec: str) -> DraftModel:
+        nonlocal drafting
         draft_files, found = loader.draft(spec, draft_precision, target)
+        if drafting.policy == CLASSIFIER and drafting.classifier is None:
+            drafting = replace(drafting, classifier=loader.classifier(target, draft_files))
         notes.extend(found.notes)
         draft_tokenizer = load_tokenizer(draft_files.folder)
         costs = loader.costs(found)
@@ -120,7 +127,17 @@ class Loader:
     def draft(self, spec: str, precision: str | None, target: Loaded) -> tuple[ModelFiles, Loaded]:
         """With the head that calibration found best beside this target."""
         files = self.draft_files(spec, precision)
-        return files, self.draft_with(files, store.find_head(target.key, files.fingerprint))
+        return files, self.draft_with(files, store.find_pair(target.key, files.fingerprint).head_tokens)
+
+    def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
+        """Of the policy of that name. Raises InvalidInput where none was trained."""
+        found = store.find_pair(target.key, draft.fingerprint).classifier
+        if found is None:
+            raise InvalidInput(
+                f"no classifier has been trained for the draft {draft.name} beside this target",
+                "run specport calibrate with the same --model, --draft, --device and --threads",
+            )
+        return found
 
     def draft_files(self, spec: str, precision: str | None) -> ModelFiles:
         return self._resolve(spec, precision or self.profile.draft_precision)

@@ -108,16 +108,19 @@ def test_a_head_is_kept_and_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: tuple[int, ...]
 ) -> None:
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path))
-    path = store.save_head("target", "draft", tokens)
-    assert store.find_head("target", "draft") == tokens
-    assert store.find_head("other", "draft") is None and store.find_head("", "draft") is None
-    store.save_head("target", "draft", None)
-    assert store.find_head("target", "draft") is None
-    bad = ("{", "[]", '{"format": 1, "head": [[3, 1]]}', '{"format": 1, "head": [[0, 1e12]]}',
-           '{"format": 1, "head": [[0]]}', '{"format": 1, "head": [[-4, 2]]}')  # fmt: skip
-    for damage in bad:
+    path = store.save_pair("target", "draft", store.Pair(tokens))
+    assert path is not None and store.save_pair("", "draft", store.Pair(tokens)) is None
+    assert store.find_pair("target", "draft") == store.Pair(tokens)
+    assert store.find_pair("other", "draft") == store.find_pair("", "draft") == store.Pair()
+    good = path.read_text()
+    for ranges in ("[[3, 1]]", "[[0, 1e12]]", "[[0]]", "[[-4, 2]]", "7"):
+        path.write_text(f'{{"format": 1, "head": {ranges}, "classifier": null}}')
+        assert store.find_pair("target", "draft") == store.Pair()
+    for damage in ("{", "[]", "", good.replace("1", "2", 1)):
         path.write_text(damage)
-        assert store.find_head("target", "draft") is None
+        assert store.find_pair("target", "draft") == store.Pair()
+    store.save_pair("target", "draft", store.Pair())
+    assert store.find_pair("target", "draft") == store.Pair()
 
 
 class CuttingBackend(ToyBackend):

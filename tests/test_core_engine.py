@@ -13,7 +13,7 @@ from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.planner import Planner, Source
 from specport.core.policies import Fixed, make_policy
-from specport.core.ports import Drafter, Plan
+from specport.core.ports import Drafted, Drafter, Plan
 from specport.core.sampling import SamplingParams
 from specport.drafters.cascade import Cascade
 from specport.drafters.model import ModelDrafter
@@ -160,7 +160,19 @@ def test_a_seed_gives_the_same_text_twice_and_alone_or_in_a_batch(kind: str) -> 
     assert both[1:] == alone
 
 
-@pytest.mark.parametrize("kind", ["ngram", "model", "cut", "ngram|model", "planned"])
+class Unsure(Fixed):
+    """Stops where the drawn distribution is spread wide, as a classifier might."""
+
+    top_k = 2
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), stop=self)
+
+    def goes_on(self, token: Drafted) -> bool:
+        return token.top[0] - token.top[1] > 0.2 and token.entropy < 1.2 and token.position < 3
+
+
+@pytest.mark.parametrize("kind", ["ngram", "model", "cut", "ngram|model", "planned", "stopped"])
 @pytest.mark.parametrize("branches", [(), (3, 2)])
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], rule: str) -> None:
@@ -182,6 +194,8 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     cheap = StepCosts((1, 2, 8), (0,), ((0.01, 0.011, 0.014),), measured=True)
     sources = [Source(NgramDrafter(tokens_per_match=None)), Source(ModelDrafter(draft, vocab), cheap)]
     drafters["planned"] = Planner(sources, StepCosts((1, 8), (0,), ((1.0, 5.0),), measured=True))
+    drafters["stopped"] = drafters["model"]
+    policy = Unsure if kind == "stopped" else Fixed
     if kind == "cut":
         draft.table = draft.table[:, :, cut]
         drafters["cut"] = ModelDrafter(draft, vocab, cut)
@@ -189,7 +203,7 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     prompt = [1, 2, 1, 3, 2]
     counts = np.zeros((vocab,) * 3)
     for p in params:
-        g = begin(engine, prompt, 3, params=p, policy=Fixed(3, branches), rule=rule_for(p, rule))
+        g = begin(engine, prompt, 3, params=p, policy=policy(3, branches), rule=rule_for(p, rule))
         if kind == "planned":  # as if without a seed: with one, nothing is learnt from text to text
             g.sampler.params = replace(p, seed=None)
         counts[tuple(run(engine, g)[0])] += 1

@@ -14,7 +14,7 @@ import pytest
 from specport.core.costs import StepCosts
 from specport.core.estimates import CENTRES
 from specport.core.planner import Planner, Source
-from specport.core.ports import Capabilities, DraftRequest, Outcome, Plan
+from specport.core.ports import Capabilities, Drafted, DraftRequest, Outcome, Plan
 from specport.core.sampling import Sampler, SamplingParams
 from specport.core.tree import TokenTree
 
@@ -55,7 +55,7 @@ class Fake:
         while depth < plan.depth:
             depth += 1
             self.world.now += self.cost
-            if plan.stop is not None and not plan.stop.goes_on([self.confidence] * depth):
+            if plan.stop is not None and not plan.stop.goes_on(Drafted((self.confidence,) * depth)):
                 break
         self.asked.append(depth)
         confidence = (self.confidence,) * depth

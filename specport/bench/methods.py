@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from specport.api import Drafting
@@ -113,5 +113,6 @@ def own(
     spec: Spec, drafter: Drafter | None, engine: Engine, eos_ids: frozenset[int], about: Mapping[str, Any]
 ) -> Own:
     """A method on the target of `engine` with a drafter of its own."""
-    settings = {**about, "draft": spec.draft, **asdict(spec.drafting)}
+    how = {f.name: getattr(spec.drafting, f.name) for f in fields(spec.drafting) if f.name != "classifier"}
+    settings = {**about, "draft": spec.draft, **how}
     return Own(spec, Engine(engine.model, drafter), eos_ids, settings)

@@ -20,7 +20,8 @@ from specport.bench.record import Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
 from specport.core.engine import Engine
-from specport.drafting import DraftModel, build
+from specport.core.policies import CLASSIFIER
+from specport.drafting import DraftModel, build, models_in
 from specport.drafting import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.loading import Loader
@@ -133,6 +134,13 @@ class _Shared:
 
     def own(self, name: str) -> Method:
         spec = parse(name)
+        if spec.drafting.policy == CLASSIFIER:
+            if not models_in(parse_draft(spec.draft)):
+                raise InvalidInput(
+                    f"the method {name!r} needs a draft model", "write it like 'draft@classifier'"
+                )
+            classifier = self.loader.classifier(self.target, self._draft_model()[1])
+            spec = replace(spec, drafting=replace(spec.drafting, classifier=classifier))
         drafter = build(
             parse_draft(spec.draft), self.target.model, self.tokenizer, self._load_draft,
             planned=spec.drafting.policy == "planned", costs=self.loader.costs(self.target),

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from specport.calibration import heads, store
+from specport.calibration import heads, stopping, store
 from specport.calibration.heads import Head
 from specport.calibration.measure import Measured, measure
+from specport.core.classifier import TOP_K
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
 from specport.core.ports import Model
 from specport.core.sampling import SamplingParams
-from specport.drafting import parse
+from specport.drafting import models_in, parse
 from specport.errors import InvalidInput
 from specport.loading import Loader
 from specport.models.progress import Progress, part, silent
@@ -30,8 +31,8 @@ from specport.models.tokenizer import load_tokenizer
 from specport.profiles import cpu_name
 from specport.registry import Loaded
 
-_LOOP_TOKENS, _SAMPLE_TOKENS = 24, 48
-_TARGET_S, _DRAFT_S = 35.0, 15.0  # of measuring steps
+_LOOP_TOKENS, _SAMPLE_TOKENS = 24, 64
+_TARGET_S, _DRAFT_S = 30.0, 15.0  # of measuring steps
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Report:
     path:     where it is kept; None where the backend gives no key to keep it under.
     heads:    of a draft: every size of language-model head that was tried, the whole one first.
     head:     the one of them that is used.
+    trained:  the classifier for the policy of that name; None where there was too little to learn from.
     """
 
     role: str
@@ -53,6 +55,7 @@ class Report:
     path: Path | None
     heads: tuple[Head, ...] = ()
     head: Head | None = None
+    trained: stopping.Trained | None = None
 
 
 def calibrate(
@@ -72,7 +75,7 @@ def calibrate(
     A draft's language-model head is cut where that pays (see `heads`). Takes about a minute a model. Run
     it on a machine that does nothing else. Raises SpecportError.
     """
-    specs = [part.removeprefix("model:") for part in parse(draft) if part != "ngram"]
+    specs = models_in(parse(draft))
     share = 1.0 / (1 + len(specs))
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
     bar = part(progress, 0.1 * share, share)
@@ -90,12 +93,14 @@ def calibrate(
         loaded = loader.draft_with(files, None)
         tried = _heads(loader, files, loaded.model, texts, report.measured.costs, part(bar, 0.0, 0.4))
         best = heads.best(tried)
-        if key:
-            store.save_head(key, files.fingerprint, best.tokens)
         if best.tokens is not None:
             loaded = loader.draft_with(files, best.tokens)
+        traces = stopping.trace(loaded.model, loaded.head_tokens, texts, TOP_K)
+        trained = stopping.train(traces, report.measured.costs, best.seconds)
+        pair = store.Pair(best.tokens, trained.classifier if trained else None)
+        store.save_pair(key, files.fingerprint, pair)
         found = _report("draft", files, loaded, loader, part(bar, 0.4, 1.0), _DRAFT_S)
-        reports.append(replace(found, heads=tried, head=best))
+        reports.append(replace(found, heads=tried, head=best, trained=trained))
         del loaded
     return reports
 

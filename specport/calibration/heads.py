@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
-from specport.core.ports import Model, Row
+from specport.core.ports import Array, Model, Row
 from specport.core.sampling import SamplingParams
 from specport.core.tree import TokenTree
 from specport.models.progress import Progress
@@ -108,6 +108,17 @@ def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int
     """
     masks = [_absent(draft.vocab_size, head) for head in heads]
     hits, count = np.zeros(len(heads)), 0
+    for logits, answer in along(draft, texts):
+        xp, where = array_namespace(logits), device(logits)
+        for i, mask in enumerate(masks):
+            proposed = xp.argmax(logits + xp.asarray(mask, device=where), axis=1)
+            hits[i] += sum(int(a) == b for a, b in zip(proposed, answer, strict=True))
+        count += len(answer)
+    return [float(share) for share in hits / max(count, 1)]
+
+
+def along(draft: Model, texts: Sequence[Text]) -> Iterator[tuple[Array, tuple[int, ...]]]:
+    """The draft's logits [n, vocab] before each token of an answer, and the answer's n tokens."""
     for text in texts:
         room = draft.max_context - len(text.answer)
         before = text.prompt[-room:] if room > 0 else ()
@@ -119,14 +130,9 @@ def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int
                 draft.step([Row(handle, TokenTree.chain(before[:-1]), logits="last")])
                 draft.commit(handle, range(len(before) - 1))
             output = draft.step([Row(handle, TokenTree.chain((before[-1], *text.answer[:-1])))])
-            xp, where = array_namespace(output.logits), device(output.logits)
-            for i, mask in enumerate(masks):
-                proposed = xp.argmax(output.logits + xp.asarray(mask, device=where), axis=1)
-                hits[i] += sum(int(a) == b for a, b in zip(proposed, text.answer, strict=True))
+            yield output.logits, text.answer
         finally:
             draft.close(handle)
-        count += len(text.answer)
-    return [float(share) for share in hits / max(count, 1)]
 
 
 def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Keeps what was measured, one small JSON file each: step costs of a model, the head chosen for a draft.
+"""Keeps what was measured, one small JSON file each: step costs of a model, what suits a pair.
 
 Knows nothing of how it is measured.
 """
@@ -9,10 +9,13 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from specport.core.classifier import NUM_FEATURES, Classifier
 from specport.core.costs import StepCosts
 from specport.errors import ModelError
 from specport.models.cache import cache_root
@@ -61,28 +64,64 @@ def save(key: str, calibration: Calibration) -> Path:
     return _write(key, {"about": dict(calibration.about), "costs": table})
 
 
-def find_head(target_key: str, draft_fingerprint: str) -> tuple[int, ...] | None:
-    """Ids that the draft's head is to keep beside this target; None = all, or nothing was measured."""
+@dataclass(frozen=True)
+class Pair:
+    """What was found best for a draft beside a target.
+
+    head_tokens: ids that the draft's head keeps; None = all.
+    classifier:  for the policy of that name; None = not trained.
+    """
+
+    head_tokens: tuple[int, ...] | None = None
+    classifier: Classifier | None = None
+
+
+def find_pair(target_key: str, draft_fingerprint: str) -> Pair:
+    """What is kept of this target (`Loaded.key`) and draft; nothing where a file is missing or damaged."""
     try:
-        tokens: list[int] = []
-        for first, end in _read(_pair(target_key, draft_fingerprint))["head"]:
-            if not 0 <= int(first) < int(end) <= _MOST_TOKENS:
-                return None
-            tokens.extend(range(int(first), int(end)))
-        return tuple(tokens) or None
+        stored = _read(_pair(target_key, draft_fingerprint))
+        return Pair(_head(stored["head"]), _classifier(stored["classifier"]))
     except (OSError, ValueError, KeyError, TypeError):
+        return Pair()
+
+
+def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | None:
+    """None without a key. Raises ModelError when the cache cannot be written."""
+    key = _pair(target_key, draft_fingerprint)
+    if not key:
         return None
-
-
-def save_head(target_key: str, draft_fingerprint: str, tokens: Sequence[int] | None) -> Path:
-    """Keep the choice as ranges of rising ids. Raises ModelError when the cache cannot be written."""
     ranges: list[list[int]] = []
-    for token in tokens or ():
+    for token in pair.head_tokens or ():
         if ranges and ranges[-1][1] == token:
             ranges[-1][1] = token + 1
         else:
             ranges.append([token, token + 1])
-    return _write(_pair(target_key, draft_fingerprint), {"head": ranges})
+    table: dict[str, Any] | None = None
+    if pair.classifier is not None:
+        table = {f.name: np.asarray(getattr(pair.classifier, f.name)).tolist() for f in fields(Classifier)}
+    return _write(key, {"head": ranges, "classifier": table})
+
+
+def _head(ranges: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
+    """Ids of [first, end) ranges."""
+    tokens: list[int] = []
+    for first, end in ranges:
+        if not 0 <= int(first) < int(end) <= _MOST_TOKENS:
+            raise ValueError(ranges)
+        tokens.extend(range(int(first), int(end)))
+    return tuple(tokens) or None
+
+
+def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:
+    if table is None:
+        return None
+    arrays = {f.name: np.asarray(table[f.name], dtype=np.float64) for f in fields(Classifier)}
+    hidden = arrays["outer"].size
+    shapes = {"mean": (NUM_FEATURES,), "scale": (NUM_FEATURES,), "inner": (NUM_FEATURES, hidden),
+              "inner_bias": (hidden,), "outer": (hidden,), "outer_bias": (), "threshold": ()}  # fmt: skip
+    if any(array.shape != shapes[n] or not np.isfinite(array).all() for n, array in arrays.items()):
+        raise ValueError("the classifier's numbers do not fit together")
+    return Classifier(**{**arrays, "threshold": float(arrays["threshold"])})  # type: ignore[arg-type]
 
 
 def _pair(target_key: str, draft_fingerprint: str) -> str:

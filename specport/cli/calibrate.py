@@ -132,5 +132,11 @@ def _as_dict(report: Report) -> dict[str, object]:
             }
             for head in report.heads
         ],
+        "classifier": report.trained
+        and {
+            "threshold": report.trained.classifier.threshold,
+            "tokens_per_second": report.trained.rate,
+            "fixed_tokens_per_second": report.trained.fixed_rate,
+        },
         "path": None if report.path is None else str(report.path),
     }

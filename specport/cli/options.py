@@ -47,12 +47,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = _adder(draft)
     add(
         "--policy",
-        metavar="{planned,fixed,heuristic,confidence}",
+        metavar="{planned,fixed,heuristic,confidence,classifier}",
         help="how the number of draft tokens is chosen (default: the device's; planned = as many as pay)",
     )
     add(
         "--num-draft-tokens", type=int, metavar="N",
-        help="draft tokens a round: always (fixed), at first (heuristic), at most (planned, confidence)",
+        help="draft tokens a round: always (fixed), at first (heuristic), at most (all others)",
     )  # fmt: skip
     add(
         "--branches", type=_branches, metavar="N,N,...",

@@ -15,13 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.costs import MAX_WIDTH, StepCosts
 from specport.core.estimates import Acceptance, Local
-from specport.core.ports import Capabilities, DraftRequest, Outcome, Plan, PlannedDrafter
+from specport.core.ports import Capabilities, Drafted, DraftRequest, Outcome, Plan, PlannedDrafter
 from specport.core.pricing import Candidate, Curve, best_cut, row_widths
 from specport.core.tree import TokenTree
 
@@ -52,10 +53,11 @@ class PathGate:
 
     local: Local
     least: tuple[float, ...]
+    top_k: ClassVar[int] = 0
 
-    def goes_on(self, confidences: Sequence[float]) -> bool:
-        depth = len(confidences)
-        return depth < len(self.least) and self.local.path(confidences) >= self.least[depth]
+    def goes_on(self, token: Drafted) -> bool:
+        depth = token.position
+        return depth < len(self.least) and self.local.path(token.confidences) >= self.least[depth]
 
 
 @dataclass

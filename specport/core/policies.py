@@ -2,23 +2,25 @@
 
 `Planned` leaves it all to the planner; the others are the published answers to the same question. A
 drafter that asks no stop rule (n-gram) drafts as deep as the plan says: under `Fixed` and `Heuristic`
-that is what the policy means, under `ConfidenceThreshold` it is the cap, never the threshold.
+that is what the policy means, under `ConfidenceThreshold` and `Classified` it is the cap.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from specport.core.ports import Outcome, Plan, Policy
+from specport.core.classifier import DEPTH
+from specport.core.ports import Drafted, Outcome, Plan, Policy, StopRule
 from specport.errors import InvalidInput
 
 # Most tokens that a growing plan drafts (num_assistant_tokens of transformers' dynamic speculation).
 CAP = 20
+CLASSIFIER = "classifier"  # the policy that needs a trained one
 # (draft probability, matched?) pairs that an adapting threshold looks back on, and the fewest it
 # learns from. transformers keeps them all; a window follows the text and bounds the cost.
 WINDOW = 500
@@ -30,9 +32,10 @@ class Threshold:
     """Stop behind a token whose probability is below `least` (Assisted Generation, transformers)."""
 
     least: float
+    top_k: ClassVar[int] = 0
 
-    def goes_on(self, confidences: Sequence[float]) -> bool:
-        return confidences[-1] >= self.least
+    def goes_on(self, token: Drafted) -> bool:
+        return token.confidences[-1] >= self.least
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,26 @@ class ConfidenceThreshold:
         self.threshold = best_threshold(self._samples, default=self.threshold)
 
 
+@dataclass(frozen=True)
+class Classified:
+    """Draft until a trained classifier says stop (DISCO, arXiv 2405.04304; see `core.classifier`).
+
+    classifier: None where no drafter asks one: n-grams draft to the cap.
+    """
+
+    classifier: StopRule | None = None
+    cap: int = DEPTH
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, self.cap)
+
+    def plan(self) -> Plan:
+        return Plan(self.cap, stop=self.classifier)
+
+    def observe(self, outcome: Outcome) -> None:
+        pass
+
+
 def best_threshold(samples: Iterable[tuple[float, bool]], default: float) -> float:
     """The sampled probability t that minimises FPR + 3 FNR when "probability >= t" means "will match".
 
@@ -165,15 +188,22 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "fixed": Fixed,
     "heuristic": Heuristic,
     "confidence": lambda num_draft_tokens=CAP: ConfidenceThreshold(cap=num_draft_tokens),
+    CLASSIFIER: lambda num_draft_tokens=DEPTH, classifier=None: Classified(classifier, num_draft_tokens),
 }
 
 
-def make_policy(name: str, num_draft_tokens: int | None = None, branches: tuple[int, ...] = ()) -> Policy:
+def make_policy(
+    name: str,
+    num_draft_tokens: int | None = None,
+    branches: tuple[int, ...] = (),
+    classifier: StopRule | None = None,
+) -> Policy:
     """A new policy for one sequence.
 
-    num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "planned" and
-    "confidence"; None = that policy's default. branches: see `Plan`; only "fixed" drafts trees. Raises
-    InvalidInput for an unknown name, a bad number, or branches where they mean nothing.
+    num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "planned",
+    "confidence" and "classifier"; None = that policy's default. branches: see `Plan`; only "fixed"
+    drafts trees. classifier: what "classifier" asks; the others ignore it. Raises InvalidInput for an
+    unknown name, a bad number, or branches where they mean nothing.
     """
     if name not in POLICIES:
         raise InvalidInput(f"unknown policy {name!r}", f"choose one of {', '.join(POLICIES)}")
@@ -182,4 +212,6 @@ def make_policy(name: str, num_draft_tokens: int | None = None, branches: tuple[
     options: dict[str, Any] = {"branches": branches} if branches else {}
     if num_draft_tokens is not None:
         options["num_draft_tokens"] = num_draft_tokens
+    if name == CLASSIFIER:
+        options["classifier"] = classifier
     return POLICIES[name](**options)

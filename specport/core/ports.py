@@ -114,12 +114,36 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Drafted:
+    """What is known of a drafted token when a stop rule is asked.
+
+    confidences: the drafter's probability of each token from the root's child to this one.
+    top:         the largest probabilities of the distribution it was chosen from, likeliest first.
+    entropy:     of that distribution, in nats.
+
+    top is empty and entropy 0 where the rule asks for none of them.
+    """
+
+    confidences: tuple[float, ...]
+    top: tuple[float, ...] = ()
+    entropy: float = 0.0
+
+    @property
+    def position(self) -> int:
+        """Depth in the tree: 1 is the first drafted token."""
+        return len(self.confidences)
+
+
 class StopRule(Protocol):
     """Decides after each drafted token whether to draft on below it. The token itself is verified."""
 
-    def goes_on(self, confidences: Sequence[float]) -> bool:
-        """confidences: the drafter's probability of each token from the root's child to this one."""
+    @property
+    def top_k(self) -> int:
+        """How many of `Drafted.top` it wants; 0 = neither these nor the entropy are worked out."""
         ...
+
+    def goes_on(self, token: Drafted) -> bool: ...
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,14 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from specport.core.estimates import CENTRES
-from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Outcome, Row
+from specport.core.ports import Array, CacheHandle, Drafted, DraftRequest, Model, Outcome, Row
 from specport.core.sampling import Prefix
+from specport.core.spread import NO_SPREAD, Spread, spread_of
 from specport.core.tree import TokenTree, path_to
 
 _PREFILL_CHUNK = 512  # tokens a step, as in the engine
+# Tokens with their probabilities, and how the probability lies over all tokens.
+_Chosen = tuple[list[tuple[int, float]], Spread]
 
 
 @dataclass
@@ -212,19 +215,20 @@ class ModelDrafter:
         frontier: list[int] = []
         draw = self._likeliest if growth.request.sampler.params.greedy else self._drawn
         for node, row in zip(growth.frontier, logits, strict=True):
-            for token, probability in draw(growth, node, row, width):
+            found, spread = draw(growth, node, row, width)
+            for token, probability in found:
                 growth.tokens.append(token)
                 growth.parents.append(node)
                 if plan.stop is not None:
                     growth.confidence.append(probability)
                     path = path_to(growth.parents, len(growth.tokens) - 1)
-                    if not plan.stop.goes_on([growth.confidence[i] for i in path]):
+                    if not plan.stop.goes_on(Drafted(tuple(growth.confidence[i] for i in path), *spread)):
                         continue
                 frontier.append(len(growth.tokens) - 1)
         growth.frontier = frontier
         growth.depth += 1
 
-    def _likeliest(self, growth: _Growth, node: int, logits: Array, width: int) -> list[tuple[int, float]]:
+    def _likeliest(self, growth: _Growth, node: int, logits: Array, width: int) -> _Chosen:
         """The `width` likeliest tokens, best first, each with its probability (1.0 if nobody asks)."""
         sampler = growth.request.sampler
         plain = sampler.params.plain_greedy
@@ -233,7 +237,11 @@ class ModelDrafter:
         xp = array_namespace(scores)
         columns = [int(xp.argmax(scores))]
         top = float(scores[columns[0]])
-        norm = float(xp.sum(xp.exp(scores - top))) if growth.request.plan.stop is not None else 0.0
+        stop, norm, spread = growth.request.plan.stop, 0.0, NO_SPREAD
+        if stop is not None:
+            weights = xp.exp(scores - top)
+            norm = float(xp.sum(weights))
+            spread = spread_of(weights, stop.top_k)
         found = [(columns[0], 1.0 / norm if norm else 1.0)]
         if width > 1:
             scores = xp.asarray(scores, copy=True)
@@ -243,10 +251,10 @@ class ModelDrafter:
             gap = float(scores[columns[-1]]) - top
             found.append((columns[-1], float(np.exp(gap)) / norm if norm else 1.0))
         if self._map is None or not plain:
-            return found
-        return [(int(self._map[column]), probability) for column, probability in found]
+            return found, spread
+        return [(int(self._map[column]), probability) for column, probability in found], spread
 
-    def _drawn(self, growth: _Growth, node: int, logits: Array, width: int) -> list[tuple[int, float]]:
+    def _drawn(self, growth: _Growth, node: int, logits: Array, width: int) -> _Chosen:
         """Up to `width` tokens drawn without replacement, each with its probability in q."""
         sampler = growth.request.sampler
         q = sampler.distribution(self._full(logits), _prefix(growth, node))
@@ -259,7 +267,9 @@ class ModelDrafter:
                     break
                 found.append(sampler.draw(left))
         growth.probs.extend([q] * len(found))
-        return [(token, float(q[token])) for token in found]
+        stop = growth.request.plan.stop
+        spread = NO_SPREAD if stop is None else spread_of(q, stop.top_k)
+        return [(token, float(q[token])) for token in found], spread
 
     def _own(self, logits: Array) -> Array:
         """The draft's logits without columns that the target does not have."""

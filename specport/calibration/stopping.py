@@ -1,0 +1,123 @@
+"""Trains the classifier that stops a draft (`core.classifier`), on what the target wrote.
+
+Along a text of the target a draft's guesses are known without drafting: as long as all were right, the
+draft reads just that text. Each guess is labelled by whether it was right. The threshold is the one that
+makes the most tokens a second, by measured costs, on texts that the network was not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from specport.calibration.heads import Text, along
+from specport.core.classifier import DEPTH, Classifier, features, fit
+from specport.core.costs import StepCosts
+from specport.core.ports import Drafted, Model
+from specport.core.spread import Spread, spread_of
+
+MIN_SAMPLES = 50  # guesses; with fewer nothing is learnt
+_THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
+Stops = Callable[[int, int], bool]  # (place in the text, position in the draft) -> does drafting end here?
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A draft's guesses along one text: how each distribution is spread, and whether the guess was right."""
+
+    spreads: tuple[Spread, ...]
+    accepted: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """rate, fixed_rate: tokens a second with the classifier (held out), and with the best fixed number."""
+
+    classifier: Classifier
+    rate: float
+    fixed_rate: float
+    num_fixed: int
+
+
+def trace(draft: Model, head_tokens: Sequence[int] | None, texts: Sequence[Text], top_k: int) -> list[Trace]:
+    """head_tokens: ids behind the columns of the draft's logits; None = all in order."""
+    traces = []
+    for logits, answer in along(draft, texts):
+        xp = array_namespace(logits)
+        spreads, accepted = [], []
+        for row, token in zip(logits, answer, strict=True):
+            column = int(xp.argmax(row))
+            spreads.append(spread_of(xp.exp(row - row[column]), top_k))
+            accepted.append((column if head_tokens is None else head_tokens[column]) == token)
+        traces.append(Trace(tuple(spreads), tuple(accepted)))
+    return traces
+
+
+def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained | None:
+    """draft_s: seconds of a draft step. None where there is too little to learn from, or one class only."""
+    labels = [label for one in traces for label in one.accepted]
+    if len(traces) < 2 or len(labels) < MIN_SAMPLES or len(set(labels)) < 2:
+        return None
+    held_out = []  # each text's chances from a network that has not seen it
+    for i, one in enumerate(traces):
+        others = [*traces[:i], *traces[i + 1 :]]
+        held_out.append(_chances(_fit(others), one))
+
+    def speed(stops: Callable[[int], Stops]) -> float:
+        played = [_play(one.accepted, stops(i), target, draft_s) for i, one in enumerate(traces)]
+        return sum(tokens for tokens, _ in played) / sum(seconds for _, seconds in played)
+
+    def by_threshold(least: float) -> float:
+        return speed(lambda i: lambda place, position: held_out[i][place, position - 1] < least)
+
+    def by_number(number: int) -> float:
+        return speed(lambda i: lambda place, position: position >= number)
+
+    threshold = max(_THRESHOLDS, key=by_threshold)
+    number = max(range(1, DEPTH + 1), key=by_number)
+    classifier = replace(_fit(traces), threshold=threshold)
+    return Trained(classifier, by_threshold(threshold), by_number(number), number)
+
+
+def _fit(traces: Sequence[Trace]) -> Classifier:
+    """On the rounds of an oracle that drafts until its first wrong guess."""
+    rows, labels = [], []
+    for one in traces:
+        position = 1
+        for spread, accepted in zip(one.spreads, one.accepted, strict=True):
+            rows.append(_row(spread, position))
+            labels.append(accepted)
+            position = position + 1 if accepted and position < DEPTH else 1
+    return fit(rows, labels)
+
+
+def _row(spread: Spread, position: int) -> list[float]:
+    return features(Drafted((0.0,) * position, *spread))
+
+
+def _chances(classifier: Classifier, one: Trace) -> NDArray[np.float64]:
+    """[text, DEPTH] by place in the text and position in the draft."""
+    rows = [_row(spread, position) for spread in one.spreads for position in range(1, DEPTH + 1)]
+    return classifier.chances(np.asarray(rows)).reshape(-1, DEPTH)
+
+
+def _play(accepted: Sequence[bool], stops: Stops, target: StepCosts, draft_s: float) -> tuple[int, float]:
+    """Tokens and seconds of decoding the text with drafts that end where `stops` says.
+
+    Behind a wrong guess the draft's own guesses are unknown: those along the text stand in for them.
+    """
+    place, seconds = 0, 0.0
+    while place < len(accepted):
+        num, right = 0, 0
+        while num < DEPTH and place + num < len(accepted):
+            right += accepted[place + num] and right == num
+            num += 1
+            if stops(place + num - 1, num):
+                break
+        seconds += target.step(num + 1, 0) + num * draft_s
+        place += right + 1
+    return min(place, len(accepted)), seconds
