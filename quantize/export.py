@@ -55,7 +55,7 @@ def export(
         ) from error
     progress("reading weights", 0.15)
     gguf = source.is_file()
-    model = _load_gguf(source, target) if gguf else _load_folder(source, trust_remote_code)
+    model = load_source(source, target, trust_remote_code)
     _check_config(model.config, source)
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
@@ -81,6 +81,14 @@ def export(
     else:
         _finish_folder(source, target, trust_remote_code)
     return {package: metadata.version(package) for package in PACKAGES}
+
+
+def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:
+    """The transformers model in a GGUF file or a Hugging Face folder; `work` is for temporary files.
+
+    Raises ModelError.
+    """
+    return _load_gguf(source, work) if source.is_file() else _load_folder(source, trust_remote_code)
 
 
 def _load_gguf(source: Path, target: Path) -> Any:

@@ -14,7 +14,7 @@ from specport.bench.methods import Run, Spec, parse
 from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Job, Record, decode_all, plan
 from specport.bench.report import markdown, page
-from specport.bench.summary import first_difference, summarise
+from specport.bench.summary import first_difference, summarise, tpot
 from specport.cli import main
 from specport.errors import InvalidInput
 
@@ -217,6 +217,8 @@ def test_the_command_end_to_end(
         (["--method", "draft"], "there is none"),
         (["--method", "other", "--draft", "x"], "unknown drafter"),
         (["--method", "genai:nonsense"], "unknown method"),
+        (["--method", "transformers:nonsense"], "unknown method"),
+        (["--method", "transformers:draft"], "needs a draft"),
         (["--max-new-tokens", "1"], "max_new_tokens"),
         (["--category", "none"], "no category"),
         (["--max-new-tokens", "5000"], "no prompt fits"),
@@ -229,3 +231,10 @@ def test_bad_input(
     assert main(command) == 2
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err
+
+
+def test_tokens_that_come_with_the_first_are_no_output_time() -> None:
+    row = {"tokens": [1] * 9, "ttft_s": 1.0, "total_s": 3.0}
+    assert tpot(row) == 0.25
+    assert tpot({**row, "num_first": 5}) == 0.5
+    assert tpot({**row, "num_first": 9}) == 0.0

@@ -1,4 +1,4 @@
-"""The benchmark and the calibration on the default model, beside openvino-genai."""
+"""The benchmark and the calibration on the default model, beside its peers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ pytestmark = pytest.mark.real_model
 EXAMPLES = Path(__file__).parent.parent / "examples" / "prompts.jsonl"
 
 
-def test_bench_beside_openvino_genai(tmp_path: Path) -> None:
+def test_bench_beside_its_peers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "specport", "bench", "--device", "xeon", "--prompts", str(EXAMPLES)]
     command += ["--out", str(tmp_path / "out"), "--max-new-tokens", "24", "--per-category", "1"]
     command += ["--category", "code", "--category", "summarization"]
-    command += ["--method", "ngram", "--method", "ngram@fixed=4:2", "--method", "genai:plain"]
+    peers = ["genai:plain", "transformers:lookup", "transformers:draft"]
+    command += ["--draft", "default", "--draft-precision", "int8"]
+    for method in ("ngram", "ngram@fixed=4:2", *peers):
+        command += ["--method", method]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     table = report["table"]
-    assert [*table] == ["plain", "ngram", "ngram@fixed=4:2", "genai:plain"]
+    assert [*table] == ["plain", "ngram", "ngram@fixed=4:2", *peers]
     for method in ("plain", "ngram", "ngram@fixed=4:2"):
         assert table[method]["all"]["same"] == table[method]["all"]["prompts"] == 2
-    assert table["genai:plain"]["all"]["tpot_ms"] > 0
+    for peer in peers:
+        assert table[peer]["all"]["tpot_ms"] > 0 and table[peer]["all"]["ttft_ms"] > 0
     assert report["about"]["numerics"] == "exact"
-    assert "openvino-genai" in report["about"]["methods"]["genai:plain"]
+    methods = report["about"]["methods"]
+    assert "openvino-genai" in methods["genai:plain"]
+    assert methods["transformers:draft"]["num_assistant_tokens"] == 20
+    rows = map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+    # The assistant is the model itself: many tokens come at once with the first.
+    assert all(row["num_first"] > 10 for row in rows if row["method"] == "transformers:draft")
 
 
 def test_costs_of_the_default_model_rise_with_the_width() -> None:

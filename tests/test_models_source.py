@@ -17,7 +17,7 @@ import tiny_models
 from specport.errors import InvalidInput, ModelError
 from specport.models import hub, source
 from specport.models.gguf_file import read_header, write_without_tokenizer
-from specport.models.source import resolve
+from specport.models.source import original, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +166,16 @@ def test_hub_progress_draws_nothing(capfd):
 def test_precision_noted_in_the_manifest(ir):
     (ir / "specport-model.json").write_text(json.dumps({"about": {"precision": "int4"}}))
     assert resolve(str(ir)).precision == "int4"
+
+
+def test_original_weights(ir, tmp_path):
+    with pytest.raises(ModelError, match="converted weights only"):
+        original(str(ir))
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "one.gguf").touch()
+    assert original(str(folder)) == original(str(folder / "one.gguf")) == folder / "one.gguf"
+    (folder / "model.safetensors").touch()
+    assert original(str(folder)) == folder
+    with pytest.raises(ModelError, match="no file or folder"):
+        original("no/such/thing/here")

@@ -27,16 +27,14 @@ class Run:
     tokens:  output token ids, the end token included if there was one.
     ttft_s:  until the first of them; total_s: until the last.
     metrics: the method's own counters (`core.metrics`), where it has them.
+    num_first: tokens that came at once with the first; they are no part of the time per output token.
     """
 
     tokens: list[int]
     ttft_s: float
     total_s: float
     metrics: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def tpot_s(self) -> float:
-        return (self.total_s - self.ttft_s) / (len(self.tokens) - 1) if len(self.tokens) > 1 else 0.0
+    num_first: int = 1
 
 
 class Method(Protocol):

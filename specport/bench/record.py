@@ -82,6 +82,7 @@ class Record:
             "tokens": run.tokens,
             "ttft_s": run.ttft_s,
             "total_s": run.total_s,
+            "num_first": run.num_first,
             "metrics": dict(run.metrics),
         }
         with open(self.folder / ROWS, "a", encoding="utf-8") as file:

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from specport.profiles import cpu_name
 from specport.registry import Loaded
 from specport.versions import installed
 
-PEER = "genai:"
+PEERS = ("genai:", "transformers:")
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "numpy")
 DEFAULT_METHODS = ("ngram", "ngram@fixed=4", "ngram@heuristic")
 DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
@@ -69,7 +69,8 @@ def bench(
     """Compare methods on a prompt file; greedy, one prompt at a time. Goes on where it was stopped.
 
     methods: names as in `methods.parse`, in which `draft` stands for the model of `draft`, and
-             "genai:MODE" for openvino-genai on the same IR. Plain decoding is always there.
+             "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch on the weights
+             that it came from. Plain decoding is always there.
     Raises SpecportError.
     """
     if max_new_tokens < 2 or runs < 1 or (per_category is not None and per_category < 1):
@@ -77,7 +78,7 @@ def bench(
     chosen = read_prompts(prompts, per_category, categories)
     names = [*(methods or [*DEFAULT_METHODS, *(DEFAULT_DRAFT_METHODS if draft else ())])]
     names = [*dict.fromkeys([PLAIN, *names])]
-    specs = {name: parse(name) for name in names if not name.startswith(PEER)}
+    specs = {name: parse(name) for name in names if not name.startswith(PEERS)}
     if draft is None and any("draft" in parse_draft_names(s.draft) for s in specs.values()):
         raise InvalidInput("a method names the draft, but there is none", "give one with --draft")
     bar = part(progress, 0.0, 0.1)
@@ -88,7 +89,7 @@ def bench(
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))
-        compared[name] = shared.peer(name) if name.startswith(PEER) else shared.own(name)
+        compared[name] = shared.peer(name) if name.startswith(PEERS) else shared.own(name)
     fitting, encoded = _encode(chosen, tokenizer, target.model.max_context - max_new_tokens)
     about = {
         "processor": cpu_name(),
@@ -131,6 +132,7 @@ class _Shared:
     draft_name: str | None = None
     _draft: DraftModel | None = None
     _draft_files: ModelFiles | None = None
+    _torch_models: dict[Path, Any] = field(default_factory=dict)
 
     def own(self, name: str) -> Method:
         spec = parse(name)
@@ -149,19 +151,29 @@ class _Shared:
         return own(spec, drafter, Engine(self.target.model), self.tokenizer.eos_ids, about)
 
     def peer(self, name: str) -> Method:
+        library, _, mode = name.partition(":")
+        return self._genai(mode) if library == "genai" else self._transformers(mode)
+
+    def _genai(self, mode: str) -> Method:
         from specport.bench.genai import GenAi
 
         draft = self._draft_model()[1].folder if self.draft else None
         profile, properties = self.loader.profile, dict(self.loader.profile.fast)
         if self.loader.threads is not None:
             properties["INFERENCE_NUM_THREADS"] = self.loader.threads
-        return GenAi(
-            name.removeprefix(PEER),
-            self.files.folder,
-            draft,
-            profile.device,
+        return GenAi(mode, self.files.folder, draft, profile.device, self.tokenizer.eos_ids, properties)
+
+    def _transformers(self, mode: str) -> Method:
+        from specport.bench.transformers_peer import Transformers
+
+        return Transformers(
+            mode,
+            self.files.source,
+            self.draft,
             self.tokenizer.eos_ids,
-            properties,
+            self.loader.threads,
+            self.loader.trust_remote_code,
+            self._torch_models,
         )
 
     def _load_draft(self, spec: str) -> DraftModel:

@@ -74,7 +74,7 @@ def _figures(rows: Sequence[Row], plain: Mapping[str, Sequence[Row]]) -> Figures
             base = [row for row in measured if row["n"] % 2 == 0]
             own = [row for row in measured if row["n"] % 2] or base
         whole.append(_mean(map(_per_token, base)) / _mean(map(_per_token, own)))
-        if min(len(row["tokens"]) for row in [*base, *own]) > 1:
+        if all(tpot(row) for row in [*base, *own]):
             base_tpot, own_tpot = _mean(map(tpot, base)), _mean(map(tpot, own))
             decode.append(base_tpot / own_tpot)
             steps = _mean(len(row["tokens"]) - 1 for row in own)
@@ -103,8 +103,8 @@ def _figures(rows: Sequence[Row], plain: Mapping[str, Sequence[Row]]) -> Figures
 
 
 def tpot(row: Row) -> float:
-    """Seconds for each output token after the first; 0 when there is only one."""
-    count = len(row["tokens"]) - 1
+    """Seconds for each output token after those that came first; 0 when there are no others."""
+    count = len(row["tokens"]) - int(row.get("num_first", 1))
     return float(row["total_s"] - row["ttft_s"]) / count if count > 0 else 0.0
 
 

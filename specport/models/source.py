@@ -62,18 +62,41 @@ def resolve(
     options = _Options(precision, progress, trust_remote_code, verbose)
     if spec is None or spec == "default":
         return _from_default(options)
-    path = Path(spec).expanduser()
+    path = _located(spec, part(progress, 0.0, 0.3))
     if path.is_file():
         return _from_gguf(path, spec, options)
-    if spec and path.is_dir():  # Path("") is the working folder, which nobody means by it
-        return _from_folder(path, spec, options)
+    local = Path(spec).expanduser().is_dir()
+    return _from_folder(path, spec, options, "" if local else spec.partition("@")[0].rpartition("/")[2])
+
+
+def original(spec: str | None, progress: Progress = silent) -> Path:
+    """The weights that `spec` names as they were before any conversion: a GGUF file or a folder.
+
+    Raises ModelError where there is only the converted model.
+    """
+    if spec is None or spec == "default":
+        return download.default_gguf(progress)
+    path = _located(spec, progress)
+    if path.is_dir() and (path / IR_XML).is_file():
+        raise ModelError(
+            f"{path} holds converted weights only",
+            "name the GGUF file or Hugging Face folder that it came from",
+        )
+    ggufs = [] if path.is_file() or [*path.glob("*.safetensors")] else sorted(path.glob("*.gguf"))
+    return ggufs[0] if len(ggufs) == 1 else path
+
+
+def _located(spec: str, progress: Progress) -> Path:
+    """The file or folder that a user names, downloaded where it is a hub id."""
+    path = Path(spec).expanduser()
+    if path.is_file() or (spec and path.is_dir()):  # Path("") is the working folder, which nobody means by it
+        return path
     if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".xml", ".bin")):
         raise ModelError(
             f"there is no file or folder {spec!r}",
             "give a model folder, a .gguf file or a hub id like org/name; the default model needs no --model",
         )
-    folder = hub.fetch(spec, part(progress, 0.0, 0.3))
-    return _from_folder(folder, spec, options, name=spec.partition("@")[0].rpartition("/")[2])
+    return hub.fetch(spec, progress)
 
 
 @dataclass(frozen=True)
