@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,8 @@ def test_the_command_end_to_end(
         (["--method", "genai:nonsense"], "unknown method"),
         (["--method", "transformers:nonsense"], "unknown method"),
         (["--method", "transformers:draft"], "needs a draft"),
+        (["--method", "llama.cpp:nonsense"], "unknown method"),
+        (["--method", "llama.cpp:draft"], "needs a draft"),
         (["--max-new-tokens", "1"], "max_new_tokens"),
         (["--category", "none"], "no category"),
         (["--max-new-tokens", "5000"], "no prompt fits"),
@@ -238,3 +241,13 @@ def test_tokens_that_come_with_the_first_are_no_output_time() -> None:
     assert tpot(row) == 0.25
     assert tpot({**row, "num_first": 5}) == 0.5
     assert tpot({**row, "num_first": 9}) == 0.0
+
+
+@pytest.mark.usefixtures("toy_backend")
+def test_a_peer_that_is_not_installed_names_the_command(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    command = ["bench", "--quiet", "--prompts", str(prompts), "--out", str(tmp_path / "o")]
+    assert main([*command, "--method", "llama.cpp:plain"]) == 2
+    assert "pip install 'specport[llama]'" in capsys.readouterr().err

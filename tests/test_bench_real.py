@@ -11,6 +11,8 @@ import pytest
 
 from specport.calibration.measure import measure
 from specport.loading import Loader
+from specport.models.source import resolve
+from specport.models.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real_model
 EXAMPLES = Path(__file__).parent.parent / "examples" / "prompts.jsonl"
@@ -40,6 +42,24 @@ def test_bench_beside_its_peers(tmp_path: Path) -> None:
     rows = map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines())
     # The assistant is the model itself: many tokens come at once with the first.
     assert all(row["num_first"] > 10 for row in rows if row["method"] == "transformers:draft")
+
+
+def test_llama_cpp_writes_what_it_is_told_to() -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (extra llama)")
+    from specport.bench.llama_cpp_peer import LlamaCpp
+
+    tokenizer = load_tokenizer(resolve().folder)
+    prompt = tokenizer.chat([{"role": "user", "content": "Say hello."}])
+    texts = {}
+    for mode in ("plain", "lookup", "draft"):
+        method = LlamaCpp(mode, "default", "default", tokenizer.eos_ids, None, 256)
+        run = method.run(prompt, 24)
+        texts[mode] = tokenizer.decode(run.tokens)
+        assert 0 < run.ttft_s < run.total_s and len(run.tokens) <= 24
+        assert method.run(prompt, 4).tokens == run.tokens[:4]
+        assert "llama-cpp-python" in method.settings
+    # Its kernels round by the number of tokens, as all do; near the start the texts agree.
+    assert texts["plain"][:8] == texts["lookup"][:8] == texts["draft"][:8]
 
 
 def test_costs_of_the_default_model_rise_with_the_width() -> None:

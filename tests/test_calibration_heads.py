@@ -15,8 +15,9 @@ from toy_model import ToyModel
 from toy_pipeline import ToyTokenizer
 
 import specport
-from specport.calibration import heads, store
+from specport.calibration import heads, store, texts
 from specport.calibration.calibrate import calibrate
+from specport.calibration.texts import Text
 from specport.core.costs import StepCosts
 from specport.core.ports import Row, StepOutput
 from specport.drafters.model import ModelDrafter
@@ -51,30 +52,30 @@ def test_a_head_keeps_the_first_ids_and_the_special_ones() -> None:
 
 def test_the_target_writes_what_it_would() -> None:
     target, tokenizer = ToyModel(max_context=400), ToyTokenizer()
-    texts = heads.write(target, tokenizer, 9, lambda what, share: None)  # type: ignore[arg-type]
-    assert len(texts) == len(heads.PROMPTS) and target.num_open == 0
-    for prompt, text in zip(heads.PROMPTS, texts, strict=True):
+    written = texts.write(target, tokenizer, texts.PROMPTS, 9, lambda what, share: None)  # type: ignore[arg-type]
+    assert len(written) == len(texts.PROMPTS) and target.num_open == 0
+    for prompt, text in zip(texts.PROMPTS, written, strict=True):
         assert text.prompt == tuple(tokenizer.encode(prompt))
         assert list(text.answer) == target.greedy(text.prompt, 9)
     short = ToyModel(max_context=90)
-    fitting = heads.write(short, tokenizer, 9, lambda what, share: None)  # type: ignore[arg-type]
-    assert len(fitting) == sum(len(prompt) + 9 <= 90 for prompt in heads.PROMPTS) < len(texts)
+    fitting = texts.write(short, tokenizer, texts.PROMPTS, 9, lambda what, share: None)  # type: ignore[arg-type]
+    assert len(fitting) == sum(len(prompt) + 9 <= 90 for prompt in texts.PROMPTS) < len(written)
 
 
 @pytest.mark.parametrize("context", [256, 30])
 def test_agreement_is_counted_as_cut_drafts_would_propose(context: int) -> None:
     target, draft = ToyModel(), ToyModel(noise=0.4, max_context=context)
-    texts = [heads.Text(prompt, tuple(target.greedy(prompt, 24))) for prompt in ((1, 2), (5, 6, 7), (3, 3))]
+    written = [Text(prompt, tuple(target.greedy(prompt, 24))) for prompt in ((1, 2), (5, 6, 7), (3, 3))]
     keeps = [None, (0, 1, 2, 3, 5, 8, 10), (4,)]
     hits, count = [0] * len(keeps), 0
-    for text in texts:
+    for text in written:
         for i, answer in enumerate(text.answer):
             a, b = [*text.prompt, *text.answer[:i]][-2:]
             for j, keep in enumerate(keeps):
                 columns = range(11) if keep is None else keep
                 hits[j] += max(columns, key=lambda c: draft.table[a, b, c]) == answer
             count += 1
-    found = heads.agreements(draft, texts, keeps)
+    found = heads.agreements(draft, written, keeps)
     assert found == [hit / count for hit in hits]
     assert found[0] > found[1] > found[2] and draft.num_open == 0
 
@@ -140,7 +141,7 @@ def cutting(monkeypatch: pytest.MonkeyPatch, toy_backend: ToyBackend) -> Cutting
     backend = CuttingBackend()
     monkeypatch.setattr("specport.loading.backend_for", lambda profile: backend)
     monkeypatch.setattr(heads, "SIZES", (8, 3))
-    monkeypatch.setattr(heads, "PROMPTS", ("abc", "cab"))
+    monkeypatch.setattr(texts, "PROMPTS", ("abc", "cab"))
     import specport.calibration.calibrate as module
 
     measure = module.measure

@@ -14,9 +14,10 @@ from toy_model import ToyModel
 from toy_pipeline import ToyTokenizer
 
 import specport
-from specport.calibration import heads, stopping, store
+from specport.calibration import stopping, store
 from specport.calibration.calibrate import calibrate
 from specport.calibration.stopping import Trace
+from specport.calibration.texts import Text
 from specport.cli import main
 from specport.core.classifier import DEPTH, NUM_FEATURES, TOP_K, Classifier, features, fit
 from specport.core.costs import StepCosts
@@ -110,7 +111,7 @@ def test_traces_are_what_the_draft_would_propose(keep: tuple[int, ...] | None) -
     from test_calibration_heads import CutToy
 
     target, draft = ToyModel(), CutToy(keep, noise=0.4)
-    text = heads.Text((1, 2), tuple(target.greedy((1, 2), 40)))
+    text = Text((1, 2), tuple(target.greedy((1, 2), 40)))
     (found,) = stopping.trace(draft, keep, [text], TOP_K)
     history = [*text.prompt, *text.answer]
     columns = list(range(11)) if keep is None else list(keep)

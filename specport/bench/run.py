@@ -19,6 +19,7 @@ from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
+from specport.calibration.texts import encode
 from specport.core.engine import Engine
 from specport.core.policies import CLASSIFIER
 from specport.drafting import DraftModel, build, models_in
@@ -32,8 +33,10 @@ from specport.profiles import cpu_name
 from specport.registry import Loaded
 from specport.versions import installed
 
-PEERS = ("genai:", "transformers:")
-PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "numpy")
+PEERS = ("genai:", "transformers:", "llama.cpp:")
+PACKAGES = (
+    "openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "llama-cpp-python", "numpy",
+)  # fmt: skip
 DEFAULT_METHODS = ("ngram", "ngram@fixed=4", "ngram@heuristic")
 DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
 
@@ -69,8 +72,8 @@ def bench(
     """Compare methods on a prompt file; greedy, one prompt at a time. Goes on where it was stopped.
 
     methods: names as in `methods.parse`, in which `draft` stands for the model of `draft`, and
-             "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch on the weights
-             that it came from. Plain decoding is always there.
+             "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch and
+             "llama.cpp:MODE" for llama.cpp on the weights that it came from. Plain decoding is always there.
     Raises SpecportError.
     """
     if max_new_tokens < 2 or runs < 1 or (per_category is not None and per_category < 1):
@@ -85,12 +88,14 @@ def bench(
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
     files, target = loader.target(model, precision, exact)
     tokenizer = load_tokenizer(files.folder)
-    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision)
+    room = target.model.max_context - max_new_tokens
+    fitting, encoded = _encode(chosen, tokenizer, room)
+    longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
+    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest)
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))
         compared[name] = shared.peer(name) if name.startswith(PEERS) else shared.own(name)
-    fitting, encoded = _encode(chosen, tokenizer, target.model.max_context - max_new_tokens)
     about = {
         "processor": cpu_name(),
         "cores": os.cpu_count(),
@@ -129,6 +134,7 @@ class _Shared:
     tokenizer: Tokenizer
     draft: str | None
     draft_precision: str | None
+    longest: int  # tokens of a prompt and its answer
     draft_name: str | None = None
     _draft: DraftModel | None = None
     _draft_files: ModelFiles | None = None
@@ -152,7 +158,8 @@ class _Shared:
 
     def peer(self, name: str) -> Method:
         library, _, mode = name.partition(":")
-        return self._genai(mode) if library == "genai" else self._transformers(mode)
+        peers = {"genai": self._genai, "transformers": self._transformers, "llama.cpp": self._llama_cpp}
+        return peers[library](mode)
 
     def _genai(self, mode: str) -> Method:
         from specport.bench.genai import GenAi
@@ -175,6 +182,13 @@ class _Shared:
             self.loader.trust_remote_code,
             self._torch_models,
         )
+
+    def _llama_cpp(self, mode: str) -> Method:
+        from specport.bench.llama_cpp_peer import LlamaCpp
+
+        context = self.longest + 64  # room for what is drafted beyond the end
+        eos_ids = self.tokenizer.eos_ids
+        return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
 
     def _load_draft(self, spec: str) -> DraftModel:
         if spec != "draft":
@@ -201,10 +215,7 @@ def _encode(
     """Token ids of each prompt that leaves room for the answer."""
     encoded: dict[str, list[int]] = {}
     for prompt in prompts:
-        if tokenizer.has_chat_template:
-            ids = tokenizer.chat([{"role": "user", "content": prompt.text}])
-        else:
-            ids = tokenizer.encode(prompt.text)
+        ids = encode(tokenizer, prompt.text)
         if len(ids) < room:
             encoded[prompt.id] = ids
     fitting = [prompt for prompt in prompts if prompt.id in encoded]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specport.calibration import heads, stopping, store
+from specport.calibration import heads, stopping, store, texts
 from specport.calibration.heads import Head
 from specport.calibration.measure import Measured, measure
 from specport.core.classifier import TOP_K
@@ -84,18 +84,19 @@ def calibrate(
     reports = [report]
     if not specs:
         return reports
-    texts = heads.write(target.model, load_tokenizer(files.folder), _SAMPLE_TOKENS, part(bar, 0.7, 1.0))
+    tokenizer = load_tokenizer(files.folder)
+    written = texts.write(target.model, tokenizer, texts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0))
     key = target.key
     del target  # before the drafts come: two models need not fit
     for number, spec in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
         files = loader.draft_files(spec, draft_precision)
         loaded = loader.draft_with(files, None)
-        tried = _heads(loader, files, loaded.model, texts, report.measured.costs, part(bar, 0.0, 0.4))
+        tried = _heads(loader, files, loaded.model, written, report.measured.costs, part(bar, 0.0, 0.4))
         best = heads.best(tried)
         if best.tokens is not None:
             loaded = loader.draft_with(files, best.tokens)
-        traces = stopping.trace(loaded.model, loaded.head_tokens, texts, TOP_K)
+        traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K)
         trained = stopping.train(traces, report.measured.costs, best.seconds)
         pair = store.Pair(best.tokens, trained.classifier if trained else None)
         store.save_pair(key, files.fingerprint, pair)
@@ -109,7 +110,7 @@ def _heads(
     loader: Loader,
     files: ModelFiles,
     whole: Model,
-    texts: Sequence[heads.Text],
+    written: Sequence[texts.Text],
     target: StepCosts,
     progress: Progress,
 ) -> tuple[Head, ...]:
@@ -118,7 +119,7 @@ def _heads(
     special = load_tokenizer(files.folder).special_ids
     cuts = [heads.kept_ids(size, vocab, special) for size in heads.sizes(vocab)]
     progress("the draft reads", 0.0)
-    shares = heads.agreements(whole, texts, [None, *cuts])
+    shares = heads.agreements(whole, written, [None, *cuts])
     seconds = heads.step_seconds(whole)
     found = [Head(None, vocab, seconds, shares[0], heads.rate(shares[0], seconds, target))]
     for number, (tokens, share) in enumerate(zip(cuts, shares[1:], strict=True)):

@@ -10,43 +10,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from specport.calibration.texts import Text, along
 from specport.core.costs import StepCosts
-from specport.core.engine import Engine, Generation
-from specport.core.policies import Fixed
-from specport.core.ports import Array, Model, Row
-from specport.core.sampling import SamplingParams
+from specport.core.ports import Model, Row
 from specport.core.tree import TokenTree
-from specport.models.progress import Progress
-from specport.models.tokenizer import Tokenizer
 
 SIZES = (65_536, 32_768, 16_384)
 WORTH = 1.02  # how much faster a cut head must come out
 _MOST_DRAFTED = 8
 _ROUNDS, _WARM, _CONTEXT = 12, 2, 64
 Clock = Callable[[], float]
-# What the target writes about these shows how well a draft guesses it: one of each common task.
-PROMPTS = (
-    "Write a Python function that merges two sorted lists, with a short explanation.",
-    "Why does the moon have phases? Explain it to a class of ten-year-olds.",
-    "Translate into German: The train was late because of the snow, so we missed the last bus.",
-    "A farmer sells 48 eggs in April and half as many in May. How many in both? Think step by step.",
-    "Write a polite e-mail that asks to move Tuesday's meeting to Thursday afternoon.",
-)
-
-
-@dataclass(frozen=True)
-class Text:
-    """What the target wrote, greedily, behind a prompt. Token ids."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -77,30 +57,6 @@ def sizes(vocab: int) -> list[int]:
     return [size for size in SIZES if size <= 0.75 * vocab]
 
 
-def write(target: Model, tokenizer: Tokenizer, num_tokens: int, progress: Progress) -> list[Text]:
-    """The target's own greedy answers to PROMPTS, at most `num_tokens` each."""
-    engine = Engine(target)
-    texts = []
-    for number, prompt in enumerate(PROMPTS):
-        progress("the target writes", number / len(PROMPTS))
-        if tokenizer.has_chat_template:
-            ids = tokenizer.chat([{"role": "user", "content": prompt}])
-        else:
-            ids = tokenizer.encode(prompt)
-        if len(ids) + num_tokens > target.max_context:
-            continue
-        generation = Generation(
-            list(ids), engine.open(), SamplingParams(), Fixed(0), num_tokens, tokenizer.eos_ids
-        )
-        try:
-            for _ in engine.run([generation]):
-                pass
-        finally:
-            engine.close(generation.handle)
-        texts.append(Text(tuple(ids), tuple(generation.tokens[len(ids) :])))
-    return texts
-
-
 def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int] | None]) -> list[float]:
     """Share of the target's tokens that the draft proposes, for each head, out of one reading.
 
@@ -115,24 +71,6 @@ def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int
             hits[i] += sum(int(a) == b for a, b in zip(proposed, answer, strict=True))
         count += len(answer)
     return [float(share) for share in hits / max(count, 1)]
-
-
-def along(draft: Model, texts: Sequence[Text]) -> Iterator[tuple[Array, tuple[int, ...]]]:
-    """The draft's logits [n, vocab] before each token of an answer, and the answer's n tokens."""
-    for text in texts:
-        room = draft.max_context - len(text.answer)
-        before = text.prompt[-room:] if room > 0 else ()
-        if not before or not text.answer:
-            continue
-        handle = draft.open(len(before) + len(text.answer))
-        try:
-            if before[:-1]:
-                draft.step([Row(handle, TokenTree.chain(before[:-1]), logits="last")])
-                draft.commit(handle, range(len(before) - 1))
-            output = draft.step([Row(handle, TokenTree.chain((before[-1], *text.answer[:-1])))])
-            yield output.logits, text.answer
-        finally:
-            draft.close(handle)
 
 
 def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from specport.calibration.heads import Text, along
+from specport.calibration.texts import Text, along
 from specport.core.classifier import DEPTH, Classifier, features, fit
 from specport.core.costs import StepCosts
 from specport.core.ports import Drafted, Model

@@ -20,9 +20,10 @@ examples:
 A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, draft or 'ngram|draft'; the policy
 is planned unless it is named; DRAFT@fixed=3:2,2 drafts trees. Peers: genai:plain, genai:lookup, genai:draft
 and genai:draft-dynamic are openvino-genai on the same model; transformers:plain, transformers:lookup and
-transformers:draft are PyTorch in bfloat16 on the weights that it was converted from. Plain decoding is
-always measured, before and after the others. A benchmark that was stopped goes on where it was, with the
-same command.
+transformers:draft are PyTorch in bfloat16 on the weights that it was converted from; llama.cpp:plain,
+llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file that it was
+converted from. Plain decoding is always measured, before and after the others. A benchmark that was stopped
+goes on where it was, with the same command.
 """
 
 
