@@ -70,8 +70,16 @@ def to_paged(
     return model
 
 
-def _rows(source: ov.Output, indices: ov.Node) -> ov.Output:
-    return ops.gather(source, indices, ops.constant(np.int64(0))).output(0)
+def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> None:
+    """Of a stateful model: logits of these tokens (axis 1) only, and of these ids (None = all)."""
+    head = _head(model)
+    if head_tokens is not None:
+        _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
+    head.input(0).replace_source_output(_rows(head.input_value(0), rows, axis=1))
+
+
+def _rows(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
+    return ops.gather(source, indices, ops.constant(np.int64(axis))).output(0)
 
 
 def _head(model: ov.Model) -> ov.Node:

@@ -75,7 +75,8 @@ class LlamaCpp:
             drafting = _chain(Llama(str(draft_weights), **options), **MODES[mode])
         elif MODES[mode]:
             drafting = LlamaPromptLookupDecoding(**MODES[mode])
-        self._llama = Llama(str(weights), draft_model=drafting, **options)
+        # With a drafter the library keeps logits of every token, but makes room for them only if told to.
+        self._llama = Llama(str(weights), draft_model=drafting, logits_all=drafting is not None, **options)
         self.settings: Mapping[str, Any] = settings
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
