@@ -31,7 +31,7 @@ class Dropping:
 
 
 def angular_distance(streams: NDArray[np.float32], block: int = 1) -> NDArray[np.float64]:
-    """[layers + 1 - block] mean of arccos(cosine) / pi between the stream before layer l and before l + block.
+    """[layers + 1 - block] mean of arccos(cosine) / pi of the stream before layer l and before l + block.
 
     streams: [layers + 1, tokens, width].
     """

@@ -12,6 +12,7 @@ from specport.core.engine import Engine
 from specport.core.policies import CLASSIFIER
 from specport.drafting import DraftModel, build, models_in, parse
 from specport.errors import InvalidInput
+from specport.models.bundle import registered
 from specport.models.progress import Progress, silent
 from specport.models.source import ModelFiles, resolve
 from specport.models.tokenizer import load_tokenizer
@@ -40,7 +41,8 @@ def load(
 
     model:     hub id, Hugging Face folder, .gguf file or folder with OpenVINO IR; None = the embedded
                SmolLM2-135M-Instruct. Converted once and kept in the cache.
-    draft:     "auto", "none", "ngram", a model, or "ngram|MODEL" (whichever pays better).
+    draft:     "none", "ngram", a model or draft bundle, "ngram|MODEL" (whichever pays better), or "auto":
+               n-grams, and the bundle that `specport quantize` built for this model, if it did.
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
     precision: "fp16", "int8" or "int4" for models that are converted; None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
@@ -63,6 +65,8 @@ def load(
     if drafting.policy == CLASSIFIER and not models_in(parts):
         raise InvalidInput("the policy classifier needs a draft model", "name one with --draft")
     files, target = loader.target(model, precision, exact)
+    if draft == "auto" and (bundle := registered(files.fingerprint)):
+        parts = [*parts, f"model:{bundle}"]
     tokenizer = load_tokenizer(files.folder)
     notes = [*target.notes]
     if device != "auto" and (note := profile.mismatch(cpu_name())):
@@ -70,7 +74,7 @@ def load(
 
     def load_draft(spec: str) -> DraftModel:
         nonlocal drafting
-        draft_files, found = loader.draft(spec, draft_precision, target)
+        draft_files, found = loader.draft(spec, draft_precision, files, target)
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
             drafting = replace(drafting, classifier=loader.classifier(target, draft_files))
         notes.extend(found.notes)
@@ -124,9 +128,13 @@ class Loader:
         options = LoadOptions(self.profile, exact=exact, threads=self.threads, max_context=self.max_context)
         return files, self.backend.load(files, options)
 
-    def draft(self, spec: str, precision: str | None, target: Loaded) -> tuple[ModelFiles, Loaded]:
-        """With the head that calibration found best beside this target."""
-        files = self.draft_files(spec, precision)
+    def draft(
+        self, spec: str, precision: str | None, beside: ModelFiles, target: Loaded
+    ) -> tuple[ModelFiles, Loaded]:
+        """A bundle with its own head, any other model with the one that calibration found best."""
+        files = self.draft_files(spec, precision, beside)
+        if files.bundle:
+            return files, self.draft_with(files, files.bundle.head_tokens)
         return files, self.draft_with(files, store.find_pair(target.key, files.fingerprint).head_tokens)
 
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
@@ -139,8 +147,12 @@ class Loader:
             )
         return found
 
-    def draft_files(self, spec: str, precision: str | None) -> ModelFiles:
-        return self._resolve(spec, precision or self.profile.draft_precision)
+    def draft_files(self, spec: str, precision: str | None, beside: ModelFiles) -> ModelFiles:
+        """Raises ModelError for a bundle that was built for another target than `beside`."""
+        files = self._resolve(spec, precision or self.profile.draft_precision)
+        if files.bundle:
+            files.bundle.check_target(beside.folder, beside.name)
+        return files
 
     def draft_with(self, files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Loaded:
         options = LoadOptions(

@@ -199,7 +199,9 @@ class _Shared:
     def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
         if self._draft is None or self._draft_files is None:
             assert self.draft is not None  # asked only by methods that need it
-            self._draft_files, found = self.loader.draft(self.draft, self.draft_precision, self.target)
+            self._draft_files, found = self.loader.draft(
+                self.draft, self.draft_precision, self.files, self.target
+            )
             tokenizer = load_tokenizer(self._draft_files.folder)
             self.draft_name = name = self._draft_files.name
             if found.head_tokens is not None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +16,6 @@ from specport.calibration import heads, stopping, store, texts
 from specport.calibration.heads import Head
 from specport.calibration.measure import Measured, measure
 from specport.core.classifier import TOP_K
-from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
 from specport.core.ports import Model
@@ -42,8 +40,8 @@ class Report:
     role:     "target" or "draft".
     loop_s:   median seconds that a plain step takes beside the runtime's own call; targets only.
     path:     where it is kept; None where the backend gives no key to keep it under.
-    heads:    of a draft: every size of language-model head that was tried, the whole one first.
-    head:     the one of them that is used.
+    heads:    of a draft: every size of language-model head that was tried, the whole one first; the best is
+              used. A bundle's head is settled.
     trained:  the classifier for the policy of that name; None where there was too little to learn from.
     """
 
@@ -54,8 +52,12 @@ class Report:
     loop_s: float | None
     path: Path | None
     heads: tuple[Head, ...] = ()
-    head: Head | None = None
     trained: stopping.Trained | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """The one of `heads` that is used."""
+        return heads.best(self.heads) if self.heads else None
 
 
 def calibrate(
@@ -86,51 +88,31 @@ def calibrate(
         return reports
     tokenizer = load_tokenizer(files.folder)
     written = texts.write(target.model, tokenizer, texts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0))
-    key = target.key
+    key, beside = target.key, files
     del target  # before the drafts come: two models need not fit
     for number, spec in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
-        files = loader.draft_files(spec, draft_precision)
-        loaded = loader.draft_with(files, None)
-        tried = _heads(loader, files, loaded.model, written, report.measured.costs, part(bar, 0.0, 0.4))
-        best = heads.best(tried)
-        if best.tokens is not None:
-            loaded = loader.draft_with(files, best.tokens)
+        files = loader.draft_files(spec, draft_precision, beside)
+        tokens = files.bundle.head_tokens if files.bundle else None
+        loaded = loader.draft_with(files, tokens)
+        tried: tuple[Head, ...] = ()
+        if files.bundle is None:
+            special = load_tokenizer(files.folder).special_ids
+            tried = heads.compare(
+                lambda head, files=files: loader.draft_with(files, head),
+                loaded.model, written, report.measured.costs, special, part(bar, 0.0, 0.4),
+            )  # fmt: skip
+            tokens = heads.best(tried).tokens
+        if tokens != loaded.head_tokens:
+            loaded = loader.draft_with(files, tokens)
         traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K)
-        trained = stopping.train(traces, report.measured.costs, best.seconds)
-        pair = store.Pair(best.tokens, trained.classifier if trained else None)
+        trained = stopping.train(traces, report.measured.costs, heads.step_seconds(loaded.model))
+        pair = store.Pair(tokens, trained.classifier if trained else None)
         store.save_pair(key, files.fingerprint, pair)
         found = _report("draft", files, loaded, loader, part(bar, 0.4, 1.0), _DRAFT_S)
-        reports.append(replace(found, heads=tried, head=best, trained=trained))
+        reports.append(replace(found, heads=tried, trained=trained))
         del loaded
     return reports
-
-
-def _heads(
-    loader: Loader,
-    files: ModelFiles,
-    whole: Model,
-    written: Sequence[texts.Text],
-    target: StepCosts,
-    progress: Progress,
-) -> tuple[Head, ...]:
-    """What each size of the draft's head costs and how well it agrees, the whole one first."""
-    vocab = whole.vocab_size
-    special = load_tokenizer(files.folder).special_ids
-    cuts = [heads.kept_ids(size, vocab, special) for size in heads.sizes(vocab)]
-    progress("the draft reads", 0.0)
-    shares = heads.agreements(whole, written, [None, *cuts])
-    seconds = heads.step_seconds(whole)
-    found = [Head(None, vocab, seconds, shares[0], heads.rate(shares[0], seconds, target))]
-    for number, (tokens, share) in enumerate(zip(cuts, shares[1:], strict=True)):
-        progress(f"a head of {len(tokens)} tokens", (number + 1) / (len(cuts) + 1))
-        cut = loader.draft_with(files, tokens)
-        if cut.head_tokens is None:
-            break  # this backend cannot cut heads
-        cost = seconds * heads.step_ratio(whole, cut.model)
-        found.append(Head(tokens, len(tokens), cost, share, heads.rate(share, cost, target)))
-        del cut
-    return tuple(found)
 
 
 def _report(

@@ -21,6 +21,8 @@ from specport.calibration.texts import Text, along
 from specport.core.costs import StepCosts
 from specport.core.ports import Model, Row
 from specport.core.tree import TokenTree
+from specport.models.progress import Progress
+from specport.registry import Loaded
 
 SIZES = (65_536, 32_768, 16_384)
 WORTH = 1.02  # how much faster a cut head must come out
@@ -47,14 +49,44 @@ class Head:
     rate: float
 
 
-def kept_ids(size: int, vocab: int, special: Iterable[int]) -> tuple[int, ...]:
-    """The first `size` ids and the special ones, rising."""
-    return (*range(min(size, vocab)), *sorted(i for i in set(special) if size <= i < vocab))
+def kept_ids(size: int, vocab: int, always: Iterable[int]) -> tuple[int, ...]:
+    """The first `size` ids and those of `always`, rising."""
+    return (*range(min(size, vocab)), *sorted(i for i in set(always) if size <= i < vocab))
 
 
 def sizes(vocab: int) -> list[int]:
     """Cuts worth trying: those that leave away a good part of the head."""
     return [size for size in SIZES if size <= 0.75 * vocab]
+
+
+def compare(
+    load: Callable[[tuple[int, ...]], Loaded],
+    whole: Model,
+    texts: Sequence[Text],
+    target: StepCosts,
+    always: Iterable[int],
+    progress: Progress,
+) -> tuple[Head, ...]:
+    """What each size of the draft's head costs and how well it agrees, the whole one first.
+
+    load: the draft with its head cut to these ids. always: ids that every head keeps; not those of
+    `texts`, on which the heads are compared.
+    """
+    vocab = whole.vocab_size
+    cuts = [kept_ids(size, vocab, always) for size in sizes(vocab)]
+    progress("the draft reads", 0.0)
+    shares = agreements(whole, texts, [None, *cuts])
+    seconds = step_seconds(whole)
+    found = [Head(None, vocab, seconds, shares[0], rate(shares[0], seconds, target))]
+    for number, (tokens, share) in enumerate(zip(cuts, shares[1:], strict=True)):
+        progress(f"a head of {len(tokens)} tokens", (number + 1) / (len(cuts) + 1))
+        cut = load(tokens)
+        if cut.head_tokens is None:
+            break  # this backend cannot cut heads
+        cost = seconds * step_ratio(whole, cut.model)
+        found.append(Head(tokens, len(tokens), cost, share, rate(share, cost, target)))
+        del cut
+    return tuple(found)
 
 
 def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int] | None]) -> list[float]:

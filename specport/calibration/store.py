@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import numpy as np
 from specport.core.classifier import NUM_FEATURES, Classifier
 from specport.core.costs import StepCosts
 from specport.errors import ModelError
+from specport.models import bundle
 from specport.models.cache import cache_root
 
 FORMAT = 1
-_MOST_TOKENS = 1 << 24  # no vocabulary is larger: a damaged file must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def find_pair(target_key: str, draft_fingerprint: str) -> Pair:
     """What is kept of this target (`Loaded.key`) and draft; nothing where a file is missing or damaged."""
     try:
         stored = _read(_pair(target_key, draft_fingerprint))
-        return Pair(_head(stored["head"]), _classifier(stored["classifier"]))
+        return Pair(bundle.expand(stored["head"]) or None, _classifier(stored["classifier"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Pair()
 
@@ -90,26 +90,11 @@ def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | Non
     key = _pair(target_key, draft_fingerprint)
     if not key:
         return None
-    ranges: list[list[int]] = []
-    for token in pair.head_tokens or ():
-        if ranges and ranges[-1][1] == token:
-            ranges[-1][1] = token + 1
-        else:
-            ranges.append([token, token + 1])
+    ranges = bundle.ranges(pair.head_tokens or ())
     table: dict[str, Any] | None = None
     if pair.classifier is not None:
         table = {f.name: np.asarray(getattr(pair.classifier, f.name)).tolist() for f in fields(Classifier)}
     return _write(key, {"head": ranges, "classifier": table})
-
-
-def _head(ranges: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
-    """Ids of [first, end) ranges."""
-    tokens: list[int] = []
-    for first, end in ranges:
-        if not 0 <= int(first) < int(end) <= _MOST_TOKENS:
-            raise ValueError(ranges)
-        tokens.extend(range(int(first), int(end)))
-    return tuple(tokens) or None
 
 
 def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:

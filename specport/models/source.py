@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import cache, download, gguf_file, hub
+from specport.models import bundle, cache, download, gguf_file, hub
+from specport.models.bundle import Bundle
 from specport.models.identity import fingerprint
 from specport.models.progress import Progress, part, silent
 from specport.models.tokenizer import TOKENIZER_FILE, read_json
@@ -33,6 +34,7 @@ class ModelFiles:
     precision:   "fp16", "int8", "int4", or "ir" when the user brought IR and only they know.
     source:      what the user named, or "default".
     fingerprint: hash of the weights' identity; the same wherever the folder lies.
+    bundle:      what is known of a draft that `specport quantize` built; None for any other model.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class ModelFiles:
     precision: str
     source: str
     fingerprint: str
+    bundle: Bundle | None = None
 
 
 def resolve(
@@ -135,7 +138,9 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
         wrong = ir_problem(path)
         if wrong:
             raise ModelError(f"{path} cannot be used: {wrong}", "export the model again with its tokenizer")
-        return ModelFiles(path, name, _noted_precision(path), spec, ir_fingerprint(path))
+        found = bundle.read(path) if (path / bundle.BUNDLE_FILE).is_file() else None
+        precision = found.precision if found else _noted_precision(path)
+        return ModelFiles(path, name, precision, spec, ir_fingerprint(path), found)
     weights = sorted(p.name for p in path.glob("*.safetensors"))
     if not (path / "config.json").is_file() or not weights:
         ggufs = sorted(path.glob("*.gguf"))

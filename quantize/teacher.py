@@ -1,0 +1,222 @@
+"""Text that the target writes itself, for a draft to learn from: no data set is needed.
+
+The target writes the user's turn behind a short opening (sampled, so that the turns differ), then answers it
+as it would at run time. The likeliest tokens of its distribution are kept beside each token of an answer.
+Shards are files of their own, made with their own random stream: what is there is not written again, and a
+seed gives the same text wherever it was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.calibration.texts import encode
+from specport.core.ports import Model, Row
+from specport.core.tree import TokenTree
+from specport.errors import ModelError
+from specport.models.progress import Progress
+from specport.models.tokenizer import Tokenizer
+
+TOP_K = 32
+USER_TOKENS, ANSWER_TOKENS = 48, 192
+# Nats below the likeliest token within which there mostly are TOP_K tokens, and not many more.
+NEAR, MANY = 8.0, 4096
+SHARD = 16  # dialogues that are written at once; weights are read once for all of them
+OPENINGS = (
+    "Write a Python function that", "Write a short story about", "Explain how",
+    "What is the difference between", "Translate the following sentence into German:",
+    "Translate into English:", "Summarize this paragraph:", "A shop sells", "If a train leaves",
+    "Who was", "Why do", "How do I", "Compose an email to", "Give me a list of",
+    "Fix the bug in this code:", "Write a SQL query that", "Describe the", "What are the main causes of",
+    "Solve the equation", "Act as a", "Rewrite this text more formally:", "Which", "Is it true that",
+    "Answer with the help of this passage:", "Create a plan for", "In JavaScript,", "Compare", "When did",
+    "Implement", "Tell me about", "Let x be", "Suggest",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """tokens: prompt and answer; the answer begins at `start`.
+
+    top_ids, top_probs: [answer, TOP_K] the target's likeliest tokens before each token of the answer, and
+    their probabilities, likeliest first.
+    """
+
+    tokens: NDArray[np.int32]
+    start: int
+    top_ids: NDArray[np.int32]
+    top_probs: NDArray[np.float32]
+
+
+def write_shards(
+    target: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    num_tokens: int,
+    seed: int,
+    prompts: Sequence[str],
+    progress: Progress,
+) -> list[Path]:
+    """As many shards as hold `num_tokens` of answers. prompts: the user's own turns; () = the target's.
+
+    Raises ModelError when the folder cannot be written.
+    """
+    paths: list[Path] = []
+    written = 0
+    while written < num_tokens:
+        path = folder / f"{len(paths):05}.npz"
+        paths.append(path)
+        if not path.is_file():
+            rng = np.random.default_rng([seed, len(paths)])
+            done = written / num_tokens
+            share = min(SHARD * ANSWER_TOKENS / num_tokens, 1.0 - done)
+
+            def bar(part: float, done: float = done, share: float = share) -> None:
+                progress("the target writes", done + share * part)
+
+            _save(path, dialogues(target, tokenizer, prompts, rng, bar))
+        written += sum(len(d.tokens) - d.start for d in read_shard(path))
+    return paths
+
+
+def dialogues(
+    target: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    rng: np.random.Generator,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Dialogue]:
+    """One shard's."""
+    starts = [str(s) for s in rng.choice(prompts or OPENINGS, SHARD)]
+    turns = starts if prompts else _user_turns(target, tokenizer, starts, rng)
+    asked = [encode(tokenizer, turn) for turn in turns]
+    asked = [ids for ids in asked if len(ids) + ANSWER_TOKENS <= target.max_context]
+    tops: list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = [[] for _ in asked]
+
+    def greedy(i: int, logits: NDArray[np.float32]) -> int:
+        tops[i].append(_top(logits))
+        return int(tops[i][-1][0][0])
+
+    answers = _write(target, asked, ANSWER_TOKENS, tokenizer.eos_ids, greedy, progress)
+    return [
+        Dialogue(
+            np.asarray([*ids, *answer], dtype=np.int32),
+            len(ids),
+            np.stack([top[0] for top in kept]),
+            np.stack([top[1] for top in kept]),
+        )
+        for ids, answer, kept in zip(asked, answers, tops, strict=True)
+        if answer
+    ]
+
+
+def _user_turns(
+    target: Model, tokenizer: Tokenizer, openings: Sequence[str], rng: np.random.Generator
+) -> list[str]:
+    """The openings, and how the target goes on with them as the user."""
+
+    def sample(i: int, logits: NDArray[np.float32]) -> int:
+        ids, probs = _top(logits)
+        return int(rng.choice(ids, p=probs.astype(np.float64) / probs.sum(dtype=np.float64)))
+
+    begun = [_begun(tokenizer, opening) for opening in openings]
+    rest = _write(target, begun, USER_TOKENS, tokenizer.eos_ids, sample)
+    return [
+        o + tokenizer.decode(ids, skip_special_tokens=True) for o, ids in zip(openings, rest, strict=True)
+    ]
+
+
+def _begun(tokenizer: Tokenizer, opening: str) -> list[int]:
+    """Ids of a user's turn that is not yet complete."""
+    if not tokenizer.has_chat_template:
+        return tokenizer.encode(opening)
+    text = tokenizer.render([{"role": "user", "content": opening}], add_generation_prompt=False)
+    return tokenizer.encode(text[: text.rindex(opening) + len(opening)])
+
+
+def _write(
+    target: Model,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    ends: frozenset[int],
+    choose: Callable[[int, NDArray[np.float32]], int],
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[list[int]]:
+    """What follows each prompt, all of them at once. choose: the next token of text i, from its logits."""
+    texts: list[list[int]] = [[] for _ in prompts]
+    handles = [target.open(len(prompt) + limit) for prompt in prompts]
+    try:
+        for i, prompt in enumerate(prompts):
+            output = target.step([Row(handles[i], TokenTree.chain(prompt), logits="last")])
+            target.commit(handles[i], range(len(prompt)))
+            texts[i].append(choose(i, np.asarray(output.logits[0])))
+        for number in range(1, limit):
+            progress(number / limit)
+            active = [i for i, text in enumerate(texts) if text[-1] not in ends]
+            if not active:
+                break
+            output = target.step([Row(handles[i], TokenTree.chain(texts[i][-1:])) for i in active])
+            for row, i in enumerate(active):
+                texts[i].append(choose(i, np.asarray(output.logits[output.offsets[row]])))
+            for i in active:
+                target.commit(handles[i], [0])
+    finally:
+        for handle in handles:
+            target.close(handle)
+    return texts
+
+
+def _top(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The likeliest ids and their probabilities, likeliest first."""
+    count = min(TOP_K, logits.size)
+    best = logits.max()
+    ids = np.flatnonzero(logits > best - NEAR)  # most of a large vocabulary need not be sorted
+    if not count <= ids.size <= MANY:
+        ids = np.argpartition(logits, -count)[-count:]
+    ids = ids[np.lexsort((ids, -logits[ids]))][:count]  # of equal logits the first id, as argmax chooses
+    shifted = np.exp(logits - best, dtype=np.float32)
+    return ids.astype(np.int32), (shifted[ids] / shifted.sum(dtype=np.float64)).astype(np.float32)
+
+
+def _save(path: Path, shard: Sequence[Dialogue]) -> None:
+    temporary = path.with_suffix(".tmp.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            temporary,
+            tokens=np.concatenate([d.tokens for d in shard]),
+            lengths=np.array([len(d.tokens) for d in shard]),
+            starts=np.array([d.start for d in shard]),
+            top_ids=np.concatenate([d.top_ids for d in shard]),
+            top_probs=np.concatenate([d.top_probs for d in shard]).astype(np.float16),
+        )
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ModelError(
+            f"cannot write {path}: {error.strerror or error}", "free some space; what is written stays"
+        ) from error
+
+
+def read_shard(path: Path) -> list[Dialogue]:
+    """Raises ModelError when the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            ends = np.cumsum(stored["lengths"])
+            answers = np.cumsum(stored["lengths"] - stored["starts"])
+            pieces = zip(
+                np.split(stored["tokens"], ends[:-1]),
+                stored["starts"],
+                np.split(stored["top_ids"], answers[:-1]),
+                np.split(stored["top_probs"].astype(np.float32), answers[:-1]),
+                strict=True,
+            )
+            return [Dialogue(tokens, int(start), ids, probs) for tokens, start, ids, probs in pieces]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error

@@ -1,0 +1,150 @@
+"""Draft bundles: a folder with a draft's weights and `specport.json`, which says what it was built for.
+
+The weights are ordinary IR with the whole head, so that other runtimes can use the folder as well; which
+tokens the head is cut to stands in the manifest, and a backend cuts it when it loads the draft.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specport.errors import ModelError
+from specport.models import manifest
+from specport.models.cache import cache_root
+from specport.models.tokenizer import read_json
+
+BUNDLE_FILE = "specport.json"
+FORMAT = 1
+_MOST_TOKENS = 1 << 24  # no vocabulary is larger: a damaged file must not fill the memory
+_REBUILD = "build it again with: specport quantize"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is known of a draft.
+
+    target, target_shape: name of the model it drafts for, and `shape` of that model's configuration.
+    target_fingerprint:   of the very weights that it was measured with.
+    tokenizer:  fingerprint of the tokenizer that both speak.
+    source, precision: what it was made from, and its weights' format.
+    layers:     decoder layers that were kept, of `num_layers`.
+    head:       [first, end) ranges of the token ids that its head keeps; None = all.
+    distilled:  how it was healed; empty = not at all.
+    measured:   acceptance, times and speed-up, and on what.
+    provenance: command, versions, date.
+    """
+
+    target: str
+    target_shape: str
+    target_fingerprint: str
+    tokenizer: str
+    source: str
+    precision: str
+    layers: tuple[int, ...]
+    num_layers: int
+    head: tuple[tuple[int, int], ...] | None = None
+    distilled: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def head_tokens(self) -> tuple[int, ...] | None:
+        """The ids that the head keeps, rising; None = all."""
+        return None if self.head is None else expand(self.head)
+
+    def check_target(self, folder: Path, name: str) -> None:
+        """Raises ModelError when the model in `folder` is not the kind that the draft was built for."""
+        if shape(folder) != self.target_shape:
+            raise ModelError(
+                f"the draft was built for {self.target}, not for {name}",
+                "choose that model, or build a draft for this one with: specport quantize",
+            )
+
+
+def shape(folder: Path) -> str:
+    """Hash of what the configuration says of a model's form; the same at every precision."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    table = {**config, **text} if isinstance(text, dict) else config
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    facts = json.dumps({name: table.get(name) for name in names}, sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:24]
+
+
+def write(folder: Path, bundle: Bundle) -> None:
+    """Write the manifest, last of all files of `folder`."""
+    manifest.write(folder, {"format": FORMAT, **asdict(bundle)}, BUNDLE_FILE)
+
+
+def read(folder: Path, *, thorough: bool = False) -> Bundle:
+    """Raises ModelError where it is damaged (thorough: hash every file), or newer than this specport."""
+    path = folder / BUNDLE_FILE
+    if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough):
+        raise ModelError(f"the draft bundle {folder} is damaged: {wrong}", _REBUILD)
+    about = dict((manifest.read(folder, BUNDLE_FILE) or {}).get("about", {}))
+    version = about.pop("format", None)
+    if isinstance(version, int) and version > FORMAT:
+        raise ModelError(f"{path} is of format {version}; this specport reads {FORMAT}", "update specport")
+    try:
+        about["layers"] = tuple(int(layer) for layer in about["layers"])
+        about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
+        bundle = Bundle(**about)
+        if bundle.head is not None:
+            expand(bundle.head)
+        return bundle
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is no draft bundle's manifest: {error}", _REBUILD) from error
+
+
+def register(folder: Path, target_fingerprint: str) -> None:
+    """From now on `--draft auto` uses this bundle beside that target. Raises ModelError."""
+    path = _registered(target_fingerprint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"folder": str(folder.resolve())}) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror or error}", "free some space") from error
+
+
+def registered(target_fingerprint: str) -> Path | None:
+    """The bundle that was last built for a target, where it is still there and whole."""
+    try:
+        stored = json.loads(_registered(target_fingerprint).read_text(encoding="utf-8"))
+        folder = Path(stored["folder"])
+        read(folder)
+        return folder
+    except (OSError, ValueError, KeyError, TypeError, ModelError):
+        return None
+
+
+def _registered(target_fingerprint: str) -> Path:
+    return cache_root() / "drafts" / f"{target_fingerprint[:24]}.json"
+
+
+def ranges(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Rising ids as [first, end) ranges: a cut vocabulary is mostly one long one."""
+    found: list[list[int]] = []
+    for token in tokens:
+        if found and found[-1][1] == token:
+            found[-1][1] = token + 1
+        else:
+            found.append([token, token + 1])
+    return tuple((first, end) for first, end in found)
+
+
+def expand(head: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The ids of [first, end) ranges. Raises ValueError for ranges that mean nothing."""
+    tokens: list[int] = []
+    for first, end in head:
+        if not 0 <= int(first) < int(end) <= _MOST_TOKENS:
+            raise ValueError(f"[{first}, {end}) is no range of token ids")
+        tokens.extend(range(int(first), int(end)))
+    return tuple(tokens)
