@@ -64,7 +64,7 @@ class Healed:
     seconds: float
 
 
-class Student(torch.nn.Module):
+class Student(torch.nn.Module):  # type: ignore[misc]
     """A decoder and the rows of its head that are kept; gives loss and hits of a batch."""
 
     def __init__(self, model: Any, head: Sequence[int], loss: str) -> None:
@@ -182,7 +182,7 @@ class _Run:
     def save(self) -> None:
         from safetensors.torch import save_file
 
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for i, parameter in enumerate(self.trained):
             state = self.optimizer.state[parameter]
             tensors |= {f"{i}.weight": parameter.detach()}

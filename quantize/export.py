@@ -54,7 +54,6 @@ def export(
             f"converting needs more packages: {error}", "pip install 'specport[openvino]'"
         ) from error
     progress("reading weights", 0.15)
-    gguf = source.is_file()
     model = load_source(source, target, trust_remote_code)
     _check_config(model.config, source)
     progress("converting to OpenVINO", 0.4)
@@ -76,10 +75,7 @@ def export(
         _compress(draft, target, precision, progress)
         shutil.rmtree(draft)
     progress("writing the tokenizer", 0.97)
-    if gguf:
-        _finish_gguf(source, target)
-    else:
-        _finish_folder(source, target, trust_remote_code)
+    finish(source, target, trust_remote_code)
     return {package: metadata.version(package) for package in PACKAGES}
 
 
@@ -89,6 +85,14 @@ def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:
     Raises ModelError.
     """
     return _load_gguf(source, work) if source.is_file() else _load_folder(source, trust_remote_code)
+
+
+def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
+    """Tokenizer and token ids of `source` into the folder `target`, which has the model."""
+    if source.is_file():
+        _finish_gguf(source, target)
+    else:
+        _finish_folder(source, target, trust_remote_code)
 
 
 def _load_gguf(source: Path, target: Path) -> Any:

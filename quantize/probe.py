@@ -46,10 +46,15 @@ class Probe:
         self._request = ov.Core().compile_model(model, device, dict(properties)).create_infer_request()
         self._plain = np.ones(self.num_layers, dtype=np.float32)
 
+    def logits(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.float32]:
+        """[answer, head] before each token of the answer. Valid until the next reading."""
+        self._read(text, dropped)
+        found: NDArray[np.float32] = self._request.get_tensor("logits").data[0]
+        return found
+
     def choices(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.int64]:
         """[answer] the token it would propose before each token of the answer."""
-        self._read(text, dropped)
-        columns = self._request.get_tensor("logits").data[0].argmax(axis=1)
+        columns = self.logits(text, dropped).argmax(axis=1)
         chosen: NDArray[np.int64] = columns if self._head is None else self._head[columns]
         return chosen
 

@@ -128,7 +128,7 @@ def _slice_rows(source: ov.Output, keep: NDArray[np.int64], vocab: int) -> ov.Ou
         raise ModelError(f"cannot cut a head whose weight comes from {kind}")
     rebuilt = _REBUILD[kind](node, inputs)
     for key, value in node.get_rt_info().items():
-        rebuilt.get_rt_info()[key] = value  # marks decompression, so that it is not folded away
+        rebuilt.set_rt_info(value, key)  # marks decompression, so that it is not folded away
     return rebuilt.output(0)
 
 

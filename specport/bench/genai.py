@@ -5,8 +5,6 @@ It is fed token ids, so that every method reads the same prompt.
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ import numpy as np
 
 from specport.bench.methods import Run
 from specport.errors import InvalidInput, SpecportError
+from specport.quantize.layouts import genai
 
 # The modes, and the settings that make them; numbers are the library's own defaults.
 MODES: dict[str, dict[str, Any]] = {
@@ -63,9 +62,9 @@ class GenAi:
         if needs_draft:
             assert draft is not None
             options["draft_model"] = openvino_genai.draft_model(
-                _prepared(draft, work / "draft"), device, **properties
+                genai(draft, work / "draft", link=True), device, **properties
             )
-        self._pipe = openvino_genai.LLMPipeline(_prepared(folder, work / "target"), device, **options)
+        self._pipe = openvino_genai.LLMPipeline(genai(folder, work / "target", link=True), device, **options)
         self._config = openvino_genai.GenerationConfig(do_sample=False, **MODES[mode])
         self._config.stop_token_ids = set(eos_ids)
         self._openvino_genai = openvino_genai
@@ -87,25 +86,3 @@ class GenAi:
         total = time.perf_counter() - began
         ttft = result.perf_metrics.get_ttft().mean / 1e3
         return Run([int(token) for token in result.tokens[0]], ttft, total)
-
-
-def _prepared(folder: Path, work: Path) -> Path:
-    """A copy of an IR folder with the tokenizer models that the library wants; weights are linked."""
-    import openvino as ov
-    import openvino_tokenizers
-    from transformers import AutoTokenizer, logging
-
-    logging.set_verbosity_error()
-    work.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            try:
-                os.link(path, work / path.name)
-            except OSError:  # another file system
-                shutil.copyfile(path, work / path.name)
-    if not (work / "openvino_tokenizer.xml").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        converted = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
-        for name, model in zip(("tokenizer", "detokenizer"), converted, strict=True):
-            ov.save_model(model, work / f"openvino_{name}.xml")
-    return work

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,8 @@ def calibrate(
         if files.bundle is None:
             special = load_tokenizer(files.folder).special_ids
             tried = heads.compare(
-                lambda head, files=files: loader.draft_with(files, head),
-                loaded.model, written, report.measured.costs, special, part(bar, 0.0, 0.4),
+                partial(loader.draft_with, files), loaded.model, written, report.measured.costs, special,
+                part(bar, 0.0, 0.4),
             )  # fmt: skip
             tokens = heads.best(tried).tokens
         if tokens != loaded.head_tokens:

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "specport.cli.run",
     "calibrate": "specport.cli.calibrate",
     "bench": "specport.cli.bench",
+    "quantize": "specport.cli.quantize",
     "devices": "specport.cli.devices",
     "models": "specport.cli.models",
 }

@@ -1,0 +1,181 @@
+"""`specport quantize`: build a draft that is worth its cost, look at one, hand one to other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.models.bundle import Bundle
+    from specport.quantize.build import Built
+
+EXAMPLES = """\
+examples:
+  specport quantize --out draft                           a draft cut from the default model itself
+  specport quantize --target MODEL --from SIBLING --out draft
+                                                          as many layers as make the most tokens a second
+  specport quantize --target MODEL --from SIBLING --layers 16 --distil 200000 --out draft
+                                                          16 layers, healed on text that the target writes
+  specport run --model MODEL --draft draft "Hello."       `--draft auto` finds the last one by itself
+  specport quantize inspect draft
+  specport quantize export draft --to genai --out folder
+
+Layers go one by one, those first without which the draft still agrees best with the target. A build that was
+stopped goes on with the same command. Let the machine do nothing else meanwhile: times are measured.
+"""
+BUILD_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
+REQUEST_OPTIONS = ("layers", "speed_up", "head_tokens", "distil_tokens", "loss", "epochs", "seed")
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "quantize", help="build a draft for a target: compressed, pruned, trimmed, healed", epilog=EXAMPLES,
+        description="Build a draft bundle for a target, and measure what it is worth on this device.",
+    )  # fmt: skip
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (without one: build)")
+    inspect = actions.add_parser("inspect", help="what a bundle is and what was measured of it")
+    inspect.add_argument("folder", type=Path, metavar="DIR")
+    inspect.add_argument("--json", action="store_true", help="the manifest as JSON")
+    export = actions.add_parser("export", help="write a bundle in another runtime's layout")
+    export.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("--to", required=True, metavar="{genai}", help="openvino-genai's folder layout")
+    export.add_argument("--out", dest="exported", required=True, type=Path, metavar="DIR")
+    model = parser.add_argument_group("model and device")
+    add = model.add_argument
+    add("--target", metavar="MODEL", help="the model to draft for, as for specport run --model")
+    add("--from", dest="source", metavar="MODEL", help="what the draft is made from (default: the target)")
+    add("--precision", metavar="{fp16,int8,int4}", help="the target's weights (default: the device's)")
+    add("--draft-precision", metavar="{fp16,int8,int4}", help="the draft's weights (default: the device's)")
+    add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
+    options.add_trust_option(model)
+    add = parser.add_argument_group("draft").add_argument
+    add("--layers", type=int, metavar="N", help="decoder layers to keep (default: what pays best)")
+    add("--speed-up", type=float, metavar="X", help="as many layers as make a draft step X times as fast")
+    add(
+        "--head-tokens", type=int, metavar="N",
+        help="commonest tokens that the head keeps; 0 = all (default: what pays best)",
+    )  # fmt: skip
+    add(
+        "--distil", dest="distil_tokens", type=int, metavar="N",
+        help="heal the draft on N tokens that the target writes (default: 0, not at all)",
+    )  # fmt: skip
+    add("--epochs", type=float, metavar="X", help="times that each text is read (default: 3.0)")
+    add("--loss", metavar="{kl,ce,tv}", help="what healing minimises (default: kl)")
+    add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="your own prompts, as for specport bench, to choose, heal and measure by",
+    )  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder of the bundle; it must not be there yet")
+    add("--json", action="store_true", dest="as_json", help="the manifest as JSON instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "inspect":
+        return _inspect(args.folder, args.json)
+    if args.action == "export":
+        return _export(args.folder, args.to, args.exported, args.quiet)
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder that the draft is to be written to")
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.build import Request, build
+
+    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
+    request = Request(prompts=own, **options.given(args, REQUEST_OPTIONS))
+    with terminal.progress(args.quiet) as progress:
+        built = build(
+            args.target, args.out, request, source=args.source, progress=progress,
+            **options.given(args, BUILD_OPTIONS),
+        )  # fmt: skip
+    if args.as_json:
+        terminal.write(json.dumps(asdict(built.bundle), indent=1) + "\n")
+        return 0
+    _built(built)
+    _show(built.bundle)
+    terminal.say(f"written: {built.folder}; specport run --draft auto finds it")
+    return 0
+
+
+def _built(built: Built) -> None:
+    say = terminal.write
+    if built.heads:
+        say(f"{'head':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
+        for head in built.heads:
+            size = str(head.size) + (" whole" if head.tokens is None else "")
+            say(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.rate:10.1f}\n")
+    choice = built.choice
+    if choice is not None and choice.order:
+        say(f"{'layers':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}  without layer\n")
+        for n, (ms, share, rate) in enumerate(
+            zip(choice.seconds, choice.agreements, choice.rates, strict=True)
+        ):
+            gone = str(choice.order[n - 1]) if n else ""
+            mark = "  used" if n == choice.count else ""
+            say(f"{choice.num_layers - n:>14}{1e3 * ms:7.1f}{share:11.1%}{rate:10.1f}  {gone}{mark}\n")
+
+
+def _inspect(folder: Path, as_json: bool) -> int:
+    from specport.models import bundle
+
+    if not (folder / bundle.BUNDLE_FILE).is_file():
+        raise InvalidInput(f"{folder} is no draft bundle", "specport quantize --out DIR makes one")
+    found = bundle.read(folder, thorough=True)
+    if as_json:
+        terminal.write(json.dumps(asdict(found), indent=1) + "\n")
+    else:
+        _show(found)
+    return 0
+
+
+def _show(bundle: Bundle) -> None:
+    m: dict[str, Any] = dict(bundle.measured)
+    d = bundle.distilled
+    head = "whole" if bundle.head is None else f"cut to {sum(b - a for a, b in bundle.head)} tokens"
+    lines = [
+        ("draft for", bundle.target),
+        ("made from", f"{bundle.source}, {bundle.precision}"),
+        ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {', '.join(map(str, bundle.layers))}"),
+        ("head", head),
+    ]
+    if d:
+        change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
+        lines.append(("healed", f"on {d['tokens_read']} tokens: agreement {change}"))
+    if m:
+        by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])
+        length = f"mean acceptance length {m['mean_acceptance_length']:.2f}"
+        low, high = m["speed_up_range"]
+        cost = f"{m['cost']:.2f} of the target's {m['target_ms']:.1f} ms"
+        lines += [
+            ("draft step", f"{m['draft_ms']:.1f} ms, {cost}"),
+            ("acceptance", f"{by_depth} at depth 1, 2, ...; {length}"),
+            ("decode", f"{m['speed_up']:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
+            ("same text", f"{m['same_text']}/{m['prompts']} prompts, {m['max_new_tokens']} tokens each"),
+            ("measured", f"{m['date']} on {m['device']}, {m['processor']}"),
+        ]
+    for name, text in lines:
+        terminal.write(f"{name:>11}  {text}\n")
+
+
+def _export(folder: Path, to: str, out: Path, quiet: bool) -> int:
+    from specport.models import bundle
+    from specport.quantize import layouts
+
+    if to != "genai":
+        raise InvalidInput(f"unknown layout {to!r}", "choose genai")
+    if out.exists():
+        raise InvalidInput(f"{out} is there already", "choose another --out")
+    bundle.read(folder, thorough=True)
+    with terminal.progress(quiet) as progress:
+        progress("converting the tokenizer", 0.0)
+        layouts.genai(folder, out)
+    terminal.say(f"written: {out}, for openvino_genai.draft_model({str(out)!r}, ...)")
+    return 0
