@@ -42,7 +42,7 @@ class Recipe:
 
     loss: str = "kl"
     epochs: float = 3.0
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     batch_tokens: int = 1024
     seed: int = 0
 

@@ -9,6 +9,7 @@ seed gives the same text wherever it was interrupted.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,5 +219,5 @@ def read_shard(path: Path) -> list[Dialogue]:
                 strict=True,
             )
             return [Dialogue(tokens, int(start), ids, probs) for tokens, start, ids, probs in pieces]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error

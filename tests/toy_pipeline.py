@@ -38,6 +38,12 @@ class ToyTokenizer:
     def chat(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
         return self.encode("".join(message["content"] for message in messages))
 
+    def render(self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        return "".join(message["content"] for message in messages)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        return "".join(LETTERS[token] for token in ids)
+
     def token_bytes(self, token: int) -> bytes:
         return LETTERS[token].encode()
 

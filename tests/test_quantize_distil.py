@@ -1,0 +1,128 @@
+"""Healing: a pruned model learns the target's distribution, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specport.errors import InvalidInput, ModelError
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+
+import tiny_models  # noqa: E402
+from specport.quantize import distil  # noqa: E402
+from specport.quantize.distil import Recipe, Student  # noqa: E402
+from specport.quantize.prune import drop_layers  # noqa: E402
+from specport.quantize.teacher import Dialogue  # noqa: E402
+
+VOCAB = len(tiny_models.vocabulary())
+HEAD = range(VOCAB)
+
+
+def dialogues(model: Any, count: int, seed: int) -> list[Dialogue]:
+    """What a model would write, with its whole distribution."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        ids = rng.integers(3, VOCAB, rng.integers(6, 12)).tolist()
+        with torch.no_grad():
+            probs = torch.softmax(model(torch.tensor([ids])).logits[0], dim=-1).numpy()
+        answer = probs[3:-1].argmax(axis=1)
+        order = np.argsort(-probs[3:-1], axis=1)[:, :16]
+        tokens = np.asarray(ids, dtype=np.int32)
+        tokens[4:] = answer  # not what follows from itself; the student only has to learn the map
+        top = np.take_along_axis(probs[3:-1], order, axis=1)
+        found.append(Dialogue(tokens, 4, order.astype(np.int32), top))
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Dialogue]:
+    return dialogues(tiny_models.hf_model("llama", 4), 24, 0)
+
+
+def student() -> Any:
+    model = tiny_models.hf_model("llama", 4)
+    drop_layers(model, (1, 2))
+    return model
+
+
+def run(
+    model: Any, texts: list[Dialogue], work: Path, progress: Any = lambda *_: None, **changes: Any
+) -> Any:
+    recipe = Recipe(**{"epochs": 4.0, "learning_rate": 3e-3, "batch_tokens": 64, **changes})
+    return distil.distil(model, HEAD, texts[4:], texts[:4], recipe, work, progress)
+
+
+@pytest.mark.parametrize("loss", distil.LOSSES)
+def test_the_loss_falls_and_embeddings_stay(loss: str, texts: list[Dialogue], tmp_path: Path) -> None:
+    model = student()
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    healed = run(model, texts, tmp_path, loss=loss, epochs=10.0)
+    steps = len(healed.losses) // 5
+    assert np.mean(healed.losses[-steps:]) < 0.9 * np.mean(healed.losses[:steps])
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert healed.num_tokens == 10 * sum(len(text.tokens) for text in texts[4:])
+
+
+def test_a_run_that_was_stopped_gives_the_same_draft(texts: list[Dialogue], tmp_path: Path) -> None:
+    whole = student()
+    first = run(whole, texts, tmp_path / "whole")
+
+    class Stop(KeyboardInterrupt):
+        pass
+
+    def stop(stage: str, share: float) -> None:
+        if share > 0.5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(student(), texts, tmp_path / "part", stop)
+    gone_on, seen = student(), []
+    second = run(gone_on, texts, tmp_path / "part", lambda stage, share: seen.append(share))
+    assert min(seen) > 0.4
+    assert second.losses == first.losses and (second.before, second.after) == (first.before, first.after)
+    for a, b in zip(whole.parameters(), gone_on.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # Another recipe does not go on from there.
+    run(student(), texts, tmp_path / "part", lambda stage, share: seen.append(share), seed=1)
+    assert min(seen) == 0.0
+
+
+def test_a_damaged_checkpoint_is_named(texts: list[Dialogue], tmp_path: Path) -> None:
+    (tmp_path / distil.CHECKPOINT).write_bytes(b"not tensors")
+    with pytest.raises(ModelError, match="is damaged"):
+        run(student(), texts, tmp_path)
+    with pytest.raises(InvalidInput, match="too little text"):
+        distil.distil(student(), HEAD, [], texts, Recipe(), tmp_path, lambda *_: None)
+    for wrong in ({"loss": "mse"}, {"epochs": 0.0}, {"learning_rate": -1.0}):
+        with pytest.raises(InvalidInput):
+            Recipe(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", distil.LOSSES)
+def test_losses_by_hand(loss: str) -> None:
+    """Two listed tokens, one of them outside the head, and the rest as one more token."""
+    model = tiny_models.hf_model("llama")
+    head = [3, 5, 8, 9]
+    p = np.array([[0.5, 0.3]], dtype=np.float32)
+    text = Dialogue(np.array([4, 7, 5], dtype=np.int32), 2, np.array([[5, 7]], dtype=np.int32), p)
+    loss_, hits = Student(model, head, loss)(distil._batch([text], "cpu"))
+    with torch.no_grad():
+        logits = model(torch.tensor([[4, 7]])).logits[0, -1].numpy().astype(np.float64)[head]
+    q = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    rest = 1 - q[1]
+    wanted = {
+        "ce": -math.log(q[1]),
+        "kl": 0.5 * math.log(0.5 / q[1]) + 0.5 * math.log(0.5 / rest),
+        "tv": 0.5 * (abs(0.5 - q[1]) + abs(0.5 - rest)),
+    }
+    assert loss_.item() == pytest.approx(wanted[loss], abs=1e-4)
+    assert int(hits) == int(q.argmax() == 1)
