@@ -13,21 +13,19 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize import gguf_weights
+from specport.quantize import compress, gguf_weights
 
 from specport.errors import ModelError, SpecportError
 from specport.models import gguf_file, gguf_tokenizer
+from specport.models import precision as precisions
 from specport.models.progress import Progress, silent
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
-INT4_GROUP = 64
 # Above this many bytes in float32, memory and disk are kept low by tracing 16-bit weights instead.
 FLOAT32_BYTES = 4 << 30
 
@@ -42,9 +40,9 @@ def export(
 ) -> dict[str, str]:
     """Write openvino_model.xml/.bin, config, generation config and tokenizer into `target`.
 
-    precision: "fp16", "int8" (asymmetric, each output channel) or "int4" (symmetric in groups of 64;
-    embeddings and head int8). Returns package versions. Raises ModelError.
+    precision: as `specport.models.precision` reads it. Returns package versions. Raises ModelError.
     """
+    wanted = precisions.parse(precision)
     progress("loading the converter", 0.0)
     try:
         from optimum.exporters.openvino import export_from_model
@@ -60,22 +58,22 @@ def export(
     draft = target / "uncompressed"
     export_from_model(
         model,
-        target if precision == "fp16" else draft,
+        target if wanted.base == "fp16" else draft,
         task="text-generation-with-past",
-        ov_config=OVConfig(dtype="fp16" if precision == "fp16" else "fp32"),
+        ov_config=OVConfig(dtype="fp16" if wanted.base == "fp16" else "fp32"),
         stateful=True,
         patch_16bit_model=_is_16bit(model),
         trust_remote_code=trust_remote_code,
     )
     del model
     gc.collect()
-    if precision != "fp16":
-        for path in draft.glob("*.json"):
-            shutil.move(path, target / path.name)
-        _compress(draft, target, precision, progress)
-        shutil.rmtree(draft)
-    progress("writing the tokenizer", 0.97)
+    for path in draft.glob("*.json"):
+        shutil.copyfile(path, target / path.name)
+    progress("writing the tokenizer", 0.6)
     finish(source, target, trust_remote_code)
+    if wanted.base != "fp16":
+        compress.compress(draft, target, wanted, progress)
+        shutil.rmtree(draft)
     return {package: metadata.version(package) for package in PACKAGES}
 
 
@@ -162,46 +160,6 @@ def _is_16bit(model: Any) -> bool:
 def _check_config(config: Any, source: Path) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder model", "use a decoder-only language model")
-
-
-def _compress(draft: Path, target: Path, precision: str, progress: Progress) -> None:
-    import nncf
-    import openvino
-
-    progress("compressing weights", 0.65)
-    model = openvino.Core().read_model(draft / "openvino_model.xml")
-    if precision == "int8":
-        # NNCF compiles a model for each weight to quantise it; in NumPy it is 4x faster and bit-identical.
-        with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"):
-            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    else:
-        fallback = nncf.AdvancedCompressionParameters(
-            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
-        )
-        model = nncf.compress_weights(
-            model,
-            mode=nncf.CompressWeightsMode.INT4_SYM,
-            ratio=1.0,
-            group_size=INT4_GROUP,
-            advanced_parameters=fallback,
-        )
-    progress("saving", 0.9)
-    openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
-    del model
-    gc.collect()
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _finish_gguf(source: Path, target: Path) -> None:

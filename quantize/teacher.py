@@ -25,20 +25,29 @@ from specport.models.progress import Progress
 from specport.models.tokenizer import Tokenizer
 
 TOP_K = 32
-USER_TOKENS, ANSWER_TOKENS = 48, 192
+ANSWER_TOKENS = 192
 # Nats below the likeliest token within which there mostly are TOP_K tokens, and not many more.
 NEAR, MANY = 8.0, 4096
-SHARD = 16  # dialogues that are written at once; weights are read once for all of them
-OPENINGS = (
-    "Write a Python function that", "Write a short story about", "Explain how",
-    "What is the difference between", "Translate the following sentence into German:",
-    "Translate into English:", "Summarize this paragraph:", "A shop sells", "If a train leaves",
-    "Who was", "Why do", "How do I", "Compose an email to", "Give me a list of",
-    "Fix the bug in this code:", "Write a SQL query that", "Describe the", "What are the main causes of",
-    "Solve the equation", "Act as a", "Rewrite this text more formally:", "Which", "Is it true that",
-    "Answer with the help of this passage:", "Create a plan for", "In JavaScript,", "Compare", "When did",
-    "Implement", "Tell me about", "Let x be", "Suggest",
-)  # fmt: skip
+SHARD = 32  # dialogues that are written at once; weights are read once for all of them
+# How a user's turn begins, and how many tokens the target adds to it at most.
+OPENINGS = {
+    48: (
+        "Write a Python function that", "Write a short story about", "Explain how",
+        "What is the difference between", "A shop sells", "If a train leaves", "Who was", "Why do",
+        "How do I", "Compose an email to", "Give me a list of", "Write a SQL query that", "Describe the",
+        "What are the main causes of", "Solve the equation", "Act as a", "Which", "Is it true that",
+        "Create a plan for", "In JavaScript,", "Compare", "When did", "Implement", "Tell me about",
+        "Let x be", "Suggest", "Where is", "How many", "Maria has", "A factory produces",
+        "Imagine that you are", "Translate into German:", "Translate into English: Die",
+        "Translate into English: Der", "Translate into English: Wir", "Translate into English: El",
+    ),
+    128: (
+        "Summarize this article:\n\n", "Summarize this paragraph in one sentence:\n\n",
+        "Fix the bug in this code:", "Rewrite this text more formally:",
+        "Answer with the help of this passage:\n\n",
+        "Read the text and answer the question behind it.\n\n", "Explain what this code does:",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,13 @@ def dialogues(
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Dialogue]:
     """One shard's."""
-    starts = [str(s) for s in rng.choice(prompts or OPENINGS, SHARD)]
-    turns = starts if prompts else _user_turns(target, tokenizer, starts, rng)
+    if prompts:
+        turns = [str(turn) for turn in rng.choice(prompts, SHARD)]
+    else:
+        openings = [(opening, limit) for limit, own in OPENINGS.items() for opening in own]
+        turns = _user_turns(
+            target, tokenizer, [openings[i] for i in rng.integers(len(openings), size=SHARD)], rng
+        )
     asked = [encode(tokenizer, turn) for turn in turns]
     asked = [ids for ids in asked if len(ids) + ANSWER_TOKENS <= target.max_context]
     tops: list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = [[] for _ in asked]
@@ -104,7 +118,8 @@ def dialogues(
         tops[i].append(_top(logits))
         return int(tops[i][-1][0][0])
 
-    answers = _write(target, asked, ANSWER_TOKENS, tokenizer.eos_ids, greedy, progress)
+    limits = [ANSWER_TOKENS] * len(asked)
+    answers = _write(target, asked, limits, tokenizer.eos_ids, greedy, progress)
     return [
         Dialogue(
             np.asarray([*ids, *answer], dtype=np.int32),
@@ -118,18 +133,19 @@ def dialogues(
 
 
 def _user_turns(
-    target: Model, tokenizer: Tokenizer, openings: Sequence[str], rng: np.random.Generator
+    target: Model, tokenizer: Tokenizer, openings: Sequence[tuple[str, int]], rng: np.random.Generator
 ) -> list[str]:
-    """The openings, and how the target goes on with them as the user."""
+    """The openings, and how the target goes on with each as the user, in so many tokens."""
 
     def sample(i: int, logits: NDArray[np.float32]) -> int:
         ids, probs = _top(logits)
         return int(rng.choice(ids, p=probs.astype(np.float64) / probs.sum(dtype=np.float64)))
 
-    begun = [_begun(tokenizer, opening) for opening in openings]
-    rest = _write(target, begun, USER_TOKENS, tokenizer.eos_ids, sample)
+    begun = [_begun(tokenizer, opening) for opening, _ in openings]
+    rest = _write(target, begun, [limit for _, limit in openings], tokenizer.eos_ids, sample)
     return [
-        o + tokenizer.decode(ids, skip_special_tokens=True) for o, ids in zip(openings, rest, strict=True)
+        opening + tokenizer.decode(ids, skip_special_tokens=True)
+        for (opening, _), ids in zip(openings, rest, strict=True)
     ]
 
 
@@ -137,29 +153,33 @@ def _begun(tokenizer: Tokenizer, opening: str) -> list[int]:
     """Ids of a user's turn that is not yet complete."""
     if not tokenizer.has_chat_template:
         return tokenizer.encode(opening)
-    text = tokenizer.render([{"role": "user", "content": opening}], add_generation_prompt=False)
-    return tokenizer.encode(text[: text.rindex(opening) + len(opening)])
+    stem = opening.rstrip()  # some templates strip a turn
+    text = tokenizer.render([{"role": "user", "content": stem}], add_generation_prompt=False)
+    return tokenizer.encode(text[: text.rindex(stem)] + opening)
 
 
 def _write(
     target: Model,
     prompts: Sequence[Sequence[int]],
-    limit: int,
+    limits: Sequence[int],
     ends: frozenset[int],
     choose: Callable[[int, NDArray[np.float32]], int],
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[list[int]]:
-    """What follows each prompt, all of them at once. choose: the next token of text i, from its logits."""
+    """What follows each prompt, all of them at once, in so many tokens at most.
+
+    choose: the next token of text i, from its logits.
+    """
     texts: list[list[int]] = [[] for _ in prompts]
-    handles = [target.open(len(prompt) + limit) for prompt in prompts]
+    handles = [target.open(len(prompt) + limit) for prompt, limit in zip(prompts, limits, strict=True)]
     try:
         for i, prompt in enumerate(prompts):
             output = target.step([Row(handles[i], TokenTree.chain(prompt), logits="last")])
             target.commit(handles[i], range(len(prompt)))
             texts[i].append(choose(i, np.asarray(output.logits[0])))
-        for number in range(1, limit):
-            progress(number / limit)
-            active = [i for i, text in enumerate(texts) if text[-1] not in ends]
+        for number in range(1, max(limits, default=0)):
+            progress(number / max(limits))
+            active = [i for i, text in enumerate(texts) if number < limits[i] and text[-1] not in ends]
             if not active:
                 break
             output = target.step([Row(handles[i], TokenTree.chain(texts[i][-1:])) for i in active])

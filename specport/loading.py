@@ -13,6 +13,7 @@ from specport.core.policies import CLASSIFIER
 from specport.drafting import DraftModel, build, models_in, parse
 from specport.errors import InvalidInput
 from specport.models.bundle import registered
+from specport.models.precision import parse as parse_precision
 from specport.models.progress import Progress, silent
 from specport.models.source import ModelFiles, resolve
 from specport.models.tokenizer import load_tokenizer
@@ -44,7 +45,8 @@ def load(
     draft:     "none", "ngram", a model or draft bundle, "ngram|MODEL" (whichever pays better), or "auto":
                n-grams, and the bundle that `specport quantize` built for this model, if it did.
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
-    precision: "fp16", "int8" or "int4" for models that are converted; None = the profile's choice.
+    precision: "fp16", "int8" or "int4" for models that are converted, with options as in "int4:asym,awq"
+               (see `specport.models.precision`); None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
                contexts, and near-ties may flip.
     policy:    "planned", "fixed", "heuristic", "confidence" or "classifier"; num_draft_tokens is its
@@ -170,6 +172,12 @@ class Loader:
         return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
 
     def _resolve(self, spec: str | None, precision: str) -> ModelFiles:
+        wanted = parse_precision(precision)
+        if self.profile.symmetric and wanted.base != "fp16" and "sym" not in wanted.options:
+            raise InvalidInput(
+                f"{self.profile.name} runs symmetric weights only, not {precision}",
+                f"add the option sym, as in {self.profile.precision}",
+            )
         return resolve(
             spec,
             precision=precision,

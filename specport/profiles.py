@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from specport.core.policies import POLICIES
-from specport.errors import DeviceError
+from specport.errors import DeviceError, InvalidInput
+from specport.models import precision as precisions
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-PRECISIONS = ("fp16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Profile:
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
     precision, draft_precision: what a model is converted to unless the user says otherwise.
+    symmetric:  whether the device runs weights without zero points only (option `sym`).
     policy, num_draft_tokens: default drafting; None = the policy's own number.
     buckets:    static step widths; empty = any.
     cost:       new tokens -> time of a step over that of one token, before calibration.
@@ -58,6 +58,7 @@ class Profile:
     fallback: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
+    symmetric: bool = False
     policy: str = "planned"
     num_draft_tokens: int | None = None
     width_change: float = 0.0
@@ -158,7 +159,12 @@ def _parse(text: str, where: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise fail(f"not valid TOML: {error}") from error
     kinds: dict[str, type] = {f.name: str for f in fields(Profile)}
-    kinds |= dict.fromkeys(_TABLES, dict) | {"num_draft_tokens": int, "width_change": float, "buckets": list}
+    kinds |= dict.fromkeys(_TABLES, dict) | {
+        "num_draft_tokens": int,
+        "symmetric": bool,
+        "width_change": float,
+        "buckets": list,
+    }
     for key, value in raw.items():
         if key not in kinds:
             raise fail(f"unknown entry {key!r}", f"entries are {', '.join(kinds)}")
@@ -170,13 +176,16 @@ def _parse(text: str, where: str) -> Profile:
     if missing:
         raise fail(f"{missing[0]} is missing")
     for key, allowed in (
-        ("precision", PRECISIONS),
-        ("draft_precision", PRECISIONS),
         ("policy", tuple(POLICIES)),
         ("cost_source", ("measured", "estimate")),
     ):
         if raw.get(key, allowed[0]) not in allowed:
             raise fail(f"{key} is {raw[key]!r}", f"choose one of {', '.join(allowed)}")
+    for key in ("precision", "draft_precision"):
+        try:
+            precisions.parse(raw.get(key, "int8"))
+        except InvalidInput as error:
+            raise fail(f"{key}: {error.message}", error.hint) from error
     if raw.get("num_draft_tokens", 1) < 1:
         raise fail(f"num_draft_tokens is {raw['num_draft_tokens']}", "it must be 1 or more")
     if not 0 <= raw.get("width_change", 0.0) < 10:

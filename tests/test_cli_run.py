@@ -26,7 +26,7 @@ from specport.core.acceptance import RULES
 from specport.core.metrics import Metrics
 from specport.core.policies import POLICIES
 from specport.loading import load
-from specport.models.source import PRECISIONS
+from specport.models.precision import PRECISIONS
 from specport.stream import Chunk, Result
 
 TOY = [sys.executable, str(Path(toy_pipeline.__file__))]

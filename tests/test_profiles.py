@@ -46,7 +46,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (('name = "mine"', ""), "name is missing"),
         (('device = "CPU"', "device = 3"), "device is 3"),
         (('cost_source = "estimate"', 'cost_source = "guess"'), "cost_source is 'guess'"),
-        (('name = "mine"', 'name = "mine"\nprecision = "int2"'), "precision is 'int2'"),
+        (('name = "mine"', 'name = "mine"\nprecision = "int2"'), "unknown precision 'int2'"),
         (('name = "mine"', 'name = "mine"\npolicy = "oracle"'), "policy is 'oracle'"),
         (('name = "mine"', 'name = "mine"\nnum_draft_tokens = 0'), "num_draft_tokens is 0"),
         (('name = "mine"', 'name = "mine"\nnum_draft_tokens = true'), "num_draft_tokens is True"),

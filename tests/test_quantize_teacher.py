@@ -15,10 +15,9 @@ from specport.errors import ModelError
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher, "OPENINGS", ("abc", "cab", "de"))
+    monkeypatch.setattr(teacher, "OPENINGS", {5: ("abc", "cab"), 2: ("de",)})
     monkeypatch.setattr(teacher, "SHARD", 4)
     monkeypatch.setattr(teacher, "TOP_K", 3)
-    monkeypatch.setattr(teacher, "USER_TOKENS", 5)
     monkeypatch.setattr(teacher, "ANSWER_TOKENS", 9)
 
 

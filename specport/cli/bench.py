@@ -48,7 +48,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     options.add_target_options(parser)
     draft = parser.add_argument_group("drafting")
     draft.add_argument("--draft", metavar="MODEL", help="the model that `draft` stands for in a method")
-    draft.add_argument("--draft-precision", metavar="{fp16,int8,int4}", help="weights of the draft model")
+    options.add_precision(draft, "--draft-precision", "weights of the draft model (default: the device's)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

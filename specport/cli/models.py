@@ -32,7 +32,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
     pull = actions.add_parser("pull", help="download and convert a model now, not at its first run")
     pull.add_argument("model", nargs="?", metavar="MODEL", help="as for specport run --model")
-    pull.add_argument("--precision", metavar="{fp16,int8,int4}", help="weights of the converted model")
+    options.add_precision(pull, "--precision", "weights of the converted model (default: int8)")
     options.add_trust_option(pull)
     remove = actions.add_parser("rm", help="remove a model from the cache")
     remove.add_argument("name", metavar="NAME")

@@ -70,9 +70,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         help="hub id (org/name), Hugging Face folder, folder with OpenVINO IR, or .gguf file "
         "(default: SmolLM2-135M-Instruct, fetched and converted once)",
     )  # fmt: skip
-    add(
-        "--precision", metavar="{fp16,int8,int4}", help="weights of a converted model (default: the device's)"
-    )
+    add_precision(model, "--precision", "weights of a converted model (default: the device's)")
     add(
         "--device", metavar="DEVICE", help="a name from `specport devices`, or a profile file (default: auto)"
     )
@@ -98,7 +96,16 @@ def add_draft_options(parser: argparse._ActionsContainer) -> None:
         help="auto, none, ngram (repeats what the text said before), a model as for --model, "
         "or 'ngram|MODEL': whichever pays better (default: auto)",
     )  # fmt: skip
-    add("--draft-precision", metavar="{fp16,int8,int4}", help="weights of the draft model")
+    add_precision(parser, "--draft-precision", "weights of the draft model (default: the device's)")
+
+
+def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> None:
+    """An option for how weights are stored. What may stand behind a colon is listed by `quantize compare`."""
+    _adder(parser)(
+        name,
+        metavar="{fp16,int8,int4}",
+        help=f"{help}; int4:asym,awq and more: specport quantize compare --help",
+    )
 
 
 def add_trust_option(parser: argparse._ActionsContainer) -> None:

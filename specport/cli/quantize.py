@@ -50,8 +50,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     add = model.add_argument
     add("--target", metavar="MODEL", help="the model to draft for, as for specport run --model")
     add("--from", dest="source", metavar="MODEL", help="what the draft is made from (default: the target)")
-    add("--precision", metavar="{fp16,int8,int4}", help="the target's weights (default: the device's)")
-    add("--draft-precision", metavar="{fp16,int8,int4}", help="the draft's weights (default: the device's)")
+    options.add_precision(model, "--precision", "the target's weights (default: the device's)")
+    options.add_precision(model, "--draft-precision", "the draft's weights (default: the device's)")
     add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
     options.add_trust_option(model)

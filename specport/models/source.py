@@ -9,15 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from specport.errors import InvalidInput, ModelError
+from specport.errors import ModelError
 from specport.models import bundle, cache, download, gguf_file, hub
+from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.identity import fingerprint
 from specport.models.progress import Progress, part, silent
 from specport.models.tokenizer import TOKENIZER_FILE, read_json
-from specport.profiles import PRECISIONS
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 RECIPE = 1  # raise when converting the same model again would give other files
@@ -31,7 +31,7 @@ class ModelFiles:
 
     folder:      openvino_model.xml/.bin, config.json, tokenizer.json and what belongs to it.
     name:        short name for people.
-    precision:   "fp16", "int8", "int4", or "ir" when the user brought IR and only they know.
+    precision:   as `specport.models.precision` writes it; "ir" where the user brought IR and only they know.
     source:      what the user named, or "default".
     fingerprint: hash of the weights' identity; the same wherever the folder lies.
     bundle:      what is known of a draft that `specport quantize` built; None for any other model.
@@ -55,14 +55,13 @@ def resolve(
 ) -> ModelFiles:
     """The model that `spec` names, downloaded and converted where needed.
 
+    precision: as `specport.models.precision` reads it.
     spec: None or "default" (the embedded model), a Hugging Face folder, a folder with OpenVINO IR, a
           .gguf file, or a hub id (`org/name`, `org/name@revision`).
     trust_remote_code: let a Hugging Face model run its own Python code while it is converted.
     Raises ModelError or InvalidInput with the next step.
     """
-    if precision not in PRECISIONS:
-        raise InvalidInput(f"unknown precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
-    options = _Options(precision, progress, trust_remote_code, verbose)
+    options = _Options(str(precisions.parse(precision)), progress, trust_remote_code, verbose)
     if spec is None or spec == "default":
         return _from_default(options)
     path = _located(spec, part(progress, 0.0, 0.3))
@@ -104,7 +103,7 @@ def _located(spec: str, progress: Progress) -> Path:
 
 @dataclass(frozen=True)
 class _Options:
-    precision: Literal["fp16", "int8", "int4"] | str
+    precision: str
     progress: Progress
     trust_remote_code: bool
     verbose: bool
@@ -155,7 +154,8 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
 
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
-    key = f"{label}-{options.precision}-{identity[:12]}-{RECIPE}"
+    stored = re.sub(r"[^\w.-]+", "-", options.precision)  # a colon is no character for a file's name
+    key = f"{label}-{stored}-{identity[:12]}-{RECIPE}"
     entry = cache.entry(key, build, options.progress, also_damaged=ir_problem)
     return ModelFiles(entry.folder, name, options.precision, spec, ir_fingerprint(entry.folder))
 

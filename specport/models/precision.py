@@ -1,0 +1,79 @@
+"""How a model's weights are stored, as users write it: `int8`, `int4`, `int4:asym,group=128,awq`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from specport.errors import InvalidInput
+
+PRECISIONS = ("fp16", "int8", "int4")
+CHANNEL = -1  # a group is a whole output channel
+INT4_GROUP = 64
+# name of an option -> (precisions that have it, what it does)
+OPTIONS = {
+    "asym": (("int4",), "with a zero point for each group"),
+    "sym": (("int8", "int4"), "without zero points, embeddings and head as well: what an NPU runs"),
+    "group": (("int4",), f"group=N: weights that share a scale (default {INT4_GROUP}); -1 = a whole channel"),
+    "ratio": (("int4",), "ratio=R: share of the layers in int4 (default 1), the others int8"),
+    "awq": (("int4",), "activation-aware scaling of weights (AWQ); needs calibration text"),
+    "scale-estimation": (("int4",), "scales that keep each layer's output; needs calibration text"),
+    "gptq": (("int4",), "rounding that keeps each layer's output (GPTQ); needs calibration text, slow"),
+    "activations": (("int8",), "activations in int8 too, smoothed (SmoothQuant); needs calibration text"),
+}
+_NUMBER = {"group": re.compile(r"-1|[1-9]\d{0,4}"), "ratio": re.compile(r"0?\.\d+|1(\.0+)?")}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """base: one of PRECISIONS. options: what stands behind the colon, in the order of OPTIONS.
+
+    The text of equal precisions is equal, and names them in the cache and in a bundle.
+    """
+
+    base: str
+    options: tuple[str, ...] = ()
+    group: int = INT4_GROUP
+    ratio: float = 1.0
+
+    def __str__(self) -> str:
+        told = {"group": f"group={self.group}", "ratio": f"ratio={self.ratio:g}"}
+        return self.base + ":" * bool(self.options) + ",".join(told.get(name, name) for name in self.options)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it is fitted to text that the model reads."""
+        return bool({"awq", "scale-estimation", "gptq", "activations"} & {*self.options})
+
+
+@cache
+def parse(text: str) -> Precision:
+    """Raises InvalidInput."""
+    base, colon, rest = text.partition(":")
+    if base not in PRECISIONS or (colon and not rest):
+        raise InvalidInput(f"unknown precision {text!r}", f"choose one of {', '.join(PRECISIONS)}")
+    given: dict[str, str] = {}
+    for part in rest.split(",") if rest else ():
+        name, equals, value = part.partition("=")
+        allowed = OPTIONS.get(name, ((), ""))[0]
+        pattern = _NUMBER.get(name)
+        if base not in allowed or name in given:
+            what = "stands twice" if name in given else f"is no option of {base}"
+            raise InvalidInput(f"precision {text!r}: {name!r} {what}", _more(base))
+        if not (pattern.fullmatch(value) if pattern else not equals):
+            raise InvalidInput(f"precision {text!r}: {part!r} cannot be read", OPTIONS[name][1])
+        given[name] = value
+    if "asym" in given and "sym" in given:
+        raise InvalidInput(f"precision {text!r}: asym and sym exclude each other", "choose one")
+    group, ratio = int(given.get("group", INT4_GROUP)), float(given.get("ratio", 1.0))
+    if group == INT4_GROUP:
+        given.pop("group", None)
+    if ratio == 1.0:
+        given.pop("ratio", None)
+    return Precision(base, tuple(name for name in OPTIONS if name in given), group, ratio)
+
+
+def _more(base: str) -> str:
+    names = [name for name, (bases, _) in OPTIONS.items() if base in bases]
+    return f"options of {base} are {', '.join(names)}" if names else ""
