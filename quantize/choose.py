@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from specport.quantize import depth, ir
 from specport.quantize.probe import Probe
 
@@ -30,7 +31,7 @@ HEALED = 0.5
 
 @dataclass(frozen=True)
 class Choice:
-    """order: layers in the order in which they would go; the first `count` of them do.
+    """gone[n]: the layers that go when n of them go; `count` of them do.
 
     agreements: with the target, unhealed, with 0, 1, ... of them gone.
     seconds:    of a draft step, likewise. rates: tokens a second that are expected of each.
@@ -38,14 +39,14 @@ class Choice:
 
     num_layers: int
     count: int
-    order: tuple[int, ...]
+    gone: tuple[tuple[int, ...], ...]
     agreements: tuple[float, ...]
     seconds: tuple[float, ...]
     rates: tuple[float, ...]
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        return tuple(sorted(self.order[: self.count]))
+        return tuple(sorted(self.gone[self.count]))
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ class Search:
         progress: Progress,
     ) -> Choice:
         """known: where the result of the search is kept, and found when it is run again."""
-        total, found = self._order(texts, request.layers, known, progress)
+        total, found = self._dropping(texts, request, known, progress)
         count = 0 if request.layers is None else total - request.layers
         whole, layer = self._seconds(found)
         seconds = tuple(whole - layer * n for n in range(len(found.agreements)))
@@ -92,27 +93,32 @@ class Search:
                     "ask for less, or make it from a smaller model",
                 )
             count = fast[0]
-        return Choice(total, count, found.order, found.agreements, seconds, rates)
+        return Choice(total, count, found.gone, found.agreements, seconds, rates)
 
-    def _order(
-        self, texts: Sequence[Text], layers: int | None, known: Path, progress: Progress
+    def _dropping(
+        self, texts: Sequence[Text], request: Request, known: Path, progress: Progress
     ) -> tuple[int, depth.Dropping]:
-        """How many layers there are, and in which order they go."""
+        """How many layers there are, and which go when 0, 1, ... of them go."""
         probe = Probe(self.folder, self.loader.profile.device, self.loader.profile.draft, self.head)
-        total = probe.num_layers
+        total, layers = probe.num_layers, request.layers
         if layers is not None and layers > total:
             raise InvalidInput(f"the draft has {total} layers, fewer than {layers}")
         if known.is_file():
             stored = json.loads(known.read_text(encoding="utf-8"))
-            return total, depth.Dropping(tuple(stored["order"]), tuple(stored["agreements"]))
+            return total, depth.Dropping(tuple(map(tuple, stored["gone"])), tuple(stored["agreements"]))
         count, floor = (total - 1, FLOOR) if layers is None else (total - layers, 0.0)
-        found = depth.by_agreement(partial(probe.agreement, texts), total, count, progress, floor)
+        agreement = partial(probe.agreement, texts)
+        if request.by in depth.MEASURES:
+            streams = np.concatenate([probe.streams(text) for text in texts], axis=1)
+            found = depth.by_measure(streams, request.by, agreement, range(count + 1), progress, floor)
+        else:
+            found = depth.by_agreement(agreement, total, count, progress, floor)
         known.write_text(json.dumps(asdict(found)), encoding="utf-8")
         return total, found
 
     def _seconds(self, found: depth.Dropping) -> tuple[float, float]:
         """Seconds of the whole draft's step, and what each layer takes of it."""
-        gone = found.order[: max(len(found.order) // 2, 1)]
+        gone = found.gone[(len(found.gone)) // 2]
         whole = self.loader.draft_with(self.files, self.head)
         seconds = heads.step_seconds(whole.model)
         if not gone:

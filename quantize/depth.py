@@ -21,12 +21,9 @@ Agreement = Callable[[Collection[int]], float]
 
 @dataclass(frozen=True)
 class Dropping:
-    """Layers in the order in which they go, and the agreement with the target after each.
+    """gone[n]: the layers that go when n of them go. agreements[n]: with the target, then."""
 
-    agreements[0] is with all layers, so it is one longer than `order`.
-    """
-
-    order: tuple[int, ...]
+    gone: tuple[tuple[int, ...], ...]
     agreements: tuple[float, ...]
 
 
@@ -63,8 +60,40 @@ def by_block(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
 
 def by_angle(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
     """The `count` single layers of least angular distance; the first layer always stays."""
-    order = 1 + np.argsort(angular_distance(streams)[1:], kind="stable")
+    return _least(angular_distance(streams), count)
+
+
+def by_influence(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
+    """The `count` layers of least block influence; the first layer always stays."""
+    return _least(block_influence(streams), count)
+
+
+def _least(worth: NDArray[np.float64], count: int) -> tuple[int, ...]:
+    order = 1 + np.argsort(worth[1:], kind="stable")
     return tuple(int(layer) for layer in order[:count])
+
+
+MEASURES = {"angle": by_angle, "block": by_block, "influence": by_influence}
+
+
+def by_measure(
+    streams: NDArray[np.float32],
+    measure: str,
+    agreement: Agreement,
+    counts: Sequence[int],
+    progress: Progress = silent,
+    floor: float = 0.0,
+) -> Dropping:
+    """What one of MEASURES would drop, and how well the draft still agrees. Stops below `floor`."""
+    gone: list[tuple[int, ...]] = []
+    agreements: list[float] = []
+    for count in counts:
+        progress(f"{count} layers dropped", len(gone) / len(counts))
+        gone.append(MEASURES[measure](streams, count))
+        agreements.append(agreement(gone[-1]))
+        if count and agreements[-1] < floor:
+            break
+    return Dropping(tuple(gone), tuple(agreements))
 
 
 def by_agreement(
@@ -90,4 +119,4 @@ def by_agreement(
         ranking = [*looked_at[1:], *(layer for layer in ranking if layer not in scores)]
         if agreements[-1] < floor:
             break
-    return Dropping(tuple(order), tuple(agreements))
+    return Dropping(tuple(tuple(order[:n]) for n in range(len(order) + 1)), tuple(agreements))

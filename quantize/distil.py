@@ -12,13 +12,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from specport.quantize import batches
 from specport.quantize.teacher import Dialogue
 
 from specport.errors import InvalidInput, ModelError
@@ -55,13 +56,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Healed:
-    """Agreement with the target on held-out text before and after, and the loss along the way."""
+    """Agreement with the target on held-out text before and after, and the loss along the way.
+
+    writes: whether it is this process, of several that trained together, that writes the model.
+    """
 
     before: float
     after: float
     losses: tuple[float, ...]
     num_tokens: int
     seconds: float
+    writes: bool = True
 
 
 class Student(torch.nn.Module):  # type: ignore[misc]
@@ -120,8 +125,7 @@ def distil(
 
     if not texts or not held_out:
         raise InvalidInput("there is too little text to learn from", "let the target write more")
-    cuda = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda)
+    accelerator = Accelerator(mixed_precision=_mixed(), cpu=not torch.cuda.is_available())
     torch.manual_seed(recipe.seed)
     student = Student(model, head, recipe.loss).float()
     for name, parameter in student.named_parameters():
@@ -129,22 +133,25 @@ def distil(
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     student, optimizer = accelerator.prepare(student, optimizer)
-    plan = [*_plan(texts, recipe, accelerator.num_processes)]
+    processes = accelerator.num_processes
+    plan = [*batches.plan(texts, recipe.epochs, recipe.batch_tokens, recipe.seed, processes)]
     run = _Run(_identity(recipe, head, texts, trained), work / CHECKPOINT, trained, optimizer)
     before = run.load()
     if before is None:
         before = run.before = _agreement(student, held_out, recipe.batch_tokens, accelerator.device)
-    began = saved = time.monotonic()
+    saved = time.monotonic()
     try:
         for step in range(run.step, len(plan)):
+            began = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _rate(step / len(plan))
             chosen = [texts[i] for i in plan[step][accelerator.process_index]]
-            loss, hits = student(_batch(chosen, accelerator.device))
+            loss, hits = student(batches.batch(chosen, accelerator.device))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            run.seconds += time.monotonic() - began
             run.record(loss.item(), hits.item() / sum(len(d.tokens) - d.start for d in chosen))
             progress(f"distilling (loss {run.loss:.3f}, agreement {run.agreement:.1%})", step / len(plan))
             if accelerator.is_main_process and time.monotonic() - saved > SAVE_EVERY_S:
@@ -154,12 +161,17 @@ def distil(
         if accelerator.is_main_process:
             run.save()
         raise
-    run.seconds += time.monotonic() - began
     if accelerator.is_main_process:
         run.save()
     after = _agreement(student, held_out, recipe.batch_tokens, accelerator.device)
     count = sum(len(texts[i].tokens) for step_ in plan for share in step_ for i in share)
-    return Healed(before, after, tuple(run.losses), count, run.seconds)
+    return Healed(before, after, tuple(run.losses), count, run.seconds, accelerator.is_main_process)
+
+
+def _mixed() -> str:
+    """bf16 where the machine has units for it. AVX-512's own bf16 took 1.6 times as long as f32 on a Xeon."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if torch.cuda.is_available() or amx() else "no"
 
 
 class _Run:
@@ -180,6 +192,7 @@ class _Run:
         self.step += 1
 
     def save(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -194,7 +207,7 @@ class _Run:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
             os.replace(temporary, self.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise ModelError(f"cannot write {self.path}: {error}", "free some space") from error
 
@@ -243,54 +256,13 @@ def _rate(done: float) -> float:
     return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * rest))
 
 
-def _plan(texts: Sequence[Dialogue], recipe: Recipe, processes: int) -> Iterator[list[list[int]]]:
-    """For each step the texts of each process. Texts of like length go together: less padding."""
-    rng = np.random.default_rng(recipe.seed)
-    lengths = np.array([len(text.tokens) for text in texts])
-    left = recipe.epochs
-    while left > 0:
-        order = rng.permutation(len(texts))
-        order = order[: max(1, round(min(left, 1.0) * len(texts)))]
-        order = order[np.argsort(lengths[order], kind="stable")]
-        batches: list[list[int]] = [[]]
-        for i in order:
-            if batches[-1] and lengths[i] * (len(batches[-1]) + 1) > recipe.batch_tokens:
-                batches.append([])
-            batches[-1].append(int(i))
-        groups = [batches[i : i + processes] for i in range(0, len(batches), processes)]
-        full = [group for group in groups if len(group) == processes]  # every process has work in every step
-        for index in rng.permutation(len(full)):
-            yield full[index]
-        left -= 1.0
-
-
-def _batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
-    """Padded on the right; rows and columns point at the places that predict an answer's tokens."""
-    longest = max(len(text.tokens) for text in texts)
-    ids = np.zeros((len(texts), longest), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text.tokens)] = text.tokens
-        mask[row, : len(text.tokens)] = 1
-    arrays = {
-        "ids": ids,
-        "mask": mask,
-        "rows": np.concatenate([np.full(len(t.tokens) - t.start, row) for row, t in enumerate(texts)]),
-        "columns": np.concatenate([np.arange(t.start - 1, len(t.tokens) - 1) for t in texts]),
-        "answer": np.concatenate([t.tokens[t.start :] for t in texts]).astype(np.int64),
-        "top_ids": np.concatenate([t.top_ids for t in texts]).astype(np.int64),
-        "top_probs": np.concatenate([t.top_probs for t in texts]).astype(np.float32),
-    }
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
 def _agreement(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> float:
     hits = count = 0
     student.eval()
     with torch.no_grad():
-        for groups in _plan(texts, Recipe(epochs=1.0, batch_tokens=batch_tokens), 1):
+        for groups in batches.plan(texts, 1.0, batch_tokens, seed=0):
             chosen = [texts[i] for i in groups[0]]
-            hits += int(student(_batch(chosen, device))[1])
+            hits += int(student(batches.batch(chosen, device))[1])
             count += sum(len(text.tokens) - text.start for text in chosen)
     student.train()
     return hits / count

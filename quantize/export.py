@@ -1,25 +1,21 @@
 """Converts a GGUF file or a Hugging Face folder to OpenVINO IR with compressed weights.
 
 transformers reads the weights (GGUF is dequantised exactly), optimum-intel traces the model to a stateful
-IR, NNCF compresses it. Run as a program by `worker.py`; `export` may also be called directly.
+IR, NNCF compresses it. `worker.py` runs it in a process of its own; `export` may also be called directly.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
-import sys
-import threading
-import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from specport.quantize import compress, gguf_weights
 
-from specport.errors import ModelError, SpecportError
+from specport.errors import ModelError
 from specport.models import gguf_file, gguf_tokenizer
 from specport.models import precision as precisions
 from specport.models.progress import Progress, silent
@@ -31,8 +27,8 @@ FLOAT32_BYTES = 4 << 30
 
 
 def export(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     precision: str,
     *,
     progress: Progress = silent,
@@ -42,6 +38,7 @@ def export(
 
     precision: as `specport.models.precision` reads it. Returns package versions. Raises ModelError.
     """
+    source, target = Path(source), Path(target)
     wanted = precisions.parse(precision)
     progress("loading the converter", 0.0)
     try:
@@ -199,44 +196,3 @@ def _merge_json(path: Path, values: dict[str, Any]) -> None:
     known.pop("_from_model_config", None)  # else transformers would replace the ids again
     known.update({key: value for key, value in values.items() if value is not None})
     path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-
-
-def main() -> int:
-    """Convert as told by the JSON object in argv; one JSON message a line on stdout."""
-    task = json.loads(sys.argv[1])
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # the libraries print to stdout; only messages may go there
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if not task["verbose"]:
-        warnings.simplefilter("ignore")
-
-    def say(message: dict[str, Any]) -> None:
-        out.write(json.dumps(message) + "\n")
-        out.flush()
-
-    try:
-        versions = export(
-            Path(task["source"]),
-            Path(task["target"]),
-            task["precision"],
-            progress=lambda stage, share: say({"stage": stage, "share": share}),
-            trust_remote_code=task["trust_remote_code"],
-        )
-    except SpecportError as error:
-        say({"error": error.message, "hint": error.hint})
-        return 2
-    say({"versions": versions})
-    return 0
-
-
-def _end_with_parent() -> None:
-    """stdin is a pipe from the parent: its end means that nobody waits for the result any more."""
-    while os.read(0, 1):  # unbuffered: a buffered reader's lock is held at exit, which aborts Python
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)  # everything is written; tearing torch down takes a second

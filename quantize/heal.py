@@ -3,58 +3,62 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specport.quantize import export, teacher
-from specport.quantize.choose import Choice
 from specport.quantize.distil import Recipe, distil
-from specport.quantize.prune import drop_layers
+from specport.quantize.prune import drop_layers, narrow
 
+from specport.models import bundle
 from specport.models.progress import Progress
 
-if TYPE_CHECKING:
-    from specport.quantize.build import Request
-
 FOLDER = "healed"
+HELD_OUT = 0.05  # of the shards; one at least
+LOOKED_AT = 16  # texts by which channels are chosen
 
 
 def heal(
-    source: Path,
-    choice: Choice,
-    head: Sequence[int] | None,
-    shards: Sequence[Path],
-    request: Request,
-    work: Path,
-    held_out: float,
+    source: str,
+    work: str,
+    dropped: Sequence[int],
+    mlp: float,
+    head: Sequence[Sequence[int]] | None,
+    shards: Sequence[str],
+    recipe: Mapping[str, Any],
     trust_remote_code: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Prune, train on `shards`, and write `work / FOLDER`. Returns what to say of it in the bundle.
+    """Prune, train on `shards`, and write the folder FOLDER in `work`. Returns what a bundle says of it.
 
-    held_out: share of the shards that is not trained on, and on which the agreement is measured.
+    mlp: share of the feed-forward channels that stay.
+    head: ranges of the ids that the draft's head keeps, as in a bundle; None = all.
+    recipe: entries of `distil.Recipe`. HELD_OUT of the shards is not trained on: the agreement is measured
+    there. Arguments are plain data, since this runs in a process of its own (`worker.run`).
     """
     progress("reading weights", 0.0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        model = export.load_source(source, Path(temporary), trust_remote_code)
-    drop_layers(model, choice.dropped)
-    apart = max(1, round(held_out * len(shards)))
-    texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(path)]
-    unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(path)]
-    recipe = Recipe(loss=request.loss, epochs=request.epochs, seed=request.seed)
-    tokens = range(model.get_output_embeddings().weight.shape[0]) if head is None else head
-    result = distil(model, tokens, texts, unseen, recipe, work, progress)
-    folder = work / FOLDER
-    model.save_pretrained(folder, safe_serialization=True)
-    export.finish(source, folder, trust_remote_code)
+        model = export.load_source(Path(source), Path(temporary), trust_remote_code)
+    drop_layers(model, dropped)
+    apart = max(1, round(HELD_OUT * len(shards)))
+    texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
+    unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
+    channels = narrow(model, mlp, [text.tokens.tolist() for text in texts[:LOOKED_AT]]) if mlp < 1.0 else ()
+    kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
+    about = Recipe(**recipe)
+    result = distil(model, kept, texts, unseen, about, Path(work), progress)
+    if result.writes:
+        folder = Path(work, FOLDER)
+        model.save_pretrained(folder, safe_serialization=True)
+        export.finish(Path(source), folder, trust_remote_code)
     return {
         "agreement_before": round(result.before, 4),
         "agreement": round(result.after, 4),
+        "mlp_channels": channels,
         "tokens_read": result.num_tokens,
         "seconds": round(result.seconds),
         "losses": [round(loss, 3) for loss in result.losses[:: max(1, len(result.losses) // 50)]],
-        "epochs": recipe.epochs,
-        "learning_rate": recipe.learning_rate,
-        "seed": recipe.seed,
+        **asdict(about),
     }

@@ -8,6 +8,8 @@ seed gives the same text wherever it was interrupted.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from specport.calibration.texts import encode
 from specport.core.ports import Model, Row
 from specport.core.tree import TokenTree
 from specport.errors import ModelError
+from specport.models.cache import cache_root
 from specport.models.progress import Progress
 from specport.models.tokenizer import Tokenizer
 
@@ -64,8 +67,17 @@ class Dialogue:
     top_probs: NDArray[np.float32]
 
 
+def folder_for(fingerprint: str, prompts: Sequence[str], seed: int) -> Path:
+    """Where the text of a target is kept: every later draft for it can learn from the same.
+
+    fingerprint: of the target's weights.
+    """
+    facts = json.dumps([fingerprint, list(prompts) or OPENINGS, seed, SHARD, ANSWER_TOKENS, TOP_K])
+    return cache_root() / "text" / hashlib.sha256(facts.encode()).hexdigest()[:24]
+
+
 def write_shards(
-    target: Model,
+    load: Callable[[], Model],
     tokenizer: Tokenizer,
     folder: Path,
     num_tokens: int,
@@ -75,14 +87,17 @@ def write_shards(
 ) -> list[Path]:
     """As many shards as hold `num_tokens` of answers. prompts: the user's own turns; () = the target's.
 
+    load: gives the target; called only if there is something to write.
     Raises ModelError when the folder cannot be written.
     """
     paths: list[Path] = []
+    target: Model | None = None
     written = 0
     while written < num_tokens:
         path = folder / f"{len(paths):05}.npz"
         paths.append(path)
         if not path.is_file():
+            target = target or load()
             rng = np.random.default_rng([seed, len(paths)])
             done = written / num_tokens
             share = min(SHARD * ANSWER_TOKENS / num_tokens, 1.0 - done)
@@ -206,17 +221,18 @@ def _top(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.flo
 
 
 def _save(path: Path, shard: Sequence[Dialogue]) -> None:
-    temporary = path.with_suffix(".tmp.npz")
+    temporary = path.with_suffix(f".{os.getpid()}")  # another build may be writing the same shard
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            temporary,
-            tokens=np.concatenate([d.tokens for d in shard]),
-            lengths=np.array([len(d.tokens) for d in shard]),
-            starts=np.array([d.start for d in shard]),
-            top_ids=np.concatenate([d.top_ids for d in shard]),
-            top_probs=np.concatenate([d.top_probs for d in shard]).astype(np.float16),
-        )
+        with open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                tokens=np.concatenate([d.tokens for d in shard]),
+                lengths=np.array([len(d.tokens) for d in shard]),
+                starts=np.array([d.start for d in shard]),
+                top_ids=np.concatenate([d.top_ids for d in shard]),
+                top_probs=np.concatenate([d.top_probs for d in shard]).astype(np.float16),
+            )
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""Runs a conversion in a process of its own.
+"""Runs conversion and training in processes of their own.
 
-The converter's libraries need gigabytes, print what they like and take seconds to import; none of that
-may reach the process that runs the model. The child ends when its parent does.
+Their libraries need gigabytes, print what they like and take seconds to import; none of that may reach the
+process that runs the model, and when the system ends one for want of memory, someone must be left to say so.
+The child ends when its parent does.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from specport.quantize.child import JOBS, MEMORY
+
 from specport.errors import ModelError
 from specport.models.progress import Progress, silent
+
+_CHILD = "specport.quantize.child"
 
 
 def convert(
@@ -32,41 +39,72 @@ def convert(
     Returns the versions of the packages that did it. Raises ModelError; `target` is then the caller's
     to throw away.
     """
-    task: dict[str, Any] = {"source": str(source), "target": str(target), "precision": precision}
-    task |= {"trust_remote_code": trust_remote_code, "verbose": verbose}
-    command = [sys.executable, "-m", "specport.quantize.export", json.dumps(task)]
+    arguments: dict[str, Any] = {"source": str(source), "target": str(target), "precision": precision}
+    arguments["trust_remote_code"] = trust_remote_code
+    return dict(run("export", arguments, f"{source} cannot be converted", progress=progress, verbose=verbose))
+
+
+def run(
+    job: str,
+    arguments: Mapping[str, Any],
+    failed: str,
+    *,
+    processes: int = 1,
+    progress: Progress = silent,
+    verbose: bool = False,
+) -> Any:
+    """What a job of `child.JOBS` returns for these arguments, all of them plain data.
+
+    processes: more than one are started by `accelerate launch`, with the user's own `accelerate config`.
+    failed:    how the error begins where the child could not say what went wrong. Raises ModelError.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as noise:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as noise:
+        task = Path(folder, "task.json")
+        text = json.dumps({"job": job, "verbose": verbose, "arguments": dict(arguments)})
+        task.write_text(text, encoding="utf-8")
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if verbose else noise,
+            [*_launcher(processes), _CHILD, str(task)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if verbose else noise,
             env=environment, text=True, encoding="utf-8",
         )  # fmt: skip
         try:
             last = _follow(child, progress)
             child.wait()
         except BaseException:  # Ctrl-C as well: nothing may go on behind the user's back
-            child.kill()
-            child.wait()
+            _end(child, JOBS[job][2])
             raise
         finally:
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
-        if "versions" in last and child.returncode == 0:
-            return dict(last["versions"])
+        if "result" in last and child.returncode == 0:
+            return last["result"]
         if "error" in last:
             raise ModelError(last["error"], last["hint"])
         if child.returncode in (-9, 137):
-            raise ModelError(
-                f"{source} cannot be converted: the system ended the converter, most likely out of memory",
-                "close other programs or convert on a larger machine",
-            )
+            raise ModelError(f"{failed}: the system ended it, most likely because {MEMORY[0]}", MEMORY[1])
         noise.seek(0)
         lines = noise.read().decode("utf-8", errors="replace").strip().splitlines()
-        reason = lines[-1][:300] if lines else f"the converter ended with code {child.returncode}"
-        raise ModelError(
-            f"{source} cannot be converted: {reason}", "run again with --verbose to see all of it"
-        )
+        reason = lines[-1][:300] if lines else f"it ended with code {child.returncode}"
+        raise ModelError(f"{failed}: {reason}", "run again with --verbose to see all of it")
+
+
+def _launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable, "-m"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    return [*command, "--module"]
+
+
+def _end(child: subprocess.Popen[str], grace: float) -> None:
+    """Let the child put its work in order for so many seconds, then end it."""
+    if grace and child.stdin is not None:
+        child.stdin.close()
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            child.wait(grace)
+    child.kill()
+    child.wait()
 
 
 def _follow(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:

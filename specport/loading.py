@@ -126,9 +126,12 @@ class Loader:
         return cls(profile, backend_for(profile), threads, max_context, trust_remote_code, progress)
 
     def target(self, spec: str | None, precision: str | None, exact: bool) -> tuple[ModelFiles, Loaded]:
-        files = self._resolve(spec, precision or self.profile.precision)
+        files = self.files(spec, precision or self.profile.precision)
+        return files, self.target_with(files, exact)
+
+    def target_with(self, files: ModelFiles, exact: bool) -> Loaded:
         options = LoadOptions(self.profile, exact=exact, threads=self.threads, max_context=self.max_context)
-        return files, self.backend.load(files, options)
+        return self.backend.load(files, options)
 
     def draft(
         self, spec: str, precision: str | None, beside: ModelFiles, target: Loaded
@@ -151,7 +154,7 @@ class Loader:
 
     def draft_files(self, spec: str, precision: str | None, beside: ModelFiles) -> ModelFiles:
         """Raises ModelError for a bundle that was built for another target than `beside`."""
-        files = self._resolve(spec, precision or self.profile.draft_precision)
+        files = self.files(spec, precision or self.profile.draft_precision)
         if files.bundle:
             files.bundle.check_target(beside.folder, beside.name)
         return files
@@ -171,13 +174,17 @@ class Loader:
         found = store.find(loaded.key)
         return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
 
-    def _resolve(self, spec: str | None, precision: str) -> ModelFiles:
-        wanted = parse_precision(precision)
-        if self.profile.symmetric and wanted.base != "fp16" and "sym" not in wanted.options:
+    def check_precision(self, precision: str) -> None:
+        """Raises InvalidInput for weights that this device cannot run."""
+        if self.profile.symmetric and not parse_precision(precision).symmetric:
             raise InvalidInput(
                 f"{self.profile.name} runs symmetric weights only, not {precision}",
                 f"add the option sym, as in {self.profile.precision}",
             )
+
+    def files(self, spec: str | None, precision: str) -> ModelFiles:
+        """The model, converted where needed. Raises ModelError, or InvalidInput as `check_precision` does."""
+        self.check_precision(precision)
         return resolve(
             spec,
             precision=precision,

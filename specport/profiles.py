@@ -181,11 +181,7 @@ def _parse(text: str, where: str) -> Profile:
     ):
         if raw.get(key, allowed[0]) not in allowed:
             raise fail(f"{key} is {raw[key]!r}", f"choose one of {', '.join(allowed)}")
-    for key in ("precision", "draft_precision"):
-        try:
-            precisions.parse(raw.get(key, "int8"))
-        except InvalidInput as error:
-            raise fail(f"{key}: {error.message}", error.hint) from error
+    _check_precisions(raw, fail)
     if raw.get("num_draft_tokens", 1) < 1:
         raise fail(f"num_draft_tokens is {raw['num_draft_tokens']}", "it must be 1 or more")
     if not 0 <= raw.get("width_change", 0.0) < 10:
@@ -196,6 +192,16 @@ def _parse(text: str, where: str) -> Profile:
     _check_recognise(raw.get("recognise", {}), fail)
     tables = {key: raw.get(key, {}) for key in _TABLES}
     return Profile(**{**raw, **tables, "buckets": tuple(buckets), "cost": _cost(raw["cost"], fail)})
+
+
+def _check_precisions(raw: Mapping[str, Any], fail: Any) -> None:
+    for key in ("precision", "draft_precision"):
+        try:
+            chosen = precisions.parse(raw.get(key, "int8"))
+        except InvalidInput as error:
+            raise fail(f"{key}: {error.message}", error.hint) from error
+        if raw.get("symmetric") and not chosen.symmetric:
+            raise fail(f"symmetric is true, but {key} is {chosen}", f"add the option sym: {key} = 'int4:sym'")
 
 
 def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:

@@ -47,6 +47,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (('device = "CPU"', "device = 3"), "device is 3"),
         (('cost_source = "estimate"', 'cost_source = "guess"'), "cost_source is 'guess'"),
         (('name = "mine"', 'name = "mine"\nprecision = "int2"'), "unknown precision 'int2'"),
+        (('name = "mine"', 'name = "mine"\nsymmetric = 1'), "symmetric is 1"),
+        (('name = "mine"', 'name = "mine"\nsymmetric = true'), "symmetric is true, but precision is int8"),
         (('name = "mine"', 'name = "mine"\npolicy = "oracle"'), "policy is 'oracle'"),
         (('name = "mine"', 'name = "mine"\nnum_draft_tokens = 0'), "num_draft_tokens is 0"),
         (('name = "mine"', 'name = "mine"\nnum_draft_tokens = true'), "num_draft_tokens is True"),

@@ -20,7 +20,7 @@ from specport.backends.openvino import graph, layers  # noqa: E402
 from specport.quantize import depth, ir  # noqa: E402
 from specport.quantize.export import export  # noqa: E402
 from specport.quantize.probe import Probe  # noqa: E402
-from specport.quantize.prune import drop_layers  # noqa: E402
+from specport.quantize.prune import drop_layers, narrow  # noqa: E402
 
 LAYERS = 5
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -51,9 +51,24 @@ def test_the_search_drops_what_costs_least_agreement_first() -> None:
         return 0.9 - sum(worth[layer] for layer in gone)
 
     found = depth.by_agreement(agreement, 5, 3)
-    assert found.order == (3, 1, 4) and np.allclose(found.agreements, [0.9, 0.89, 0.84, 0.74])
+    assert found.gone == ((), (3,), (3, 1), (3, 1, 4))
+    assert np.allclose(found.agreements, [0.9, 0.89, 0.84, 0.74])
     assert all(0 not in gone for gone in asked) and len(asked) == 1 + 4 + 3 + 2
-    assert depth.by_agreement(agreement, 5, 4, floor=0.85).order == (3, 1)
+    assert depth.by_agreement(agreement, 5, 4, floor=0.85).gone[-1] == (3, 1)
+
+
+def test_other_measures_drop_by_the_residual_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = np.cumsum([0, 0.0, 0.3, 0.1, 0.25, 0.2, 0.4])
+    streams = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None].astype(np.float32)
+    shares = {0: 0.9, 1: 0.8, 2: 0.6, 3: 0.2}
+    for measure, gone in (
+        ("angle", ((), (2,), (2, 4), (2, 4, 3))),
+        ("influence", ((), (2,), (2, 4), (2, 4, 3))),
+        ("block", ((), (2,), (2, 3), (2, 3, 4))),
+    ):
+        found = depth.by_measure(streams, measure, lambda dropped: shares[len(dropped)], range(4))
+        assert found == depth.Dropping(gone, (0.9, 0.8, 0.6, 0.2))
+    assert len(depth.by_measure(streams, "angle", lambda d: shares[len(d)], range(4), floor=0.7).gone) == 3
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
@@ -103,3 +118,29 @@ def test_layers_that_are_not_there_cannot_go(folder: Path) -> None:
             layers.drop(graph.read_model(folder / "ir"), wrong)
     with pytest.raises(ModelError, match="cannot be dropped"):
         drop_layers(tiny_models.hf_model("llama"), (7,))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_the_channels_that_add_most_stay(kind: str) -> None:
+    import torch
+
+    model = tiny_models.hf_model(kind, 3)
+    before = tiny_models.hf_model(kind, 3)
+    mlp = model.model.layers[1].mlp
+    silent = torch.arange(0, mlp.down_proj.in_features, 2)
+    with torch.no_grad():  # every second channel adds nothing: without them nothing changes
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, silent] = 0.0
+    ids = torch.tensor([[*TEXT.prompt, *TEXT.answer]])
+    with torch.no_grad():
+        whole = model(ids).logits
+    assert narrow(model, 0.5, [TEXT.prompt]) == (64, 128)
+    with torch.no_grad():
+        cut = model(ids).logits
+    assert torch.allclose(whole, cut, atol=1e-3 * float(whole.abs().max()))
+    assert model.config.intermediate_size == mlp.gate_proj.out_features == mlp.down_proj.in_features == 64
+    # Shares are rounded to groups, and one group stays at least.
+    assert narrow(before, 0.7, [TEXT.prompt]) == (64, 128) and narrow(before, 0.1, [TEXT.prompt]) == (64, 64)
+    del before.model.layers[0].mlp.gate_proj
+    with pytest.raises(ModelError, match="without --mlp"):
+        narrow(before, 0.5, [TEXT.prompt])

@@ -17,7 +17,7 @@ pytest.importorskip("accelerate")
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 import tiny_models  # noqa: E402
-from specport.quantize import distil  # noqa: E402
+from specport.quantize import batches, distil  # noqa: E402
 from specport.quantize.distil import Recipe, Student  # noqa: E402
 from specport.quantize.prune import drop_layers  # noqa: E402
 from specport.quantize.teacher import Dialogue  # noqa: E402
@@ -114,7 +114,7 @@ def test_losses_by_hand(loss: str) -> None:
     head = [3, 5, 8, 9]
     p = np.array([[0.5, 0.3]], dtype=np.float32)
     text = Dialogue(np.array([4, 7, 5], dtype=np.int32), 2, np.array([[5, 7]], dtype=np.int32), p)
-    loss_, hits = Student(model, head, loss)(distil._batch([text], "cpu"))
+    loss_, hits = Student(model, head, loss)(batches.batch([text], "cpu"))
     with torch.no_grad():
         logits = model(torch.tensor([[4, 7]])).logits[0, -1].numpy().astype(np.float64)[head]
     q = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

@@ -23,7 +23,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(folder: Path, count: int, prompts: tuple[str, ...] = (), seed: int = 0) -> list[Path]:
     target, tokenizer = ToyModel(), ToyTokenizer()
-    paths = teacher.write_shards(target, tokenizer, folder, count, seed, prompts, lambda *_: None)  # type: ignore[arg-type]
+    paths = teacher.write_shards(lambda: target, tokenizer, folder, count, seed, prompts, lambda *_: None)  # type: ignore[arg-type]
     assert target.num_open == 0
     return paths
 

@@ -99,6 +99,19 @@ def add_draft_options(parser: argparse._ActionsContainer) -> None:
     add_precision(parser, "--draft-precision", "weights of the draft model (default: the device's)")
 
 
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """A target, and what a draft for it is made from."""
+    group = parser.add_argument_group("model and device")
+    add = _adder(group)
+    add("--target", metavar="MODEL", help="the model to draft for, as for specport run --model")
+    add("--from", dest="source", metavar="MODEL", help="what the draft is made from (default: the target)")
+    add_precision(group, "--precision", "the target's weights (default: the device's)")
+    add_precision(group, "--draft-precision", "the draft's weights (default: the device's)")
+    add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
+    add_trust_option(group)
+
+
 def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> None:
     """An option for how weights are stored. What may stand behind a colon is listed by `quantize compare`."""
     _adder(parser)(
@@ -142,6 +155,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="no chat template: the model continues the prompt as it stands")
 
 
+PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
 LOAD_OPTIONS = (
     "draft", "device", "precision", "exact", "policy", "num_draft_tokens", "branches", "acceptance",
     "draft_precision", "threads", "max_context", "trust_remote_code",
@@ -159,7 +173,8 @@ def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _adder(group: argparse._ActionsContainer) -> Callable[..., Any]:
     def add(*names: str, **options: Any) -> None:
-        group.add_argument(*names, default=None, **options)  # None: not given
+        # Not given is None; or no entry at all, where a command in front may have set it.
+        group.add_argument(*names, default=group.argument_default, **options)
 
     return add
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specport.cli import options, terminal
+from specport.cli import options, quantize_compare, quantize_layers, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,17 +21,23 @@ examples:
   specport quantize --out draft                           a draft cut from the default model itself
   specport quantize --target MODEL --from SIBLING --out draft
                                                           as many layers as make the most tokens a second
-  specport quantize --target MODEL --from SIBLING --layers 16 --distil 200000 --out draft
-                                                          16 layers, healed on text that the target writes
+  specport quantize --target MODEL --from SIBLING --layers 16 --mlp 0.6 --distil 100000 --out draft
+                                                          16 layers, and 0.6 of their feed-forward channels,
+                                                          healed on text that the target writes
   specport run --model MODEL --draft draft "Hello."       `--draft auto` finds the last one by itself
   specport quantize inspect draft
-  specport quantize export draft --to genai --out folder
+  specport quantize export draft --to genai --out folder  or --to hf
+  specport quantize layers                                what each layer is worth
+  specport quantize compare --precision int4:asym,awq     what ways to store the weights cost
 
 Layers go one by one, those first without which the draft still agrees best with the target. A build that was
 stopped goes on with the same command. Let the machine do nothing else meanwhile: times are measured.
 """
-BUILD_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
-REQUEST_OPTIONS = ("layers", "speed_up", "head_tokens", "distil_tokens", "loss", "epochs", "seed")
+BUILD_OPTIONS = (*options.PAIR_OPTIONS, "processes")
+REQUEST_OPTIONS = (
+    "layers", "speed_up", "by", "mlp", "head_tokens", "distil_tokens", "loss", "epochs", "learning_rate",
+    "seed",
+)  # fmt: skip
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -44,20 +51,27 @@ def add_parser(subparsers: options.Subparsers) -> None:
     inspect.add_argument("--json", action="store_true", help="the manifest as JSON")
     export = actions.add_parser("export", help="write a bundle in another runtime's layout")
     export.add_argument("folder", type=Path, metavar="DIR")
-    export.add_argument("--to", required=True, metavar="{genai}", help="openvino-genai's folder layout")
+    export.add_argument(
+        "--to", required=True, metavar="{genai,hf}",
+        help="openvino-genai's folder layout, or a Hugging Face folder with float16 weights",
+    )  # fmt: skip
     export.add_argument("--out", dest="exported", required=True, type=Path, metavar="DIR")
-    model = parser.add_argument_group("model and device")
-    add = model.add_argument
-    add("--target", metavar="MODEL", help="the model to draft for, as for specport run --model")
-    add("--from", dest="source", metavar="MODEL", help="what the draft is made from (default: the target)")
-    options.add_precision(model, "--precision", "the target's weights (default: the device's)")
-    options.add_precision(model, "--draft-precision", "the draft's weights (default: the device's)")
-    add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
-    options.add_trust_option(model)
+    export.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="no progress bar")
+    quantize_layers.add_parser(actions)
+    quantize_compare.add_parser(actions)
+    options.add_pair_options(parser)
     add = parser.add_argument_group("draft").add_argument
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: what pays best)")
     add("--speed-up", type=float, metavar="X", help="as many layers as make a draft step X times as fast")
+    add(
+        "--by", metavar="{agreement,angle,block,influence}",
+        help="what tells which layers go: how well the draft still agrees with the target, angular distance "
+        "of layers or of a block of them, block influence (default: agreement)",
+    )  # fmt: skip
+    add(
+        "--mlp", type=float, metavar="X",
+        help="share of the feed-forward channels to keep, with --distil (default: 1.0)",
+    )  # fmt: skip
     add(
         "--head-tokens", type=int, metavar="N",
         help="commonest tokens that the head keeps; 0 = all (default: what pays best)",
@@ -68,6 +82,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     add("--epochs", type=float, metavar="X", help="times that each text is read (default: 3.0)")
     add("--loss", metavar="{kl,ce,tv}", help="what healing minimises (default: kl)")
+    add("--learning-rate", type=float, metavar="X", help="of healing (default: 1e-4)")
+    add("--processes", type=int, metavar="N", help="heal on N GPUs or machines with `accelerate launch`")
     add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
     add(
         "--prompts", type=Path, metavar="FILE",
@@ -84,6 +100,10 @@ def run(args: argparse.Namespace) -> int:
         return _inspect(args.folder, args.json)
     if args.action == "export":
         return _export(args.folder, args.to, args.exported, args.quiet)
+    if args.action == "layers":
+        return quantize_layers.run(args)
+    if args.action == "compare":
+        return quantize_compare.run(args)
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder that the draft is to be written to")
     from specport.bench.prompts import read_prompts
@@ -107,20 +127,30 @@ def run(args: argparse.Namespace) -> int:
 
 def _built(built: Built) -> None:
     say = terminal.write
-    if built.heads:
+    if built.plan.heads:
         say(f"{'head':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
-        for head in built.heads:
+        for head in built.plan.heads:
             size = str(head.size) + (" whole" if head.tokens is None else "")
             say(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.rate:10.1f}\n")
-    choice = built.choice
-    if choice is not None and choice.order:
+    choice = built.plan.choice
+    if len(choice.gone) > 1:
         say(f"{'layers':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}  without layer\n")
         for n, (ms, share, rate) in enumerate(
             zip(choice.seconds, choice.agreements, choice.rates, strict=True)
         ):
-            gone = str(choice.order[n - 1]) if n else ""
             mark = "  used" if n == choice.count else ""
-            say(f"{choice.num_layers - n:>14}{1e3 * ms:7.1f}{share:11.1%}{rate:10.1f}  {gone}{mark}\n")
+            without = _without(choice.gone, n)
+            say(f"{choice.num_layers - n:>14}{1e3 * ms:7.1f}{share:11.1%}{rate:10.1f}  {without}{mark}\n")
+
+
+def _without(gone: Sequence[Sequence[int]], count: int) -> str:
+    """The layer that goes as well, or, where others come back for it, all that go."""
+    if not count:
+        return ""
+    new = {*gone[count]} - {*gone[count - 1]}
+    layers = [*new] if len(new) == 1 else sorted(gone[count])
+    consecutive = len(layers) > 1 and layers[-1] - layers[0] == len(layers) - 1
+    return f"{layers[0]}-{layers[-1]}" if consecutive else ", ".join(map(str, layers))
 
 
 def _inspect(folder: Path, as_json: bool) -> int:
@@ -146,6 +176,8 @@ def _show(bundle: Bundle) -> None:
         ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {', '.join(map(str, bundle.layers))}"),
         ("head", head),
     ]
+    if d and d["mlp_channels"]:
+        lines.append(("channels", "{} of {} of each feed-forward part".format(*d["mlp_channels"])))
     if d:
         change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
         lines.append(("healed", f"on {d['tokens_read']} tokens: agreement {change}"))
@@ -167,15 +199,23 @@ def _show(bundle: Bundle) -> None:
 
 def _export(folder: Path, to: str, out: Path, quiet: bool) -> int:
     from specport.models import bundle
-    from specport.quantize import layouts
 
-    if to != "genai":
-        raise InvalidInput(f"unknown layout {to!r}", "choose genai")
+    if to not in ("genai", "hf"):
+        raise InvalidInput(f"unknown layout {to!r}", "choose genai or hf")
     if out.exists():
         raise InvalidInput(f"{out} is there already", "choose another --out")
     bundle.read(folder, thorough=True)
     with terminal.progress(quiet) as progress:
-        progress("converting the tokenizer", 0.0)
-        layouts.genai(folder, out)
-    terminal.say(f"written: {out}, for openvino_genai.draft_model({str(out)!r}, ...)")
+        if to == "genai":
+            from specport.quantize import layouts
+
+            progress("converting the tokenizer", 0.0)
+            layouts.genai(folder, out)
+            use = f"openvino_genai.draft_model({str(out)!r}, ...)"
+        else:
+            from specport.quantize.huggingface import to_hugging_face
+
+            to_hugging_face(folder, out, progress)
+            use = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    terminal.say(f"written: {out}, for {use}")
     return 0

@@ -15,14 +15,19 @@ INT4_GROUP = 64
 OPTIONS = {
     "asym": (("int4",), "with a zero point for each group"),
     "sym": (("int8", "int4"), "without zero points, embeddings and head as well: what an NPU runs"),
-    "group": (("int4",), f"group=N: weights that share a scale (default {INT4_GROUP}); -1 = a whole channel"),
+    "group": (
+        ("int4",),
+        f"group=N: weights that share a scale (default {INT4_GROUP}), -1 = a whole channel; a power of two "
+        "is made smaller for layers that it does not divide",
+    ),
     "ratio": (("int4",), "ratio=R: share of the layers in int4 (default 1), the others int8"),
     "awq": (("int4",), "activation-aware scaling of weights (AWQ); needs calibration text"),
     "scale-estimation": (("int4",), "scales that keep each layer's output; needs calibration text"),
     "gptq": (("int4",), "rounding that keeps each layer's output (GPTQ); needs calibration text, slow"),
     "activations": (("int8",), "activations in int8 too, smoothed (SmoothQuant); needs calibration text"),
 }
-_NUMBER = {"group": re.compile(r"-1|[1-9]\d{0,4}"), "ratio": re.compile(r"0?\.\d+|1(\.0+)?")}
+# Three digits: what is read is what the text says, and a share of 0 (int8) is none.
+_NUMBER = {"group": re.compile(r"-1|[1-9]\d{0,4}"), "ratio": re.compile(r"0?\.(?!0+$)\d{1,3}|1(\.0+)?")}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Precision:
     def __str__(self) -> str:
         told = {"group": f"group={self.group}", "ratio": f"ratio={self.ratio:g}"}
         return self.base + ":" * bool(self.options) + ",".join(told.get(name, name) for name in self.options)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether no weight has a zero point."""
+        return self.base == "fp16" or "sym" in self.options
 
     @property
     def needs_text(self) -> bool:
@@ -62,7 +72,8 @@ def parse(text: str) -> Precision:
             what = "stands twice" if name in given else f"is no option of {base}"
             raise InvalidInput(f"precision {text!r}: {name!r} {what}", _more(base))
         if not (pattern.fullmatch(value) if pattern else not equals):
-            raise InvalidInput(f"precision {text!r}: {part!r} cannot be read", OPTIONS[name][1])
+            hint = OPTIONS[name][1] if pattern else f"write it as {name}"
+            raise InvalidInput(f"precision {text!r}: {part!r} cannot be read", hint)
         given[name] = value
     if "asym" in given and "sym" in given:
         raise InvalidInput(f"precision {text!r}: asym and sym exclude each other", "choose one")
@@ -76,4 +87,4 @@ def parse(text: str) -> Precision:
 
 def _more(base: str) -> str:
     names = [name for name, (bases, _) in OPTIONS.items() if base in bases]
-    return f"options of {base} are {', '.join(names)}" if names else ""
+    return f"options of {base} are {', '.join(names)}" if names else f"{base} has no options"

@@ -153,8 +153,9 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
 
 
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
     stored = re.sub(r"[^\w.-]+", "-", options.precision)  # a colon is no character for a file's name
+    room = min(80, 130 - len(stored))
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:room] or "model"
     key = f"{label}-{stored}-{identity[:12]}-{RECIPE}"
     entry = cache.entry(key, build, options.progress, also_damaged=ir_problem)
     return ModelFiles(entry.folder, name, options.precision, spec, ir_fingerprint(entry.folder))

@@ -37,18 +37,19 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def hf_model(kind: str, num_hidden_layers: int = 2) -> Any:
-    """A random model of `kind` (llama, qwen2, qwen3, gemma3_text), 64 wide."""
+def hf_model(kind: str, num_hidden_layers: int = 2, **changes: Any) -> Any:
+    """A random model of `kind` (llama, qwen2, qwen3, gemma3_text), 64 wide; `changes` to its config."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(vocabulary()), hidden_size=64, intermediate_size=128,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, sliding_window=128,
-    )  # fmt: skip
+    shape = {
+        "vocab_size": len(vocabulary()), "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": num_hidden_layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "max_position_embeddings": 256, "tie_word_embeddings": True, "bos_token_id": 0,
+        "eos_token_id": 0, "sliding_window": 128,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **{**shape, **changes})
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,8 +57,8 @@ def hf_model(kind: str, num_hidden_layers: int = 2) -> Any:
     return model
 
 
-def save_hf(folder: Path, kind: str, num_hidden_layers: int = 2) -> Any:
-    model = hf_model(kind, num_hidden_layers)
+def save_hf(folder: Path, kind: str, num_hidden_layers: int = 2, **changes: Any) -> Any:
+    model = hf_model(kind, num_hidden_layers, **changes)
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return model

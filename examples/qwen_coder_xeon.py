@@ -1,0 +1,28 @@
+"""A draft for Qwen2.5-Coder-1.5B INT4, pruned and healed from its sibling of 0.5B.
+
+    python examples/qwen_coder_xeon.py --target qwen2.5-coder-1.5b.gguf --source qwen2.5-coder-0.5b.gguf
+
+Both may be hub ids, Hugging Face folders or GGUF files. Hours on 2 cores; what is done is kept.
+"""
+
+from __future__ import annotations
+
+import draft_sweep
+from specport.quantize.build import Request
+
+
+def main() -> None:
+    parser = draft_sweep.arguments("A pruned and healed draft.", (16, 12, 8), 120_000)
+    parser.add_argument("--target", default="Qwen/Qwen2.5-Coder-1.5B-Instruct")
+    parser.add_argument("--source", default="Qwen/Qwen2.5-Coder-0.5B-Instruct")
+    args = parser.parse_args()
+    request = Request(distil_tokens=args.distil, epochs=args.epochs, head_tokens=16_384)
+    out = args.out / "qwen-coder"
+    drafts = draft_sweep.sweep(
+        args.target, args.source, args.layers, request, out, args.device, precision="int4"
+    )
+    draft_sweep.report(drafts, out, "Qwen2.5-Coder-1.5B INT4, drafts from the 0.5B")
+
+
+if __name__ == "__main__":
+    draft_sweep.run(main)

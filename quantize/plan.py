@@ -1,0 +1,61 @@
+"""What was decided of a draft before it is made: its head and its layers.
+
+Kept, since times decided it: a build that goes on must not decide otherwise the second time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from specport.quantize.choose import Choice
+
+from specport.calibration.heads import Head
+from specport.models import bundle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """heads: sizes that were tried. head: the ids that the draft's head keeps; None = all."""
+
+    heads: tuple[Head, ...]
+    head: tuple[int, ...] | None
+    choice: Choice
+
+    def save(self, path: Path) -> None:
+        """All at once."""
+        text = json.dumps(
+            {
+                "heads": [{**asdict(head), "tokens": _ranges(head.tokens)} for head in self.heads],
+                "head": _ranges(self.head),
+                "choice": asdict(self.choice),
+            }
+        )
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Plan | None:
+        """None where there is none."""
+        if not path.is_file():
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        choice: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in stored["choice"].items()
+        }
+        choice["gone"] = tuple(map(tuple, choice["gone"]))
+        heads = tuple(Head(**{**head, "tokens": _ids(head["tokens"])}) for head in stored["heads"])
+        return cls(heads, _ids(stored["head"]), Choice(**choice))
+
+
+def _ranges(tokens: tuple[int, ...] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if tokens is None else bundle.ranges(tokens)
+
+
+def _ids(ranges: list[list[int]] | None) -> tuple[int, ...] | None:
+    return None if ranges is None else bundle.expand(ranges)

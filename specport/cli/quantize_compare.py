@@ -1,0 +1,115 @@
+"""`specport quantize compare`: what each way to store a model's weights costs and is worth here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specport.cli import options, terminal
+from specport.models.precision import OPTIONS
+
+if TYPE_CHECKING:
+    from specport.quantize.compare import Comparison
+
+EXAMPLES = """\
+examples:
+  specport quantize compare                               the default model: fp16, int8, int4 and the device's
+  specport quantize compare MODEL --precision int8 --precision int4:asym,group=128,awq
+
+What may stand behind the colon, in any order:
+{options}
+MB is what the weights take on disk. The source, computed in f32, writes answers. Perplexity is of their
+tokens, KL (nats a token, with its standard error) is measured on them, `same top` is the share of tokens
+that both like best. ms/token is plain decoding, TTFT the time to the first token behind a prompt; the spread
+is the interquartile range over the median. Let the machine do nothing else meanwhile: times are measured.
+"""
+COMPARE_OPTIONS = ("device", "threads", "trust_remote_code")
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    parser = actions.add_parser(
+        "compare", help="what int8, int4 and more cost and are worth for a model",
+        epilog=EXAMPLES.format(options=_options()),
+        description="Convert a model at several precisions; measure size, closeness to the source and speed.",
+    )  # fmt: skip
+
+    def add(name: str, **settings: object) -> None:
+        # What is not given leaves alone what stands in front of `compare`.
+        parser.add_argument(name, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
+
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for specport run --model")
+    parser.add_argument(
+        "--precision", action="append", dest="precisions", metavar="{fp16,int8,int4}[:OPTION,...]",
+        help="weights to compare; repeatable (default: fp16, int8, int4 and the device's own)",
+    )  # fmt: skip
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="your own prompts to answer and read, as for specport bench (default: eight of common kinds)",
+    )  # fmt: skip
+    add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
+    add(
+        "--trust-remote-code", action="store_true",
+        help="let a Hugging Face model run its own Python code while it is converted",
+    )  # fmt: skip
+    add("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.compare import compare
+
+    own = tuple(prompt.text for prompt in read_prompts(args.prompts)) if args.prompts else ()
+    precisions = args.precisions or ([args.precision] if args.precision else [])
+    with terminal.progress(args.quiet) as progress:
+        found = compare(
+            args.model, precisions=precisions, prompts=own, progress=progress,
+            **options.given(args, COMPARE_OPTIONS),
+        )  # fmt: skip
+    if args.as_json:
+        terminal.write(json.dumps(asdict(found), indent=1) + "\n")
+    else:
+        _table(found)
+    return 0
+
+
+def _options() -> str:
+    """The options of `specport.models.precision`, a paragraph each."""
+    lines = []
+    for name, (bases, what) in OPTIONS.items():
+        form, colon, rest = what.partition(": ")
+        shown, text = (form, rest) if colon and form.startswith(f"{name}=") else (name, what)
+        start = f"  {shown:18}{', '.join(bases):12}"
+        lines.append(textwrap.fill(text, 100, initial_indent=start, subsequent_indent=" " * len(start)))
+    return "\n".join(lines) + "\n"
+
+
+def _table(found: Comparison) -> None:
+    say = terminal.write
+    say(f"{found.model} on {found.device} ({found.processor})\n")
+    say(
+        f"read: {found.answers} answers of {found.tokens} tokens, written by the source in f32, "
+        f"whose own perplexity is {found.source_perplexity:.3f}\n"
+    )
+    order = "interleaved" if found.interleaved else "one precision after another, since memory is short"
+    say(f"timed: {found.rounds} rounds, {order}; prompt of {found.prompt_tokens} tokens\n\n")
+    width = max(len("precision"), *(len(row.precision) for row in found.rows))
+    say(
+        f"{'precision':{width}}{'MB':>8}{'perplexity':>12}{'KL':>9}{'+-':>8}{'same top':>10}"
+        f"{'ms/token':>10}{'spread':>8}{'TTFT ms':>9}{'spread':>8}\n"
+    )
+    for row in found.rows:
+        near = row.closeness
+        say(
+            f"{row.precision:{width}}{row.size_mb:8.1f}{near.perplexity:12.3f}{near.kl:9.4f}{near.kl_error:8.4f}"
+            f"{near.same_top:10.1%}{row.tpot.median:10.2f}{row.tpot.spread:8.0%}"
+            f"{row.ttft.median:9.1f}{row.ttft.spread:8.0%}\n"
+        )
+    for row in found.rows:
+        for note in row.notes:
+            terminal.say(f"{row.precision}: {note}")
