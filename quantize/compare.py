@@ -41,7 +41,6 @@ PROMPT_TOKENS = 140  # HumanEval's mean
 DECODE_TOKENS = 24
 ROUNDS, WARM = 7, 1
 _MEMORY_OVER_FILE = 3.0  # of a loaded model, with weights repacked for the kernels
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -113,15 +112,14 @@ def compare(
     tokenizer = load_tokenizer(source.folder)
     reader = replace(loader, profile=replace(loader.profile, device="CPU", fast=F32))
     reference = reader.target_with(source, exact=False).model
-    bar = part(progress, 0.4, 0.5)
-    written = write(reference, tokenizer, prompts or HELD_OUT, ANSWER_TOKENS, bar)
+    written = write(reference, tokenizer, prompts or HELD_OUT, ANSWER_TOKENS, part(progress, 0.4, 0.5))
     texts = [text for text in written if text.answer]
     if not texts:
         raise InvalidInput("no prompt fits the model's context", "give shorter ones with --prompts")
     source_perplexity = perplexity(reference, texts)
     found: list[tuple[Closeness, tuple[str, ...]]] = []
     for number, each in enumerate(files):
-        bar = part(progress, 0.5 + 0.25 * number / len(files), 0.5 + 0.25 * (number + 1) / len(files))
+        bar = _share(part(progress, 0.5, 0.75), each.precision, number, len(files))
         loaded = loader.target_with(each, exact=True)
         found.append((closeness(reference, loaded.model, texts, bar), loaded.notes))
         del loaded  # before the next one comes
@@ -142,10 +140,7 @@ def compare(
         prompt_tokens=len(prompt),
         rounds=ROUNDS,
         interleaved=interleaved,
-        rows=tuple(
-            Row(f.precision, size(f) / 1e6, near, tpot, ttft, notes)
-            for f, (near, notes), (tpot, ttft) in rows
-        ),
+        rows=tuple(Row(f.precision, size(f) / 1e6, near, *both, notes) for f, (near, notes), both in rows),
         versions=installed(PACKAGES),
     )
 
@@ -161,8 +156,7 @@ def _converted(
 ) -> list[ModelFiles]:
     found = []
     for number, name in enumerate(names):
-        bar = part(progress, number / len(names), (number + 1) / len(names))
-        files = replace(loader, progress=bar).files(spec, name)
+        files = replace(loader, progress=_share(progress, name, number, len(names))).files(spec, name)
         if files.bundle or files.precision != name:
             raise ModelError(
                 f"{spec} holds converted weights only",
@@ -170,6 +164,11 @@ def _converted(
             )
         found.append(files)
     return found
+
+
+def _share(progress: Progress, name: str, number: int, count: int) -> Progress:
+    bar = part(progress, number / count, (number + 1) / count)
+    return lambda what, share: bar(f"{name}: {what}", share)
 
 
 def _load(loader: Loader, files: ModelFiles) -> Model:
@@ -186,7 +185,7 @@ def times(
     prompt: Sequence[int],
     together: bool,
     progress: Progress,
-    clock: Clock = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[Times, Times]]:
     """(TPOT, TTFT) of each model in plain decoding.
 
@@ -212,7 +211,7 @@ def times(
     return found
 
 
-def _decode(model: Model, prompt: Sequence[int], clock: Clock) -> tuple[float, list[float]]:
+def _decode(model: Model, prompt: Sequence[int], clock: Callable[[], float]) -> tuple[float, list[float]]:
     """Seconds until the first token of a plain answer, and of each token behind it; no token ends it."""
     engine = Engine(model)
     stamps = [clock()]

@@ -72,7 +72,7 @@ def test_a_model_that_knows_nothing() -> None:
 
 
 class Ticking(ToyModel):
-    """Each new token takes as long as is told, on a clock that all share."""
+    """Each new token takes as long as is told, on a clock that all share; at first ten times as long."""
 
     now = 0.0
     order: list[str] = []  # noqa: RUF012
@@ -83,20 +83,20 @@ class Ticking(ToyModel):
 
     def step(self, rows):  # type: ignore[no-untyped-def]
         width = len(rows[0].tree)
-        Ticking.now += self.seconds * width
+        cold = len(self.widths) <= compare.DECODE_TOKENS
+        Ticking.now += self.seconds * width * (10 if cold else 1)
         if width > 1:
             Ticking.order.append(self.name)
         return super().step(rows)
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_times(together: bool) -> None:
+def test_times(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "ROUNDS", 2)
     models: list[Ticking] = []
-    held: list[int] = []
 
     def load(name: str, seconds: float) -> Ticking:
         models.append(Ticking(name, seconds))
-        held.append(len(models))
         return models[-1]
 
     Ticking.order.clear()
@@ -105,7 +105,7 @@ def test_times(together: bool) -> None:
     found = compare.times(loads, prompt, together, silent, clock=lambda: Ticking.now)
     for (tpot, ttft), seconds in zip(found, (0.001, 0.004), strict=True):
         assert tpot.median == pytest.approx(1e3 * seconds) and tpot.spread == pytest.approx(0, abs=1e-9)
-        assert ttft.median == pytest.approx(30e3 * seconds)
+        assert ttft.median == pytest.approx(30e3 * seconds) and ttft.spread == pytest.approx(0, abs=1e-9)
     rounds = compare.WARM + compare.ROUNDS
     turns = ["a", "b", "b", "a"] * rounds if together else ["a"] * rounds + ["b"] * rounds
     assert Ticking.order == turns[: 2 * rounds]
@@ -218,19 +218,11 @@ def test_own_prompts(noisy: Noisy, capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_options_in_front_of_the_action_count(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "quantize",
-        "--precision",
-        "int8",
-        "--device",
-        "core-ultra-cpu",
-        "--quiet",
-        "--json",
-        "compare",
-    ]
-    assert main(arguments) == 0
+    before = ["--precision", "int8", "--device", "core-ultra-gpu", "--quiet", "--json"]
+    assert main(["quantize", *before, "compare"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["device"] == "core-ultra-cpu" and [row["precision"] for row in found["rows"]] == ["int8"]
+    assert found["device"] == "core-ultra-gpu" and [row["precision"] for row in found["rows"]] == ["int8"]
+    assert noisy.loaded == ["fp16 CPU f32", "int8 GPU f16", "int8 GPU f16"]  # the source is not read there
 
 
 @pytest.mark.parametrize(
@@ -293,21 +285,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracer's
-def test_a_tiny_model(tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    turns = ("Why?", "What is 12?", "hello world", "Say it again.")
-    lines = [json.dumps({"id": i, "category": "qa", "turns": [turn]}) for i, turn in enumerate(turns)]
-    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+def test_a_tiny_model(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages: list[float] = []
-    prompts = list(turns)
     found = compare.compare(
-        str(tiny), precisions=["fp16", "int8", "int4"], prompts=prompts, device="xeon",
+        str(tiny),
+        precisions=["fp16", "int8", "int4"],
+        prompts=["Why?", "What is 12?", "hello world", "Say it again."],
+        device="xeon",
+        threads=1,  # more would wait for each other where other tests run
         progress=lambda what, share: stages.append(share),
-    )  # fmt: skip
+    )
     fp16, int8, int4 = found.rows
     assert [row.precision for row in found.rows] == ["fp16", "int8", "int4"]
-    assert 0 <= fp16.closeness.kl < 1e-3 < int4.closeness.kl
-    assert fp16.closeness.kl < int8.closeness.kl < int4.closeness.kl
-    assert fp16.closeness.same_top > 0.95 > int4.closeness.same_top
+    # Processors with bfloat16 round fp16 weights' activations: not quite 0.
+    assert 0 <= fp16.closeness.kl < min(0.005, int8.closeness.kl)
+    assert int8.closeness.kl < 0.1 < int4.closeness.kl
+    assert fp16.closeness.same_top > 0.9 > int4.closeness.same_top
     assert fp16.closeness.perplexity == pytest.approx(found.source_perplexity, rel=0.02)
     assert fp16.size_mb > int8.size_mb > int4.size_mb > 0.04
     for row in found.rows:

@@ -222,6 +222,9 @@ def test_the_command_line_writes_both_layouts(
 ) -> None:
     folder, out = tmp_path / "draft", tmp_path / "new" / "hf"
     ir.drop_layers(llama, folder, ())
+    known = json.loads((folder / "config.json").read_text())
+    known.pop("architectures")  # as where the model was a GGUF file
+    (folder / "config.json").write_text(json.dumps(known))
     bundle.write(folder, replace(MADE, target_shape=bundle.shape(folder)))
     assert main(["quantize", "export", str(folder), "--to", "hf", "--out", str(out)]) == 0
     assert "AutoModelForCausalLM" in capsys.readouterr().err
