@@ -159,7 +159,9 @@ class _Job:
             bar = part(self.progress, 0.1, 0.4)
             count, seed = self.request.distil_tokens, self.request.seed
             folder = teacher.folder_for(origin.target_files.fingerprint, own, seed)
-            self.shards = teacher.write_shards(self.writer, origin.tokenizer, folder, count, seed, own, bar)
+            self.shards = teacher.write_shards(
+                self.writer, origin.tokenizer, folder, count, seed, own, bar, least=2
+            )  # one is held out
         plan = self._plan(choosing, costs, part(self.progress, 0.4, 0.55))
         folder = self.work / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
@@ -225,18 +227,18 @@ class _Job:
     def _head(
         self, written: Sequence[texts.Text], costs: StepCosts, progress: Progress
     ) -> tuple[tuple[heads.Head, ...], tuple[int, ...] | None]:
-        """The ids that the head keeps: the first ones, special ones, and those that the target writes."""
+        """The ids that the head keeps: what the target writes most often, the first ones, special ones."""
         size = self.request.head_tokens
         if size == 0:
             return (), None
         seen = Counter(t for path in self.shards for d in teacher.read_shard(path) for t in d.tokens.tolist())
-        always = {*self.origin.tokenizer.special_ids, *self.origin.tokenizer.eos_ids, *seen}
+        always = {*self.origin.tokenizer.special_ids, *self.origin.tokenizer.eos_ids}
         whole = self.origin.loader.draft_with(self.origin.files, None)
         if size is not None:
-            tokens = heads.kept_ids(size, whole.model.vocab_size, always)
+            tokens = heads.kept_ids(size, whole.model.vocab_size, always, seen)
             return (), None if len(tokens) == whole.model.vocab_size else tokens
         cut = partial(self.origin.loader.draft_with, self.origin.files)
-        tried = heads.compare(cut, whole.model, written, costs, always, progress)
+        tried = heads.compare(cut, whole.model, written, costs, always, progress, seen)
         return tried, heads.best(tried).tokens
 
     def _weights(self, plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:

@@ -84,22 +84,24 @@ def write_shards(
     seed: int,
     prompts: Sequence[str],
     progress: Progress,
+    least: int = 1,
 ) -> list[Path]:
-    """As many shards as hold `num_tokens` of answers. prompts: the user's own turns; () = the target's.
+    """As many shards as hold `num_tokens` of answers, `least` of them at least.
 
+    prompts: the user's own turns; () = the target's.
     load: gives the target; called only if there is something to write.
     Raises ModelError when the folder cannot be written.
     """
     paths: list[Path] = []
     target: Model | None = None
     written = 0
-    while written < num_tokens:
+    while written < num_tokens or len(paths) < least:
         path = folder / f"{len(paths):05}.npz"
         paths.append(path)
         if not path.is_file():
             target = target or load()
             rng = np.random.default_rng([seed, len(paths)])
-            done = written / num_tokens
+            done = min(written / num_tokens, 1.0)
             share = min(SHARD * ANSWER_TOKENS / num_tokens, 1.0 - done)
 
             def bar(part: float, done: float = done, share: float = share) -> None:

@@ -45,6 +45,9 @@ class CutToy(ToyModel):
 def test_a_head_keeps_the_first_ids_and_the_special_ones() -> None:
     assert heads.kept_ids(3, 10, {9, 1, 12}) == (0, 1, 2, 9)
     assert heads.kept_ids(20, 4, {3}) == (0, 1, 2, 3)
+    # What was seen most often comes before the first ids; a rare one does not make the head any larger.
+    assert heads.kept_ids(3, 10, {9}, {7: 5, 4: 2, 8: 1, 5: 1}) == (4, 5, 7, 9)
+    assert heads.kept_ids(4, 10, (), {7: 5}) == (0, 1, 2, 7)
     assert heads.sizes(151_936) == [65_536, 32_768, 16_384]
     assert heads.sizes(49_152) == [32_768, 16_384]
     assert heads.sizes(11) == []

@@ -154,8 +154,9 @@ def test_a_child_that_the_system_ended_is_told_of(
 
 
 def test_several_processes_heal_together(target: str, tmp_path: Path) -> None:
-    asked = Request(layers=2, head_tokens=0, distil_tokens=60, epochs=4.0)
+    asked = Request(layers=2, head_tokens=100, distil_tokens=60, epochs=4.0)
     made = build(target, tmp_path / "draft", asked, processes=2).bundle
+    assert made.head_tokens is not None and 100 <= len(made.head_tokens) <= 103  # and special ones
     losses = made.distilled["losses"]
     assert len(losses) >= 2 and losses[-1] < losses[0]
 

@@ -63,6 +63,18 @@ def test_a_seed_gives_the_same_text_wherever_it_was_interrupted(tmp_path: Path) 
     assert part[0].stat().st_mtime_ns == kept and len(gone_on) == len(whole)
     assert all(same(a, b) for a, b in zip(whole, gone_on, strict=True))
     assert not same(whole[0], whole[1])
+    target = ToyModel()
+    few = teacher.write_shards(
+        lambda: target,
+        ToyTokenizer(),
+        tmp_path / "few",
+        9,
+        0,
+        (),
+        lambda *_: None,
+        least=2,  # type: ignore[arg-type]
+    )
+    assert len(few) == 2 and same(few[1], whole[1])
     assert not same(whole[0], write(tmp_path / "other", 9, seed=1)[0])
 
 

@@ -3,14 +3,15 @@
 A draft with the vocabulary of a large model spends half its step in the head. Rows of rare tokens can
 go (FR-Spec, arXiv 2502.14856): the target verifies with its whole head, so the text stays the same and
 only the agreement suffers. Byte-pair vocabularies are numbered by how early a pair was merged, which
-ranks tokens by frequency without any corpus: a cut keeps the first ids and all special tokens.
+ranks tokens by frequency without any corpus: a cut keeps the first ids and all special tokens. Where text of
+the target is at hand, what occurs there most often goes first.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +50,13 @@ class Head:
     rate: float
 
 
-def kept_ids(size: int, vocab: int, always: Iterable[int]) -> tuple[int, ...]:
-    """The first `size` ids and those of `always`, rising."""
-    return (*range(min(size, vocab)), *sorted(i for i in set(always) if size <= i < vocab))
+def kept_ids(
+    size: int, vocab: int, always: Iterable[int], seen: Mapping[int, int] | None = None
+) -> tuple[int, ...]:
+    """The `size` ids that were seen most often, the first ones where they are equal, and `always`; rising."""
+    counts = seen or {}
+    ranked = sorted(range(vocab), key=lambda token: -counts.get(token, 0))  # stable
+    return tuple(sorted({*ranked[:size], *(token for token in always if 0 <= token < vocab)}))
 
 
 def sizes(vocab: int) -> list[int]:
@@ -66,14 +71,15 @@ def compare(
     target: StepCosts,
     always: Iterable[int],
     progress: Progress,
+    seen: Mapping[int, int] | None = None,
 ) -> tuple[Head, ...]:
     """What each size of the draft's head costs and how well it agrees, the whole one first.
 
-    load: the draft with its head cut to these ids. always: ids that every head keeps; not those of
-    `texts`, on which the heads are compared.
+    load: the draft with its head cut to these ids. always: ids that every head keeps. seen: how often the
+    target wrote an id; not in `texts`, on which the heads are compared.
     """
     vocab = whole.vocab_size
-    cuts = [kept_ids(size, vocab, always) for size in sizes(vocab)]
+    cuts = [kept_ids(size, vocab, always, seen) for size in sizes(vocab)]
     progress("the draft reads", 0.0)
     shares = agreements(whole, texts, [None, *cuts])
     seconds = step_seconds(whole)
