@@ -198,7 +198,8 @@ class _Job:
         if out.exists():
             out.rmdir()  # empty, as was checked
         os.replace(folder, out)
-        bundle.register(out, origin.target_files.fingerprint)
+        if made.pays:
+            bundle.register(out, origin.target_files.fingerprint)
         self.progress("done", 1.0)
         return Built(made, out, plan)
 

@@ -51,6 +51,8 @@ def test_a_bundle_is_read_as_it_was_written(made: Path, target: Path) -> None:
     assert found == replace(MADE, target_shape=bundle.shape(target))
     assert found.head_tokens == (0, 1, 2, 3, 4, 9)
     assert replace(found, head=None).head_tokens is None
+    assert found.pays and not replace(found, measured={"speed_up": 0.99}).pays
+    assert not replace(found, measured={}).pays
     files = resolve(str(made))
     assert files.bundle == found and files.precision == "int4" and files.name == "draft"
 

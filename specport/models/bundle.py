@@ -58,6 +58,11 @@ class Bundle:
         """The ids that the head keeps, rising; None = all."""
         return None if self.head is None else expand(self.head)
 
+    @property
+    def pays(self) -> bool:
+        """Whether it was measured to be faster than plain decoding: only then does `auto` use it."""
+        return float(self.measured.get("speed_up", 0.0)) > 1.0
+
     def check_target(self, folder: Path, name: str) -> None:
         """Raises ModelError when the model in `folder` is not the kind that the draft was built for."""
         if shape(folder) != self.target_shape:
