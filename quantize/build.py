@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -133,9 +133,7 @@ def build(
     work = out.with_name(out.name + ".partial")
     prints = {"target": origin.target_files.fingerprint, "source": origin.files.fingerprint}
     with workplace(work, {**asdict(request), **prints}):
-        # Written with the faster kernels: it is text to learn from, not text to be compared.
-        writer = lambda: origin.loader.target(target, precision, exact=False)[1].model  # noqa: E731
-        return _Job(origin, request, work, trainable, processes, progress, writer).run(out)
+        return _Job(origin, request, work, trainable, processes, progress).run(out)
 
 
 @dataclass
@@ -148,7 +146,6 @@ class _Job:
     trainable: Path | None
     processes: int
     progress: Progress
-    writer: Callable[[], Model]
     shards: list[Path] = field(default_factory=list)
 
     def run(self, out: Path) -> Built:
@@ -160,7 +157,7 @@ class _Job:
             count, seed = self.request.distil_tokens, self.request.seed
             folder = teacher.folder_for(origin.target_files.fingerprint, own, seed)
             self.shards = teacher.write_shards(
-                self.writer, origin.tokenizer, folder, count, seed, own, bar, least=2
+                self._writer, origin.tokenizer, folder, count, seed, own, bar, least=2
             )  # one is held out
         plan = self._plan(choosing, costs, part(self.progress, 0.4, 0.55))
         folder = self.work / "bundle"
@@ -202,6 +199,10 @@ class _Job:
             bundle.register(out, origin.target_files.fingerprint)
         self.progress("done", 1.0)
         return Built(made, out, plan)
+
+    def _writer(self) -> Model:
+        """The target with the faster kernels: it writes text to learn from, not text to be compared."""
+        return self.origin.loader.target_with(self.origin.target_files, exact=False).model
 
     def _plan(self, choosing: Sequence[str], costs: StepCosts, progress: Progress) -> Plan:
         kept = self.work / "plan.json"
@@ -250,10 +251,12 @@ class _Job:
             ir.drop_layers(self.origin.files.folder, folder, plan.choice.dropped)
             return {}
         asked, trust = self.request, self.origin.loader.trust_remote_code
+        healed_folder = self.work / "healed"
         names = ("loss", "epochs", "learning_rate", "seed")
         arguments = {
             "source": str(self.trainable),
             "work": str(self.work),
+            "out": str(healed_folder),
             "dropped": plan.choice.dropped,
             "mlp": asked.mlp,
             "head": None if plan.head is None else bundle.ranges(plan.head),
@@ -267,7 +270,7 @@ class _Job:
         )  # fmt: skip
         folder.mkdir()
         worker.convert(
-            self.work / "healed", folder, self.origin.files.precision,
+            healed_folder, folder, self.origin.files.precision,
             progress=part(progress, 0.85, 1.0), trust_remote_code=trust,
         )  # fmt: skip
         return {**healed, "tokens_written": asked.distil_tokens}

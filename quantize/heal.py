@@ -15,7 +15,6 @@ from specport.quantize.prune import drop_layers, narrow
 from specport.models import bundle
 from specport.models.progress import Progress
 
-FOLDER = "healed"
 HELD_OUT = 0.05  # of the shards; one at least
 LOOKED_AT = 16  # texts by which channels are chosen
 
@@ -23,6 +22,7 @@ LOOKED_AT = 16  # texts by which channels are chosen
 def heal(
     source: str,
     work: str,
+    out: str,
     dropped: Sequence[int],
     mlp: float,
     head: Sequence[Sequence[int]] | None,
@@ -31,8 +31,9 @@ def heal(
     trust_remote_code: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Prune, train on `shards`, and write the folder FOLDER in `work`. Returns what a bundle says of it.
+    """Prune, train on `shards`, and write the folder `out`. Returns what a bundle says of it.
 
+    work: folder of the checkpoint.
     mlp: share of the feed-forward channels that stay.
     head: ranges of the ids that the draft's head keeps, as in a bundle; None = all.
     recipe: entries of `distil.Recipe`. HELD_OUT of the shards is not trained on: the agreement is measured
@@ -50,7 +51,7 @@ def heal(
     about = Recipe(**recipe)
     result = distil(model, kept, texts, unseen, about, Path(work), progress)
     if result.writes:
-        folder = Path(work, FOLDER)
+        folder = Path(out)
         model.save_pretrained(folder, safe_serialization=True)
         export.finish(Path(source), folder, trust_remote_code)
     return {

@@ -107,9 +107,15 @@ def add_pair_options(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="source", metavar="MODEL", help="what the draft is made from (default: the target)")
     add_precision(group, "--precision", "the target's weights (default: the device's)")
     add_precision(group, "--draft-precision", "the draft's weights (default: the device's)")
+    add_device_options(group)
+
+
+def add_device_options(parser: argparse._ActionsContainer) -> None:
+    """Where to work, for commands that build and measure."""
+    add = _adder(parser)
     add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
-    add_trust_option(group)
+    add_trust_option(parser)
 
 
 def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> None:

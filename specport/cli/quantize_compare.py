@@ -35,27 +35,20 @@ def add_parser(actions: options.Subparsers) -> None:
         "compare", help="what int8, int4 and more cost and are worth for a model",
         epilog=EXAMPLES.format(options=_options()),
         description="Convert a model at several precisions; measure size, closeness to the source and speed.",
+        argument_default=argparse.SUPPRESS,  # leaves alone what stands in front of `compare`
     )  # fmt: skip
-
-    def add(name: str, **settings: object) -> None:
-        # What is not given leaves alone what stands in front of `compare`.
-        parser.add_argument(name, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
-
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for specport run --model")
-    parser.add_argument(
-        "--precision", action="append", dest="precisions", metavar="{fp16,int8,int4}[:OPTION,...]",
+    add = parser.add_argument
+    add("model", nargs="?", default=None, metavar="MODEL", help="as for specport run --model")
+    add(
+        "--precision", action="append", dest="precisions", default=None,
+        metavar="{fp16,int8,int4}[:OPTION,...]",
         help="weights to compare; repeatable (default: fp16, int8, int4 and the device's own)",
     )  # fmt: skip
     add(
         "--prompts", type=Path, metavar="FILE",
         help="your own prompts to answer and read, as for specport bench (default: eight of common kinds)",
     )  # fmt: skip
-    add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")
-    add(
-        "--trust-remote-code", action="store_true",
-        help="let a Hugging Face model run its own Python code while it is converted",
-    )  # fmt: skip
+    options.add_device_options(parser)
     add("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
     add("--quiet", action="store_true", help="no progress bar")
 
