@@ -16,7 +16,7 @@ from specport.models import bundle
 from specport.models.progress import Progress
 
 HELD_OUT = 0.05  # of the shards; one at least
-LOOKED_AT = 16  # texts by which channels are chosen
+LOOKED_AT = 16  # texts of all shards by which channels are chosen, about
 
 
 def heal(
@@ -46,7 +46,8 @@ def heal(
     apart = max(1, round(HELD_OUT * len(shards)))
     texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
     unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
-    channels = narrow(model, mlp, [text.tokens.tolist() for text in texts[:LOOKED_AT]]) if mlp < 1.0 else ()
+    looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
+    channels = narrow(model, mlp, looked_at) if mlp < 1.0 else ()
     kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
     about = Recipe(**recipe)
     result = distil(model, kept, texts, unseen, about, Path(work), progress)

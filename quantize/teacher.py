@@ -1,7 +1,8 @@
 """Text that the target writes itself, for a draft to learn from: no data set is needed.
 
 The target writes the user's turn behind a short opening (sampled, so that the turns differ), then answers it
-as it would at run time. The likeliest tokens of its distribution are kept beside each token of an answer.
+as it would at run time. Every other shard asks about a passage instead, since what the target writes as the
+user is short. The likeliest tokens of its distribution are kept beside each token of an answer.
 Shards are files of their own, made with their own random stream: what is there is not written again, and a
 seed gives the same text wherever it was interrupted.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from specport.quantize import passages
 
 from specport.calibration.texts import encode
 from specport.core.ports import Model, Row
@@ -32,6 +34,7 @@ ANSWER_TOKENS = 192
 # Nats below the likeliest token within which there mostly are TOP_K tokens, and not many more.
 NEAR, MANY = 8.0, 4096
 SHARD = 32  # dialogues that are written at once; weights are read once for all of them
+OWN, OPENED, PASSAGE = "own", "opened", "passage"  # kinds of user's turns; a shard has one
 # How a user's turn begins, and how many tokens the target adds to it at most.
 OPENINGS = {
     48: (
@@ -72,7 +75,8 @@ def folder_for(fingerprint: str, prompts: Sequence[str], seed: int) -> Path:
 
     fingerprint: of the target's weights.
     """
-    facts = json.dumps([fingerprint, list(prompts) or OPENINGS, seed, SHARD, ANSWER_TOKENS, TOP_K])
+    asked = list(prompts) or [OPENINGS, passages.facts()]
+    facts = json.dumps([fingerprint, asked, seed, SHARD, ANSWER_TOKENS, TOP_K])
     return cache_root() / "text" / hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
@@ -92,22 +96,25 @@ def write_shards(
     load: gives the target; called only if there is something to write.
     Raises ModelError when the folder cannot be written.
     """
+    kinds = (OWN,) if prompts else (OPENED, PASSAGE)
     paths: list[Path] = []
     target: Model | None = None
     written = 0
     while written < num_tokens or len(paths) < least:
-        path = folder / f"{len(paths):05}.npz"
+        number, turn = divmod(len(paths), len(kinds))
+        path = folder / f"{kinds[turn]}-{number:05}.npz"
         paths.append(path)
         if not path.is_file():
             target = target or load()
-            rng = np.random.default_rng([seed, len(paths)])
+            rng = np.random.default_rng([seed, number + 1, turn])
             done = min(written / num_tokens, 1.0)
             share = min(SHARD * ANSWER_TOKENS / num_tokens, 1.0 - done)
 
             def bar(part: float, done: float = done, share: float = share) -> None:
                 progress("the target writes", done + share * part)
 
-            _save(path, dialogues(target, tokenizer, prompts, rng, bar))
+            asked = _user_turns(kinds[turn], target, tokenizer, prompts, rng)
+            _save(path, dialogues(target, tokenizer, asked, bar))
         written += sum(len(d.tokens) - d.start for d in read_shard(path))
     return paths
 
@@ -115,18 +122,10 @@ def write_shards(
 def dialogues(
     target: Model,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    rng: np.random.Generator,
+    turns: Sequence[str],
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Dialogue]:
-    """One shard's."""
-    if prompts:
-        turns = [str(turn) for turn in rng.choice(prompts, SHARD)]
-    else:
-        openings = [(opening, limit) for limit, own in OPENINGS.items() for opening in own]
-        turns = _user_turns(
-            target, tokenizer, [openings[i] for i in rng.integers(len(openings), size=SHARD)], rng
-        )
+    """What the target answers to each of the user's turns, but for those that are too long."""
     asked = [encode(tokenizer, turn) for turn in turns]
     asked = [ids for ids in asked if len(ids) + ANSWER_TOKENS <= target.max_context]
     tops: list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = [[] for _ in asked]
@@ -150,9 +149,15 @@ def dialogues(
 
 
 def _user_turns(
-    target: Model, tokenizer: Tokenizer, openings: Sequence[tuple[str, int]], rng: np.random.Generator
+    kind: str, target: Model, tokenizer: Tokenizer, prompts: Sequence[str], rng: np.random.Generator
 ) -> list[str]:
-    """The openings, and how the target goes on with each as the user, in so many tokens."""
+    """One shard's."""
+    if kind == OWN:
+        return [str(turn) for turn in rng.choice(prompts, SHARD)]
+    if kind == PASSAGE:
+        return [passages.turn(rng) for _ in range(SHARD)]
+    every = [(opening, limit) for limit, own in OPENINGS.items() for opening in own]
+    openings = [every[i] for i in rng.integers(len(every), size=SHARD)]
 
     def sample(i: int, logits: NDArray[np.float32]) -> int:
         ids, probs = _top(logits)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 import tiny_models
 from specport.quantize import build as building
-from specport.quantize import teacher, worker
+from specport.quantize import passages, teacher, worker
 from specport.quantize.build import Request, build
 from specport.quantize.plan import Plan
 
@@ -49,6 +49,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _small(monkeypatch: pytest.MonkeyPatch, converted: Path) -> None:
     monkeypatch.setenv("SPECPORT_CACHE", str(converted))
     monkeypatch.setattr(teacher, "OPENINGS", {5: ("Why", "How")})
+    monkeypatch.setattr(passages, "turn", lambda rng: str(rng.choice(["Summarize: a b c", "What is d?"])))
     monkeypatch.setattr(teacher, "SHARD", 4)
     monkeypatch.setattr(teacher, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(building, "_COSTS_BUDGET_S", 0.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specport.quantize import teacher
+from specport.quantize import passages, teacher
 from toy_model import ToyModel
 from toy_pipeline import ToyTokenizer
 
@@ -16,6 +16,7 @@ from specport.errors import ModelError
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "OPENINGS", {5: ("abc", "cab"), 2: ("de",)})
+    monkeypatch.setattr(passages, "turn", lambda rng: "".join(rng.choice([*"abcde"], 3)))
     monkeypatch.setattr(teacher, "SHARD", 4)
     monkeypatch.setattr(teacher, "TOP_K", 3)
     monkeypatch.setattr(teacher, "ANSWER_TOKENS", 9)
@@ -78,6 +79,14 @@ def test_a_seed_gives_the_same_text_wherever_it_was_interrupted(tmp_path: Path) 
     assert not same(whole[0], write(tmp_path / "other", 9, seed=1)[0])
 
 
+def test_every_other_shard_asks_about_a_passage(tmp_path: Path) -> None:
+    paths = write(tmp_path, 100)
+    assert [path.stem for path in paths[:3]] == ["opened-00000", "passage-00000", "opened-00001"]
+    passage = [d.tokens[: d.start] for d in teacher.read_shard(paths[1])]
+    assert {len(turn) for turn in passage} == {3}  # asked as it stands
+    assert any(len(d.tokens[: d.start]) > 3 for d in teacher.read_shard(paths[0]))
+
+
 def test_the_users_own_turns_are_answered_as_they_stand(tmp_path: Path) -> None:
     (path,) = write(tmp_path, 9, prompts=("abcd", "dcba"))
     asked = {tuple(d.tokens[: d.start].tolist()) for d in teacher.read_shard(path)}
@@ -87,7 +96,7 @@ def test_the_users_own_turns_are_answered_as_they_stand(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     (path,) = write(tmp_path, 9)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ModelError, match=r"00000\.npz is damaged"):
+    with pytest.raises(ModelError, match=r"opened-00000\.npz is damaged"):
         teacher.read_shard(path)
 
 

@@ -1,0 +1,116 @@
+"""Longer texts that people wrote, with something to do with them: user's turns for the target to answer.
+
+A draft that has only seen short turns does not learn to copy from a long one, which is most of what it is
+asked for when a text is summarized, translated, corrected or searched. The texts are those that every Python
+brings: its language reference, its docstrings and its own source. Nothing is imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+# Of a passage, in characters: about 60 to 700 tokens, short ones being more common.
+SHORTEST, LONGEST = 200, 2800
+MODULES = (
+    "argparse", "ast", "asyncio.queues", "asyncio.tasks", "bisect", "calendar", "cmd", "codecs",
+    "collections", "configparser", "contextlib", "copy", "csv", "dataclasses", "difflib", "doctest",
+    "email.message", "fileinput", "fnmatch", "fractions", "ftplib", "functools", "getopt", "glob", "gzip",
+    "heapq", "html.parser", "http.client", "http.cookies", "http.server", "inspect", "ipaddress",
+    "json.decoder", "json.encoder", "linecache", "locale", "logging", "mailbox", "mimetypes",
+    "multiprocessing.pool", "netrc", "optparse", "pathlib", "pdb", "pprint", "queue", "quopri", "random",
+    "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socketserver", "statistics", "string",
+    "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit", "tokenize", "traceback",
+    "turtle", "unittest.case", "unittest.mock", "urllib.parse", "urllib.request", "uuid", "wave", "weakref",
+    "xml.dom.minidom", "zipfile",
+)  # fmt: skip
+PROSE = (
+    "Summarize this text:\n\n{}", "{}\n\nSummarize the text above in one sentence.",
+    "What is this text about?\n\n{}", "List the most important points of the following text.\n\n{}",
+    "Rewrite this in simpler words:\n\n{}", "Correct the spelling and the style of this text:\n\n{}",
+    "Explain this to a beginner, with an example:\n\n{}", "Translate into German:\n\n{}",
+    "Translate into French: {}", "Translate the following into Spanish.\n\n{}",
+    "Passage:\n{}\n\nAnswer from the passage: what does it say first, and what follows from it?",
+    "Context: {}\n\nQuestion: What is this for?\nAnswer:",
+    "Here is a page of a manual.\n\n{}\n\nWrite three questions that it answers, with their answers.",
+    "{}\n\nQuote the sentence that matters most, and say why.",
+)  # fmt: skip
+CODE = (
+    "Explain what this code does:\n\n```python\n{}\n```", "Fix any bugs in this code:\n\n```python\n{}\n```",
+    "Add type hints and a docstring.\n\n```python\n{}\n```",
+    "Rename the variables so that they are easier to understand, and give me the whole code.\n\n{}",
+    "Rewrite this in JavaScript:\n\n```python\n{}\n```", "Write unit tests for this:\n\n{}",
+    "Refactor this function and return all of it:\n\n```python\n{}\n```",
+    "```python\n{}\n```\n\nAdd a comment to each step of this code.",
+    "Review this change:\n\n```python\n{}\n```", "Make this faster:\n\n```python\n{}\n```",
+)  # fmt: skip
+
+
+def facts() -> str:
+    """What the turns depend on: they differ between versions of Python, and with this file."""
+    shape = json.dumps([MODULES, PROSE, CODE, SHORTEST, LONGEST, *_texts()])
+    return hashlib.sha256(shape.encode()).hexdigest()
+
+
+def turn(rng: np.random.Generator) -> str:
+    """A task with its passage: as often prose as code."""
+    prose = bool(rng.integers(2))
+    pieces = _texts()[0 if prose else 1]
+    size = int(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
+    start = int(rng.integers(len(pieces)))
+    passage = ""
+    for piece in pieces[start:] + pieces[:start]:  # neighbours belong together
+        if passage and len(passage) + len(piece) > size:
+            break
+        passage += ("\n\n" if passage else "") + piece
+    tasks = PROSE if prose else CODE
+    task = tasks[int(rng.integers(len(tasks)))]
+    return task.format(_cut(passage, size, " " if prose else "\n"))
+
+
+def _cut(text: str, size: int, end: str) -> str:
+    """At most `size` characters, to a whole word or line."""
+    return text if len(text) <= size else text[: max(text.rfind(end, 0, size), SHORTEST // 2)].rstrip()
+
+
+@cache
+def _texts() -> tuple[list[str], list[str]]:
+    """Paragraphs of prose, and functions and classes."""
+    from pydoc_data.topics import topics
+
+    prose = [_unwrapped(p) for text in topics.values() for p in text.split("\n\n")]
+    code: list[str] = []
+    for name in MODULES:
+        for kind, text in _parts(name):
+            if kind == "prose":
+                prose += [_unwrapped(p) for p in text.split("\n\n")]
+            else:
+                code.append(text)
+    return [p for p in prose if len(p) >= SHORTEST // 2], [c for c in code if len(c) >= SHORTEST]
+
+
+def _unwrapped(paragraph: str) -> str:
+    """On one line, as most text is that people paste; unless it is indented, which then means something."""
+    text = paragraph.strip("\n")
+    return text if "\n " in text or text.startswith(" ") else text.replace("\n", " ")
+
+
+def _parts(module: str) -> Iterator[tuple[str, str]]:
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef) and (text := ast.get_docstring(node)):
+            yield "prose", text
+        elif isinstance(node, ast.FunctionDef):
+            own = lines[node.lineno - 1 : node.end_lineno]
+            yield "code", "\n".join(line[node.col_offset :] for line in own)
