@@ -23,6 +23,7 @@ from specport.errors import SpecportError
 # name -> (module, function, seconds that it may take to put its work in order when it is to stop)
 JOBS = {
     "export": ("specport.quantize.export", "export", 0.0),
+    "save": ("specport.quantize.export", "save", 0.0),
     "heal": ("specport.quantize.heal", "heal", 120.0),
 }
 MEMORY = ("there is not enough memory", "close other programs, or take a smaller model")

@@ -53,11 +53,12 @@ def export(
     _check_config(model.config, source)
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
+    compressed = wanted.base.startswith("int")
     export_from_model(
         model,
-        target if wanted.base == "fp16" else draft,
+        draft if compressed else target,
         task="text-generation-with-past",
-        ov_config=OVConfig(dtype="fp16" if wanted.base == "fp16" else "fp32"),
+        ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
         stateful=True,
         patch_16bit_model=_is_16bit(model),
         trust_remote_code=trust_remote_code,
@@ -68,10 +69,37 @@ def export(
         shutil.copyfile(path, target / path.name)
     progress("writing the tokenizer", 0.6)
     finish(source, target, trust_remote_code)
-    if wanted.base != "fp16":
+    if compressed:
         compress.compress(draft, target, wanted, progress)
         shutil.rmtree(draft)
     return {package: metadata.version(package) for package in PACKAGES}
+
+
+def save(
+    source: str | Path,
+    target: str | Path,
+    precision: str,
+    *,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
+    """Write `source` as a Hugging Face folder with safetensors into `target`, for torch to load.
+
+    precision: "fp32", "bf16" or "fp16". Returns package versions. Raises ModelError.
+    """
+    source, target = Path(source), Path(target)
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ModelError(f"reading weights needs more packages: {error}", "pip install torch transformers") from error
+    progress("reading weights", 0.1)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    model = load_source(source, target, trust_remote_code).to(dtype)
+    progress("writing weights", 0.7)
+    model.save_pretrained(target, safe_serialization=True)
+    finish(source, target, trust_remote_code)
+    return {package: metadata.version(package) for package in ("torch", "transformers")}
 
 
 def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:

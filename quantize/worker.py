@@ -33,15 +33,17 @@ def convert(
     progress: Progress = silent,
     trust_remote_code: bool = False,
     verbose: bool = False,
+    weights: str = "ir",
 ) -> dict[str, str]:
     """Convert a .gguf file or Hugging Face folder to IR in the empty folder `target`.
 
-    Returns the versions of the packages that did it. Raises ModelError; `target` is then the caller's
+    weights: "ir", or "huggingface" for a folder with safetensors. Returns the versions of the packages that did it. Raises ModelError; `target` is then the caller's
     to throw away.
     """
     arguments: dict[str, Any] = {"source": str(source), "target": str(target), "precision": precision}
     arguments["trust_remote_code"] = trust_remote_code
-    return dict(run("export", arguments, f"{source} cannot be converted", progress=progress, verbose=verbose))
+    job = "export" if weights == "ir" else "save"
+    return dict(run(job, arguments, f"{source} cannot be converted", progress=progress, verbose=verbose))
 
 
 def run(

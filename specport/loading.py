@@ -45,8 +45,8 @@ def load(
     draft:     "none", "ngram", a model or draft bundle, "ngram|MODEL" (whichever pays better), or "auto":
                n-grams, and the bundle that `specport quantize` built for this model, if it did.
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
-    precision: "fp16", "int8" or "int4" for models that are converted, with options as in "int4:asym,awq"
-               (see `specport.models.precision`); None = the profile's choice.
+    precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
+               "bf16" or "fp16" on torch (see `specport.models.precision`); None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
                contexts, and near-ties may flip.
     policy:    "planned", "fixed", "heuristic", "confidence" or "classifier"; num_draft_tokens is its
@@ -190,4 +190,5 @@ class Loader:
             precision=precision,
             progress=self.progress,
             trust_remote_code=self.trust_remote_code,
+            weights=self.backend.weights,
         )

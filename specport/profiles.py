@@ -36,6 +36,7 @@ class Profile:
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
     precision, draft_precision: what a model is converted to unless the user says otherwise.
+    emulated:   whether other hardware stands in for the device's own: said wherever a result is shown.
     symmetric:  whether the device runs weights without zero points only (option `sym`).
     policy, num_draft_tokens: default drafting; None = the policy's own number.
     buckets:    static step widths; empty = any.
@@ -58,6 +59,7 @@ class Profile:
     fallback: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
+    emulated: bool = False
     symmetric: bool = False
     policy: str = "planned"
     num_draft_tokens: int | None = None
@@ -161,6 +163,7 @@ def _parse(text: str, where: str) -> Profile:
     kinds: dict[str, type] = {f.name: str for f in fields(Profile)}
     kinds |= dict.fromkeys(_TABLES, dict) | {
         "num_draft_tokens": int,
+        "emulated": bool,
         "symmetric": bool,
         "width_change": float,
         "buckets": list,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 GROUP = "specport.backends"
+Weights = Literal["ir", "huggingface"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def weights(self) -> Weights:
+        """What it loads: a folder with OpenVINO IR, or a Hugging Face folder with safetensors."""
+        ...
+
     def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
         """One status for each of these profiles; all of them name this backend. Must not raise."""
         ...
@@ -93,6 +99,7 @@ class BrokenBackend:
 
     name: str
     reason: str
+    weights: Weights = "huggingface"
 
     def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
         return [DeviceStatus(p.name, self.name, p.device, False, self.reason) for p in profiles]

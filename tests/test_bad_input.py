@@ -41,7 +41,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         (["--device", "abacus", "Hi"], ["abacus", "xeon"]),
         (["--device", "cuda", "Hi"], ["cuda"]),
         (["--device", "core-ultra-npu", "Hi"], ["NPU"]),
-        (["--device", "gaudi3", "Hi"], ["gaudi3"]),
+        (["--device", "gaudi", "Hi"], ["gaudi"]),
         (["--device", "mine.toml", "Hi"], ["mine.toml"]),
         ([""], ["empty"]),
         (["  "], ["empty"]),

@@ -92,11 +92,11 @@ def test_what_needs_text_and_what_is_symmetric() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("", "unknown precision ''", "choose one of fp16, int8, int4"),
-        ("int2", "unknown precision 'int2'", "choose one of fp16, int8, int4"),
-        ("INT8", "unknown precision 'INT8'", "choose one of fp16, int8, int4"),
-        ("int8:", "unknown precision 'int8:'", "choose one of fp16, int8, int4"),
-        (":sym", "unknown precision ':sym'", "choose one of fp16, int8, int4"),
+        ("", "unknown precision ''", "choose one of fp32, bf16, fp16, int8, int4"),
+        ("int2", "unknown precision 'int2'", "choose one of fp32, bf16, fp16, int8, int4"),
+        ("INT8", "unknown precision 'INT8'", "choose one of fp32, bf16, fp16, int8, int4"),
+        ("int8:", "unknown precision 'int8:'", "choose one of fp32, bf16, fp16, int8, int4"),
+        (":sym", "unknown precision ':sym'", "choose one of fp32, bf16, fp16, int8, int4"),
         (
             "int8:sym,",
             "precision 'int8:sym,': '' is no option of int8",

@@ -10,7 +10,7 @@ from toy_model import ToyModel
 from toy_pipeline import ToyTokenizer
 
 from specport.models.source import ModelFiles
-from specport.registry import Loaded, LoadOptions
+from specport.registry import Loaded, LoadOptions, Weights
 
 
 class Tokenizer(ToyTokenizer):
@@ -22,6 +22,7 @@ class ToyBackend:
     """Loads a toy for any name; a draft is a noisier one. `keyed`: whether costs can be kept."""
 
     name = "toy"
+    weights: Weights = "huggingface"
 
     def __init__(self, keyed: bool = True) -> None:
         self.keyed = keyed

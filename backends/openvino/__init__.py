@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from specport.backends.openvino.probe import probe
 
 from specport.profiles import Profile
-from specport.registry import DeviceStatus, Loaded, LoadOptions
+from specport.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -18,6 +18,7 @@ class OpenVINOBackend:
     """The object behind the entry point `openvino`. Importing it does not import the runtime."""
 
     name = "openvino"
+    weights: Weights = "ir"
 
     def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
         return probe(profiles)

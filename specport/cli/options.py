@@ -122,7 +122,7 @@ def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> N
     """An option for how weights are stored. What may stand behind a colon is listed by `quantize compare`."""
     _adder(parser)(
         name,
-        metavar="{fp16,int8,int4}",
+        metavar="{fp32,bf16,fp16,int8,int4}",
         help=f"{help}; int4:asym,awq and more: specport quantize compare --help",
     )
 

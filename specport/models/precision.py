@@ -8,7 +8,9 @@ from functools import cache
 
 from specport.errors import InvalidInput
 
-PRECISIONS = ("fp16", "int8", "int4")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
+# What a backend loads (`registry.Backend.weights`) -> the precisions it comes in.
+STORED = {"ir": ("fp32", "fp16", "int8", "int4"), "huggingface": ("fp32", "bf16", "fp16")}
 CHANNEL = -1  # a group is a whole output channel
 INT4_GROUP = 64
 # name of an option -> (precisions that have it, what it does)
@@ -49,7 +51,7 @@ class Precision:
     @property
     def symmetric(self) -> bool:
         """Whether no weight has a zero point."""
-        return self.base == "fp16" or "sym" in self.options
+        return not self.base.startswith("int") or "sym" in self.options
 
     @property
     def needs_text(self) -> bool:

@@ -1,6 +1,7 @@
-"""Finds the model that a user names and makes it ready to run: a folder with OpenVINO IR and tokenizer.
+"""Finds the model that a user names and makes it ready to run: a folder with weights and tokenizer.
 
-Models that are not IR are converted once, into the cache.
+What is not in the form that the device's backend loads, OpenVINO IR or a Hugging Face folder, is converted
+once, into the cache.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specport.errors import ModelError
+from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, cache, download, gguf_file, hub
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
@@ -29,7 +30,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 class ModelFiles:
     """A model that a backend can load.
 
-    folder:      openvino_model.xml/.bin, config.json, tokenizer.json and what belongs to it.
+    folder:      openvino_model.xml/.bin or *.safetensors, config.json, tokenizer.json and what belongs to it.
     name:        short name for people.
     precision:   as `specport.models.precision` writes it; "ir" where the user brought IR and only they know.
     source:      what the user named, or "default".
@@ -52,16 +53,22 @@ def resolve(
     progress: Progress = silent,
     trust_remote_code: bool = False,
     verbose: bool = False,
+    weights: str = "ir",
 ) -> ModelFiles:
     """The model that `spec` names, downloaded and converted where needed.
 
-    precision: as `specport.models.precision` reads it.
+    precision: as `specport.models.precision` reads it, one that `weights` comes in.
+    weights: "ir" for OpenVINO, "huggingface" for a folder with safetensors (`registry.Backend.weights`).
     spec: None or "default" (the embedded model), a Hugging Face folder, a folder with OpenVINO IR, a
           .gguf file, or a hub id (`org/name`, `org/name@revision`).
     trust_remote_code: let a Hugging Face model run its own Python code while it is converted.
     Raises ModelError or InvalidInput with the next step.
     """
-    options = _Options(str(precisions.parse(precision)), progress, trust_remote_code, verbose)
+    wanted = precisions.parse(precision)
+    if wanted.base not in precisions.STORED[weights]:
+        kinds = ", ".join(precisions.STORED[weights])
+        raise InvalidInput(f"this device does not run {wanted} weights", f"choose one of {kinds}")
+    options = _Options(str(wanted), progress, trust_remote_code, verbose, weights)
     if spec is None or spec == "default":
         return _from_default(options)
     path = _located(spec, part(progress, 0.0, 0.3))
@@ -107,6 +114,7 @@ class _Options:
     progress: Progress
     trust_remote_code: bool
     verbose: bool
+    weights: str
 
 
 def _from_default(options: _Options) -> ModelFiles:
@@ -133,14 +141,20 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
-    if (path / IR_XML).is_file():
+    weights = sorted(p.name for p in path.glob("*.safetensors"))
+    if (path / IR_XML).is_file() and not (options.weights == "huggingface" and weights):
+        if options.weights != "ir":
+            raise ModelError(
+                f"{path} holds OpenVINO IR, which this device does not run",
+                "name the GGUF file or Hugging Face folder it came from; a draft that specport built: "
+                "specport quantize export --to hf",
+            )
         wrong = ir_problem(path)
         if wrong:
             raise ModelError(f"{path} cannot be used: {wrong}", "export the model again with its tokenizer")
         found = bundle.read(path) if (path / bundle.BUNDLE_FILE).is_file() else None
         precision = found.precision if found else _noted_precision(path)
         return ModelFiles(path, name, precision, spec, ir_fingerprint(path), found)
-    weights = sorted(p.name for p in path.glob("*.safetensors"))
     if not (path / "config.json").is_file() or not weights:
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:
@@ -149,16 +163,21 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
         raise ModelError(f"{path} holds {what}", "name the model's folder or one .gguf file")
     small = [p.name for p in path.iterdir() if p.suffix in (".json", ".jinja", ".model") and p.is_file()]
     identity = fingerprint(path, small, weights)
+    if options.weights == "huggingface" and (path / TOKENIZER_FILE).is_file():
+        return ModelFiles(path, name, options.precision, spec, identity)
     return _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
 
 
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
     stored = re.sub(r"[^\w.-]+", "-", options.precision)  # a colon is no character for a file's name
+    stored += "-hf" * (options.weights == "huggingface")
     room = min(80, 130 - len(stored))
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:room] or "model"
     key = f"{label}-{stored}-{identity[:12]}-{RECIPE}"
-    entry = cache.entry(key, build, options.progress, also_damaged=ir_problem)
-    return ModelFiles(entry.folder, name, options.precision, spec, ir_fingerprint(entry.folder))
+    problem = ir_problem if options.weights == "ir" else _folder_problem
+    entry = cache.entry(key, build, options.progress, also_damaged=problem)
+    identity = ir_fingerprint(entry.folder) if options.weights == "ir" else f"{identity}-{stored}"
+    return ModelFiles(entry.folder, name, options.precision, spec, identity)
 
 
 def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) -> Mapping[str, Any]:
@@ -169,6 +188,7 @@ def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) 
         progress=part(options.progress, 0.2, 1.0),
         trust_remote_code=options.trust_remote_code,
         verbose=options.verbose,
+        weights=options.weights,
     )  # fmt: skip
     return {"name": name, "source": spec, "precision": options.precision, "versions": versions}
 
@@ -186,6 +206,14 @@ def ir_problem(folder: Path) -> str | None:
         if b"</net>" not in file.read():
             return f"{IR_XML} is truncated"
     return None
+
+
+def _folder_problem(folder: Path) -> str | None:
+    """Why a Hugging Face folder of the cache cannot be run, or None."""
+    missing = [name for name in ("config.json", TOKENIZER_FILE) if not (folder / name).is_file()]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    return f"{missing[0]} is missing" if missing else None
 
 
 def ir_fingerprint(folder: Path) -> str:
