@@ -20,7 +20,7 @@ from specport.registry import LoadOptions, backend_for
 
 ov = pytest.importorskip("openvino")
 
-from specport.backends.openvino import exact, graph  # noqa: E402
+from specport.backends.openvino import graph  # noqa: E402
 from specport.backends.openvino.cache import BLOCK_SIZE  # noqa: E402
 from specport.backends.openvino.load import load  # noqa: E402
 from specport.backends.openvino.model import PagedModel, PagedSequence  # noqa: E402

@@ -60,21 +60,23 @@ def masked_segment(table: list[int], past: int, tree: TokenTree) -> Segment:
     return Segment(table, past, tree.tokens, range(len(tree)), positions, bias)
 
 
-def fork_segments(table: list[int], past: int, tree: TokenTree, cache: BlockCache) -> list[Segment]:
-    """One chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied."""
+def fork_segments(
+    table: list[int], past: int, tree: TokenTree, cache: BlockCache, *, pad_single: bool
+) -> list[Segment]:
+    """One chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied.
+
+    `pad_single`: as for a chain; a path has a lone token where a child of the last cached one is a leaf.
+    """
     parents = set(tree.parents)
     whole = past // BLOCK_SIZE
     segments: list[Segment] = []
     for leaf in (node for node in range(len(tree)) if node not in parents):
         path = tree.path(leaf)
+        tokens = [tree.tokens[node] for node in path]
+        tokens *= 2 if pad_single and len(path) == 1 else 1
         fork = table if not segments else table[:whole]
         segment = Segment(
-            fork,
-            past,
-            [tree.tokens[node] for node in path],
-            path,
-            range(past, past + len(path)),
-            shared=whole * BLOCK_SIZE,
+            fork, past, tokens, path, range(past, past + len(tokens)), shared=whole * BLOCK_SIZE
         )
         if segments and past % BLOCK_SIZE:
             cache.extend(fork, past)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
-from specport.backends.openvino import exact, graph
+from specport.backends.openvino import graph
 from specport.backends.openvino.model import PagedModel
 
+from specport import exact
 from specport.errors import DeviceError, ModelError
 from specport.models.cache import cache_root
 from specport.models.tokenizer import read_json

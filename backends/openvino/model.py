@@ -97,7 +97,7 @@ class PagedModel:
 
     def commit(self, handle: PagedSequence, kept: Sequence[int]) -> None:
         path = list(kept)
-        if path and path != handle.pending.path(path[-1]):
+        if path and not (0 <= path[-1] < len(handle.pending) and path == handle.pending.path(path[-1])):
             raise ValueError(f"{path} is no path of the last step's {len(handle.pending)} nodes")
         if path:
             segment = next(s for s in handle.segments if path[-1] in s.nodes)
@@ -152,7 +152,7 @@ class PagedModel:
         elif self._mask_trees:
             segments = [masked_segment(handle.table, handle.length, tree)]
         else:
-            segments = fork_segments(handle.table, handle.length, tree, self.cache)
+            segments = fork_segments(handle.table, handle.length, tree, self.cache, pad_single=self._exact)
         for segment in segments:
             self.cache.extend(segment.table, segment.past + len(segment.tokens))
         return segments

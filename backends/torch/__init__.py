@@ -1,30 +1,32 @@
-"""Torch: CUDA and Gaudi. This version recognises the hardware; it does not decode on it yet."""
+"""Torch: any processor, CUDA and Gaudi. The object behind the entry point; the work is in its modules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from specport.backends.torch.probe import LATER, probe
+from specport.backends.torch.probe import probe
 
-from specport.errors import DeviceError
 from specport.profiles import Profile
-from specport.registry import DeviceStatus, Loaded, LoadOptions
+from specport.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 
 class TorchBackend:
-    """The object behind the entry point `torch`."""
+    """The object behind the entry point `torch`. Importing it does not import torch."""
 
     name = "torch"
+    weights: Weights = "huggingface"
 
     def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
         return probe(profiles)
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
-        raise DeviceError(LATER, "use --device xeon")
+        from specport.backends.torch.load import load
+
+        return load(files, options)
 
 
 backend = TorchBackend()

@@ -1,16 +1,20 @@
-"""Which accelerators of torch are here. Never raises, and imports no torch: a listing must be quick."""
+"""Which devices of torch are here. Never raises, and imports no torch: a listing must be quick."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from specport.profiles import Profile
 from specport.registry import DeviceStatus
 
-LATER = "the torch backend does not decode yet in this version"
+_CPU = "pip install torch transformers"
+_CUDA = "pip install 'specport[cuda]'"
+_GAUDI = "install Intel Gaudi's PyTorch and specport[gaudi]"
 
 
 def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
@@ -19,22 +23,42 @@ def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
 
 
 def _status(profile: Profile) -> DeviceStatus:
+    reason, remedy = _missing(profile)
+    facts = {}
+    if not reason:
+        facts["runtime"] = f"torch {version('torch')}, transformers {version('transformers')}"
+        if profile.emulated:
+            facts["name"] = "EMULATED on the processor"
+        elif profile.device == "hpu":
+            facts["lazy mode"] = os.environ.get("PT_HPU_LAZY_MODE", "0 (set to 1 when a model is loaded)")
+    return DeviceStatus(profile.name, "torch", profile.device, not reason, reason, remedy, facts)
+
+
+def _missing(profile: Profile) -> tuple[str, str]:
+    """What is missing and what would mend it; ("", "") = nothing."""
+    needed, remedy = ["torch", "transformers"], _CPU
     if profile.device == "cuda":
-        here = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
-        missing = ("no NVIDIA driver was found", "install the NVIDIA driver")
-        package, remedy = "torch", "pip install 'specport[cuda]'"
-    else:
-        here = shutil.which("hl-smi") is not None or any(Path("/dev").glob("accel/accel_controlD*"))
-        missing = ("no Gaudi driver was found", "install the Intel Gaudi software and run on a Gaudi machine")
-        package, remedy = (
-            "habana_frameworks",
-            "install Intel Gaudi's PyTorch and specport[gaudi]",
-        )
-    reason = LATER
-    if not here:
-        reason, remedy = missing
-    elif find_spec(package) is None:
-        reason = f"the package {package} is not installed"
-    else:
-        remedy = "use --device xeon"
-    return DeviceStatus(profile.name, "torch", profile.device, False, reason, remedy)
+        remedy = _CUDA
+        if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia/version").exists():
+            return "no NVIDIA driver was found", "install the NVIDIA driver"
+    elif profile.device == "hpu" and not profile.emulated:
+        needed, remedy = ["torch", "habana_frameworks", "transformers"], _GAUDI
+        if shutil.which("hl-smi") is None and not any(Path("/dev").glob("accel/accel_controlD*")):
+            return (
+                "no Gaudi driver was found",
+                "install the Intel Gaudi software and run on a Gaudi machine",
+            )
+    for package in needed:
+        if find_spec(package) is None:
+            return f"the package {package} is not installed", remedy
+    if profile.device == "cuda" and _is_cpu_build():
+        return "torch is installed without CUDA", _CUDA
+    return "", ""
+
+
+def _is_cpu_build() -> bool:
+    """Wheels of the CPU build say so in their version."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False

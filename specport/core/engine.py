@@ -163,9 +163,10 @@ class Engine:
     def _finish(self, generation: Generation) -> None:
         if self.drafter:
             self.drafter.forget(generation.key)
-        # A text that ended inside an accepted path leaves tokens in the cache that it does not have.
-        if generation.handle.length > len(generation.tokens):
-            self.model.truncate(generation.handle, len(generation.tokens))
+        # A text that ended inside an accepted path leaves tokens in the cache that it does not have, or its
+        # last one, which plain decoding would not have read: what follows must be read alike.
+        if generation.handle.length >= len(generation.tokens):
+            self.model.truncate(generation.handle, len(generation.tokens) - 1)
 
     def _round(self, active: list[Generation]) -> list[Commit]:
         width = len(active) if self.model.capabilities.batch else 1
@@ -224,6 +225,7 @@ class Engine:
         depth = min(plan.depth, g.max_new_tokens - g.num_output_tokens - 1)
         plan = replace(plan, depth=depth)
         room = self.model.max_context - g.handle.length - 1
+        room = min(room, max(self.model.capabilities.buckets, default=room + 1) - 1)
         if plan.max_nodes > room:
             plan = replace(plan, depth=min(depth, room), branches=())
         if plan.branches and not self.model.capabilities.tree:

@@ -1,8 +1,8 @@
 """Checks on the spot that logits do not depend on how tokens are split over steps and sequences.
 
-The kernels' invariance was found by measurement, not promised by the runtime. So a few small steps
+The kernels' invariance was found by measurement, not promised by any runtime. So a few small steps
 are compared bit for bit once for each runtime version, processor, model and settings; the answer is
-kept. Knows nothing of text or of what to do when the answer is no.
+kept. Knows any backend by its `Model` port, and nothing of what to do when the answer is no.
 """
 
 from __future__ import annotations
@@ -15,55 +15,69 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from specport.backends.openvino.model import PagedModel
 
-from specport.core.ports import Row
+from specport.core.ports import CacheHandle, Model, Row
+from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
 
-CHECK = 1  # raise when the check or the model's layout changes: old answers are then asked anew
-_PAST, _NEW = 37, 11  # a part-filled second block, so that forks copy one
+CHECK = 2  # raise when the check or a model's layout changes: old answers are then asked anew
+_PAST, _NEW = 37, 11  # a part-filled second block of OpenVINO's cache, so that forks copy one
 
 
-def is_invariant(model: PagedModel) -> bool:
-    """Whether chains, trees, single tokens and ragged batches give bit-identical logits."""
+def is_invariant(model: Model, past: int = _PAST) -> bool:
+    """Whether chains, trees, single tokens and ragged batches give bit-identical logits behind a prompt.
+
+    The prompt of `past` tokens is read in one step: plain and speculative decoding read it alike.
+    """
     rng = np.random.default_rng(0)
-    ids = [int(i) for i in rng.integers(0, model.vocab_size, _PAST + _NEW)]
-    whole = _logits(model, [[ids]])[0]
+    ids = [int(i) for i in rng.integers(0, model.vocab_size, past + _NEW)]
+    prompt, rest = ids[:past], ids[past:]
+    widest = max(model.capabilities.buckets, default=_NEW)
+    whole = _logits(model, [prompt], [[rest[i : i + widest]] for i in range(0, _NEW, widest)])[0]
     if not np.isfinite(whole).all():
         return False
-    prompt, rest = ids[:_PAST], ids[_PAST:]
     runs = [
-        _logits(model, [[prompt], *([[token]] for token in rest)]),
-        _logits(model, [[prompt], [rest[:2]], [rest[2:5]], [rest[5:]]]),
-        # Two ragged neighbours, one of them with single tokens.
-        _logits(model, [[prompt, ids[:5]], [rest[:1], ids[5:9]], [rest[1:], ids[9:10]]]),
+        _logits(model, [prompt], [[[token]] for token in rest]),
+        _logits(model, [prompt], [[rest[:2]], [rest[2:5]], [rest[5:8]], [rest[8:]]]),
     ]
-    same = all(np.array_equal(run, whole[: len(run)]) for sequences in runs for run in sequences)
-    return same and np.array_equal(_tree_path(model, prompt, rest), whole[_PAST:])
+    if model.capabilities.batch:  # two ragged neighbours, one of them with single tokens
+        steps = [[rest[:1], ids[5:9]], [rest[1:8], ids[9:10]], [rest[8:], ids[10:12]]]
+        runs.append(_logits(model, [prompt, ids[:5]], steps)[:1])
+    same = all(np.array_equal(run, whole) for sequences in runs for run in sequences)
+    if not same or not model.capabilities.tree:
+        return same
+    return np.array_equal(_tree_path(model, prompt, rest), whole)
 
 
-def _logits(model: PagedModel, steps: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
-    """Feed chunks, one list for each step and sequence; return each sequence's logits in full."""
-    handles = [model.open() for _ in steps[0]]
+def _logits(
+    model: Model, prompts: Sequence[Sequence[int]], steps: Sequence[Sequence[Sequence[int]]]
+) -> list[NDArray[np.float32]]:
+    """Feed chunks behind each prompt, one list for each step and sequence; the logits of the chunks."""
+    handles = [_opened(model, prompt) for prompt in prompts]
     found: list[list[NDArray[np.float32]]] = [[] for _ in handles]
     for chunks in steps:
         rows = [Row(h, TokenTree.chain(chunk)) for h, chunk in zip(handles, chunks, strict=True)]
         output = model.step(rows)
         for i, row in enumerate(rows):
-            found[i].append(output.logits[output.offsets[i] : output.offsets[i + 1]].copy())
+            found[i].append(to_host(output.logits[output.offsets[i] : output.offsets[i + 1]]).copy())
             model.commit(row.handle, range(len(row.tree)))
     for handle in handles:
         model.close(handle)
     return [np.concatenate(parts) for parts in found]
 
 
-def _tree_path(model: PagedModel, prompt: list[int], rest: list[int]) -> NDArray[np.float32]:
-    """Logits along `rest` in a tree where each of its nodes has a rival, half of it verified at a time."""
+def _opened(model: Model, prompt: Sequence[int]) -> CacheHandle:
     handle = model.open()
     model.step([Row(handle, TokenTree.chain(prompt), logits="last")])
     model.commit(handle, range(len(prompt)))
+    return handle
+
+
+def _tree_path(model: Model, prompt: list[int], rest: list[int]) -> NDArray[np.float32]:
+    """Logits along `rest` in trees where each of its nodes has a rival."""
+    handle = _opened(model, prompt)
     parts = []
-    for chunk in (rest[:5], rest[5:]):
+    for chunk in (rest[:3], rest[3:7], rest[7:]):  # 5 and 7 nodes: narrower than any set of widths
         tokens, parents = [chunk[0]], [-1]
         path = [0]
         for token in chunk[1:]:
@@ -71,7 +85,7 @@ def _tree_path(model: PagedModel, prompt: list[int], rest: list[int]) -> NDArray
             parents += [path[-1]] * 2
             path.append(len(tokens) - 1)
         output = model.step([Row(handle, TokenTree(tuple(tokens), tuple(parents)))])
-        parts.append(output.logits[path].copy())
+        parts.append(to_host(output.logits)[path].copy())
         model.commit(handle, path)
     model.close(handle)
     return np.concatenate(parts)

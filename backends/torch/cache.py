@@ -1,0 +1,104 @@
+"""Key/value cache of fixed shape, written in place by index. Knows no tokens.
+
+One tensor a layer, [slots, heads, capacity, width], for keys and one for values; a sequence owns a slot. A
+row that was rejected is simply written over, so that undoing it costs nothing, and neither shapes nor
+addresses change between steps: what CUDA graphs and HPU graphs want. It is a transformers `Cache`, so that
+any decoder of that library writes into it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALLEST = 256  # rows of a slot; capacities are powers of two from here on
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one row of the cache takes: of each layer, `heads` times `width` numbers, twice."""
+
+    num_layers: int
+    heads: int
+    width: int
+    dtype: Any  # torch.dtype
+    device: str
+
+    def nbytes(self, slots: int, capacity: int) -> int:
+        numbers = 2 * self.num_layers * slots * self.heads * capacity * self.width
+        return int(numbers * self.dtype.itemsize)
+
+
+def capacity_for(num_rows: int) -> int:
+    """The capacity that holds so many rows: doubling, so that few shapes ever appear."""
+    capacity = SMALLEST
+    while capacity < num_rows:
+        capacity *= 2
+    return capacity
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """The tensors, and where the step that runs right now reads and writes in them.
+
+    `resize` gives the tensors another shape and keeps their content; graphs that were captured on the old
+    ones must not be used again.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(layers=[])
+        self.shape = shape
+        self.slots = self.capacity = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._first = self._size = self._length = 0
+        self._index: Tensor | None = None
+
+    def resize(self, slots: int, capacity: int) -> None:
+        self.keys = [self._resized(old, slots, capacity) for old in self._every(self.keys)]
+        self.values = [self._resized(old, slots, capacity) for old in self._every(self.values)]
+        self.slots, self.capacity = slots, capacity
+
+    def _every(self, tensors: list[Tensor]) -> Sequence[Tensor | None]:
+        return tensors or [None] * self.shape.num_layers
+
+    def _resized(self, old: Tensor | None, slots: int, capacity: int) -> Tensor:
+        shape = self.shape
+        new = torch.zeros((slots, shape.heads, capacity, shape.width), dtype=shape.dtype, device=shape.device)
+        if old is not None:
+            new[: old.shape[0], :, : old.shape[2]] = old
+        return new
+
+    def at(self, first: int, index: Tensor, length: int) -> None:
+        """The next `update` of each layer writes the slots from `first` on at rows `index` [slots, new] and
+        returns their first `length` rows."""
+        self._first, self._size, self._length = first, index.shape[0], length
+        self._index = index
+
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Called by the attention of a layer: key and value [slots, heads, new, width]."""
+        return self._write(self.keys[layer_idx], key), self._write(self.values[layer_idx], value)
+
+    def _write(self, tensor: Tensor, new: Tensor) -> Tensor:
+        assert self._index is not None  # set by `at`
+        # No view where the step covers every slot: HPU graphs cannot capture writing through a view.
+        own = tensor if self._size == self.slots else tensor[self._first : self._first + self._size]
+        if self._size == 1:
+            own.index_copy_(2, self._index[0], new)
+        else:
+            where = self._index[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+            own.scatter_(2, where, new)
+        return own[:, :, : self._length]
+
+    def move(self, slot: Tensor, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` [n] of a slot [1] to rows `target` [n], in every layer."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot, :, target] = tensor[slot, :, source]

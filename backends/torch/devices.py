@@ -1,0 +1,85 @@
+"""The devices of torch: what each runs its steps with, and how much memory is left on it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Runner
+from specport.backends.torch.step import StepModule
+
+from specport.errors import DeviceError
+from specport.profiles import Profile
+
+LAZY = "PT_HPU_LAZY_MODE"
+
+
+@dataclass(frozen=True)
+class Place:
+    """device: as torch names it. runner: what runs its steps. free: bytes that are left, None = not known.
+    whole: every pass covers all slots. notes: what the user should know."""
+
+    device: str
+    runner: Callable[[StepModule], Runner]
+    free: Callable[[], int | None]
+    whole: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def place(profile: Profile) -> Place:
+    """Raises DeviceError where the device's software is not set up."""
+    if profile.device == "cuda":
+        return Place("cuda", CudaGraphs, lambda: int(torch.cuda.mem_get_info()[0]))
+    if profile.device == "hpu":
+        return _emulated_gaudi() if profile.emulated else _gaudi()
+    return Place("cpu", lambda module: Eager(module, "cpu"), _free_memory)
+
+
+def name_of(profile: Profile) -> str:
+    """The processor's name; "" for the machine's own."""
+    if profile.device == "cuda":
+        return str(torch.cuda.get_device_name())
+    if profile.device == "hpu" and not profile.emulated:
+        return str(torch.hpu.get_device_name())
+    return ""
+
+
+def _gaudi() -> Place:
+    """HPU graphs need lazy mode, which is off by default and is read when the bridge is imported."""
+    notes: tuple[str, ...] = ()
+    if os.environ.get(LAZY) != "1":
+        if "habana_frameworks.torch" in sys.modules:
+            raise DeviceError(
+                f"Gaudi's torch bridge was loaded without lazy mode, which HPU graphs need ({LAZY}=1)",
+                f"set {LAZY}=1 before Python starts",
+            )
+        os.environ[LAZY] = "1"
+        notes = (f"{LAZY} was set to 1: HPU graphs need lazy mode",)
+    from habana_frameworks.torch import core, hpu
+
+    def runner(module: StepModule) -> Runner:
+        return HpuGraphs(module, hpu, core, "hpu")
+
+    return Place("hpu", runner, lambda: int(hpu.mem_get_info()[0]), whole=True, notes=notes)
+
+
+def _emulated_gaudi() -> Place:
+    from specport.backends.torch import standin
+
+    def runner(module: StepModule) -> Runner:
+        return HpuGraphs(module, standin.Hpu(), standin.Core(), "cpu")
+
+    return Place("cpu", runner, _free_memory, whole=True)
+
+
+def _free_memory() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    found: Any = psutil.virtual_memory().available
+    return int(found)

@@ -1,0 +1,141 @@
+"""Loads a model on a torch device: its runner, the widths at which it is exact, the memory it may take."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from specport.backends.torch import devices, weights
+from specport.backends.torch.batch import WIDEST, Widths
+from specport.backends.torch.cache import SlotCache
+from specport.backends.torch.model import SlotModel
+from specport.backends.torch.runners import Runner
+from specport.backends.torch.step import StepModule
+
+from specport import exact
+from specport.errors import ContextFull, DeviceError
+from specport.models.cache import cache_root
+from specport.profiles import cpu_name
+from specport.registry import Loaded, LoadOptions
+
+if TYPE_CHECKING:
+    from specport.models.source import ModelFiles
+
+_DEFAULT_CONTEXT = 2048  # for a configuration that names no limit
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a model may do in a round of decoding. decode: widths, () = those of the profile."""
+
+    decode: tuple[int, ...] = ()
+    batch: bool = True
+    tree: bool = True
+
+
+# What is tried for exact mode, in this order, until the logits do not depend on how tokens are split. Matrix
+# products choose their kernels, and with them their rounding, by the number of rows, so that one width alone
+# is alike; around the gaps that a tree's mask leaves, attention sums in another order. Measured on a Xeon:
+# bf16 is alike at every width, but not in trees; f32 at one width only.
+_EXACT = (Scheme(), Scheme(tree=False), Scheme((8,), batch=False), Scheme((8,), batch=False, tree=False))
+_PAST = 122  # tokens before those that the check compares: they cross the end of an attended length
+
+
+def load(files: ModelFiles, options: LoadOptions) -> Loaded:
+    """The model in `files.folder`, ready to step. Raises ModelError or DeviceError.
+
+    An exact target is tried with several sets of widths until the logits do not depend on how tokens are
+    split; what was found is kept for each runtime, device, model and setting.
+    """
+    profile = options.profile
+    place = devices.place(profile)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = weights.read(files, place.device, options.head_tokens)
+    notes = place.notes
+    if profile.emulated:
+        notes = (*notes, f"{profile.name} is emulated: nothing about its speed is true of the hardware")
+
+    buckets = tuple(width for width in profile.buckets if width <= WIDEST)
+    every = Widths(buckets, profile.buckets, 1)
+    if options.role == "draft" or not options.exact:
+        key = _key(files, options, every, Scheme())
+        return Loaded(_build(model, options, place, every, Scheme()), notes, key, options.head_tokens)
+    answers = exact.Answers(cache_root() / "exact.json")
+    for scheme in _EXACT:
+        widths = Widths(scheme.decode or buckets, profile.buckets, 2)
+        key = _key(files, options, widths, scheme)
+        found = _build(model, options, place, widths, scheme)
+        answer = answers.get(key)
+        if answer is None:
+            answer = exact.is_invariant(found, past=_PAST)
+            answers.put(key, answer)
+        if answer:
+            if scheme.decode:
+                how = f"{max(scheme.decode)} tokens of one sequence"
+                notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
+            return Loaded(found, notes, key, options.head_tokens)
+    raise DeviceError(
+        "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
+    )
+
+
+def _build(
+    model: Any, options: LoadOptions, place: devices.Place, widths: Widths, scheme: Scheme
+) -> SlotModel:
+    cache = SlotCache(weights.shape_of(model, place.device))
+    module = StepModule(model, cache, options.hidden_layers)
+    runner: Runner = place.runner(module)
+    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    return SlotModel(
+        runner,
+        cache,
+        vocab_size=model.get_output_embeddings().out_features,
+        max_context=min(limit, options.max_context or limit),
+        widths=widths,
+        exact=options.exact and options.role == "target",
+        batch=scheme.batch,
+        tree=scheme.tree,
+        static=bool(options.profile.buckets),
+        whole=place.whole,
+        hidden_layers=options.hidden_layers,
+        allowed=_allowance(place.free),
+    )
+
+
+def _allowance(free: Callable[[], int | None]) -> Callable[[int], None]:
+    """Refuses a cache that is larger than the memory that is left, before it is allocated."""
+
+    def check(nbytes: int) -> None:
+        left = free()
+        if left is not None and nbytes > left:
+            raise ContextFull(
+                f"the key/value cache would take {nbytes / 1e9:.1f} GB, {left / 1e9:.1f} GB are free: "
+                "choose a smaller --max-context"
+            )
+
+    return check
+
+
+def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme) -> str:
+    """Everything that decides which kernels run: what was found out about them is kept under it."""
+    head: Sequence[int] | None = options.head_tokens
+    facts = {
+        "runtime": f"torch {torch.__version__}",
+        "device": options.profile.name,
+        "processor": devices.name_of(options.profile) or cpu_name(),
+        "weights": files.fingerprint,
+        "precision": files.precision,
+        "threads": torch.get_num_threads(),
+        "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
+        "hidden": options.hidden_layers,
+        "widths": (widths.decode, widths.read, widths.least),
+        "scheme": (scheme.batch, scheme.tree),
+    }
+    text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

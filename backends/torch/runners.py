@@ -1,0 +1,153 @@
+"""How a step of one shape is run on a device: at once, as a CUDA graph, or as an HPU graph.
+
+A runner takes the packed inputs on the host and gives the outputs on the device; they are valid until its
+next call. `reset` is called when the cache's tensors were replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from specport.backends.torch.step import StepModule, StepShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Output = tuple["Tensor", Mapping[int, "Tensor"]]
+
+
+class Runner(Protocol):
+    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output: ...
+
+    def reset(self) -> None: ...
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs captured so far; 0 where there are none."""
+        ...
+
+
+class Eager:
+    """Runs every step as it comes: CPU, and CUDA without graphs."""
+
+    num_graphs = 0
+
+    def __init__(self, module: StepModule, device: str) -> None:
+        self._module, self._device = module, device
+
+    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output:
+        with torch.no_grad():
+            result: Output = self._module(torch.from_numpy(packed).to(self._device), shape)
+        return result
+
+    def reset(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: Any
+    packed: Tensor
+    output: Output
+
+
+class CudaGraphs:
+    """A CUDA graph for each shape, captured when it first appears.
+
+    Graphs share one memory pool: they run one after the other ("CUDA graphs" in PyTorch's CUDA notes).
+    """
+
+    def __init__(self, module: StepModule) -> None:
+        self._module = module
+        self._graphs: dict[StepShape, _Captured] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs)
+
+    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output:
+        host = torch.from_numpy(packed).pin_memory()
+        found = self._graphs.get(shape)
+        if found is None:
+            found = self._graphs[shape] = self._capture(host.cuda(), shape)
+        found.packed.copy_(host, non_blocking=True)
+        found.graph.replay()
+        return found.output
+
+    def _capture(self, packed: Tensor, shape: StepShape) -> _Captured:
+        # Running it writes the rows that the replay writes again, so nothing has to be undone.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), torch.no_grad():
+            for _ in range(2):  # libraries choose their kernels and allocate workspaces
+                self._module(packed, shape)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool), torch.no_grad():
+            output = self._module(packed, shape)
+        return _Captured(graph, packed, output)
+
+    def reset(self) -> None:
+        self._graphs.clear()
+
+
+class HpuGraphs:
+    """An HPU graph for each shape: Gaudi's own wrapper keeps them, by the shapes of tensors and by the hash
+    of every other argument ("Run Inference Using HPU Graphs" in Intel Gaudi's documentation).
+
+    hpu, core: the modules `habana_frameworks.torch.hpu` and `habana_frameworks.torch.core`, or what stands in
+    for them.
+    """
+
+    def __init__(self, module: StepModule, hpu: Any, core: Any, device: str) -> None:
+        self._module, self._hpu, self._core, self._device = module, hpu, core, device
+        self._shapes: set[StepShape] = set()
+        self.reset()
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._shapes)
+
+    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output:
+        self._shapes.add(shape)
+        with torch.no_grad():
+            inputs = torch.from_numpy(packed).to(self._device)
+            self._core.mark_step()  # the copy is no part of the graph
+            result: Output = self._wrapped(inputs, shape)
+            self._core.mark_step()
+        return result
+
+    def reset(self) -> None:
+        self._shapes.clear()
+        # Inputs are small and new each time: keeping copies of them would only cost memory.
+        self._wrapped = self._hpu.wrap_in_hpu_graph(_Fresh(self._module), disable_tensor_cache=True)
+
+
+class _Fresh(torch.nn.Module):  # type: ignore[misc]
+    """A new object around the step: the wrapper replaces `forward` of what it is given."""
+
+    def __init__(self, module: StepModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, packed: Tensor, shape: StepShape) -> Output:
+        result: Output = self.module(packed, shape)
+        return result
+
+
+def timed(runner: Runner, packed: NDArray[np.int64], shape: StepShape, device: str) -> tuple[Output, float]:
+    """The outputs, and the seconds until the device has them."""
+    start = time.perf_counter()
+    output = runner(packed, shape)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "hpu":
+        torch.hpu.synchronize()
+    return output, time.perf_counter() - start

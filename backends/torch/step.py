@@ -1,0 +1,143 @@
+"""The module that a graph is captured of: one forward pass of fixed shape over the slots' caches.
+
+All that varies from step to step comes in one tensor of integers, so that one small copy to the device
+starts a step; nothing in it waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from specport.backends.torch.cache import SlotCache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTENTION = "specport"
+# On a processor the rows of a head are taken in blocks of 32, each a matrix product of its own, and products
+# of fewer than 16 rows round differently: such a block is filled up.
+_BLOCK, _FEWEST = 32, 16
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What must be equal for two steps to run as the same graph.
+
+    first, slots: which slots take part; new: tokens that each brings; length: rows of the cache that they
+    see, the new ones included; kept: tokens of each slot whose logits are computed.
+    """
+
+    first: int
+    slots: int
+    new: int
+    length: int
+    kept: int
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The parts of the packed input, in their order."""
+        b, n = self.slots, self.new
+        return {"ids": (b, n), "positions": (b, n), "lengths": (b,), "tree": (b, n, n), "kept": (self.kept,)}
+
+    def pack(self, **parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The parts that `sizes` names, as one array."""
+        for name, size in self.sizes().items():
+            assert parts[name].shape == size, (name, parts[name].shape, size)
+        return np.concatenate([parts[name].ravel() for name in self.sizes()])
+
+    def unpack(self, packed: Tensor) -> dict[str, Tensor]:
+        parts, start = {}, 0
+        for name, size in self.sizes().items():
+            count = int(np.prod(size))
+            parts[name] = packed[start : start + count].view(size)
+            start += count
+        return parts
+
+
+class StepModule(torch.nn.Module):  # type: ignore[misc]
+    """A transformers decoder on a `SlotCache`.
+
+    hidden_layers: layers whose output is returned beside the logits.
+    """
+
+    def __init__(self, model: Any, cache: SlotCache, hidden_layers: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.cache = cache
+        config = model.config
+        self._kinds = {*(getattr(config, "layer_types", None) or ())}
+        # Any configuration may hold the word; only those that declare it have layers that slide.
+        slides = "sliding_window" in signature(type(config).__init__).parameters
+        self._window = (slides and config.sliding_window) or 0
+        self._caught: dict[int, Tensor] = {}
+        for layer in hidden_layers:
+            model.get_decoder().layers[layer].register_forward_hook(self._catch(layer))
+
+    def _catch(self, layer: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            self._caught[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def forward(self, packed: Tensor, shape: StepShape) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """Logits [slots, kept, vocab] in float32, and hidden states [slots, new, width] by layer."""
+        parts = shape.unpack(packed)
+        positions, lengths = parts["positions"], parts["lengths"]
+        new = torch.arange(shape.new, device=packed.device)
+        self.cache.at(shape.first, lengths[:, None] + new, shape.length)
+        output = self.model(
+            input_ids=parts["ids"],
+            position_ids=positions,
+            attention_mask=self._masks(positions, lengths, parts["tree"], shape.length),
+            past_key_values=self.cache,
+            use_cache=True,
+            cache_position=new,
+            logits_to_keep=parts["kept"],
+        )
+        return output.logits.float(), dict(self._caught)
+
+    def _masks(self, positions: Tensor, lengths: Tensor, tree: Tensor, length: int) -> Any:
+        """What is added to the attention scores: 0 where a token sees a row of its slot, else -inf.
+
+        A dictionary by kind of layer for models that mix kinds, as transformers takes it.
+        """
+        slots, new = positions.shape
+        rows = torch.arange(length, device=positions.device)
+        node = rows - lengths[:, None]  # [slots, length] which new token a row is; below 0: committed
+        at = node.clamp(0, new - 1)
+        own = tree.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
+        seen = torch.where((node < 0)[:, None, :], True, own)
+        masks = {FULL: seen}
+        if self._window:
+            where = torch.where(node < 0, rows, positions.gather(1, at))  # a row's position in the text
+            masks[SLIDING] = seen & (where[:, None, :] > positions[:, :, None] - self._window)
+        dtype = self.cache.shape.dtype
+        zero = torch.zeros((), dtype=dtype, device=positions.device)
+        added = {kind: torch.where(mask, zero, -torch.inf)[:, None] for kind, mask in masks.items()}
+        if self._kinds:
+            return {kind: added[kind] for kind in self._kinds}
+        return added[SLIDING if self._window else FULL]
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    """Grouped-query attention without copying keys and values: the queries of a group become rows of one
+    head. query [slots, heads, new, width]; key, value [slots, kv heads, length, width]."""
+    slots, heads, new, width = query.shape
+    count = heads // key.shape[1] * new
+    rows = query.reshape(slots, key.shape[1], count, width)
+    mask = attention_mask.repeat(1, 1, count // new, 1)
+    if query.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
+        mask = torch.nn.functional.pad(mask, (0, 0, 0, missing))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        rows, key, value, attn_mask=mask, scale=options.get("scaling")
+    )[:, :, :count]
+    return out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2).contiguous(), None

@@ -1,0 +1,82 @@
+"""Reads a Hugging Face folder into a transformers decoder on a device, with attention that knows slots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from specport.backends.torch import linear
+from specport.backends.torch.cache import Shape
+from specport.backends.torch.step import ATTENTION, attention
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from specport.errors import DeviceError, ModelError
+
+if TYPE_CHECKING:
+    from specport.models.source import ModelFiles
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) -> Any:
+    """The decoder in `files.folder`, in `files.precision`, its head cut to `head_tokens` where given.
+
+    Raises ModelError for weights that cannot be used, DeviceError where they do not fit.
+    """
+    AttentionInterface.register(ATTENTION, attention)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=DTYPES[files.precision],
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # whatever transformers says about files that it cannot use
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(
+            f"{files.folder} cannot be read: {reason}", "check that it is a complete decoder"
+        ) from error
+    _check(model.config, files.folder)
+    if head_tokens is not None:
+        _cut_head(model, head_tokens)
+    try:
+        model.eval().requires_grad_(False).to(device)
+        if device == "cpu" and linear.available(model.dtype):
+            linear.pack(model)
+        return model
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise DeviceError(
+            f"{files.name} does not fit the memory of {device}", "take a smaller model or bf16"
+        ) from error
+
+
+def shape_of(model: Any, device: str) -> Shape:
+    """What the model's cache holds for each token."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return Shape(config.num_hidden_layers, heads, width, model.dtype, device)
+
+
+def _check(config: Any, folder: Path) -> None:
+    """Raises ModelError for what the step's attention and cache do not know."""
+    if getattr(config, "attn_logit_softcapping", None):
+        raise ModelError(f"{folder} caps its attention scores (gemma2)", "use --device xeon")
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
+        raise ModelError(f"{folder} is no decoder with plain attention", "use a decoder-only language model")
+
+
+def _cut_head(model: Any, tokens: tuple[int, ...]) -> None:
+    """Keep these rows of the head; the embedding, which may share its weight, stays whole."""
+    old = model.get_output_embeddings()
+    if not tokens or min(tokens) < 0 or max(tokens) >= old.weight.shape[0]:
+        raise ModelError(f"a head of {old.weight.shape[0]} tokens cannot be cut to these {len(tokens)}")
+    new = torch.nn.Linear(old.in_features, len(tokens), bias=False, dtype=old.weight.dtype)
+    new.weight.data.copy_(old.weight.data[list(tokens)])
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(new)
