@@ -6,6 +6,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     kernels turn out to round differently for different splits, it is loaded again in full f32.
     """
     profile = options.profile
+    if files.precision == "fp32":  # whoever asks for these weights wants the arithmetic as well
+        profile = replace(profile, **dict.fromkeys(("exact", "fast", "draft"), profile.fallback))
     if options.role == "draft":
         # Padded like an exact target, though nothing depends on its rounding: one or two new tokens
         # are then the same shape, and a change of shape costs more than the second token.

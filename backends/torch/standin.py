@@ -70,6 +70,12 @@ def _key(argument: Any) -> Any:
     return tuple(argument.shape) if isinstance(argument, torch.Tensor) else hash(argument)
 
 
+def _masked(name: str, args: Any) -> bool:
+    """Whether it takes the elements at which a mask is true: how many, only the values tell."""
+    indices = args[1] if name == "index" else ()
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
 class _Functions(TorchFunctionMode):  # type: ignore[misc]
     """Fails where Python asks for a tensor's values."""
 
@@ -87,7 +93,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in _SYNCS or str(func).removeprefix("aten.") in _SYNCS:
+        if name in _SYNCS or str(func).removeprefix("aten.") in _SYNCS or _masked(name, args):
             raise HpuError(f"aten.{name} waits for the device, or its shape depends on values")
         if name in _WRITES and isinstance(args[0], torch.Tensor) and args[0]._is_view():
             raise HpuError(f"aten.{name} writes through a view, which HPU graphs do not capture")

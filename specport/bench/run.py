@@ -22,7 +22,7 @@ from specport.bench.summary import Figures, summarise
 from specport.calibration.texts import encode
 from specport.core.engine import Engine
 from specport.core.policies import CLASSIFIER
-from specport.drafting import DraftModel, build, models_in
+from specport.drafting import DraftModel, Retrieval, build, models_in
 from specport.drafting import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.loading import Loader
@@ -31,13 +31,14 @@ from specport.models.source import ModelFiles
 from specport.models.tokenizer import Tokenizer, load_tokenizer
 from specport.profiles import cpu_name
 from specport.registry import Loaded
+from specport.retrieval import Folders
 from specport.versions import installed
 
 PEERS = ("genai:", "transformers:", "llama.cpp:")
 PACKAGES = (
     "openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "llama-cpp-python", "numpy",
 )  # fmt: skip
-DEFAULT_METHODS = ("ngram", "ngram@fixed=4", "ngram@heuristic")
+DEFAULT_METHODS = ("ngram", "suffix", "ngram@fixed=4", "ngram@heuristic")
 DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
 
 
@@ -60,6 +61,8 @@ def bench(
     device: str = "auto",
     precision: str | None = None,
     draft_precision: str | None = None,
+    history: str | Path | None = None,
+    datastore: str | Path | None = None,
     exact: bool = True,
     threads: int | None = None,
     max_new_tokens: int = 128,
@@ -74,6 +77,8 @@ def bench(
     methods: names as in `methods.parse`, in which `draft` stands for the model of `draft`, and
              "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch and
              "llama.cpp:MODE" for llama.cpp on the weights that it came from. Plain decoding is always there.
+    history, datastore: what `suffix` looks into beside the text itself, as for `specport.load`; but nothing
+             is learnt from prompt to prompt, or the answers of one method would help the next.
     Raises SpecportError.
     """
     if max_new_tokens < 2 or runs < 1 or (per_category is not None and per_category < 1):
@@ -84,6 +89,8 @@ def bench(
     specs = {name: parse(name) for name in names if not name.startswith(PEERS)}
     if draft is None and any("draft" in parse_draft_names(s.draft) for s in specs.values()):
         raise InvalidInput("a method names the draft, but there is none", "give one with --draft")
+    folders = Folders(history, datastore)
+    folders.check([piece for spec in specs.values() for piece in parse_draft(spec.draft)])
     bar = part(progress, 0.0, 0.1)
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
     files, target = loader.target(model, precision, exact)
@@ -91,7 +98,8 @@ def bench(
     room = target.model.max_context - max_new_tokens
     fitting, encoded = _encode(chosen, tokenizer, room)
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
-    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest)
+    retrieval, notes = folders.open(tokenizer, target.model.vocab_size, learn=False)
+    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval)
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))
@@ -104,6 +112,9 @@ def bench(
         "model": files.name,
         "precision": files.precision,
         "draft": shared.draft_name,
+        "history": None if retrieval.history is None else f"{len(retrieval.history.index)} tokens",
+        "datastore": None if retrieval.datastore is None else f"{len(retrieval.datastore)} tokens",
+        "notes": notes,
         "numerics": "exact" if target.model.capabilities.exact else "fast",
         "costs": "measured" if loader.costs(target).measured else f"prior of {loader.profile.name}",
         "prompts": f"{prompts.name}: {len(fitting)}",
@@ -135,6 +146,7 @@ class _Shared:
     draft: str | None
     draft_precision: str | None
     longest: int  # tokens of a prompt and its answer
+    retrieval: Retrieval
     draft_name: str | None = None
     _draft: DraftModel | None = None
     _draft_files: ModelFiles | None = None
@@ -152,6 +164,7 @@ class _Shared:
         drafter = build(
             parse_draft(spec.draft), self.target.model, self.tokenizer, self._load_draft,
             planned=spec.drafting.policy == "planned", costs=self.loader.costs(self.target),
+            retrieval=self.retrieval,
         )  # fmt: skip
         about = {"exact": self.target.model.capabilities.exact}
         return own(spec, drafter, Engine(self.target.model), self.tokenizer.eos_ids, about)
@@ -181,6 +194,7 @@ class _Shared:
             self.loader.threads,
             self.loader.trust_remote_code,
             self._torch_models,
+            self.files.precision if self.loader.backend.weights == "huggingface" else "bf16",
         )
 
     def _llama_cpp(self, mode: str) -> Method:
@@ -192,7 +206,9 @@ class _Shared:
 
     def _load_draft(self, spec: str) -> DraftModel:
         if spec != "draft":
-            raise InvalidInput(f"unknown drafter {spec!r}", "use ngram, or draft for the model of --draft")
+            raise InvalidInput(
+                f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
+            )
         model, _ = self._draft_model()
         return replace(model, costs=model.costs.fixed())  # each method corrects them by its own steps
 

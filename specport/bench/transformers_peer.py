@@ -1,8 +1,9 @@
 """Peer: transformers' own `generate` on PyTorch, plain, with prompt lookup, or with an assistant model.
 
-It runs the weights that the compared model was converted from, in bfloat16: transformers rolls its cache
-back after a rejection, which the stateful form that OpenVINO runs does not allow. It is fed token ids,
-so that every method reads the same prompt.
+It runs the weights that the compared model was converted from: transformers rolls its cache back after a
+rejection, which the stateful form that OpenVINO runs does not allow. Beside the torch backend it computes in
+the same precision, beside any other in bfloat16. It is fed token ids, so that every method reads the same
+prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from specport.bench.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.source import original
 
-DTYPE = "bfloat16"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The modes, and the settings that make them; everything else is the library's default.
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -35,6 +36,7 @@ class Transformers:
 
     model, draft: what the user named; converted models will not do.
     loaded:       models by their files, which several modes share.
+    precision:    one of DTYPES.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Transformers:
         threads: int | None,
         trust_remote_code: bool,
         loaded: dict[Path, Any],
+        precision: str = "bf16",
     ) -> None:
         if mode not in MODES:
             raise InvalidInput(f"unknown method 'transformers:{mode}'", f"choose one of {', '.join(MODES)}")
@@ -65,7 +68,7 @@ class Transformers:
         def shared(spec: str) -> tuple[Path, Any]:
             path = original(spec)
             if path not in loaded:
-                loaded[path] = _load(path, trust_remote_code)
+                loaded[path] = _load(path, trust_remote_code, DTYPES[precision])
             return path, loaded[path]
 
         weights, self._model = shared(model)
@@ -77,7 +80,7 @@ class Transformers:
             "transformers": version("transformers"),
             "torch": version("torch"),
             "weights": weights.name,
-            "dtype": DTYPE,
+            "dtype": DTYPES[precision],
             "threads": torch.get_num_threads(),
             **MODES[mode],
         }
@@ -126,7 +129,7 @@ class _Clock:
     def end(self) -> None: ...
 
 
-def _load(weights: Path, trust_remote_code: bool) -> Any:
+def _load(weights: Path, trust_remote_code: bool, dtype: str) -> Any:
     import torch
 
     from specport.quantize.export import load_source
@@ -136,4 +139,4 @@ def _load(weights: Path, trust_remote_code: bool) -> Any:
         contextlib.redirect_stderr(io.StringIO()),  # the library's own progress bars
     ):
         model = load_source(weights, Path(work), trust_remote_code)
-    return model.to(getattr(torch, DTYPE)).eval()
+    return model.to(getattr(torch, dtype)).eval()

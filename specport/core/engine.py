@@ -183,7 +183,7 @@ class Engine:
         total = sum(len(row.tree) for row in rows)
         outcomes = []
         for i, (g, row, tree, plan) in enumerate(zip(group, rows, trees, plans, strict=True)):
-            logits = output.logits[output.offsets[i] : output.offsets[i + 1]]
+            logits = output.logits[output.offsets[i] : output.offsets[i + 1], :]
             if g.prefilling:
                 commits += self._prefilled(g, row, logits)
                 continue
