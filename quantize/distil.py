@@ -44,7 +44,7 @@ class Recipe:
     loss: str = "kl"
     epochs: float = 3.0
     learning_rate: float = 1e-4
-    batch_tokens: int = 1024
+    batch_tokens: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST = 256  # rows of a slot; capacities are powers of two from here on
+SMALLEST = 512  # rows of a slot; capacities are powers of two from here on
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from specport.core.ports import Array, Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
 from specport.errors import ContextFull
 
-_STEP = 128  # rows that the attended length grows by where shapes may vary
+# Rows that the attended length grows by where shapes may vary. torch's attention on processors goes through
+# them in blocks of 512; how bf16 rounds in the last one depends on its size, so it is always a full one.
+_STEP, _STEPS = 128, {torch.bfloat16: 512}
 
 
 @dataclass
@@ -94,7 +96,7 @@ class SlotModel:
 
     def commit(self, handle: SlotSequence, kept: Sequence[int]) -> None:
         path = list(kept)
-        if path and path != handle.pending.path(path[-1]):
+        if path and not (0 <= path[-1] < len(handle.pending) and path == handle.pending.path(path[-1])):
             raise ValueError(f"{path} is no path of the last step's {len(handle.pending)} nodes")
         if path and path[-1] != len(path) - 1:
             # Padded to a width that is allowed; what is added stays where it is.
@@ -200,7 +202,8 @@ class SlotModel:
     def _length(self, rows: int) -> int:
         if self._static:
             return min(capacity_for(rows), self.cache.capacity)
-        return min(-(-rows // _STEP) * _STEP, self.cache.capacity)
+        step = _STEPS.get(self.cache.shape.dtype, _STEP)
+        return min(-(-rows // step) * step, self.cache.capacity)
 
     def _reserve(self, rows: int) -> None:
         """Room for so many rows in every slot, for the padding behind them and for what idle slots write."""

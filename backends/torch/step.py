@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 ATTENTION = "specport"
 # On a processor the rows of a head are taken in blocks of 32, each a matrix product of its own, and products
-# of fewer than 16 rows round differently: such a block is filled up.
-_BLOCK, _FEWEST = 32, 16
+# of fewer than 16 rows round differently: such a block is filled up. From 192 rows on torch takes other
+# blocks: so many never go in at once.
+_BLOCK, _FEWEST, _MOST = 32, 16, 160
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -137,7 +138,12 @@ def attention(
     if query.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
         rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
         mask = torch.nn.functional.pad(mask, (0, 0, 0, missing))
-    out = torch.nn.functional.scaled_dot_product_attention(
-        rows, key, value, attn_mask=mask, scale=options.get("scaling")
-    )[:, :, :count]
+    size = _MOST if query.device.type == "cpu" else rows.shape[2]
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            part, key, value, attn_mask=seen, scale=options.get("scaling")
+        )
+        for part, seen in zip(rows.split(size, dim=2), mask.split(size, dim=2), strict=True)
+    ]
+    out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))[:, :, :count]
     return out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2).contiguous(), None

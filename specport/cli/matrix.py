@@ -1,0 +1,77 @@
+"""`specport matrix`: the conformance suite on every device, as one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+EXAMPLES = """\
+examples:
+  specport matrix                               every device that is here
+  specport matrix --device xeon --out results   one device; matrix.json, .md and .html
+  specport matrix --device ./mine.toml          a backend of your own
+  specport matrix --list --json                 rows for a CI: GitHub's fromJSON
+  specport matrix --collect A B --out all       one table of several machines' results
+exit code: 1 where a check failed
+"""
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "matrix", help="run the conformance suite on every device", epilog=EXAMPLES,
+        description="Checks, device by device, what every backend must hold. Needs specport[test].",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", action="append", metavar="DEVICE",
+        help="a name from `specport devices` or a profile file; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--model", metavar="MODEL", help="as for specport run (default: a tiny random llama)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write matrix.json, matrix.md, matrix.html")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--list", action="store_true", help="list the rows of a CI, run nothing")
+    actions.add_argument(
+        "--collect",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="join the results in these folders, run nothing",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.conformance import matrix, results, table
+    from specport.profiles import list_profiles
+
+    if args.list or args.collect:
+        wrong = [name for name in ("device", "model") if getattr(args, name)]
+        wrong += ["out"] if args.list and args.out else []
+        if wrong:
+            raise InvalidInput(f"--{wrong[0]} has no meaning beside --{'list' if args.list else 'collect'}")
+    if args.list:
+        _list(matrix.ci_rows(), args.json)
+        return 0
+    if args.collect:
+        emulated = {profile.name: profile.emulated for profile in list_profiles()}
+        found = results.join([results.read(path) for path in results.find(args.collect)], emulated)
+    else:
+        found = matrix.run(args.device or (), args.model, lambda line: terminal.say(f"specport: {line}"))
+    if args.out:
+        matrix.write(found, args.out)
+    terminal.write(found.as_json() if args.json else table.text(found))
+    return 1 if found.failed else 0
+
+
+def _list(rows: dict[str, list[dict[str, object]]], as_json: bool) -> None:
+    if as_json:
+        terminal.write(json.dumps(rows) + "\n")  # one line: it becomes an output of a job
+        return
+    for row in rows["include"]:
+        runner = row["runner"]
+        where = ", ".join(runner) if isinstance(runner, list) else str(runner)
+        label = f"  with the label {row['label']}" if row["label"] else ""
+        terminal.write(f"{row['device']:18} {where}{label}\n")

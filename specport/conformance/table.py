@@ -1,0 +1,114 @@
+"""The hardware matrix as text, Markdown and HTML. Everything that is shown may come from other machines."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from specport.conformance.results import CHECKS, DeviceRun, Matrix
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { border: 1px solid #ccc; padding: .25rem .6rem; text-align: left; }
+.pass { background: #d8f0d8; } .fail { background: #f6c7c7; font-weight: bold; }
+.emulated { background: #dbe7f7; } .xfail { background: #f8eac2; } .not-run { color: #767676; }
+"""
+LEGEND = (
+    "emulated: passes, with other hardware in the device's place. xfail: fails, and is known to. "
+    "not run: see the reasons below."
+)
+
+
+def _rows(matrix: Matrix) -> list[tuple[str, ...]]:
+    return [
+        (_name(device), device.machine, *(device.cell(check).state for check in CHECKS))
+        for device in matrix.devices
+    ]
+
+
+def _name(device: DeviceRun) -> str:
+    return f"{device.device} (EMULATED)" if device.emulated else device.device
+
+
+def reasons(matrix: Matrix) -> list[tuple[str, str]]:
+    """What is behind every cell that is no pass: (device and checks, reason)."""
+    found: list[tuple[str, str]] = []
+    for device in matrix.devices:
+        if device.note:
+            found.append((_name(device), device.note))
+        by_reason: dict[str, list[str]] = {}
+        for check, cell in device.checks.items():
+            if cell.reason:
+                by_reason.setdefault(f"{cell.state}: {cell.reason}", []).append(check)
+        found += [(f"{_name(device)}, {', '.join(checks)}", reason) for reason, checks in by_reason.items()]
+    return found
+
+
+def text(matrix: Matrix) -> str:
+    """For a terminal: no machines, since there is mostly one."""
+    lines = [("DEVICE", *CHECKS), *((name, *states) for name, _, *states in _rows(matrix))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    out += ["", *(f"{where}: {_one_line(why)}" for where, why in reasons(matrix))]
+    return "\n".join(line.rstrip() for line in out) + "\n"
+
+
+def markdown(matrix: Matrix) -> str:
+    parts = [
+        "# Hardware matrix",
+        _md_table(("device", "machine", *CHECKS), _rows(matrix)),
+        LEGEND,
+        "## Reasons",
+        "\n".join(f"- {_md(where)}: {_md(_one_line(why))}" for where, why in reasons(matrix)) or "None.",
+        "## Provenance",
+        *(
+            "\n".join(f"- {_md(key)}: {_md(value)}" for key, value in machine.items())
+            for machine in matrix.machines
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(matrix: Matrix) -> str:
+    """One HTML file with everything in it."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("device", "machine", *CHECKS))
+    body = ""
+    for device, row in zip(matrix.devices, _rows(matrix), strict=True):
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row[:2])
+        for check in CHECKS:
+            cell = device.cell(check)
+            kind, why = cell.state.replace(" ", "-"), html.escape(cell.reason)
+            cells += f'<td class="{html.escape(kind)}" title="{why}">{html.escape(cell.state)}</td>'
+        body += f"<tr>{cells}</tr>\n"
+    why = "".join(
+        f"<dt>{html.escape(where)}</dt><dd><pre>{html.escape(reason)}</pre></dd>\n"
+        for where, reason in reasons(matrix)
+    )
+    machines = ""
+    for machine in matrix.machines:
+        facts = (f"<li>{html.escape(key)}: {html.escape(value)}</li>" for key, value in machine.items())
+        machines += f"<ul>{''.join(facts)}</ul>\n"
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>specport hardware matrix</title>"
+        f"<style>{_STYLE}</style></head><body><h1>Hardware matrix</h1>\n"
+        f"<table><tr>{head}</tr>\n{body}</table>\n<p>{html.escape(LEGEND)}</p>\n"
+        f"<h2>Reasons</h2><dl>{why}</dl>\n<h2>Provenance</h2>\n{machines}</body></html>\n"
+    )
+
+
+def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_md(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _md(cell: str) -> str:
+    """Text that is only text: no tag, no end of a cell, no link, no code."""
+    escaped = html.escape(_one_line(cell))
+    for mark in "\\`*[]|":
+        escaped = escaped.replace(mark, f"&#{ord(mark)};")
+    return escaped
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())

@@ -1,0 +1,117 @@
+"""Greedy equality: speculative decoding writes what plain decoding writes, token for token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from specport.conformance.pair import Pair
+from specport.core.engine import Engine, Generation
+from specport.core.policies import Fixed, Heuristic
+from specport.core.ports import Drafter, Model, Policy
+from specport.core.sampling import SamplingParams
+from specport.drafters.cascade import Cascade
+from specport.drafters.model import ModelDrafter
+from specport.drafters.ngram import NgramDrafter
+
+pytestmark = pytest.mark.needs("exact")
+NUM_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def prompts(ids: list[int]) -> list[list[int]]:
+    """Short, long, and one that repeats itself, which is what n-grams live on."""
+    return [ids[:9], ids[200:331], ids[50:62] * 4, ids[80:81]]
+
+
+@pytest.fixture(scope="module")
+def plain(model: Model, prompts: list[list[int]]) -> list[list[int]]:
+    engine = Engine(model)
+    return [decode(engine, [prompt])[0].tokens for prompt in prompts]
+
+
+@pytest.fixture
+def drafter(pair: Pair) -> Callable[[str], Drafter]:
+    def make(name: str) -> Drafter:
+        draft = ModelDrafter(pair.draft.model, pair.target.model.vocab_size, pair.draft.head_tokens)
+        if name == "ngram|model":
+            return Cascade(NgramDrafter(min_ngram=2), draft)
+        return NgramDrafter() if name == "ngram" else draft
+
+    return make
+
+
+def decode(
+    engine: Engine, prompts: Sequence[Sequence[int]], policy: Callable[[], Policy] = lambda: Fixed(4)
+) -> list[Generation]:
+    generations = [
+        Generation(list(prompt), engine.open(), SamplingParams(), policy(), NUM_TOKENS) for prompt in prompts
+    ]
+    for _ in engine.run(generations):
+        pass
+    for generation in generations:
+        engine.close(generation.handle)
+    return generations
+
+
+@pytest.mark.parametrize("name", ["ngram", "model", "ngram|model"])
+@pytest.mark.parametrize("policy", [lambda: Fixed(1), lambda: Fixed(4), Heuristic], ids=["1", "4", "rising"])
+def test_drafted_text_is_the_plain_text(
+    pair: Pair,
+    drafter: Callable[[str], Drafter],
+    prompts: list[list[int]],
+    plain: list[list[int]],
+    name: str,
+    policy: Callable[[], Policy],
+) -> None:
+    engine = Engine(pair.target.model, drafter(name))
+    done = [decode(engine, [prompt], policy)[0] for prompt in prompts]
+    assert [generation.tokens for generation in done] == plain
+    accepted = sum(generation.metrics.num_accepted_tokens for generation in done)
+    drafted = sum(generation.metrics.num_draft_tokens for generation in done)
+    assert drafted > 0, "nothing was drafted, so nothing was tested"
+    if pair.tiny and "model" in name:
+        assert 0 < accepted < drafted, "both acceptance and rejection must occur"
+
+
+@pytest.mark.parametrize("name", ["ngram", "model"])
+def test_two_sequences_at_once(
+    pair: Pair, drafter: Callable[[str], Drafter], prompts: list[list[int]], plain: list[list[int]], name: str
+) -> None:
+    """Their rounds take turns, or share a step where the device has batches."""
+    done = decode(Engine(pair.target.model, drafter(name)), prompts)
+    assert [generation.tokens for generation in done] == plain
+
+
+def test_interleaved_engines_share_a_model(
+    pair: Pair, drafter: Callable[[str], Drafter], prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """Two requests of a server, token by token in turn, on the same target and the same draft."""
+    engine = Engine(pair.target.model, drafter("model"))
+    pending = [
+        Generation(list(prompt), engine.open(), SamplingParams(), Fixed(4), NUM_TOKENS)
+        for prompt in prompts[:2]
+    ]
+    runs = [engine.run([generation]) for generation in pending]
+    while runs:
+        runs = [run for run in runs if next(run, None) is not None]
+    for generation in pending:
+        engine.close(generation.handle)
+    assert [generation.tokens for generation in pending] == plain[:2]
+
+
+@pytest.mark.needs("tree")
+@pytest.mark.parametrize("branches", [(2,), (3, 2), (2, 2, 2)], ids=str)
+def test_drafted_trees(
+    pair: Pair,
+    drafter: Callable[[str], Drafter],
+    prompts: list[list[int]],
+    plain: list[list[int]],
+    branches: tuple[int, ...],
+) -> None:
+    if not pair.draft.model.capabilities.tree:
+        pytest.skip("the draft cannot be stepped with trees")
+    engine = Engine(pair.target.model, drafter("model"))
+    done = [decode(engine, [prompt], lambda: Fixed(3, branches))[0] for prompt in prompts]
+    assert [generation.tokens for generation in done] == plain
