@@ -92,7 +92,9 @@ def save(
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ModelError(f"reading weights needs more packages: {error}", "pip install torch transformers") from error
+        raise ModelError(
+            f"reading weights needs more packages: {error}", "pip install torch transformers"
+        ) from error
     progress("reading weights", 0.1)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model = load_source(source, target, trust_remote_code).to(dtype)

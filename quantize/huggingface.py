@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from specport.quantize.prompts import HELD_OUT
 
 from specport.calibration.texts import Text, encode
 from specport.errors import InvalidInput, ModelError
+from specport.models import bundle
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.manifest import MANIFEST_FILE
 from specport.models.progress import Progress, part, silent
@@ -35,12 +37,13 @@ from specport.models.tokenizer import load_tokenizer, read_json
 
 _COPIED = (".json", ".jinja", ".model", ".txt")  # tokenizer, generation config
 _WRITTEN = (BUNDLE_FILE, MANIFEST_FILE, "config.json")  # of no use there, or written anew
+_PRECISION = "fp16"  # of the weights that are written
 _F32 = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
-_DTYPE = np.float16  # of the weights that are written
+_DTYPE = np.float16
 _TOKENS = 32  # of the text that both models read
 # Largest difference of their logits, as a share of the largest logit. Rounding to float16 made 0.0003 on
 # Qwen2.5-Coder-0.5B INT4, 0.003 on SmolLM2-135M INT8 without three layers, up to 0.008 on random models.
@@ -80,8 +83,8 @@ class _Weight(NamedTuple):
 def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Path:
     """Write the model in `folder`, IR of any weight compression, to the new folder `out`, in float16.
 
-    transformers loads it offline. Layers are numbered anew where some were dropped; the head is whole. Needs
-    memory for the weights in float32. Raises InvalidInput where `out` is there already, ModelError where the
+    transformers loads it offline. Layers are numbered anew where some were dropped; the head is whole. A draft
+    bundle stays one, for the torch backend. Needs memory for the weights in float32. Raises InvalidInput where `out` is there already, ModelError where the
     graph's weights are not those of its architecture; no part of `out` is left then.
     """
     if out.exists():
@@ -106,6 +109,8 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
         _save(weights, form, work / "model.safetensors", part(progress, 0.1, 0.7))
         progress("comparing the two models", 0.7)
         _compare(folder, work)
+        if (folder / BUNDLE_FILE).is_file():
+            bundle.write(work, replace(bundle.read(folder), precision=_PRECISION))
     progress("done", 1.0)
     return out
 

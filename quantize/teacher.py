@@ -75,7 +75,7 @@ def folder_for(fingerprint: str, prompts: Sequence[str], seed: int) -> Path:
 
     fingerprint: of the target's weights.
     """
-    asked = list(prompts) or [OPENINGS, passages.facts()]
+    asked: list[object] = [*prompts] or [OPENINGS, passages.facts()]
     facts = json.dumps([fingerprint, asked, seed, SHARD, ANSWER_TOKENS, TOP_K])
     return cache_root() / "text" / hashlib.sha256(facts.encode()).hexdigest()[:24]
 

@@ -62,7 +62,7 @@ class Hpu:
             with _Functions(), _Operators():
                 return inner(*arguments)
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         return module
 
 

@@ -164,7 +164,8 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
     small = [p.name for p in path.iterdir() if p.suffix in (".json", ".jinja", ".model") and p.is_file()]
     identity = fingerprint(path, small, weights)
     if options.weights == "huggingface" and (path / TOKENIZER_FILE).is_file():
-        return ModelFiles(path, name, options.precision, spec, identity)
+        found = bundle.read(path) if (path / bundle.BUNDLE_FILE).is_file() else None
+        return ModelFiles(path, name, options.precision, spec, identity, found)
     return _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
 
 
