@@ -83,9 +83,10 @@ class _Weight(NamedTuple):
 def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Path:
     """Write the model in `folder`, IR of any weight compression, to the new folder `out`, in float16.
 
-    transformers loads it offline. Layers are numbered anew where some were dropped; the head is whole. A draft
-    bundle stays one, for the torch backend. Needs memory for the weights in float32. Raises InvalidInput where `out` is there already, ModelError where the
-    graph's weights are not those of its architecture; no part of `out` is left then.
+    transformers loads it offline. Layers are numbered anew where some were dropped; the head is whole. A
+    draft bundle stays one, for the torch backend. Needs memory for the weights in float32. Raises
+    InvalidInput where `out` is there already, ModelError where the graph's weights are not those of its
+    architecture; no part of `out` is left then.
     """
     if out.exists():
         raise InvalidInput(f"{out} is there already", "choose another folder")

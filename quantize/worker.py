@@ -37,8 +37,8 @@ def convert(
 ) -> dict[str, str]:
     """Convert a .gguf file or Hugging Face folder to IR in the empty folder `target`.
 
-    weights: "ir", or "huggingface" for a folder with safetensors. Returns the versions of the packages that did it. Raises ModelError; `target` is then the caller's
-    to throw away.
+    weights: "ir", or "huggingface" for a folder with safetensors. Returns the versions of the packages that
+    did it. Raises ModelError; `target` is then the caller's to throw away.
     """
     arguments: dict[str, Any] = {"source": str(source), "target": str(target), "precision": precision}
     arguments["trust_remote_code"] = trust_remote_code
