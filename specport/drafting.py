@@ -1,6 +1,6 @@
 """Builds the drafter that a `--draft` expression names.
 
-none | auto | ngram | MODEL | ngram|MODEL        (MODEL as for --model, also written model:MODEL)
+none | auto | PART | PART|PART ...        PART: ngram, suffix or MODEL (as for --model, also model:MODEL)
 
 Under the policy "planned" the parts are what the planner chooses from; under any other, the first that
 has something to propose wins.
@@ -15,15 +15,22 @@ from specport.core.costs import StepCosts
 from specport.core.planner import UNKNOWN_COST, Planner, Source
 from specport.core.ports import Drafter, Model
 from specport.drafters.cascade import Cascade
+from specport.drafters.history import History
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
+from specport.drafters.suffix import SuffixDrafter
+from specport.drafters.suffix_index import SuffixIndex
 from specport.errors import InvalidInput, ModelError
 from specport.models.tokenizer import Tokenizer
 
+NGRAM, SUFFIX = "ngram", "suffix"  # drafters without a model
 STRONG_MATCH = 3  # matched tokens behind which an n-gram is trusted more than a model
+# Path probability down to which suffixes are drafted: alone as SuffixDecoding does, before a model only what
+# that would hardly guess better, and for a planner all that could pay on any device.
+LEAST_ALONE, LEAST_BEFORE_MODEL, LEAST_PLANNED = 0.1, 0.5, 0.05
 # Tokens of the context that a draft reads at once, and the plain steps that reading them may take.
 MIN_WINDOW, MAX_WINDOW, READING_STEPS = 64, 4096, 4.0
-AUTO = "ngram"  # what `auto` means until a draft bundle is at hand: pays where text repeats, costs nothing
+AUTO = NGRAM  # what `auto` means until a draft bundle is at hand: pays where text repeats, costs nothing
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,16 @@ class DraftModel:
     token_map: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Retrieval:
+    """What `suffix` looks into beside the text itself; None: nothing. See `SuffixDrafter`."""
+
+    history: History | None = None
+    datastore: SuffixIndex | None = None
+
+
 def parse(expression: str) -> list[str]:
-    """The parts of an expression, first to last: "ngram" or "model:SPEC". Empty for "none".
+    """The parts of an expression, first to last: "ngram", "suffix" or "model:SPEC". Empty for "none".
 
     Raises InvalidInput for an empty part, or for auto and none inside a longer expression.
     """
@@ -49,9 +64,9 @@ def parse(expression: str) -> list[str]:
         if not part or part in ("auto", "none", "model:"):
             raise InvalidInput(
                 f"cannot read the draft expression {expression!r}",
-                "use none, auto, ngram, a model, or 'ngram|MODEL'",
+                "use none, auto, ngram, suffix, a model, or several of them like 'suffix|MODEL'",
             )
-    return [part if part == "ngram" or part.startswith("model:") else f"model:{part}" for part in parts]
+    return [p if p in (NGRAM, SUFFIX) or p.startswith("model:") else f"model:{p}" for p in parts]
 
 
 def models_in(parts: list[str]) -> list[str]:
@@ -67,15 +82,22 @@ def build(
     *,
     planned: bool,
     costs: StepCosts,
+    retrieval: Retrieval = Retrieval(),
 ) -> Drafter | None:
-    """The drafter for `parts` (see `parse`), or None when there are none. costs: of the target's steps.
+    """The drafter for `parts` (see `parse`), or None when there are none.
 
+    costs: of the target's steps.
     Raises ModelError when a draft speaks another tokenizer than the target.
     """
     sources: list[Source] = []
-    for part in parts:
-        if part == "ngram":
-            sources.append(Source(_ngram(planned, last=part is parts[-1])))
+    for i, part in enumerate(parts):
+        if part in (NGRAM, SUFFIX):
+            model_follows = any(other.startswith("model:") for other in parts[i:])
+            if part == NGRAM:
+                sources.append(Source(_ngram(planned, model_follows)))
+            else:
+                tree = target.capabilities.tree
+                sources.append(Source(_suffix(planned, model_follows, tree, retrieval)))
             continue
         draft = load_draft(part.removeprefix("model:"))
         if wrong := draft.tokenizer.mismatch(tokenizer):
@@ -107,8 +129,15 @@ def reading_window(target: StepCosts, draft: StepCosts) -> int:
     return window
 
 
-def _ngram(planned: bool, last: bool) -> NgramDrafter:
+def _ngram(planned: bool, model_follows: bool) -> NgramDrafter:
     if planned:
         return NgramDrafter(tokens_per_match=None)
     # With a model behind it, only matches that are better than the model's own guess.
-    return NgramDrafter() if last else NgramDrafter(min_ngram=STRONG_MATCH)
+    return NgramDrafter(min_ngram=STRONG_MATCH) if model_follows else NgramDrafter()
+
+
+def _suffix(planned: bool, model_follows: bool, tree: bool, among: Retrieval) -> SuffixDrafter:
+    texts = among.history, among.datastore
+    if planned:
+        return SuffixDrafter(*texts, tokens_per_match=None, least=LEAST_PLANNED, branching=tree)
+    return SuffixDrafter(*texts, least=LEAST_BEFORE_MODEL if model_follows else LEAST_ALONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from specport.api import Drafting, Pipeline
 from specport.calibration import store
@@ -19,6 +20,7 @@ from specport.models.source import ModelFiles, resolve
 from specport.models.tokenizer import load_tokenizer
 from specport.profiles import Profile, cpu_name, detect, load_profile
 from specport.registry import Backend, Loaded, LoadOptions, backend_for
+from specport.retrieval import Folders
 
 
 def load(
@@ -33,6 +35,8 @@ def load(
     num_draft_tokens: int | None = None,
     branches: tuple[int, ...] = (),
     acceptance: str = "rejection",
+    history: str | Path | None = None,
+    datastore: str | Path | None = None,
     threads: int | None = None,
     max_context: int | None = None,
     trust_remote_code: bool = False,
@@ -42,8 +46,9 @@ def load(
 
     model:     hub id, Hugging Face folder, .gguf file or folder with OpenVINO IR; None = the embedded
                SmolLM2-135M-Instruct. Converted once and kept in the cache.
-    draft:     "none", "ngram", a model or draft bundle, "ngram|MODEL" (whichever pays better), or "auto":
-               n-grams, and the bundle that `specport quantize` built for this model, if it did.
+    draft:     "none", "ngram", "suffix", a model or draft bundle, several of them as in "suffix|MODEL"
+               (whichever pays better), or "auto": n-grams, and the bundle that `specport quantize` built for
+               this model, if it did.
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
                "bf16" or "fp16" on torch (see `specport.models.precision`); None = the profile's choice.
@@ -53,12 +58,16 @@ def load(
                constant, start or cap.
     branches:  children at depth 1, 2, ... for tree drafting with the policy "fixed".
     acceptance: rule for sampling, "rejection" or "block".
+    history:   folder in which "suffix" keeps what was written, for later runs; None = in memory only.
+    datastore: folder that `specport datastore build` made of your files, for "suffix" to draft from.
     threads, max_context: None = the runtime's and the model's own.
 
     Raises SpecportError with the next step when something cannot be used.
     """
     # Cheap checks first: a model takes long to load.
     parts = parse(draft)
+    folders = Folders(history, datastore)
+    folders.check(parts)
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress)
     profile = loader.profile
     if policy is None and num_draft_tokens is None:
@@ -84,9 +93,11 @@ def load(
         costs = loader.costs(found)
         return DraftModel(found.model, draft_tokenizer, draft_files.name, costs, found.head_tokens)
 
+    retrieval, said = folders.open(tokenizer, target.model.vocab_size)
+    notes += said
     drafter = build(
         parts, target.model, tokenizer, load_draft,
-        planned=drafting.policy == "planned", costs=loader.costs(target),
+        planned=drafting.policy == "planned", costs=loader.costs(target), retrieval=retrieval,
     )  # fmt: skip
     return Pipeline(
         Engine(target.model, drafter),

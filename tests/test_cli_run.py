@@ -101,7 +101,7 @@ def test_only_given_options_reach_load():
     everything = (
         "run Hi --model m --precision int4 --device xeon --threads 2 --max-context 64 --fast "
         "--trust-remote-code --draft none --draft-precision int8 --policy fixed --num-draft-tokens 3 "
-        "--branches 3,2 --acceptance block"
+        "--branches 3,2 --acceptance block --history h --datastore d"
     )
     assert main(everything.split()) == 0
     bare, full = toy_pipeline.calls
@@ -109,7 +109,7 @@ def test_only_given_options_reach_load():
     assert full == {
         "model": "m", "precision": "int4", "device": "xeon", "threads": 2, "max_context": 64, "exact": False,
         "trust_remote_code": True, "draft": "none", "draft_precision": "int8", "policy": "fixed",
-        "num_draft_tokens": 3, "branches": (3, 2), "acceptance": "block",
+        "num_draft_tokens": 3, "branches": (3, 2), "acceptance": "block", "history": "h", "datastore": "d",
     }  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from specport.core.policies import Fixed, make_policy
 from specport.core.ports import Drafted, Drafter, Plan
 from specport.core.sampling import SamplingParams
 from specport.drafters.cascade import Cascade
+from specport.drafters.history import History
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
+from specport.drafters.suffix import SuffixDrafter
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 GREEDY = SamplingParams()
@@ -34,6 +36,7 @@ def drafter(kind: str, target: ToyModel, noise: float = 0.4) -> Drafter | None:
         "model": draft,
         "cut": ModelDrafter(small, target.vocab_size, cut),
         "ngram|model": Cascade(NgramDrafter(), draft),
+        "suffix": SuffixDrafter(History()),
         "planned": Planner(
             [Source(NgramDrafter(tokens_per_match=None)), Source(draft, StepCosts.prior({1: 1.0, 8: 1.5}))],
             StepCosts.prior({1: 1.0, 8: 1.5}),
@@ -56,7 +59,7 @@ def run(engine: Engine, *generations: Generation) -> list[list[int]]:
     return [g.tokens[g.num_prompt_tokens :] for g in generations]
 
 
-@pytest.mark.parametrize("kind", ["none", "ngram", "model", "cut", "ngram|model", "planned"])
+@pytest.mark.parametrize("kind", ["none", "ngram", "suffix", "model", "cut", "ngram|model", "planned"])
 @pytest.mark.parametrize("policy", ["planned", "fixed", "heuristic", "confidence"])
 @pytest.mark.parametrize("batch", [True, False])
 def test_greedy_text_equals_plain_decoding(kind: str, policy: str, batch: bool) -> None:
@@ -68,7 +71,7 @@ def test_greedy_text_equals_plain_decoding(kind: str, policy: str, batch: bool) 
     assert target.num_open == 0
 
 
-@pytest.mark.parametrize("kind", ["ngram", "model", "cut"])
+@pytest.mark.parametrize("kind", ["ngram", "suffix", "model", "cut"])
 @pytest.mark.parametrize("branches", [(2,), (3, 2), (2, 2, 2), (1, 3)])
 def test_trees_give_the_same_text(kind: str, branches: tuple[int, ...]) -> None:
     target = ToyModel()
@@ -149,7 +152,7 @@ def test_prompts_longer_than_a_chunk_are_read_in_chunks(monkeypatch: pytest.Monk
     assert max(target.widths) <= 5
 
 
-@pytest.mark.parametrize("kind", ["none", "ngram", "model", "ngram|model"])
+@pytest.mark.parametrize("kind", ["none", "ngram", "suffix", "model", "ngram|model"])
 def test_a_seed_gives_the_same_text_twice_and_alone_or_in_a_batch(kind: str) -> None:
     params = SamplingParams(temperature=1.0, seed=5)
     target = ToyModel()
@@ -172,7 +175,7 @@ class Unsure(Fixed):
         return token.top[0] - token.top[1] > 0.2 and token.entropy < 1.2 and token.position < 3
 
 
-@pytest.mark.parametrize("kind", ["ngram", "model", "cut", "ngram|model", "planned", "stopped"])
+@pytest.mark.parametrize("kind", ["ngram", "suffix", "model", "cut", "ngram|model", "planned", "stopped"])
 @pytest.mark.parametrize("branches", [(), (3, 2)])
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], rule: str) -> None:
@@ -190,6 +193,7 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     cut = [2, 0, 3]
     drafters: dict[str, Drafter] = {"ngram": NgramDrafter(min_ngram=1), "model": ModelDrafter(draft, vocab)}
     drafters["ngram|model"] = Cascade(NgramDrafter(min_ngram=1), drafters["model"])
+    drafters["suffix"] = SuffixDrafter(History(), least=0.0)
     # A round's draft depends on what was drawn before it; what is drawn must be verified all the same.
     cheap = StepCosts((1, 2, 8), (0,), ((0.01, 0.011, 0.014),), measured=True)
     sources = [Source(NgramDrafter(tokens_per_match=None)), Source(ModelDrafter(draft, vocab), cheap)]
@@ -204,7 +208,10 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     counts = np.zeros((vocab,) * 3)
     for p in params:
         g = begin(engine, prompt, 3, params=p, policy=policy(3, branches), rule=rule_for(p, rule))
-        if kind == "planned":  # as if without a seed: with one, nothing is learnt from text to text
+        if kind in (
+            "planned",
+            "suffix",
+        ):  # as if without a seed: with one, nothing is learnt from text to text
             g.sampler.params = replace(p, seed=None)
         counts[tuple(run(engine, g)[0])] += 1
 

@@ -10,7 +10,8 @@ from toy_model import ToyModel
 
 from specport.core.costs import StepCosts
 from specport.core.planner import Planner
-from specport.core.ports import Drafter
+from specport.core.ports import Drafter, DraftRequest, Plan
+from specport.core.sampling import Sampler, SamplingParams
 from specport.drafting import DraftModel, build, parse
 from specport.errors import InvalidInput, ModelError
 
@@ -25,6 +26,9 @@ from specport.errors import InvalidInput, ModelError
         ("model:C:\\drafts\\one", ["model:C:\\drafts\\one"]),
         ("ngram|org/name", ["ngram", "model:org/name"]),
         (" ngram | model:x ", ["ngram", "model:x"]),
+        ("suffix", ["suffix"]),
+        ("suffix|ngram", ["suffix", "ngram"]),
+        ("suffix|org/name", ["suffix", "model:org/name"]),
     ],
 )
 def test_expressions(expression: str, parts: list[str]) -> None:
@@ -52,16 +56,52 @@ def build_(parts: list[str], load: Callable[[str], DraftModel], planned: bool = 
     return build(parts, ToyModel(), Tokenizer(), load, planned=planned, costs=COSTS)  # type: ignore[arg-type]
 
 
+EXPRESSIONS = {
+    "ngram": "ngram", "x": "model", "ngram|x": "ngram|model", "suffix": "suffix", "suffix|x": "suffix|model",
+    "suffix|ngram|x": "suffix|ngram|model",
+}  # fmt: skip
+
+
 def test_built_drafters_name_their_parts_once() -> None:
     def load(spec: str) -> DraftModel:
         return DraftModel(ToyModel(), Tokenizer(), spec, COSTS)  # type: ignore[arg-type]
 
-    for expression, name in (("ngram", "ngram"), ("x", "model"), ("ngram|x", "ngram|model")):
+    for expression, name in EXPRESSIONS.items():
         for planned in (True, False):
             drafter = build_(parse(expression), load, planned)
             assert drafter is not None and drafter.name == name
             assert isinstance(drafter, Planner) == planned
     assert build_([], load) is None
+
+
+def suffix_first_token(expression: str, planned: bool, context: list[int]) -> tuple[str, ...]:
+    """Who proposes behind `context`."""
+    drafter = build_(
+        parse(expression),
+        lambda spec: DraftModel(ToyModel(), Tokenizer(), spec, COSTS),  # type: ignore[arg-type]
+        planned,
+    )
+    assert drafter is not None
+    (tree,) = drafter.propose([DraftRequest(0, context, Plan(4), Sampler(SamplingParams()))])
+    return tree.sources
+
+
+def test_before_a_model_only_likely_suffixes_are_drafted() -> None:
+    weak, strong = [1, 2, 3, 4, 1], [*range(10), *range(9)]
+    assert suffix_first_token("suffix", False, weak)[0] == "suffix"
+    assert suffix_first_token("suffix|x", False, weak)[0] == "model"
+    assert suffix_first_token("suffix|x", False, strong)[0] == "suffix"
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_a_planner_gets_suffix_trees_where_the_target_takes_them(tree: bool) -> None:
+    drafter = build(
+        ["suffix"], ToyModel(tree=tree), Tokenizer(), lambda spec: None, planned=True, costs=COSTS
+    )  # type: ignore
+    assert drafter is not None
+    context = [3, 4, 3, 5, 3, 6, 3]  # each as likely as the others
+    (drafted,) = drafter.propose([DraftRequest(0, context, Plan(4), Sampler(SamplingParams()))])
+    assert drafted.is_chain != tree
 
 
 def test_another_tokenizer_is_refused_and_the_mismatch_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,9 @@ import pytest
 from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
-from specport.models.source import IR_XML
+from specport.models.source import IR_XML, resolve
+from specport.profiles import load_profile
+from specport.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
@@ -120,6 +123,19 @@ def test_what_was_exported_can_be_converted_again(kind: str, draft: Any, tmp_pat
     assert off(ir_logits(cut), ir_logits(tmp_path / "again")) < 0.02
     dtypes = {array.dtype for array in stored(tmp_path / "hf").values()}
     assert dtypes == {np.dtype(np.float16)}
+
+
+def test_an_exported_bundle_stays_one(draft: Any, tmp_path: Path) -> None:
+    from specport.backends.torch.load import load
+
+    shutil.copytree(draft("llama", "int8"), tmp_path / "ir")
+    bundle.write(tmp_path / "ir", MADE)
+    made = to_hugging_face(tmp_path / "ir", tmp_path / "hf")
+    files = resolve(str(made), precision="fp32", weights="huggingface")
+    assert files.bundle is not None and files.bundle.precision == "fp16"
+    head = files.bundle.head_tokens
+    options = LoadOptions(load_profile("torch-cpu"), role="draft", head_tokens=head)
+    assert head and load(files, options).model.vocab_size == len(head)
 
 
 def changed(folder: Path, target: Path, surgery: Callable[[Any, dict[str, Any]], None]) -> Path:

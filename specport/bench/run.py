@@ -98,7 +98,7 @@ def bench(
     room = target.model.max_context - max_new_tokens
     fitting, encoded = _encode(chosen, tokenizer, room)
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
-    retrieval, notes = folders.open(tokenizer, target.model.vocab_size, learn=False)
+    retrieval, _ = folders.open(tokenizer, target.model.vocab_size, learn=False)
     shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval)
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
@@ -112,9 +112,6 @@ def bench(
         "model": files.name,
         "precision": files.precision,
         "draft": shared.draft_name,
-        "history": None if retrieval.history is None else f"{len(retrieval.history.index)} tokens",
-        "datastore": None if retrieval.datastore is None else f"{len(retrieval.datastore)} tokens",
-        "notes": notes,
         "numerics": "exact" if target.model.capabilities.exact else "fast",
         "costs": "measured" if loader.costs(target).measured else f"prior of {loader.profile.name}",
         "prompts": f"{prompts.name}: {len(fitting)}",
@@ -124,6 +121,10 @@ def bench(
         "versions": installed(PACKAGES),
         "methods": {name: dict(method.settings) for name, method in compared.items()},
     }
+    if retrieval.history is not None:
+        about["history"] = f"{len(retrieval.history.index)} tokens"
+    if retrieval.datastore is not None:
+        about["datastore"] = f"{len(retrieval.datastore)} tokens"
     record = Record(out, about)
     jobs = plan(fitting, names, runs)
     decode_all(record, jobs, compared, encoded, max_new_tokens, part(progress, 0.1, 1.0))

@@ -1,7 +1,8 @@
 """The command line: finds the subcommand, and turns its errors into exit codes.
 
-Knows which subcommands there are, nothing of what they do. Exit codes: 0 done, 2 a mistake the user
-can mend (said in one line), 130 stopped by Ctrl-C, 141 the reader of the output went away.
+Knows which subcommands there are, nothing of what they do. Exit codes: 0 done, 1 done and a check
+failed (matrix), 2 a mistake the user can mend (said in one line), 130 stopped by Ctrl-C, 141 the reader
+of the output went away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ COMMANDS = {
     "quantize": "specport.cli.quantize",
     "devices": "specport.cli.devices",
     "models": "specport.cli.models",
+    "datastore": "specport.cli.datastore",
+    "matrix": "specport.cli.matrix",
 }
 EXAMPLES = """\
 examples:

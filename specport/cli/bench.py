@@ -17,13 +17,14 @@ examples:
   specport bench --prompts spec_bench.jsonl --per-category 10 --model DIR --draft DRAFT_DIR \\
       --method 'ngram|draft' --method ngram@fixed=4 --method genai:plain --method genai:draft --out results
 
-A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, draft or 'ngram|draft'; the policy
-is planned unless it is named; DRAFT@fixed=3:2,2 drafts trees. Peers: genai:plain, genai:lookup, genai:draft
-and genai:draft-dynamic are openvino-genai on the same model; transformers:plain, transformers:lookup and
-transformers:draft are PyTorch in bfloat16 on the weights that it was converted from; llama.cpp:plain,
-llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file that it was
-converted from. Plain decoding is always measured, before and after the others. A benchmark that was stopped
-goes on where it was, with the same command.
+A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, suffix, draft or several of them like
+'ngram|draft'; the policy is planned unless it is named; DRAFT@fixed=3:2,2 drafts trees. What --history and
+--datastore name is read by suffix, not changed: nothing is learnt from prompt to prompt. Peers: genai:plain,
+genai:lookup, genai:draft and genai:draft-dynamic are openvino-genai on the same model; transformers:plain,
+transformers:lookup and transformers:draft are PyTorch on the weights that it was converted from;
+llama.cpp:plain, llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file that
+it was converted from. Plain decoding is always measured, before and after the others. A benchmark that was
+stopped goes on where it was, with the same command.
 """
 
 
@@ -49,12 +50,13 @@ def add_parser(subparsers: options.Subparsers) -> None:
     draft = parser.add_argument_group("drafting")
     draft.add_argument("--draft", metavar="MODEL", help="the model that `draft` stands for in a method")
     options.add_precision(draft, "--draft-precision", "weights of the draft model (default: the device's)")
+    options.add_retrieval_options(draft)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 BENCH_OPTIONS = (
-    "model", "draft", "methods", "device", "precision", "draft_precision", "exact", "threads",
-    "max_new_tokens", "per_category", "categories", "runs", "trust_remote_code",
+    "model", "draft", "methods", "device", "precision", "draft_precision", "history", "datastore", "exact",
+    "threads",     "max_new_tokens", "per_category", "categories", "runs", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     draft = parser.add_argument_group("drafting")
     add_draft_options(draft)
+    add_retrieval_options(draft)
     add = _adder(draft)
     add(
         "--policy",
@@ -93,10 +94,24 @@ def add_draft_options(parser: argparse._ActionsContainer) -> None:
     add = _adder(parser)
     add(
         "--draft", metavar="DRAFT",
-        help="auto, none, ngram (repeats what the text said before), a model as for --model, "
-        "or 'ngram|MODEL': whichever pays better (default: auto)",
+        help="auto, none, ngram (repeats what the text said before), suffix (what most often followed, here "
+        "and in earlier texts), a model as for --model, or several like 'suffix|MODEL': whichever pays "
+        "better (default: auto)",
     )  # fmt: skip
     add_precision(parser, "--draft-precision", "weights of the draft model (default: the device's)")
+
+
+def add_retrieval_options(parser: argparse._ActionsContainer) -> None:
+    """What the drafter suffix looks into beside the text itself."""
+    add = _adder(parser)
+    add(
+        "--history", metavar="DIR",
+        help="where --draft suffix keeps what was written, for later runs; delete it as you like",
+    )  # fmt: skip
+    add(
+        "--datastore", metavar="DIR",
+        help="your own files for --draft suffix, from `specport datastore build`",
+    )  # fmt: skip
 
 
 def add_pair_options(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +179,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
 PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
 LOAD_OPTIONS = (
     "draft", "device", "precision", "exact", "policy", "num_draft_tokens", "branches", "acceptance",
+    "history", "datastore",
     "draft_precision", "threads", "max_context", "trust_remote_code",
 )  # fmt: skip
 GENERATION_OPTIONS = (
