@@ -28,6 +28,7 @@ def load(
     *,
     draft: str = "auto",
     device: str = "auto",
+    draft_device: str | None = None,
     precision: str | None = None,
     draft_precision: str | None = None,
     exact: bool = True,
@@ -50,6 +51,7 @@ def load(
                (whichever pays better), or "auto": n-grams, and the bundle that `specport quantize` built for
                this model, if it did.
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
+    draft_device: where a draft model runs; None = where the target does.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
                "bf16" or "fp16" on torch (see `specport.models.precision`); None = the profile's choice.
     exact:     the text equals plain decoding token for token. False: faster attention over long
@@ -69,6 +71,11 @@ def load(
     folders = Folders(history, datastore)
     folders.check(parts)
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress)
+    beside = loader
+    if draft_device is not None:
+        if not models_in(parts) and draft != "auto":
+            raise InvalidInput("there is no draft model for a draft device", "name one with --draft")
+        beside = Loader.on(draft_device, threads, max_context, trust_remote_code, progress)
     profile = loader.profile
     if policy is None and num_draft_tokens is None:
         num_draft_tokens = profile.num_draft_tokens
@@ -80,17 +87,18 @@ def load(
         parts = [*parts, f"model:{bundle}"]
     tokenizer = load_tokenizer(files.folder)
     notes = [*target.notes]
-    if device != "auto" and (note := profile.mismatch(cpu_name())):
-        notes.append(note)
+    for name, used in ((device, loader), (draft_device, beside)):
+        if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
+            notes.append(note)
 
     def load_draft(spec: str) -> DraftModel:
         nonlocal drafting
-        draft_files, found = loader.draft(spec, draft_precision, files, target)
+        draft_files, found = beside.draft(spec, draft_precision, files, target)
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
             drafting = replace(drafting, classifier=loader.classifier(target, draft_files))
         notes.extend(found.notes)
         draft_tokenizer = load_tokenizer(draft_files.folder)
-        costs = loader.costs(found)
+        costs = beside.costs(found)
         return DraftModel(found.model, draft_tokenizer, draft_files.name, costs, found.head_tokens)
 
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_model import ToyModel
 
+import specport
 from specport import exact
+from specport.core.acceptance import rule_for
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
 from specport.core.ports import Row
@@ -373,6 +376,35 @@ def test_the_cli_runs_it(folders: dict[str, Path], capsys: pytest.CaptureFixture
     second = capsys.readouterr()
     assert json.loads(first)["token_ids"] == json.loads(second.out)["token_ids"]
     assert "emulated" in second.out
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_a_draft_may_run_in_another_library(rule: str, folders: dict[str, Path]) -> None:
+    """The target's logits are numpy's, the draft's are torch's."""
+    draft = model_on(folders["llama"], role="draft")
+    texts = []
+    for drafter in (None, ModelDrafter(draft, 11)):
+        target = ToyModel(max_context=256)
+        engine = Engine(target, drafter)
+        params = SamplingParams(temperature=1.0, seed=3)
+        generation = Generation([1, 2], engine.open(), params, Fixed(3), 40, rule=rule_for(params, rule))
+        for _ in engine.run([generation]):
+            pass
+        texts.append(generation.tokens)
+        assert all(0 <= token < 11 for token in generation.tokens)
+    assert all(len(text) == 42 for text in texts)
+
+
+def test_a_draft_device_needs_a_draft(folders: dict[str, Path]) -> None:
+    with pytest.raises(InvalidInput, match="no draft model"):
+        specport.load(str(folders["llama"]), draft="ngram", device="torch-cpu", draft_device="torch-cpu")
+    pipeline = specport.load(
+        str(folders["llama"]), draft=str(folders["qwen2"]), device="gaudi-emulated", draft_device="torch-cpu",
+        draft_precision="fp32",
+    )  # fmt: skip
+    plain = specport.load(str(folders["llama"]), draft="none", device="gaudi-emulated")
+    texts = [p.generate("hello world", max_new_tokens=20).token_ids for p in (pipeline, plain)]
+    assert texts[0] == texts[1]
 
 
 def test_a_backend_is_found_by_its_profile() -> None:

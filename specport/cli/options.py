@@ -44,6 +44,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     draft = parser.add_argument_group("drafting")
     add_draft_options(draft)
+    _adder(draft)(
+        "--draft-device", metavar="DEVICE", help="where the draft model runs (default: where the target does)"
+    )
     add_retrieval_options(draft)
     add = _adder(draft)
     add(
@@ -178,9 +181,8 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
 LOAD_OPTIONS = (
-    "draft", "device", "precision", "exact", "policy", "num_draft_tokens", "branches", "acceptance",
-    "history", "datastore",
-    "draft_precision", "threads", "max_context", "trust_remote_code",
+    "draft", "device", "draft_device", "precision", "draft_precision", "exact", "policy", "num_draft_tokens",
+    "branches", "acceptance", "history", "datastore", "threads", "max_context", "trust_remote_code",
 )  # fmt: skip
 GENERATION_OPTIONS = (
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace, device, is_numpy_array
 
 from specport.core.sampling import Array, Prefix, Sampler, SamplingParams, to_host
 from specport.core.tree import TokenTree
@@ -224,10 +224,19 @@ def _excess(p: Array, q: Array | None, token: int) -> Array:
     xp = array_namespace(p)
     if q is None:
         return _zeroed(p, token)
+    q = _beside(q, p)
     shared = min(p.shape[0], q.shape[0])
     excess = p[:shared] - q[:shared]
     excess = xp.where(excess > 0, excess, 0.0)
     return excess if shared == p.shape[0] else xp.concat([excess, p[shared:]])
+
+
+def _beside(q: Array, p: Array) -> Array:
+    """q where p is: a draft may run on another device, in another array library."""
+    if type(q) is type(p) and device(q) == device(p):
+        return q
+    host = to_host(q)
+    return host if is_numpy_array(p) else array_namespace(p).asarray(host, device=device(p))
 
 
 def _normalised(excess: Array, fallback: Array) -> Array:
