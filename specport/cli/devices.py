@@ -42,19 +42,20 @@ def run(args: argparse.Namespace) -> int:
         devices = [{"description": p.description, **asdict(s)} for s, p in zip(found, profiles, strict=True)]
         terminal.write(json.dumps({**machine, "devices": devices}, indent=2) + "\n")
         return 0
+    width = max(len(profile.name) for profile in profiles)
     for status, profile in zip(found, profiles, strict=True):
         mark = f"{'available' if status.available else 'not here':9}"
         if terminal.coloured(sys.stdout):
             mark = terminal.paint(mark, GREEN if status.available else YELLOW)
         auto = "  <- auto" if status.profile == chosen and status.available else ""
-        terminal.write(f"{mark}  {status.profile:15} {profile.description}{auto}\n")
+        terminal.write(f"{mark}  {status.profile:{width}} {profile.description}{auto}\n")
         for line in (
             status.facts.get("name"),
             status.reason,
             status.remedy and f"to mend it: {status.remedy}",
         ):
             if line:
-                terminal.write(f"{'':26} {line}\n")
+                terminal.write(f"{'':{width + 11}} {line}\n")
     instructions = ", ".join(sorted(cpu_flags())) or "instruction sets unknown"
     terminal.write(f"\n{machine['cpu']}, {machine['cores']} cores; {instructions}\n")
     terminal.write(", ".join(f"{name} {number}" for name, number in versions.items()) + "\n")
