@@ -24,7 +24,7 @@ cost_source = "estimate"
 
 def test_every_device_has_a_profile() -> None:
     names = {profile.name for profile in list_profiles()}
-    openvino = {"xeon", "core-ultra-cpu", "core-ultra-gpu", "core-ultra-npu"}
+    openvino = {"xeon", "core-ultra-cpu", "core-ultra-gpu", "core-ultra-npu", "core-ultra-npu-emulated"}
     assert names == openvino | {"torch-cpu", "cuda", "gaudi", "gaudi-emulated"}
     for profile in list_profiles():
         assert profile == load_profile(profile.name)

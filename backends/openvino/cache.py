@@ -95,7 +95,7 @@ class BlockCache:
             element = ports[0].get_element_type()
             # numpy has no bfloat16: rows are only ever copied, so their bytes will do.
             dtype = np.dtype(f"u{element.size}")
-            array = _aligned((len(ports), num_blocks, *shape), dtype)
+            array = aligned((len(ports), num_blocks, *shape), dtype)
             if self._num_blocks:
                 array[:, : self._num_blocks] = self._arrays[i]
             for layer, port in enumerate(ports):
@@ -108,7 +108,7 @@ class BlockCache:
         self._num_blocks = num_blocks
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+def aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
     """Zeroed array that starts on an _ALIGNMENT boundary."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)

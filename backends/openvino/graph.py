@@ -49,7 +49,7 @@ def to_paged(
     head_tokens:   token ids that the head keeps, in this order; None keeps all. Column j of the
                    logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856).
     """
-    hidden = {layer: _layer_output(model, layer) for layer in hidden_layers}
+    hidden = {layer: layer_output(model, layer) for layer in hidden_layers}
     head = _head(model)
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
@@ -61,9 +61,9 @@ def to_paged(
     except RuntimeError as error:
         raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
     # After the transformation the tokens of all sequences lie along axis 0.
-    head.input(0).replace_source_output(_rows(head.input_value(0), indices))
+    head.input(0).replace_source_output(gather(head.input_value(0), indices))
     for layer, output in hidden.items():
-        rows = _rows(output, indices)
+        rows = gather(output, indices)
         rows.set_names({f"hidden.{layer}"})
         model.add_outputs([rows])
     model.validate_nodes_and_infer_types()
@@ -75,10 +75,10 @@ def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> N
     head = _head(model)
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
-    head.input(0).replace_source_output(_rows(head.input_value(0), rows, axis=1))
+    head.input(0).replace_source_output(gather(head.input_value(0), rows, axis=1))
 
 
-def _rows(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
+def gather(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
     return ops.gather(source, indices, ops.constant(np.int64(axis))).output(0)
 
 
@@ -93,7 +93,7 @@ def _head(model: ov.Model) -> ov.Node:
     return node
 
 
-def _layer_output(model: ov.Model, layer: int) -> ov.Output:
+def layer_output(model: ov.Model, layer: int) -> ov.Output:
     name = f"layers.{layer}/aten::add/Add_1"
     for node in model.get_ops():
         if node.get_friendly_name().endswith(name):

@@ -1,4 +1,7 @@
-"""Loads an IR folder on a device: properties, compilation, and the check that exact is exact."""
+"""Loads an IR folder on a device: properties, compilation, and the check that exact is exact.
+
+A profile with step widths gets the model of fixed shapes (`static_model.py`), any other the paged one.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ import numpy as np
 import openvino as ov
 from specport.backends.openvino import graph
 from specport.backends.openvino.model import PagedModel
+from specport.backends.openvino.static_graph import to_static
+from specport.backends.openvino.static_model import StaticModel
+from specport.backends.openvino.static_runner import StaticRunner
 
 from specport import exact
 from specport.errors import DeviceError, ModelError
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 _DEFAULT_CONTEXT = 2048  # for a config.json that names no limit
+_STATIC_CONTEXT = 1024  # with fixed shapes every step pays for the whole context, full or not
+_NARROWEST = 2  # a lone token takes another attention kernel, which on the CPU is wrong in bf16 (2026.4)
+_DECODE = 64  # wider steps are for prompts
+_ALIGNMENT = 64  # the rows of a static cache are a multiple
 
 
 def load(files: ModelFiles, options: LoadOptions) -> Loaded:
@@ -33,37 +43,65 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     kernels turn out to round differently for different splits, it is loaded again in full f32.
     """
     profile = options.profile
-    if files.precision == "fp32":  # whoever asks for these weights wants the arithmetic as well
-        profile = replace(profile, **dict.fromkeys(("exact", "fast", "draft"), profile.fallback))
+    notes = _notes(files, options)
+    if files.precision == "fp32" and profile.fallback:
+        # Whoever asks for these weights wants the arithmetic as well.
+        f32 = profile.fallback
+        profile = replace(profile, exact=f32, fast=f32, draft=f32)
     if options.role == "draft":
         # Padded like an exact target, though nothing depends on its rounding: one or two new tokens
         # are then the same shape, and a change of shape costs more than the second token.
         model = _compile(files, options, profile.draft, exact_mode=True)
         key = _key(files, options, profile.draft, padded=True)
-        return Loaded(model, key=key, head_tokens=options.head_tokens)
+        return Loaded(model, notes, key, options.head_tokens)
     if not options.exact:
         model = _compile(files, options, profile.fast, exact_mode=False)
         key = _key(files, options, profile.fast, padded=False)
-        return Loaded(model, key=key, head_tokens=options.head_tokens)
+        return Loaded(model, notes, key, options.head_tokens)
     model = _compile(files, options, profile.exact, exact_mode=True)
     key = _key(files, options, profile.exact, padded=True)
     if _checked(model, key):
-        return Loaded(model, key=key, head_tokens=options.head_tokens)
+        return Loaded(model, notes, key, options.head_tokens)
     del model  # before the next one is compiled: two copies of a large model need not fit
-    model = _compile(files, options, profile.fallback, exact_mode=True)
-    key = _key(files, options, profile.fallback, padded=True)
-    if _checked(model, key):
-        note = "exact mode runs in f32 here: the default kernels are not split-invariant"
-        return Loaded(model, (note,), key, options.head_tokens)
+    if profile.fallback:
+        model = _compile(files, options, profile.fallback, exact_mode=True)
+        key = _key(files, options, profile.fallback, padded=True)
+        if _checked(model, key):
+            note = "exact mode runs in f32 here: the default kernels are not split-invariant"
+            return Loaded(model, (*notes, note), key, options.head_tokens)
     raise DeviceError(
-        "no exact mode on this device: logits depend on how tokens are split over steps, even in f32",
+        "no exact mode on this device: logits depend on how tokens are split over steps"
+        + (", even in f32" if profile.fallback else ""),
         "use --fast",
     )
 
 
+def _notes(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
+    """What the user should know of the target's device; a draft on it has nothing to add."""
+    if options.role == "draft":
+        return ()
+    profile, notes = options.profile, []
+    if profile.emulated:
+        notes.append(f"{profile.name} is emulated: nothing about its speed is true of the hardware")
+    if profile.buckets and options.max_context is None and _limit(files, None) > _STATIC_CONTEXT:
+        notes.append(
+            f"the context is {_STATIC_CONTEXT} tokens on {profile.name}, where each step pays for all of it: "
+            "--max-context sets another length"
+        )
+    if options.threads is not None and not _has_threads(options):
+        notes.append(f"{profile.device} takes no number of threads: --threads is left out")
+    return tuple(notes)
+
+
+def _has_threads(options: LoadOptions) -> bool:
+    return options.profile.device == "CPU" or options.profile.emulated
+
+
 def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, padded: bool) -> str:
     """Everything that decides which kernels run: what was found out about them is kept under it."""
-    device = options.profile.device
+    profile = options.profile
+    device = "CPU" if profile.emulated else profile.device
+    static = {"buckets": profile.buckets, "context": options.max_context} if profile.buckets else {}
     facts: dict[str, Any] = {
         "runtime": ov.get_version(),
         "processor": ov.Core().get_property(device, "FULL_DEVICE_NAME"),
@@ -72,13 +110,14 @@ def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any],
         "head": options.head_tokens and zlib.crc32(np.asarray(options.head_tokens, np.int64).tobytes()),
         "hidden": options.hidden_layers,
         "padded": padded,
+        **static,
         **properties,
     }
     text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _checked(model: PagedModel, key: str) -> bool:
+def _checked(model: PagedModel | StaticModel, key: str) -> bool:
     answers = exact.Answers(cache_root() / "exact.json")
     answer = answers.get(key)
     if answer is None:
@@ -89,23 +128,59 @@ def _checked(model: PagedModel, key: str) -> bool:
 
 def _compile(
     files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, exact_mode: bool
-) -> PagedModel:
-    config = read_json(files.folder / "config.json")
-    limit = _context_limit(config)
-    if options.max_context is not None:
-        limit = min(limit, options.max_context)
+) -> PagedModel | StaticModel:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
-    if options.threads is not None:
+    if options.threads is not None and _has_threads(options):
         settings["INFERENCE_NUM_THREADS"] = options.threads
-    paged = graph.to_paged(graph.read_model(files.folder), options.hidden_layers, options.head_tokens)
+    model = graph.read_model(files.folder)
+    if options.profile.buckets:
+        return _static(model, files, options, settings, exact_mode=exact_mode)
+    limit = _limit(files, options.max_context)
+    paged = graph.to_paged(model, options.hidden_layers, options.head_tokens)
+    compiled = _on_device(paged, files, options, settings)
+    return PagedModel(compiled, max_context=limit, exact=exact_mode, hidden_layers=options.hidden_layers)
+
+
+def _static(
+    model: ov.Model, files: ModelFiles, options: LoadOptions, settings: dict[str, Any], *, exact_mode: bool
+) -> StaticModel:
+    """The model at each width. An exact target decodes at one only, since widths may round differently."""
+    widths = sorted({max(width, _NARROWEST) for width in options.profile.buckets})
+    decode = [width for width in widths if width <= _DECODE] or widths[:1]
+    one_width = exact_mode and options.role == "target"
+    limit = _limit(files, options.max_context or _STATIC_CONTEXT)
+    capacity = -(-(limit + widths[-1]) // _ALIGNMENT) * _ALIGNMENT
+    static = to_static(model, capacity, options.hidden_layers, options.head_tokens)
+
+    def runner(width: int, num_rows: int) -> StaticRunner:
+        compiled = _on_device(static.fixed(width, num_rows), files, options, settings)
+        return StaticRunner(compiled, static.masks, options.hidden_layers)
+
+    decoders = [runner(width, width) for width in (decode[-1:] if one_width else decode)]
+    return StaticModel(
+        decoders,
+        runner(widths[-1], 1) if widths[-1] > decode[-1] else decoders[-1],
+        max_context=limit,
+        exact=one_width,
+        hidden_layers=options.hidden_layers,
+    )
+
+
+def _on_device(
+    model: ov.Model, files: ModelFiles, options: LoadOptions, settings: Mapping[str, Any]
+) -> ov.CompiledModel:
     try:
-        compiled = ov.Core().compile_model(paged, options.profile.device, settings)
+        return ov.Core().compile_model(model, options.profile.device, settings)
     except RuntimeError as error:
         raise DeviceError(
             f"OpenVINO cannot load {files.name} on {options.profile.device}: {graph.first_line(error)}",
             "see: specport devices",
         ) from error
-    return PagedModel(compiled, max_context=limit, exact=exact_mode, hidden_layers=options.hidden_layers)
+
+
+def _limit(files: ModelFiles, most: int | None) -> int:
+    limit = _context_limit(read_json(files.folder / "config.json"))
+    return limit if most is None else min(limit, most)
 
 
 def _context_limit(config: Mapping[str, Any]) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from specport.backends.openvino.drivers import missing
 
 from specport.profiles import Profile
 from specport.registry import DeviceStatus
 
+if TYPE_CHECKING:
+    import openvino as ov
+
 INSTALL = "pip install 'specport[openvino]'"
-# The runtime lists a device only when its driver answers.
-_REMEDIES = {
-    "CPU": "OpenVINO's CPU plugin runs on x86-64 and Arm64 processors",
-    "GPU": "install the Intel GPU driver (Linux: intel-opencl-icd, and add yourself to the group render)",
-    "NPU": "install the Intel NPU driver (Linux: intel-driver-compiler-npu and intel-level-zero-npu, "
-    "and add yourself to the group render, which owns /dev/accel/accel0)",
-}
-# Devices that are found but that this version cannot decode on yet.
-_LATER = {"NPU": "decoding on the NPU needs static shapes, which this version does not have yet"}
+_EMULATION = "no NPU is used: OpenVINO's NPU pipeline (NPUW) prepares the model for one and the CPU runs it"
 
 
 def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
@@ -30,21 +28,32 @@ def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
     except Exception as error:  # not installed, or installed and broken: both are said, not raised
         reason = f"OpenVINO cannot be imported: {error}"
         return [DeviceStatus(p.name, "openvino", p.device, False, reason, INSTALL) for p in profiles]
-    statuses = []
-    for profile in profiles:
-        device = profile.device
-        kind = device.split(".")[0]
-        if not any(name == device or name.split(".")[0] == device for name in found):
-            reason = f"OpenVINO finds no {kind} here"
-            remedy = _REMEDIES.get(kind, "")
-            statuses.append(DeviceStatus(profile.name, "openvino", device, False, reason, remedy))
-            continue
-        facts = {
-            "runtime": f"OpenVINO {version}",
-            "name": str(core.get_property(device, "FULL_DEVICE_NAME")),
-            "capabilities": ", ".join(core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
-        }
-        reason = _LATER.get(kind, "")
-        remedy = "use --device core-ultra-cpu" if reason else ""
-        statuses.append(DeviceStatus(profile.name, "openvino", device, not reason, reason, remedy, facts))
-    return statuses
+    return [_status(profile, core, found, version) for profile in profiles]
+
+
+def _status(profile: Profile, core: ov.Core, found: set[str], version: str) -> DeviceStatus:
+    device = "CPU" if profile.emulated else profile.device
+    if not any(name == device or name.split(".")[0] == device for name in found):
+        reason, remedy = missing(device.split(".")[0])
+        return DeviceStatus(profile.name, "openvino", profile.device, False, reason, remedy)
+    if profile.emulated and not _has_plugin(core, profile.device):
+        reason = f"this build of OpenVINO has no {profile.device} plugin to emulate"
+        return DeviceStatus(profile.name, "openvino", profile.device, False, reason, INSTALL)
+    name = str(core.get_property(device, "FULL_DEVICE_NAME"))
+    facts = {
+        "runtime": f"OpenVINO {version}",
+        "name": f"EMULATED on {name}" if profile.emulated else name,
+        "capabilities": ", ".join(core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
+    }
+    if profile.emulated:
+        facts["EMULATED"] = _EMULATION
+    return DeviceStatus(profile.name, "openvino", profile.device, True, facts=facts)
+
+
+def _has_plugin(core: ov.Core, device: str) -> bool:
+    """Whether the plugin can be asked: without a driver it still can."""
+    try:
+        core.get_property(device, "SUPPORTED_PROPERTIES")
+    except RuntimeError:
+        return False
+    return True
