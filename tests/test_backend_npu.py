@@ -309,7 +309,7 @@ def test_a_graph_of_another_form_is_one_line(folders: dict[str, Path]) -> None:
         to_static(model, 128)
 
 
-def test_devices_say_what_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_say_what_is_emulated() -> None:
     (status,) = registry.statuses([load_profile(DEVICE)])
     assert status.available and status.facts["name"].startswith("EMULATED on ")
     assert "no NPU is used" in status.facts["EMULATED"]

@@ -194,10 +194,10 @@ def _evaluated(model: ov.Model, mask: ov.Output, capacity: int) -> NDArray[np.ge
         else:
             values[name] = {"position_ids": ids, "attention_mask": np.ones_like(ids)}.get(name, ids * 0)
     compiled = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = np.array(compiled(values)[0])
+    found: NDArray[np.generic] = np.array(compiled(values)[0])
     if found.shape != (1, 1, capacity, capacity):
         raise ModelError(f"attention masks have the shape {found.shape}, which has no static form here")
-    return found[0, 0]
+    return found.reshape(capacity, capacity)
 
 
 def _parameter(model: ov.Model, name: str) -> ov.Node:
