@@ -1,6 +1,9 @@
 """Builds the drafter that a `--draft` expression names.
 
-none | auto | PART | PART|PART ...        PART: ngram, suffix or MODEL (as for --model, also model:MODEL)
+none | auto | PART | PART|PART ...
+
+PART: ngram, suffix, recycle, MODEL (as for --model, also model:MODEL), universal(MODEL) for a draft of
+another tokenizer, graft(MODEL) for a draft's tree with retrieved nodes.
 
 Under the policy "planned" the parts are what the planner chooses from; under any other, the first that
 has something to propose wins.
@@ -13,17 +16,22 @@ from dataclasses import dataclass
 
 from specport.core.costs import StepCosts
 from specport.core.planner import UNKNOWN_COST, Planner, Source
-from specport.core.ports import Drafter, Model
+from specport.core.ports import Drafter, Model, PlannedDrafter
 from specport.drafters.cascade import Cascade
+from specport.drafters.graft import VARIANTS, GraftDrafter
 from specport.drafters.history import History
+from specport.drafters.levels import ModelLevels
 from specport.drafters.model import ModelDrafter
 from specport.drafters.ngram import NgramDrafter
+from specport.drafters.recycle import RecycleDrafter
 from specport.drafters.suffix import SuffixDrafter
 from specport.drafters.suffix_index import SuffixIndex
+from specport.drafters.universal import UniversalDrafter
 from specport.errors import InvalidInput, ModelError
 from specport.models.tokenizer import Tokenizer
 
-NGRAM, SUFFIX = "ngram", "suffix"  # drafters without a model
+NGRAM, SUFFIX, RECYCLE = WITHOUT_MODEL = ("ngram", "suffix", "recycle")
+MODEL, UNIVERSAL, GRAFT = WITH_MODEL = ("model", "universal", "graft")
 STRONG_MATCH = 3  # matched tokens behind which an n-gram is trusted more than a model
 # Path probability down to which suffixes are drafted: alone as SuffixDecoding does, before a model only what
 # that would hardly guess better, and for a planner all that could pay on any device.
@@ -53,25 +61,40 @@ class Retrieval:
 
 
 def parse(expression: str) -> list[str]:
-    """The parts of an expression, first to last: "ngram", "suffix" or "model:SPEC". Empty for "none".
+    """The parts of an expression, first to last: one of WITHOUT_MODEL, or "KIND:SPEC" with one of WITH_MODEL.
 
-    Raises InvalidInput for an empty part, or for auto and none inside a longer expression.
+    Empty for "none". Raises InvalidInput for an empty part, or for auto and none inside a longer expression.
     """
     if expression == "none":
         return []
     parts = [part.strip() for part in (AUTO if expression == "auto" else expression).split("|")]
-    for part in parts:
-        if not part or part in ("auto", "none", "model:"):
-            raise InvalidInput(
-                f"cannot read the draft expression {expression!r}",
-                "use none, auto, ngram, suffix, a model, or several of them like 'suffix|MODEL'",
-            )
-    return [p if p in (NGRAM, SUFFIX) or p.startswith("model:") else f"model:{p}" for p in parts]
+    try:
+        return [_part(part) for part in parts]
+    except ValueError as error:
+        raise InvalidInput(
+            f"cannot read the draft expression {expression!r}",
+            "use none, auto, ngram, suffix, recycle, a model, universal(MODEL), graft(MODEL), or several of "
+            "them like 'suffix|MODEL'",
+        ) from error
+
+
+def _part(text: str) -> str:
+    if text in WITHOUT_MODEL:
+        return text
+    kind, bracket, rest = text.partition("(")
+    if bracket and kind in WITH_MODEL and rest.endswith(")"):
+        text = rest[:-1].strip()
+    else:
+        kind = MODEL
+    spec = text.removeprefix("model:")
+    if not spec or spec in ("auto", "none", *WITHOUT_MODEL):
+        raise ValueError(f"{spec!r} is no model")
+    return f"{kind}:{spec}"
 
 
 def models_in(parts: list[str]) -> list[str]:
     """The models that these parts (see `parse`) name."""
-    return [part.removeprefix("model:") for part in parts if part.startswith("model:")]
+    return [part.partition(":")[2] for part in parts if part not in WITHOUT_MODEL]
 
 
 def build(
@@ -89,25 +112,26 @@ def build(
     costs: of the target's steps.
     Raises ModelError when a draft speaks another tokenizer than the target.
     """
+    tree = target.capabilities.tree
     sources: list[Source] = []
     for i, part in enumerate(parts):
-        if part in (NGRAM, SUFFIX):
-            model_follows = any(other.startswith("model:") for other in parts[i:])
-            if part == NGRAM:
-                sources.append(Source(_ngram(planned, model_follows)))
+        model_follows = bool(models_in(parts[i:]))
+        if part == NGRAM:
+            sources.append(Source(_ngram(planned, model_follows)))
+        elif part == SUFFIX:
+            sources.append(Source(_suffix(planned, model_follows, tree, retrieval)))
+        elif part == RECYCLE:
+            sources.append(Source(RecycleDrafter(target.vocab_size, branching=planned and tree)))
+        else:
+            kind, _, spec = part.partition(":")
+            draft = load_draft(spec)
+            window = reading_window(costs, draft.costs)
+            if kind == GRAFT:
+                # A round costs no multiple of a draft step: the planner must not learn the step from it.
+                drafter = _graft(draft, target, window, planned and tree, tokenizer)
+                sources.append(Source(drafter, draft.costs.fixed()))
             else:
-                tree = target.capabilities.tree
-                sources.append(Source(_suffix(planned, model_follows, tree, retrieval)))
-            continue
-        draft = load_draft(part.removeprefix("model:"))
-        if wrong := draft.tokenizer.mismatch(tokenizer):
-            raise ModelError(
-                f"the draft {draft.name} has another tokenizer than the target: {wrong}",
-                "choose a draft of the target's own family, or --draft ngram",
-            )
-        window = reading_window(costs, draft.costs)
-        model = ModelDrafter(draft.model, target.vocab_size, draft.token_map, window=window)
-        sources.append(Source(model, draft.costs))
+                sources.append(Source(_model(kind, draft, target, window, tokenizer), draft.costs))
     if not sources:
         return None
     if planned:
@@ -141,3 +165,33 @@ def _suffix(planned: bool, model_follows: bool, tree: bool, among: Retrieval) ->
     if planned:
         return SuffixDrafter(*texts, tokens_per_match=None, least=LEAST_PLANNED, branching=tree)
     return SuffixDrafter(*texts, least=LEAST_BEFORE_MODEL if model_follows else LEAST_ALONE)
+
+
+def _model(kind: str, draft: DraftModel, target: Model, window: int, tokenizer: Tokenizer) -> PlannedDrafter:
+    if kind == UNIVERSAL and draft.tokenizer.mismatch(tokenizer):
+        return UniversalDrafter(
+            draft.model, target.vocab_size, tokenizer, draft.tokenizer, draft.token_map, window=window
+        )
+    _check_tokenizer(draft, tokenizer)
+    return ModelDrafter(draft.model, target.vocab_size, draft.token_map, window=window)
+
+
+def _graft(
+    draft: DraftModel, target: Model, window: int, branching: bool, tokenizer: Tokenizer
+) -> GraftDrafter:
+    """Sure matches in the text itself are grafted first, then successors of what the target verified."""
+    _check_tokenizer(draft, tokenizer)
+    levels = ModelLevels(draft.model, target.vocab_size, draft.token_map, window=window)
+    retrieved = [
+        SuffixDrafter(least=LEAST_BEFORE_MODEL),
+        RecycleDrafter(target.vocab_size, branching=branching),
+    ]
+    return GraftDrafter(levels, retrieved, VARIANTS["graft"], branching=branching)
+
+
+def _check_tokenizer(draft: DraftModel, tokenizer: Tokenizer) -> None:
+    if wrong := draft.tokenizer.mismatch(tokenizer):
+        raise ModelError(
+            f"the draft {draft.name} has another tokenizer than the target: {wrong}",
+            f"choose a draft of the target's own family, or --draft 'universal({draft.name})'",
+        )

@@ -82,6 +82,8 @@ def load(
     drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
     if drafting.policy == CLASSIFIER and not models_in(parts):
         raise InvalidInput("the policy classifier needs a draft model", "name one with --draft")
+    if drafting.policy == CLASSIFIER and any(part.startswith("graft:") for part in parts):
+        raise InvalidInput("the policy classifier cannot grow a graft", "choose another policy")
     files, target = loader.target(model, precision, exact)
     if draft == "auto" and (bundle := registered(files.fingerprint)):
         parts = [*parts, f"model:{bundle}"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from specport import exact
 from specport.core.ports import CacheHandle, Model, Row
 from specport.core.tree import TokenTree
 from specport.errors import ContextFull, DeviceError, ModelError

@@ -29,13 +29,20 @@ from specport.errors import InvalidInput, ModelError
         ("suffix", ["suffix"]),
         ("suffix|ngram", ["suffix", "ngram"]),
         ("suffix|org/name", ["suffix", "model:org/name"]),
+        ("recycle | graft( model:x )", ["recycle", "graft:x"]),
+        ("universal(org/name)", ["universal:org/name"]),
+        ("model(x)", ["model:x"]),
+        ("a(1)/model.gguf", ["model:a(1)/model.gguf"]),
     ],
 )
 def test_expressions(expression: str, parts: list[str]) -> None:
     assert parse(expression) == parts
 
 
-@pytest.mark.parametrize("expression", ["", "|", "ngram|", "|x", "auto|x", "x|none", "model:", "ngram||x"])
+@pytest.mark.parametrize(
+    "expression",
+    ["", "|", "ngram|", "|x", "auto|x", "x|none", "model:", "ngram||x", "graft()", "graft(ngram)"],
+)
 def test_unreadable_expressions(expression: str) -> None:
     with pytest.raises(InvalidInput, match="draft expression"):
         parse(expression)
@@ -58,7 +65,8 @@ def build_(parts: list[str], load: Callable[[str], DraftModel], planned: bool = 
 
 EXPRESSIONS = {
     "ngram": "ngram", "x": "model", "ngram|x": "ngram|model", "suffix": "suffix", "suffix|x": "suffix|model",
-    "suffix|ngram|x": "suffix|ngram|model",
+    "suffix|ngram|x": "suffix|ngram|model", "recycle": "recycle", "recycle|universal(x)": "recycle|model",
+    "graft(model:x)": "graft(model)", "suffix|graft(x)": "suffix|graft(model)",
 }  # fmt: skip
 
 

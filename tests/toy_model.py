@@ -87,7 +87,8 @@ class ToyModel:
     def step(self, rows: Sequence[Row]) -> StepOutput:
         assert rows and (len(rows) == 1 or self.capabilities.batch)
         assert len({id(row.handle) for row in rows}) == len(rows)
-        time.sleep(self._seconds)
+        if self._seconds:  # even a sleep of 0 gives the core away
+            time.sleep(self._seconds)
         logits, offsets = [], [0]
         for row in rows:
             tree, handle = row.tree, row.handle

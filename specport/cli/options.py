@@ -98,8 +98,9 @@ def add_draft_options(parser: argparse._ActionsContainer) -> None:
     add(
         "--draft", metavar="DRAFT",
         help="auto, none, ngram (repeats what the text said before), suffix (what most often followed, here "
-        "and in earlier texts), a model as for --model, or several like 'suffix|MODEL': whichever pays "
-        "better (default: auto)",
+        "and in earlier texts), recycle (what the target found likely before), a model as for --model, "
+        "universal(MODEL) for one of another tokenizer, graft(MODEL), or several like 'suffix|MODEL': "
+        "whichever pays better (default: auto)",
     )  # fmt: skip
     add_precision(parser, "--draft-precision", "weights of the draft model (default: the device's)")
 

@@ -26,8 +26,10 @@ from specport.core.ports import (
     Plan,
     Policy,
     Row,
+    top_k_of,
 )
 from specport.core.sampling import Sampler, SamplingParams
+from specport.core.topk import largest
 from specport.core.tree import TokenTree
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -182,6 +184,7 @@ class Engine:
         commits = []
         total = sum(len(row.tree) for row in rows)
         outcomes = []
+        top_k = top_k_of(self.drafter)
         for i, (g, row, tree, plan) in enumerate(zip(group, rows, trees, plans, strict=True)):
             logits = output.logits[output.offsets[i] : output.offsets[i + 1], :]
             if g.prefilling:
@@ -192,7 +195,10 @@ class Engine:
             context = g.handle.length
             commit, path = self._accept(g, tree, logits)
             commits.append(commit)
-            outcome = Outcome(g.key, tree, path, plan, output.seconds, context, total - len(row.tree))
+            outcome = Outcome(
+                g.key, tree, path, plan, output.seconds, context, total - len(row.tree),
+                root=row.tree.tokens[0], top=largest(logits, top_k) if top_k else None,
+            )  # fmt: skip
             outcomes.append(outcome)
             g.metrics.record(outcome)
             if len(tree):

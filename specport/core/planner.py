@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from specport.core.costs import MAX_WIDTH, StepCosts
 from specport.core.estimates import Acceptance, Local
-from specport.core.ports import Capabilities, Drafted, DraftRequest, Outcome, Plan, PlannedDrafter
+from specport.core.ports import Capabilities, Drafted, DraftRequest, Outcome, Plan, PlannedDrafter, top_k_of
 from specport.core.pricing import Candidate, Curve, best_cut, row_widths
 from specport.core.tree import TokenTree
 
@@ -117,6 +117,7 @@ class Planner:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = "|".join(dict.fromkeys(source.drafter.name for source in sources))
+        self.top_k = top_k_of(*(source.drafter for source in sources))
         self._sources = list(sources)
         self._costs = costs
         self._forked = capabilities.forked_trees

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specport.core.tree import TokenTree
 
 if TYPE_CHECKING:  # the sampler itself needs nothing of the ports
@@ -188,7 +191,11 @@ class DraftRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one proposed tree: fed to drafters and policies after every verify step."""
+    """What became of one proposed tree: fed to drafters and policies after every verify step.
+
+    top: [n + 1, k] the target's likeliest successors, likeliest first, of the root token and of every
+         node, accepted or not. None unless the drafter asks for them (see `top_k_of`).
+    """
 
     key: int
     tree: TokenTree
@@ -197,6 +204,8 @@ class Outcome:
     verify_s: float = 0.0  # seconds in the target's inference call; shared by the rows of a batch
     context: int = 0  # tokens in the cache before the step
     num_other_tokens: int = 0  # new tokens of the step's other rows
+    root: int = -1  # the root token
+    top: NDArray[np.int64] | None = field(default=None, compare=False)  # arrays have no plain ==
 
     @property
     def num_accepted_tokens(self) -> int:
@@ -218,6 +227,14 @@ class Drafter(Protocol):
     def forget(self, key: int) -> None:
         """The sequence has ended: free what is held for it."""
         ...
+
+
+def top_k_of(*drafters: object) -> int:
+    """How many columns of `Outcome.top` these want: the most that any has as its attribute `top_k`.
+
+    A drafter that learns from the target's logits has one, and so has one that holds such drafters.
+    """
+    return max((getattr(drafter, "top_k", 0) for drafter in drafters), default=0)
 
 
 class PlannedDrafter(Drafter, Protocol):

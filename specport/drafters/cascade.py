@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specport.core.ports import Drafter, DraftRequest, Outcome
+from specport.core.ports import Drafter, DraftRequest, Outcome, top_k_of
 from specport.core.tree import TokenTree
 
 
@@ -13,6 +13,7 @@ class Cascade:
 
     def __init__(self, *drafters: Drafter) -> None:
         self._drafters = drafters
+        self.top_k = top_k_of(*drafters)
 
     @property
     def name(self) -> str:

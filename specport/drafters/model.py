@@ -114,6 +114,16 @@ class ModelDrafter:
         if state:
             self._model.close(state.handle)
 
+    def rewind(self, key: int, length: int) -> None:
+        """Only the context's first `length` tokens are still what they were at the last proposal."""
+        state = self._states.get(key)
+        if state is None or length >= state.base:
+            return
+        if length <= state.start:
+            self.forget(key)
+        else:
+            state.base, state.ahead = length, []
+
     def _state(self, key: int) -> _State:
         if key not in self._states:
             self._states[key] = _State(self._model.open())

@@ -74,12 +74,21 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def bos(self) -> int | None:
+        """The BOS id that `encode` puts in front of a text, or None."""
+        return self._bos
+
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Ids of plain text, with the BOS or EOS that the model's own convention adds; never two BOS.
 
         With `parse_special=False`, text that looks like a control token is just text.
         """
         return self._encode(text, True, parse_special)
+
+    def encode_part(self, text: str) -> list[int]:
+        """Ids of a stretch of plain text: no BOS, no EOS, and what looks like a control token is text."""
+        return self._ids(text, False, False)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation of {"role", "content"} messages; ends where the answer starts."""
@@ -92,17 +101,21 @@ class Tokenizer:
         return self._template.render(messages, add_generation_prompt, **self._special_texts)
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        ids = self._ids(text, add_special, parse_special)
+        if self._bos is None:
+            return ids
+        if ids[:2] == [self._bos, self._bos]:
+            return ids[1:]
+        return ids if ids[:1] == [self._bos] else [self._bos, *ids]
+
+    def _ids(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         try:
             with self._lock:  # the switch below belongs to the backend, not to the call
                 self._backend.encode_special_tokens = not parse_special
                 ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidInput(f"the text cannot be encoded: {error}", "give valid Unicode text") from error
-        if self._bos is None:
-            return ids
-        if ids[:2] == [self._bos, self._bos]:
-            return ids[1:]
-        return ids if ids[:1] == [self._bos] else [self._bos, *ids]
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Exact text of `ids`, blanks as they are; bytes that are no UTF-8 become U+FFFD."""
@@ -128,7 +141,7 @@ class Tokenizer:
         return text.replace("▁", " ").encode("utf-8", errors="replace")
 
     @cached_property
-    def _table(self) -> dict[int, bytes]:
+    def table(self) -> Mapping[int, bytes]:
         """id -> bytes of the whole vocabulary."""
         table = {i: self._bytes(text) for text, i in self._vocab.items()}
         table.update((i, str(token.content).encode()) for i, token in self._added.items())
@@ -138,7 +151,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """SHA-256 over id -> bytes of every id. Equal: the ids of one model mean the same to the other."""
         digest = hashlib.sha256()
-        for i, data in sorted(self._table.items()):
+        for i, data in sorted(self.table.items()):
             digest.update(b"%d:%d:" % (i, len(data)) + data)
         return digest.hexdigest()
 
@@ -150,7 +163,7 @@ class Tokenizer:
         """
         if self.fingerprint == other.fingerprint:
             return None
-        mine, theirs = self._table, other._table
+        mine, theirs = self.table, other.table
         for i in sorted(mine.keys() | theirs.keys()):
             if i in mine and i in theirs:
                 if mine[i] != theirs[i]:
