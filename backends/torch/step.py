@@ -76,6 +76,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         # Any configuration may hold the word; only those that declare it have layers that slide.
         slides = "sliding_window" in signature(type(config).__init__).parameters
         self._window = (slides and config.sliding_window) or 0
+        self._groups = config.num_attention_heads // cache.shape.heads
         self._caught: dict[int, Tensor] = {}
         for layer in hidden_layers:
             model.get_decoder().layers[layer].register_forward_hook(self._catch(layer))
@@ -120,30 +121,40 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
             masks[SLIDING] = seen & (where[:, None, :] > positions[:, :, None] - self._window)
         dtype = self.cache.shape.dtype
         zero = torch.zeros((), dtype=dtype, device=positions.device)
-        added = {kind: torch.where(mask, zero, -torch.inf)[:, None] for kind, mask in masks.items()}
+        added = {kind: self._laid_out(torch.where(mask, zero, -torch.inf)) for kind, mask in masks.items()}
         if self._kinds:
             return {kind: added[kind] for kind in self._kinds}
         return added[SLIDING if self._window else FULL]
+
+    def _laid_out(self, mask: Tensor) -> Tensor:
+        """[slots, 1, rows, length] from [slots, new, length]: once for each query of a group, filled up."""
+        mask = mask.repeat(1, self._groups, 1)
+        count = mask.shape[1]
+        if mask.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
+            mask = torch.nn.functional.pad(mask, (0, 0, 0, missing))
+        return mask[:, None]
 
 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
     """Grouped-query attention without copying keys and values: the queries of a group become rows of one
-    head. query [slots, heads, new, width]; key, value [slots, kv heads, length, width]."""
+    head. query [slots, heads, new, width]; key, value [slots, kv heads, length, width]; attention_mask
+    [slots, 1, rows, length] as `StepModule` made it, with a row for each query of a group at least."""
     slots, heads, new, width = query.shape
     count = heads // key.shape[1] * new
     rows = query.reshape(slots, key.shape[1], count, width)
-    mask = attention_mask.repeat(1, 1, count // new, 1)
-    if query.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
+    if missing := attention_mask.shape[2] - count:
         rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-        mask = torch.nn.functional.pad(mask, (0, 0, 0, missing))
-    size = _MOST if query.device.type == "cpu" else rows.shape[2]
-    parts = [
-        torch.nn.functional.scaled_dot_product_attention(
-            part, key, value, attn_mask=seen, scale=options.get("scaling")
-        )
-        for part, seen in zip(rows.split(size, dim=2), mask.split(size, dim=2), strict=True)
-    ]
-    out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))[:, :, :count]
-    return out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2).contiguous(), None
+    scale, most = options.get("scaling"), _MOST
+    if count <= most or query.device.type != "cpu":
+        out = _attend(rows, key, value, attention_mask, scale=scale)
+    else:
+        pieces = zip(rows.split(most, dim=2), attention_mask.split(most, dim=2), strict=True)
+        out = torch.cat([_attend(part, key, value, seen, scale=scale) for part, seen in pieces], dim=2)
+    if missing:
+        out = out[:, :, :count]
+    return out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2), None
+
+
+_attend = torch.nn.functional.scaled_dot_product_attention
