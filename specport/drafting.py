@@ -182,7 +182,7 @@ def _graft(
     """Sure matches in the text itself are grafted first, then successors of what the target verified."""
     _check_tokenizer(draft, tokenizer)
     levels = ModelLevels(draft.model, target.vocab_size, draft.token_map, window=window)
-    retrieved = [
+    retrieved: list[PlannedDrafter] = [
         SuffixDrafter(least=LEAST_BEFORE_MODEL),
         RecycleDrafter(target.vocab_size, branching=branching),
     ]
