@@ -75,7 +75,7 @@ def test_a_draft_is_built_and_used(healed: Path, target: str) -> None:
     assert made.distilled["mlp_channels"] == [64, 128]
     assert made.provenance["versions"]["torch"]
     assert not healed.with_name("draft.partial").exists()
-    assert [*(cache.cache_root() / "text").glob("*/00000.npz")]
+    assert [*(cache.cache_root() / "text").glob("*/opened-00000.npz")]
     plain = specport.load(target, draft="none").generate("What is it?", max_new_tokens=24)
     for draft in (str(healed), "auto"):
         pipeline = specport.load(target, draft=draft)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -398,7 +399,8 @@ def test_a_device_that_runs_symmetric_weights_only_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
-    monkeypatch.setattr(loading, "backend_for", lambda profile: None)  # there is no NPU here
+    npu_backend = SimpleNamespace(weights="ir")  # there is no NPU here
+    monkeypatch.setattr(loading, "backend_for", lambda profile: npu_backend)
     monkeypatch.setattr(loading, "resolve", lambda spec, *, precision, **_: asked.append(precision))
     npu = Loader.on("core-ultra-npu")
     for text in ("int8", "int4", "int4:asym,group=128", "int8:activations"):

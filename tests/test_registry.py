@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,10 @@ from specport import registry
 from specport.cli import main
 from specport.errors import DeviceError
 from specport.profiles import list_profiles, load_profile
+
+torch_probe = importlib.import_module(
+    "specport.backends.torch.probe"
+)  # its package has a function of that name
 
 
 class Point:
@@ -61,9 +67,27 @@ def test_absent_hardware_is_a_reason_and_a_remedy() -> None:
         assert status.available or (status.reason and status.remedy)
 
 
-def test_torch_is_never_offered_before_it_can_decode() -> None:
-    torch = [p for p in list_profiles() if p.backend == "torch"]
-    assert torch and not any(status.available for status in registry.statuses(torch))
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_torch_is_offered_where_its_packages_are(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    profiles = [load_profile(name) for name in ("torch-cpu", "gaudi-emulated")]
+    monkeypatch.setattr(torch_probe, "version", lambda name: "1.0")
+    monkeypatch.setattr(torch_probe, "find_spec", lambda name: name)
+    assert all(status.available for status in registry.statuses(profiles))
+    monkeypatch.setattr(torch_probe, "find_spec", lambda name: None if name == missing else name)
+    for status in registry.statuses(profiles):
+        assert not status.available and missing in status.reason and "pip install" in status.remedy
+
+
+@pytest.mark.parametrize(("tool", "reason"), [(None, "no NVIDIA driver"), ("smi", "without CUDA")])
+def test_cuda_needs_a_driver_and_a_build(
+    tool: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_probe.shutil, "which", lambda name: tool)
+    monkeypatch.setattr(torch_probe, "Path", lambda path: SimpleNamespace(exists=lambda: False))
+    monkeypatch.setattr(torch_probe, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch_probe, "version", lambda name: "2.13.0+cpu")
+    (status,) = registry.statuses([load_profile("cuda")])
+    assert not status.available and reason in status.reason and status.remedy
 
 
 def test_probe_survives_a_missing_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
