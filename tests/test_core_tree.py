@@ -24,6 +24,14 @@ def test_depths_children_and_paths() -> None:
     assert len(TREE) == 5
 
 
+def test_only_paths_from_the_root_pass() -> None:
+    for path in ([], [0], [0, 2], [0, 4], [1, 3]):
+        assert TREE.checked_path(path) == path
+    for wrong in ([2], [0, 1], [2, 0], [0, 0], [5], [-1], [0, 2, 4]):
+        with pytest.raises(ValueError, match="no path of the last step's 5 nodes"):
+            TREE.checked_path(wrong)
+
+
 def test_ancestor_mask_agrees_with_paths() -> None:
     mask = TREE.ancestor_mask()
     for node in range(len(TREE)):

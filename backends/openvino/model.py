@@ -96,9 +96,7 @@ class PagedModel:
         self.cache.release(handle.table, length)
 
     def commit(self, handle: PagedSequence, kept: Sequence[int]) -> None:
-        path = list(kept)
-        if path and not (0 <= path[-1] < len(handle.pending) and path == handle.pending.path(path[-1])):
-            raise ValueError(f"{path} is no path of the last step's {len(handle.pending)} nodes")
+        path = handle.pending.checked_path(kept)
         if path:
             segment = next(s for s in handle.segments if path[-1] in s.nodes)
             if segment.table is not handle.table:

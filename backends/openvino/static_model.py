@@ -73,10 +73,7 @@ class StaticModel:
         handle.length, handle.pending = length, TokenTree()
 
     def commit(self, handle: StaticSequence, kept: Sequence[int]) -> None:
-        path = list(kept)
-        if path != list(range(len(path))) or len(path) > len(handle.pending):
-            raise ValueError(f"{path} is no path of the last step's {len(handle.pending)} nodes")
-        handle.length += len(path)
+        handle.length += len(handle.pending.checked_path(kept))  # its rows are where they belong
         handle.pending = TokenTree()
 
     def step(self, rows: Sequence[Row]) -> StepOutput:

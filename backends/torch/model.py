@@ -95,9 +95,7 @@ class SlotModel:
         handle.length, handle.pending = length, TokenTree()
 
     def commit(self, handle: SlotSequence, kept: Sequence[int]) -> None:
-        path = list(kept)
-        if path and not (0 <= path[-1] < len(handle.pending) and path == handle.pending.path(path[-1])):
-            raise ValueError(f"{path} is no path of the last step's {len(handle.pending)} nodes")
+        path = handle.pending.checked_path(kept)
         if path and path[-1] != len(path) - 1:
             # Padded to a width that is allowed; what is added stays where it is.
             rows = np.arange(self.widths.decoded(len(path)))

@@ -69,9 +69,7 @@ class NumpyModel:
         handle.length, handle.tree, handle.pending = length, TokenTree(), []
 
     def commit(self, handle: NumpySequence, kept: Sequence[int]) -> None:
-        path = list(kept)
-        if path and not (0 <= path[-1] < len(handle.tree) and path == handle.tree.path(path[-1])):
-            raise ValueError(f"{path} is no path of the last step's {len(handle.tree)} nodes")
+        path = handle.tree.checked_path(kept)
         end = handle.length + len(path)
         if end > len(handle.cache):
             more = np.zeros((min(self.max_context, 2 * end) - len(handle.cache), *self._row))

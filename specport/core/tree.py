@@ -84,6 +84,13 @@ class TokenTree:
         """Nodes from the root's child down to `node`; empty for -1."""
         return path_to(self.parents, node)
 
+    def checked_path(self, kept: Sequence[int]) -> list[int]:
+        """The nodes as a list; none is a path too. Raises ValueError where they are no root-to-node path."""
+        path = list(kept)
+        if path and not (0 <= path[-1] < len(self) and path == self.path(path[-1])):
+            raise ValueError(f"{path} is no path of the last step's {len(self)} nodes")
+        return path
+
     def ancestor_mask(self) -> NDArray[np.bool_]:
         """[n, n] mask: row i is True at i itself and at every ancestor of i."""
         n = len(self.tokens)
