@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from specport.core.ports import CacheHandle, Model, Row
 from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
+from specport.models.cache import cache_root
 
 CHECK = 2  # raise when the check or a model's layout changes: old answers are then asked anew
 _PAST, _NEW = 37, 11  # a part-filled second block of OpenVINO's cache, so that forks copy one
@@ -91,10 +92,20 @@ def _tree_path(model: Model, prompt: list[int], rest: list[int]) -> NDArray[np.f
     return np.concatenate(parts)
 
 
+def checked(model: Model, key: str, past: int = _PAST) -> bool:
+    """`is_invariant`, or what it found earlier under this key (`registry.settings_key`)."""
+    answers = Answers(cache_root() / "exact.json")
+    answer = answers.get(key)
+    if answer is None:
+        answer = is_invariant(model, past)
+        answers.put(key, answer)
+    return answer
+
+
 class Answers:
     """What earlier checks found, in one small file. A damaged file only costs a new check.
 
-    Keys name everything that decides which kernels run (`load._key`).
+    Keys name everything that decides which kernels run (`registry.settings_key`).
     """
 
     def __init__(self, path: Path) -> None:

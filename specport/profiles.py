@@ -66,6 +66,15 @@ class Profile:
     width_change: float = 0.0
     buckets: tuple[int, ...] = ()
 
+    @property
+    def emulation(self) -> str | None:
+        """A note for the user where other hardware stands in for the device's own."""
+        return (
+            f"{self.name} is emulated: nothing about its speed is true of the hardware"
+            if self.emulated
+            else None
+        )
+
     def mismatch(self, cpu: str) -> str | None:
         """A note for the user when this machine's processor is not the one the profile describes."""
         pattern = self.recognise.get("cpu")

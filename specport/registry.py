@@ -6,11 +6,15 @@ of names with commas between them, restricts which are loaded; empty means none.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
 
 from specport.core.ports import Model
 from specport.errors import DeviceError
@@ -71,6 +75,17 @@ class Loaded:
     notes: tuple[str, ...] = ()
     key: str = ""
     head_tokens: tuple[int, ...] | None = None
+
+
+def settings_key(options: LoadOptions, **facts: object) -> str:
+    """A `Loaded.key` of everything that decides which kernels run. facts: what the backend knows of it."""
+    head = options.head_tokens
+    facts |= {
+        "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
+        "hidden": options.hidden_layers,
+    }
+    text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 class Backend(Protocol):

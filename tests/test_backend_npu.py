@@ -131,7 +131,7 @@ def test_exact_means_bit_identical(kind: str, folders: dict[str, Path]) -> None:
 
 
 def test_no_exact_mode_is_said(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "is_invariant", lambda model: False)
+    monkeypatch.setattr(exact, "is_invariant", lambda model, past: False)
     monkeypatch.setattr(exact.Answers, "get", lambda self, key: None)
     monkeypatch.setattr(exact.Answers, "put", lambda self, key, answer: None)
     with pytest.raises(DeviceError, match=r"no exact mode on this device[^,]*$"):

@@ -296,12 +296,12 @@ def test_answers_are_kept_and_a_damaged_file_only_costs_a_check(tmp_path: Path) 
 
 
 def test_fallback_to_f32_is_said(files: ModelFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("specport.backends.openvino.load.cache_root", lambda: tmp_path)
+    monkeypatch.setattr(exact, "cache_root", lambda: tmp_path)
     answers = iter([False, True, False, False])
-    monkeypatch.setattr(exact, "is_invariant", lambda model: next(answers))
+    monkeypatch.setattr(exact, "is_invariant", lambda model, past: next(answers))
     loaded = load(files, LoadOptions(load_profile("xeon")))
     assert loaded.model.capabilities.exact and "f32" in loaded.notes[0]
-    monkeypatch.setattr("specport.backends.openvino.load.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr(exact, "cache_root", lambda: tmp_path / "other")
     with pytest.raises(DeviceError, match="no exact mode"):
         load(files, LoadOptions(load_profile("xeon")))
 

@@ -5,14 +5,11 @@ A profile with step widths gets the model of fixed shapes (`static_model.py`), a
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import openvino as ov
 from specport.backends.openvino import graph
 from specport.backends.openvino.model import PagedModel
@@ -22,9 +19,8 @@ from specport.backends.openvino.static_runner import StaticRunner
 
 from specport import exact
 from specport.errors import DeviceError, ModelError
-from specport.models.cache import cache_root
 from specport.models.tokenizer import read_json
-from specport.registry import Loaded, LoadOptions
+from specport.registry import Loaded, LoadOptions, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -60,13 +56,13 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         return Loaded(model, notes, key, options.head_tokens)
     model = _compile(files, options, profile.exact, exact_mode=True)
     key = _key(files, options, profile.exact, padded=True)
-    if _checked(model, key):
+    if exact.checked(model, key):
         return Loaded(model, notes, key, options.head_tokens)
     del model  # before the next one is compiled: two copies of a large model need not fit
     if profile.fallback:
         model = _compile(files, options, profile.fallback, exact_mode=True)
         key = _key(files, options, profile.fallback, padded=True)
-        if _checked(model, key):
+        if exact.checked(model, key):
             note = "exact mode runs in f32 here: the default kernels are not split-invariant"
             return Loaded(model, (*notes, note), key, options.head_tokens)
     raise DeviceError(
@@ -80,9 +76,8 @@ def _notes(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
     """What the user should know of the target's device; a draft on it has nothing to add."""
     if options.role == "draft":
         return ()
-    profile, notes = options.profile, []
-    if profile.emulated:
-        notes.append(f"{profile.name} is emulated: nothing about its speed is true of the hardware")
+    profile = options.profile
+    notes = [profile.emulation] if profile.emulation else []
     if profile.buckets and options.max_context is None and _limit(files, None) > _STATIC_CONTEXT:
         notes.append(
             f"the context is {_STATIC_CONTEXT} tokens on {profile.name}, where each step pays for all of it: "
@@ -107,23 +102,11 @@ def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any],
         "processor": ov.Core().get_property(device, "FULL_DEVICE_NAME"),
         "weights": files.fingerprint,
         "threads": options.threads or os.cpu_count(),
-        "head": options.head_tokens and zlib.crc32(np.asarray(options.head_tokens, np.int64).tobytes()),
-        "hidden": options.hidden_layers,
         "padded": padded,
         **static,
         **properties,
     }
-    text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _checked(model: PagedModel | StaticModel, key: str) -> bool:
-    answers = exact.Answers(cache_root() / "exact.json")
-    answer = answers.get(key)
-    if answer is None:
-        answer = exact.is_invariant(model)
-        answers.put(key, answer)
-    return answer
+    return settings_key(options, **facts)
 
 
 def _compile(

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from specport.backends.torch import devices, weights
 from specport.backends.torch.batch import WIDEST, Widths
 from specport.backends.torch.cache import SlotCache
 from specport.backends.torch.model import SlotModel
-from specport.backends.torch.runners import Runner
 from specport.backends.torch.step import StepModule
 
 from specport import exact
 from specport.errors import ContextFull, DeviceError
-from specport.models.cache import cache_root
 from specport.profiles import cpu_name
-from specport.registry import Loaded, LoadOptions
+from specport.registry import Loaded, LoadOptions, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -39,9 +34,9 @@ class Scheme:
 
 
 # What is tried for exact mode, in this order, until the logits do not depend on how tokens are split. Matrix
-# products choose their kernels, and with them their rounding, by the number of rows, so that one width alone
-# is alike; around the gaps that a tree's mask leaves, attention sums in another order. Measured on a Xeon:
-# bf16 is alike at every width, but not in trees; f32 at one width only.
+# products may choose their kernels, and with them their rounding, by the number of rows, so that one width
+# alone is alike; around the gaps that a tree's mask leaves, attention sums in another order. A Xeon with
+# packed weights (`linear.py`) needs no more than to leave out trees.
 _EXACT = (Scheme(), Scheme(tree=False), Scheme((8,), batch=False), Scheme((8,), batch=False, tree=False))
 _PAST = 122  # tokens before those that the check compares: they cross the end of an attended length
 
@@ -57,54 +52,45 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = weights.read(files, place.device, options.head_tokens)
-    notes = place.notes
-    if profile.emulated:
-        notes = (*notes, f"{profile.name} is emulated: nothing about its speed is true of the hardware")
+    # Every scheme is tried on the same cache and runner: graphs that one has captured serve the next.
+    cache = SlotCache(weights.shape_of(model, place.device))
+    runner = place.runner(StepModule(model, cache, options.hidden_layers))
+    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    must_be_exact = options.exact and options.role == "target"
 
+    def build(widths: Widths, scheme: Scheme) -> SlotModel:
+        return SlotModel(
+            runner,
+            cache,
+            vocab_size=model.get_output_embeddings().out_features,
+            max_context=min(limit, options.max_context or limit),
+            widths=widths,
+            exact=must_be_exact,
+            batch=scheme.batch,
+            tree=scheme.tree,
+            static=bool(profile.buckets),
+            whole=place.whole,
+            hidden_layers=options.hidden_layers,
+            allowed=_allowance(place.free),
+        )
+
+    notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
     buckets = tuple(width for width in profile.buckets if width <= WIDEST)
-    every = Widths(buckets, profile.buckets, 1)
-    if options.role == "draft" or not options.exact:
-        key = _key(files, options, every, Scheme())
-        return Loaded(_build(model, options, place, every, Scheme()), notes, key, options.head_tokens)
-    answers = exact.Answers(cache_root() / "exact.json")
+    if not must_be_exact:
+        widths, scheme = Widths(buckets, profile.buckets, 1), Scheme()
+        key = _key(files, options, widths, scheme)
+        return Loaded(build(widths, scheme), notes, key, options.head_tokens)
     for scheme in _EXACT:
         widths = Widths(scheme.decode or buckets, profile.buckets, 2)
         key = _key(files, options, widths, scheme)
-        found = _build(model, options, place, widths, scheme)
-        answer = answers.get(key)
-        if answer is None:
-            answer = exact.is_invariant(found, past=_PAST)
-            answers.put(key, answer)
-        if answer:
+        found = build(widths, scheme)
+        if exact.checked(found, key, _PAST):
             if scheme.decode:
                 how = f"{max(scheme.decode)} tokens of one sequence"
                 notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
             return Loaded(found, notes, key, options.head_tokens)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
-    )
-
-
-def _build(
-    model: Any, options: LoadOptions, place: devices.Place, widths: Widths, scheme: Scheme
-) -> SlotModel:
-    cache = SlotCache(weights.shape_of(model, place.device))
-    module = StepModule(model, cache, options.hidden_layers)
-    runner: Runner = place.runner(module)
-    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
-    return SlotModel(
-        runner,
-        cache,
-        vocab_size=model.get_output_embeddings().out_features,
-        max_context=min(limit, options.max_context or limit),
-        widths=widths,
-        exact=options.exact and options.role == "target",
-        batch=scheme.batch,
-        tree=scheme.tree,
-        static=bool(options.profile.buckets),
-        whole=place.whole,
-        hidden_layers=options.hidden_layers,
-        allowed=_allowance(place.free),
     )
 
 
@@ -124,18 +110,14 @@ def _allowance(free: Callable[[], int | None]) -> Callable[[int], None]:
 
 def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme) -> str:
     """Everything that decides which kernels run: what was found out about them is kept under it."""
-    head: Sequence[int] | None = options.head_tokens
-    facts = {
-        "runtime": f"torch {torch.__version__}",
-        "device": options.profile.name,
-        "processor": devices.name_of(options.profile) or cpu_name(),
-        "weights": files.fingerprint,
-        "precision": files.precision,
-        "threads": torch.get_num_threads(),
-        "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
-        "hidden": options.hidden_layers,
-        "widths": (widths.decode, widths.read, widths.least),
-        "scheme": (scheme.batch, scheme.tree),
-    }
-    text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return settings_key(
+        options,
+        runtime=f"torch {torch.__version__}",
+        device=options.profile.name,
+        processor=devices.name_of(options.profile) or cpu_name(),
+        weights=files.fingerprint,
+        precision=files.precision,
+        threads=torch.get_num_threads(),
+        widths=(widths.decode, widths.read, widths.least),
+        scheme=(scheme.batch, scheme.tree),
+    )

@@ -38,7 +38,7 @@ class SlotSequence:
 class SlotModel:
     """A decoder with its cache. One step at a time: callers serialise.
 
-    device:      where the tensors are, as torch names it.
+    cache:       may have slots already, which nobody uses.
     widths:      how many tokens a forward pass may bring.
     batch, tree: whether sequences may share a pass, and rows may branch; exact models may only where that
                  changes no logits.
@@ -66,7 +66,7 @@ class SlotModel:
         self.runner, self.cache, self.widths = runner, cache, widths
         self.vocab_size, self.max_context = vocab_size, max_context
         self._static, self._whole, self._allowed = static, whole, allowed
-        self._free: list[int] = []
+        self._free = [*range(cache.slots - 1, -1, -1)]
         self.capabilities = Capabilities(
             tree=tree,
             min_width=min(widths.decode, default=widths.least),
