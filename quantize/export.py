@@ -96,7 +96,7 @@ def save(
             f"reading weights needs more packages: {error}", "pip install torch transformers"
         ) from error
     progress("reading weights", 0.1)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = getattr(torch, precisions.TORCH_DTYPES[precision])
     model = load_source(source, target, trust_remote_code).to(dtype)
     progress("writing weights", 0.7)
     model.save_pretrained(target, safe_serialization=True)

@@ -12,11 +12,10 @@ from specport.backends.torch.step import ATTENTION, attention
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from specport.errors import DeviceError, ModelError
+from specport.models.precision import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) -> Any:
@@ -28,7 +27,7 @@ def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) ->
     try:
         model = AutoModelForCausalLM.from_pretrained(
             files.folder,
-            dtype=DTYPES[files.precision],
+            dtype=getattr(torch, TORCH_DTYPES[files.precision]),
             attn_implementation=ATTENTION,
             use_safetensors=True,
             local_files_only=True,

@@ -19,9 +19,9 @@ from typing import Any
 
 from specport.bench.methods import Run
 from specport.errors import InvalidInput, SpecportError
+from specport.models.precision import TORCH_DTYPES
 from specport.models.source import original
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The modes, and the settings that make them; everything else is the library's default.
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -36,7 +36,7 @@ class Transformers:
 
     model, draft: what the user named; converted models will not do.
     loaded:       models by their files, which several modes share.
-    precision:    one of DTYPES.
+    precision:    one of TORCH_DTYPES.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Transformers:
         def shared(spec: str) -> tuple[Path, Any]:
             path = original(spec)
             if path not in loaded:
-                loaded[path] = _load(path, trust_remote_code, DTYPES[precision])
+                loaded[path] = _load(path, trust_remote_code, TORCH_DTYPES[precision])
             return path, loaded[path]
 
         weights, self._model = shared(model)
@@ -80,7 +80,7 @@ class Transformers:
             "transformers": version("transformers"),
             "torch": version("torch"),
             "weights": weights.name,
-            "dtype": DTYPES[precision],
+            "dtype": TORCH_DTYPES[precision],
             "threads": torch.get_num_threads(),
             **MODES[mode],
         }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import specport
-from specport.conformance.results import CHECKS, FILE, Cell, DeviceRun, Matrix, cells
+from specport.conformance.results import CHECKS, FILE, PACKAGES, Cell, DeviceRun, Matrix, cells
 from specport.conformance.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.profiles import Profile, cpu_name, list_profiles, load_profile
@@ -26,7 +26,6 @@ LIMIT_S = 1800  # a device that hangs must not keep the others from their turn
 # GitHub's own machines: what a profile says of processors is asked of this one.
 HOSTED, HOSTED_CPU = "ubuntu-latest", "AMD EPYC 7763 64-Core Processor"
 _PYTEST_FAILED = 1
-_VERSIONS = ("numpy", "openvino", "torch", "transformers", "optimum-intel", "optimum-habana")
 
 
 def ci_rows() -> dict[str, list[dict[str, Any]]]:
@@ -131,7 +130,7 @@ def provenance() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": ", ".join(f"{name} {version}" for name, version in installed(_VERSIONS).items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in installed(PACKAGES).items()),
     }
     if commit := _commit():
         facts["commit"] = commit

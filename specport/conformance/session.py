@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from specport.conformance.results import PACKAGES
 from specport.errors import SpecportError
 from specport.profiles import Profile, cpu_name, load_profile
 from specport.registry import DeviceStatus, statuses
 from specport.versions import installed
 
 HERE = Path(__file__).parent
-PACKAGES = ("numpy", "openvino", "torch", "transformers", "optimum-intel", "optimum-habana", "pytest")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Conformance:
             f"specport device: {self.profile.name} ({self.profile.description}){emulated}",
             f"specport backend: {self.status.backend}, device {self.status.device}; {facts or 'no facts'}",
             f"processor: {cpu_name()}; {platform.platform()}",
-            ", ".join(f"{name} {version}" for name, version in installed(PACKAGES).items()),
+            ", ".join(f"{name} {version}" for name, version in installed((*PACKAGES, "pytest")).items()),
         ]
 
     @pytest.hookimpl(tryfirst=True)  # before -k and -m leave anything out

@@ -9,8 +9,9 @@ from functools import cache
 from specport.errors import InvalidInput
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as torch names them
 # What a backend loads (`registry.Backend.weights`) -> the precisions it comes in.
-STORED = {"ir": ("fp32", "fp16", "int8", "int4"), "huggingface": ("fp32", "bf16", "fp16")}
+STORED = {"ir": ("fp32", "fp16", "int8", "int4"), "huggingface": tuple(TORCH_DTYPES)}
 CHANNEL = -1  # a group is a whole output channel
 INT4_GROUP = 64
 # name of an option -> (precisions that have it, what it does)

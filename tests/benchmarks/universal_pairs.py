@@ -118,7 +118,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--pair", nargs=2, type=Path, action="append", metavar=("TARGET", "ASSISTANT"))
-    add("--models", type=Path, default=Path("/root/models"))
+    add("--models", type=Path, default=Path("models"))
     add("--device", default="auto")
     add("--tokens", type=int, default=128)
     add("--draft-tokens", type=int, default=4, help="of the policy fixed")
