@@ -55,10 +55,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    for kind in KINDS:
-        tiny_models.save_hf(root / kind, kind)
-    return {kind: root / kind for kind in KINDS}
+    return tiny_models.save_kinds(tmp_path_factory.mktemp("models"), KINDS)
 
 
 def files(folder: Path, precision: str = "fp32") -> ModelFiles:

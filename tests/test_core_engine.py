@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sampling_law import check_law
 from toy_model import ToyModel
 
 from specport.core.costs import StepCosts
@@ -180,8 +181,6 @@ class Unsure(Fixed):
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], rule: str) -> None:
     """Chi-square of three-token texts against the exact law by enumeration."""
-    from scipy.stats import chisquare  # type: ignore[import-untyped]
-
     from specport.core.acceptance import rule_for
 
     vocab, samples = 4, 1500
@@ -215,22 +214,7 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
             g.sampler.params = replace(p, seed=None)
         counts[tuple(run(engine, g)[0])] += 1
 
-    law = np.zeros_like(counts)
-    sampler = Generation([0], target.open(), params[0], Fixed(0), 1).sampler
-    for text in np.ndindex(law.shape):
-        chance, prefix = 1.0, list(prompt)
-        for token in text:
-            chance *= float(sampler.distribution(target.table[prefix[-2], prefix[-1]], list(prefix))[token])
-            prefix.append(token)
-        law[text] = chance
-    possible = law > 0
-    assert counts[~possible].sum() == 0
-    order = np.argsort(law[possible])  # rare texts are counted in groups of 8
-    groups = np.arange(order.size) // 8
-    observed = np.bincount(groups, counts[possible][order])
-    expected = np.bincount(groups, law[possible][order]) / law.sum() * samples
-    assert expected.min() > 5
-    assert chisquare(observed, expected).pvalue > 1e-3
+    check_law(counts, target, prompt, params[0])
 
 
 def test_cancel_ends_before_the_next_step_and_keeps_the_text() -> None:

@@ -11,6 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 import tokenizers
+from sampling_law import check_law
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from toy_model import ToyModel
 from translation_fuzz import fuzz, plain, random_text
@@ -354,8 +355,6 @@ class Letters:
 @pytest.mark.parametrize("kind", ["chain", "tree", "planned", "cut"])
 def test_sampling_law_of_the_whole_loop(kind: str, rule: str) -> None:
     """Chi-square of three-token texts against the exact law by enumeration."""
-    from scipy.stats import chisquare  # type: ignore[import-untyped]
-
     vocab, samples = 4, 1500
     ours, theirs = Letters(b"a", b"b", b"ab", b"c"), Letters(b"c", b"bc", b"b", b"a")
     params = [
@@ -380,19 +379,4 @@ def test_sampling_law_of_the_whole_loop(kind: str, rule: str) -> None:
         accepted += generation.metrics.num_accepted_tokens
         engine.close(generation.handle)
     assert accepted > samples / 5
-    law = np.zeros_like(counts)
-    sampler = Sampler(params[0])
-    for text in np.ndindex(law.shape):
-        chance, prefix = 1.0, list(prompt)
-        for token in text:
-            chance *= float(sampler.distribution(target.table[prefix[-2], prefix[-1]], list(prefix))[token])
-            prefix.append(token)
-        law[text] = chance
-    possible = law > 0
-    assert counts[~possible].sum() == 0
-    order = np.argsort(law[possible])  # rare texts are counted in groups of 8
-    groups = np.arange(order.size) // 8
-    observed = np.bincount(groups, counts[possible][order])
-    expected = np.bincount(groups, law[possible][order]) / law.sum() * samples
-    assert expected.min() > 5
-    assert chisquare(observed, expected).pvalue > 1e-3
+    check_law(counts, target, prompt, params[0])

@@ -1,6 +1,7 @@
 """Tiny random models for the tests: a byte-level tokenizer, Hugging Face folders, GGUF files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,13 @@ def save_hf(folder: Path, kind: str, num_hidden_layers: int = 2, **changes: Any)
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return model
+
+
+def save_kinds(root: Path, kinds: Sequence[str]) -> dict[str, Path]:
+    """A folder of each kind below `root`."""
+    for kind in kinds:
+        save_hf(root / kind, kind)
+    return {kind: root / kind for kind in kinds}
 
 
 def write_gguf(path: Path, kind: str = "llama", model: Any = None, **changes: Any) -> None:
