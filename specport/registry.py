@@ -50,6 +50,8 @@ class LoadOptions:
     head_tokens:   ids the language-model head is cut to; None = all. A backend that cannot cut heads
                    loads the whole one, and `Loaded.head_tokens` says so.
     max_context:   a smaller limit than the model's own; None = the model's.
+    exit_layer:    layers after which the model may exit early to draft for itself (`EarlyExitModel`); 0 =
+                   none. A backend that cannot loads a model whose capabilities say 0.
     """
 
     profile: Profile
@@ -59,6 +61,7 @@ class LoadOptions:
     hidden_layers: tuple[int, ...] = ()
     head_tokens: tuple[int, ...] | None = None
     max_context: int | None = None
+    exit_layer: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def settings_key(options: LoadOptions, **facts: object) -> str:
     facts |= {
         "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
         "hidden": options.hidden_layers,
+        **({"exit": options.exit_layer} if options.exit_layer else {}),
     }
     text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -222,7 +222,8 @@ class Engine:
 
     @staticmethod
     def _request(g: Generation, plan: Plan) -> DraftRequest:
-        return DraftRequest(g.key, g.tokens, plan, g.sampler, g.max_new_tokens - g.num_output_tokens)
+        left = g.max_new_tokens - g.num_output_tokens
+        return DraftRequest(g.key, g.tokens, plan, g.sampler, left, g.handle)
 
     def _plan(self, g: Generation) -> Plan:
         """The policy's plan, cut to what can still be committed and to the room in the cache."""

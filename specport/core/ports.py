@@ -33,6 +33,7 @@ class Capabilities:
     hidden_states: tuple[int, ...] = ()  # layers whose output a step returns
     rollback: Literal["index", "crop", "copy"] = "index"  # what undoing rejected tokens costs
     buckets: tuple[int, ...] = ()  # static step widths; empty = any width
+    exit_layer: int = 0  # first layers that `EarlyExitModel.draft` runs; 0 = the model has no early exit
 
 
 class CacheHandle(Protocol):
@@ -117,6 +118,28 @@ class Model(Protocol):
         ...
 
 
+class EarlyExitModel(Model, Protocol):
+    """A model whose own first layers draft for it: LayerSkip (arXiv 2404.16710), all of it.
+
+    The weights are there once, and so is the cache: drafted tokens leave their keys and values of the first
+    `Capabilities.exit_layer` layers where a step would write them, and what came out of these layers (the
+    paper's exit queries) is held, so that the step which verifies them runs the other layers only.
+    """
+
+    def draft(self, rows: Sequence[Row]) -> StepOutput:
+        """Append each row's chain behind what its sequence has drafted so far, and score it at the exit.
+
+        The logits come from the model's final norm and head on the output of the first layers; there are no
+        hidden states. A row may be padded as in `step`. Nothing is committed: `step` takes over the longest
+        beginning that its tree has in common with the drafted tokens, a chain from node 0 on, and computes
+        the others from the first layer; after `step`, `commit` and `truncate` nothing is drafted any more.
+        The logits of a step do not depend on what was taken over, in exact mode to the bit.
+
+        Raises ValueError for a row that branches, and ContextFull as `step` does.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Drafted:
     """What is known of a drafted token when a stop rule is asked.
@@ -180,6 +203,8 @@ class DraftRequest:
     context: all committed token ids, the root token last. Append-only between rounds; read only.
     sampler: target's sampling parameters and this sequence's random stream; drafts are drawn with it.
     num_left: tokens that may still be written.
+    handle:  of the target's own cache, which holds the context up to the root token: for a drafter that runs
+             on the target itself. Others leave it alone.
     """
 
     key: int
@@ -187,6 +212,7 @@ class DraftRequest:
     plan: Plan
     sampler: Sampler
     num_left: int = 1
+    handle: Any = None
 
 
 @dataclass(frozen=True)
