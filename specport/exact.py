@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ def is_invariant(model: Model, past: int = _PAST) -> bool:
     if model.capabilities.batch:  # two ragged neighbours, one of them with single tokens
         steps = [[rest[:1], ids[5:9]], [rest[1:8], ids[9:10]], [rest[8:], ids[10:12]]]
         runs.append(_logits(model, [prompt, ids[:5]], steps)[:1])
+    if model.capabilities.exit_layer:
+        runs.append([_drafted(model, prompt, rest)])
     same = all(np.array_equal(run, whole) for sequences in runs for run in sequences)
     if not same or not model.capabilities.tree:
         return same
@@ -65,6 +68,19 @@ def _logits(
     for handle in handles:
         model.close(handle)
     return [np.concatenate(parts) for parts in found]
+
+
+def _drafted(model: Any, prompt: Sequence[int], rest: Sequence[int]) -> NDArray[np.float32]:
+    """The logits of `rest` where the model's first layers have drafted most of it, token by token."""
+    handle = _opened(model, prompt)
+    parts = []
+    for chunk in (rest[:1], rest[1:5], rest[5:]):
+        for token in chunk[:-1]:
+            model.draft([Row(handle, TokenTree.chain([token]))])
+        parts.append(to_host(model.step([Row(handle, TokenTree.chain(chunk))]).logits).copy())
+        model.commit(handle, range(len(chunk)))
+    model.close(handle)
+    return np.concatenate(parts)
 
 
 def _opened(model: Model, prompt: Sequence[int]) -> CacheHandle:

@@ -88,13 +88,15 @@ def fork_segments(
 class Batch:
     """The segments of a step, laid end to end.
 
-    offsets: [rows + 1] where each row's logits start.
+    offsets:    [rows + 1] where each row's logits start.
+    segments:   of each row.
+    num_tokens: of all segments, padding too.
     """
 
     def __init__(self) -> None:
         self.offsets = [0]
-        self._segments: list[Segment] = []
-        self._num_tokens = 0
+        self.segments: list[Sequence[Segment]] = []
+        self.num_tokens = 0
         self._wanted: list[int] = []
 
     def add(self, row: Row, segments: Sequence[Segment]) -> None:
@@ -102,16 +104,21 @@ class Batch:
         for segment in segments:
             for i, node in enumerate(segment.nodes):
                 # Paths share their first nodes; each copy has the same logits.
-                where.setdefault(node, self._num_tokens + i)
-            self._num_tokens += len(segment.tokens)
-        self._segments.extend(segments)
+                where.setdefault(node, self.num_tokens + i)
+            self.num_tokens += len(segment.tokens)
+        self.segments.append(segments)
         last = len(row.tree) - 1
         self._wanted.extend(where[node] for node in (range(last + 1) if row.logits == "all" else (last,)))
         self.offsets.append(len(self._wanted))
 
+    def skip(self) -> None:
+        """A row that brings nothing."""
+        self.segments.append(())
+        self.offsets.append(len(self._wanted))
+
     def inputs(self, *, pad_head: bool) -> dict[str, NDArray[np.generic]]:
         """The runtime's inputs. `pad_head`: a lone row of logits gets a throw-away companion too."""
-        segments = self._segments
+        segments = [segment for row in self.segments for segment in row]
         counts = [len(s.tokens) for s in segments]
         wanted = self._wanted * 2 if pad_head and len(self._wanted) == 1 else self._wanted
         return {

@@ -7,9 +7,12 @@ token's row in all layers is one numpy assignment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from specport.backends.openvino.request import Request
 
 from specport.errors import ContextFull
 
@@ -24,20 +27,21 @@ def is_cache(port: ov.Output) -> bool:
 
 
 class BlockCache:
-    """Cache tensors of one compiled model and the blocks in them.
+    """Cache tensors of a model, which may be in several graphs, and the blocks in them.
 
-    request: tensors are bound to its inputs `key_cache.N` and `value_cache.N`.
+    requests: tensors are bound to their inputs `key_cache.N` and `value_cache.N`.
     max_blocks: growth ends here with ContextFull.
     """
 
-    def __init__(self, compiled: ov.CompiledModel, request: ov.InferRequest, max_blocks: int) -> None:
-        self._request = request
+    def __init__(self, requests: Sequence[Request], max_blocks: int) -> None:
         self._max_blocks = max_blocks
-        self._groups: dict[tuple[tuple[int, ...], str], list[ov.Output]] = {}  # same shape and type
-        for port in compiled.inputs:
-            if is_cache(port):
+        # By shape and type.
+        self._groups: dict[tuple[tuple[int, ...], str], list[tuple[Request, ov.Output]]] = {}
+        for request in requests:
+            for port in filter(is_cache, request.compiled.inputs):
                 shape = tuple(dim.get_length() for dim in list(port.get_partial_shape())[1:])
-                self._groups.setdefault((shape, port.get_element_type().to_string()), []).append(port)
+                kind = shape, port.get_element_type().to_string()
+                self._groups.setdefault(kind, []).append((request, port))
         self._arrays: list[NDArray[np.generic]] = []
         self._num_blocks = 0
         self._free: list[int] = []
@@ -92,15 +96,14 @@ class BlockCache:
         """Grow all tensors to `num_blocks`, keeping what is stored."""
         arrays = []
         for i, ((shape, _), ports) in enumerate(self._groups.items()):
-            element = ports[0].get_element_type()
+            element = ports[0][1].get_element_type()
             # numpy has no bfloat16: rows are only ever copied, so their bytes will do.
             dtype = np.dtype(f"u{element.size}")
             array = aligned((len(ports), num_blocks, *shape), dtype)
             if self._num_blocks:
                 array[:, : self._num_blocks] = self._arrays[i]
-            for layer, port in enumerate(ports):
-                tensor = ov.Tensor(array[layer], ov.Shape([num_blocks, *shape]), element)
-                self._request.set_tensor(port, tensor)
+            for layer, (request, port) in enumerate(ports):
+                request.bind(port, ov.Tensor(array[layer], ov.Shape([num_blocks, *shape]), element))
             arrays.append(array)
         # The new tensors are bound; only now may the old arrays go.
         self._arrays = arrays

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 from specport.backends.openvino import graph
+from specport.backends.openvino.exit_model import ExitModel
 from specport.backends.openvino.model import PagedModel
+from specport.backends.openvino.request import Request
+from specport.backends.openvino.split import split
 from specport.backends.openvino.static_graph import to_static
 from specport.backends.openvino.static_model import StaticModel
 from specport.backends.openvino.static_runner import StaticRunner
@@ -29,6 +32,7 @@ _DEFAULT_CONTEXT = 2048  # for a config.json that names no limit
 _STATIC_CONTEXT = 1024  # with fixed shapes every step pays for the whole context, full or not
 _NARROWEST = 2  # a lone token takes another attention kernel, which on the CPU is wrong in bf16 (2026.4)
 _DECODE = 64  # wider steps are for prompts
+_PRECISION = "INFERENCE_PRECISION_HINT"
 _ALIGNMENT = 64  # the rows of a static cache are a multiple
 
 
@@ -119,9 +123,31 @@ def _compile(
     if options.profile.buckets:
         return _static(model, files, options, settings, exact_mode=exact_mode)
     limit = _limit(files, options.max_context)
+    if options.exit_layer:
+        return _early_exit(model, files, options, settings, limit, exact_mode=exact_mode)
     paged = graph.to_paged(model, options.hidden_layers, options.head_tokens)
-    compiled = _on_device(paged, files, options, settings)
-    return PagedModel(compiled, max_context=limit, exact=exact_mode, hidden_layers=options.hidden_layers)
+    request = Request(_on_device(paged, files, options, settings))
+    return PagedModel(request, max_context=limit, exact=exact_mode, hidden_layers=options.hidden_layers)
+
+
+def _early_exit(
+    model: ov.Model,
+    files: ModelFiles,
+    options: LoadOptions,
+    settings: dict[str, Any],
+    limit: int,
+    *,
+    exact_mode: bool,
+) -> ExitModel:
+    if options.hidden_layers or options.head_tokens is not None:
+        raise ModelError("a model that exits early gives no hidden states and keeps its whole head")
+    asked = settings.get(_PRECISION)
+    default = ov.Core().get_property(options.profile.device, _PRECISION)
+    parts = split(model, options.exit_layer, getattr(ov.Type, asked) if asked else default)
+    front, back, head = (
+        _on_device(part, files, options, settings) for part in (parts.front, parts.back, parts.head)
+    )
+    return ExitModel(front, back, head, exit_layer=options.exit_layer, max_context=limit, exact=exact_mode)
 
 
 def _static(

@@ -8,15 +8,12 @@ inputs is `batch.py`'s business.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import openvino as ov
-from numpy.typing import NDArray
 from specport.backends.openvino.batch import Batch, Segment, chain_segment, fork_segments, masked_segment
 from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache, is_cache
+from specport.backends.openvino.request import Request
 
 from specport.core.ports import Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
@@ -41,33 +38,36 @@ class PagedSequence:
 class PagedModel:
     """A compiled paged model with its cache. One step at a time: callers serialise.
 
-    compiled:    the paged graph, compiled.
+    request:     of the paged graph.
     max_context: most tokens of one sequence.
     exact:       a sequence's lone token gets a throw-away companion, and each path of a tree is
                  stepped as a sequence of its own: a mask would leave gaps between a node and its
                  ancestors, and the kernels sum in another order around a gap.
+    cached:      requests of the graphs that hold the cache, where it is not that one.
     """
 
     def __init__(
         self,
-        compiled: ov.CompiledModel,
+        request: Request,
         *,
         max_context: int,
         exact: bool,
         hidden_layers: tuple[int, ...] = (),
         max_cache_tokens: int | None = None,
+        cached: Sequence[Request] = (),
     ) -> None:
-        self._request = compiled.create_infer_request()
+        self._request = request
         # One block more than the text can fill: a tree at the limit needs room for its padding.
         blocks = -(-(max_cache_tokens or 64 * max_context) // BLOCK_SIZE) + 1
-        self.cache = BlockCache(compiled, self._request, blocks)
+        cached = cached or (request,)
+        self.cache = BlockCache(cached, blocks)
         self.max_context = max_context
-        self.vocab_size = int(compiled.output("logits").get_partial_shape()[2].get_length())
+        self.vocab_size = int(request.compiled.output("logits").get_partial_shape()[2].get_length())
         self._exact = exact
-        kinds = {port.get_element_type().to_string() for port in compiled.inputs if is_cache(port)}
+        ports = [port for part in cached for port in part.compiled.inputs if is_cache(port)]
+        kinds = {port.get_element_type().to_string() for port in ports}
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
         self._mask_trees = not exact and kinds <= _PLAIN_ROWS
-        self._inputs: dict[str, NDArray[np.generic]] = {}
         self.capabilities = Capabilities(
             tree=True,
             forked_trees=not self._mask_trees,
@@ -116,32 +116,27 @@ class PagedModel:
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         for row in rows:
-            deepest = row.handle.length + max(row.tree.depths())
-            if deepest > self.max_context:
-                raise ContextFull(f"{deepest} tokens do not fit the model's context of {self.max_context}")
+            self._check_room(row)
         batch = Batch()
         for row in rows:
             self._drop(row.handle)
             row.handle.segments = self._lay_out(row)
             row.handle.pending = row.tree
             batch.add(row, row.handle.segments)
-        for name, values in batch.inputs(pad_head=self._exact).items():
-            bound = self._inputs.get(name)
-            if bound is not None and bound.shape == values.shape:
-                bound[...] = values  # the tensor shares this memory; binding anew costs far more
-            else:
-                self._inputs[name] = values
-                self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
-        start = time.perf_counter()
-        self._request.infer(share_inputs=True, share_outputs=True)  # else it copies the logits
-        seconds = time.perf_counter() - start
+        seconds = self._request(batch.inputs(pad_head=self._exact))
         total = batch.offsets[-1]
         hidden = {
-            layer: self._request.get_tensor(f"hidden.{layer}").data[:total, 0]
+            layer: self._request.output(f"hidden.{layer}").data[:total, 0]
             for layer in self.capabilities.hidden_states
         }
-        logits = self._request.get_tensor("logits").data[:total, 0]
+        logits = self._request.output("logits").data[:total, 0]
         return StepOutput(logits, tuple(batch.offsets), seconds, hidden)
+
+    def _check_room(self, row: Row, ahead: int = 0) -> None:
+        """Raises ContextFull where the row does not fit, behind `ahead` tokens that are not committed."""
+        deepest = row.handle.length + ahead + max(row.tree.depths())
+        if deepest > self.max_context:
+            raise ContextFull(f"{deepest} tokens do not fit the model's context of {self.max_context}")
 
     def _lay_out(self, row: Row) -> list[Segment]:
         handle, tree = row.handle, row.tree
