@@ -3,7 +3,8 @@
 none | auto | PART | PART|PART ...
 
 PART: ngram, suffix, recycle, MODEL (as for --model, also model:MODEL), universal(MODEL) for a draft of
-another tokenizer, graft(MODEL) for a draft's tree with retrieved nodes.
+another tokenizer, graft(MODEL) for a draft's tree with retrieved nodes, early-exit:E for the target's own
+first E layers (early-exit: as many as `specport calibrate` found best).
 
 Under the policy "planned" the parts are what the planner chooses from; under any other, the first that
 has something to propose wins.
@@ -13,15 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from specport.core.costs import StepCosts
 from specport.core.planner import UNKNOWN_COST, Planner, Source
-from specport.core.ports import Drafter, Model, PlannedDrafter
+from specport.core.ports import Drafter, EarlyExitModel, Model, PlannedDrafter
 from specport.drafters.cascade import Cascade
 from specport.drafters.graft import VARIANTS, GraftDrafter
 from specport.drafters.history import History
 from specport.drafters.levels import ModelLevels
-from specport.drafters.model import ModelDrafter
+from specport.drafters.model import EarlyExitDrafter, ModelDrafter
 from specport.drafters.ngram import NgramDrafter
 from specport.drafters.recycle import RecycleDrafter
 from specport.drafters.suffix import SuffixDrafter
@@ -32,6 +34,7 @@ from specport.models.tokenizer import Tokenizer
 
 NGRAM, SUFFIX, RECYCLE = WITHOUT_MODEL = ("ngram", "suffix", "recycle")
 MODEL, UNIVERSAL, GRAFT = WITH_MODEL = ("model", "universal", "graft")
+EARLY_EXIT = "early-exit"
 STRONG_MATCH = 3  # matched tokens behind which an n-gram is trusted more than a model
 # Path probability down to which suffixes are drafted: alone as SuffixDecoding does, before a model only what
 # that would hardly guess better, and for a planner all that could pay on any device.
@@ -61,26 +64,36 @@ class Retrieval:
 
 
 def parse(expression: str) -> list[str]:
-    """The parts of an expression, first to last: one of WITHOUT_MODEL, or "KIND:SPEC" with one of WITH_MODEL.
+    """The parts of an expression, first to last: one of WITHOUT_MODEL, "KIND:SPEC" with one of WITH_MODEL, or
+    "early-exit:E", where E may be missing.
 
-    Empty for "none". Raises InvalidInput for an empty part, or for auto and none inside a longer expression.
+    Empty for "none". Raises InvalidInput for an empty part, for auto and none inside a longer expression, and
+    for two exits.
     """
     if expression == "none":
         return []
     parts = [part.strip() for part in (AUTO if expression == "auto" else expression).split("|")]
     try:
-        return [_part(part) for part in parts]
+        found = [_part(part) for part in parts]
     except ValueError as error:
         raise InvalidInput(
             f"cannot read the draft expression {expression!r}",
-            "use none, auto, ngram, suffix, recycle, a model, universal(MODEL), graft(MODEL), or several of "
-            "them like 'suffix|MODEL'",
+            "use none, auto, ngram, suffix, recycle, a model, universal(MODEL), graft(MODEL), early-exit:E, "
+            "or several of them like 'suffix|MODEL'",
         ) from error
+    if sum(part.startswith(EARLY_EXIT) for part in found) > 1:
+        raise InvalidInput(f"two exits in {expression!r}", "a target is loaded with one exit: name one")
+    return found
 
 
 def _part(text: str) -> str:
     if text in WITHOUT_MODEL:
         return text
+    name, _, layer = text.partition(":")
+    if name == EARLY_EXIT:
+        if layer and not (layer.isascii() and layer.isdigit() and int(layer) > 0):
+            raise ValueError(f"{layer!r} is no number of layers")
+        return f"{EARLY_EXIT}:{layer}"
     kind, bracket, rest = text.partition("(")
     if bracket and kind in WITH_MODEL and rest.endswith(")"):
         text = rest[:-1].strip()
@@ -94,7 +107,14 @@ def _part(text: str) -> str:
 
 def models_in(parts: list[str]) -> list[str]:
     """The models that these parts (see `parse`) name."""
-    return [part.partition(":")[2] for part in parts if part not in WITHOUT_MODEL]
+    named = [part.partition(":") for part in parts]
+    return [spec for kind, _, spec in named if kind in WITH_MODEL]
+
+
+def exit_in(parts: list[str]) -> int | None:
+    """The layers of the part early-exit: 0 where calibration is to say, None without such a part."""
+    layers = [layer for kind, _, layer in (part.partition(":") for part in parts) if kind == EARLY_EXIT]
+    return int(layers[0] or 0) if layers else None
 
 
 def build(
@@ -105,11 +125,12 @@ def build(
     *,
     planned: bool,
     costs: StepCosts,
+    exit_costs: StepCosts | None = None,
     retrieval: Retrieval = Retrieval(),
 ) -> Drafter | None:
     """The drafter for `parts` (see `parse`), or None when there are none.
 
-    costs: of the target's steps.
+    costs: of the target's steps. exit_costs: of its first layers, with the part early-exit.
     Raises ModelError when a draft speaks another tokenizer than the target.
     """
     tree = target.capabilities.tree
@@ -122,6 +143,8 @@ def build(
             sources.append(Source(_suffix(planned, model_follows, tree, retrieval)))
         elif part == RECYCLE:
             sources.append(Source(RecycleDrafter(target.vocab_size, branching=planned and tree)))
+        elif part.startswith(EARLY_EXIT):
+            sources.append(Source(EarlyExitDrafter(cast(EarlyExitModel, target)), exit_costs))
         else:
             kind, _, spec = part.partition(":")
             draft = load_draft(spec)

@@ -11,8 +11,8 @@ from specport.core.classifier import Classifier
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine
 from specport.core.policies import CLASSIFIER
-from specport.drafting import DraftModel, build, models_in, parse
-from specport.errors import InvalidInput
+from specport.drafting import DraftModel, build, exit_in, models_in, parse
+from specport.errors import DeviceError, InvalidInput
 from specport.models.bundle import registered
 from specport.models.precision import parse as parse_precision
 from specport.models.progress import Progress, silent
@@ -47,9 +47,9 @@ def load(
 
     model:     hub id, Hugging Face folder, .gguf file or folder with OpenVINO IR; None = the embedded
                SmolLM2-135M-Instruct. Converted once and kept in the cache.
-    draft:     "none", "ngram", "suffix", a model or draft bundle, several of them as in "suffix|MODEL"
-               (whichever pays better), or "auto": n-grams, and the bundle that `specport quantize` built for
-               this model, if it did.
+    draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
+               layers), several of them as in "suffix|MODEL" (whichever pays better), or "auto": n-grams, and
+               the bundle that `specport quantize` built for this model, if it did. All: `drafting`.
     device:    a profile's name (see `specport devices`), the path of a profile of your own, or "auto".
     draft_device: where a draft model runs; None = where the target does.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
@@ -84,7 +84,8 @@ def load(
         raise InvalidInput("the policy classifier needs a draft model", "name one with --draft")
     if drafting.policy == CLASSIFIER and any(part.startswith("graft:") for part in parts):
         raise InvalidInput("the policy classifier cannot grow a graft", "choose another policy")
-    files, target = loader.target(model, precision, exact)
+    files = loader.files(model, precision or profile.precision)
+    target = loader.target_with(files, exact, loader.exit_layer(parts, files))
     if draft == "auto" and (bundle := registered(files.fingerprint)):
         parts = [*parts, f"model:{bundle}"]
     tokenizer = load_tokenizer(files.folder)
@@ -107,7 +108,8 @@ def load(
     notes += said
     drafter = build(
         parts, target.model, tokenizer, load_draft,
-        planned=drafting.policy == "planned", costs=loader.costs(target), retrieval=retrieval,
+        planned=drafting.policy == "planned", costs=loader.costs(target),
+        exit_costs=loader.exit_costs(target), retrieval=retrieval,
     )  # fmt: skip
     return Pipeline(
         Engine(target.model, drafter),
@@ -150,9 +152,37 @@ class Loader:
         files = self.files(spec, precision or self.profile.precision)
         return files, self.target_with(files, exact)
 
-    def target_with(self, files: ModelFiles, exact: bool) -> Loaded:
-        options = LoadOptions(self.profile, exact=exact, threads=self.threads, max_context=self.max_context)
-        return self.backend.load(files, options)
+    def target_with(self, files: ModelFiles, exact: bool, exit_layer: int = 0) -> Loaded:
+        """exit_layer: layers after which it may exit early; 0 = none. Raises DeviceError where it cannot."""
+        options = LoadOptions(
+            self.profile,
+            exact=exact,
+            threads=self.threads,
+            max_context=self.max_context,
+            exit_layer=exit_layer,
+        )
+        loaded = self.backend.load(files, options)
+        if loaded.model.capabilities.exit_layer != exit_layer:
+            raise DeviceError(
+                f"models cannot exit early on {self.profile.name}", "choose another --draft or --device"
+            )
+        return loaded
+
+    def exit_layer(self, parts: list[str], files: ModelFiles) -> int:
+        """What the part early-exit (see `drafting.parse`) says, or calibration found; 0 = no early exit.
+
+        Raises InvalidInput where nobody says it.
+        """
+        layer = exit_in(parts)
+        if layer is None:
+            return 0
+        layer = layer or store.find_exit(files.fingerprint, self.profile.name)
+        if layer is None:
+            raise InvalidInput(
+                f"where {files.name} exits best is not known on {self.profile.name}",
+                "run specport calibrate --draft early-exit for it, or name a layer: --draft early-exit:E",
+            )
+        return layer
 
     def draft(
         self, spec: str, precision: str | None, beside: ModelFiles, target: Loaded
@@ -193,6 +223,13 @@ class Loader:
     def costs(self, loaded: Loaded) -> StepCosts:
         """What was measured of this model (`specport calibrate`), else the profile's prior."""
         found = store.find(loaded.key)
+        return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
+
+    def exit_costs(self, target: Loaded) -> StepCosts | None:
+        """What was measured of the first layers of a target that exits early."""
+        if not target.model.capabilities.exit_layer:
+            return None
+        found = store.find(store.of_exit(target.key))
         return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
 
     def check_precision(self, precision: str) -> None:

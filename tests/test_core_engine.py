@@ -145,7 +145,7 @@ def test_context_is_filled_to_its_last_token() -> None:
 
 def test_prompts_longer_than_a_chunk_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specport.core.engine.PREFILL_CHUNK", 4)
-    monkeypatch.setattr("specport.drafters.model._PREFILL_CHUNK", 3)
+    monkeypatch.setattr("specport.drafters.draft_cache.PREFILL_CHUNK", 3)
     target = ToyModel()
     engine = Engine(target, drafter("model", target))
     prompts = [PROMPT, PROMPT[:5]]

@@ -1,6 +1,7 @@
 """`specport bench`: loads what is to be compared, runs it, and writes the report.
 
-All of specport's own methods share one loaded target and one loaded draft; peers load their own.
+All of specport's own methods share one loaded target and one loaded draft, but for those that exit early;
+peers load their own.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def bench(
     fitting, encoded = _encode(chosen, tokenizer, room)
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
     retrieval, _ = folders.open(tokenizer, target.model.vocab_size, learn=False)
-    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval)
+    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact)
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))
@@ -148,10 +149,21 @@ class _Shared:
     draft_precision: str | None
     longest: int  # tokens of a prompt and its answer
     retrieval: Retrieval
+    exact: bool
     draft_name: str | None = None
     _draft: DraftModel | None = None
     _draft_files: ModelFiles | None = None
     _torch_models: dict[Path, Any] = field(default_factory=dict)
+    _exits: dict[int, Loaded] = field(default_factory=dict)
+
+    def _exiting(self, parts: list[str]) -> Loaded:
+        """The target; with an early exit where the method asks for one, as a second copy of the weights."""
+        layer = self.loader.exit_layer(parts, self.files)
+        if not layer:
+            return self.target
+        if layer not in self._exits:
+            self._exits[layer] = self.loader.target_with(self.files, self.exact, layer)
+        return self._exits[layer]
 
     def own(self, name: str) -> Method:
         spec = parse(name)
@@ -162,13 +174,15 @@ class _Shared:
                 )
             classifier = self.loader.classifier(self.target, self._draft_model()[1])
             spec = replace(spec, drafting=replace(spec.drafting, classifier=classifier))
+        parts = parse_draft(spec.draft)
+        target = self._exiting(parts)
         drafter = build(
-            parse_draft(spec.draft), self.target.model, self.tokenizer, self._load_draft,
-            planned=spec.drafting.policy == "planned", costs=self.loader.costs(self.target),
-            retrieval=self.retrieval,
+            parts, target.model, self.tokenizer, self._load_draft,
+            planned=spec.drafting.policy == "planned", costs=self.loader.costs(target),
+            exit_costs=self.loader.exit_costs(target), retrieval=self.retrieval,
         )  # fmt: skip
-        about = {"exact": self.target.model.capabilities.exact}
-        return own(spec, drafter, Engine(self.target.model), self.tokenizer.eos_ids, about)
+        about = {"exact": target.model.capabilities.exact, "exit_layer": target.model.capabilities.exit_layer}
+        return own(spec, drafter, Engine(target.model), self.tokenizer.eos_ids, about)
 
     def peer(self, name: str) -> Method:
         library, _, mode = name.partition(":")

@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from specport.calibration import heads, stopping, store, texts
+from specport.calibration import exits, heads, stopping, store, texts
 from specport.calibration.heads import Head
 from specport.calibration.measure import Measured, measure
 from specport.core.classifier import TOP_K
+from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
-from specport.core.ports import Model
+from specport.core.ports import EarlyExitModel, Model
 from specport.core.sampling import SamplingParams
-from specport.drafting import models_in, parse
+from specport.drafting import exit_in, models_in, parse
 from specport.errors import InvalidInput
 from specport.loading import Loader
 from specport.models.progress import Progress, part, silent
@@ -38,12 +41,14 @@ _TARGET_S, _DRAFT_S = 30.0, 15.0  # of measuring steps
 class Report:
     """What was measured of one model.
 
-    role:     "target" or "draft".
+    role:     "target", "draft" or "early exit".
     loop_s:   median seconds that a plain step takes beside the runtime's own call; targets only.
     path:     where it is kept; None where the backend gives no key to keep it under.
     heads:    of a draft: every size of language-model head that was tried, the whole one first; the best is
               used. A bundle's head is settled.
     trained:  the classifier for the policy of that name; None where there was too little to learn from.
+    exit_layer: after which the model may exit; 0 = none.
+    exits:    every layer that was tried for that; the best is used.
     """
 
     role: str
@@ -54,6 +59,8 @@ class Report:
     path: Path | None
     heads: tuple[Head, ...] = ()
     trained: stopping.Trained | None = None
+    exit_layer: int = 0
+    exits: tuple[exits.Exit, ...] = ()
 
     @property
     def head(self) -> Head | None:
@@ -75,22 +82,28 @@ def calibrate(
 ) -> list[Report]:
     """Measure the target's steps, and those of each model in `draft`. Arguments as for `specport.load`.
 
-    A draft's language-model head is cut where that pays (see `heads`). Takes about a minute a model. Run
-    it on a machine that does nothing else. Raises SpecportError.
+    A draft's language-model head is cut where that pays (see `heads`), and the layer after which the target
+    exits early is chosen where `draft` does not say it (see `exits`). Takes about a minute a model. Run it on
+    a machine that does nothing else. Raises SpecportError.
     """
-    specs = models_in(parse(draft))
-    share = 1.0 / (1 + len(specs))
+    parts = parse(draft)
+    specs, layer = models_in(parts), exit_in(parts)
+    drafts = len(specs) + (layer is not None)
+    share = 1.0 / (1 + drafts)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
     bar = part(progress, 0.1 * share, share)
     files, target = loader.target(model, precision, exact)
-    report = _report("target", files, target, loader, part(bar, 0.0, 0.7 if specs else 1.0), _TARGET_S)
+    report = _report("target", files, target, loader, part(bar, 0.0, 0.7 if drafts else 1.0), _TARGET_S)
     reports = [report]
-    if not specs:
+    if not drafts:
         return reports
     tokenizer = load_tokenizer(files.folder)
     written = texts.write(target.model, tokenizer, texts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0))
     key, beside = target.key, files
     del target  # before the drafts come: two models need not fit
+    if layer is not None:
+        bar = part(progress, len(specs) * share + share, 1.0)
+        reports += _exit(layer, beside, exact, loader, written, report.measured.costs, bar)
     for number, spec in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
         files = loader.draft_files(spec, draft_precision, beside)
@@ -114,6 +127,33 @@ def calibrate(
         reports.append(replace(found, heads=tried, trained=trained))
         del loaded
     return reports
+
+
+def _exit(
+    layer: int,
+    files: ModelFiles,
+    exact: bool,
+    loader: Loader,
+    written: Sequence[texts.Text],
+    costs: StepCosts,
+    progress: Progress,
+) -> list[Report]:
+    """Of the target that exits early, and of its first layers. layer: 0 = the best one, which is kept."""
+    tried: tuple[exits.Exit, ...] = ()
+    if not layer:
+        layers = exits.candidates(exits.num_layers(files.folder))
+        tried = exits.compare(
+            lambda layer: loader.target_with(files, exact, layer).model, layers, written, costs,
+            part(progress, 0.0, 0.5),
+        )  # fmt: skip
+        layer = exits.best(tried).layer
+        store.save_exit(files.fingerprint, loader.profile.name, layer)
+    target = loader.target_with(files, exact, layer)
+    whole = _report("target", files, target, loader, part(progress, 0.5, 0.8), _TARGET_S)
+    first = replace(target, model=exits.FirstLayers(cast(EarlyExitModel, target.model)))
+    first = replace(first, key=store.of_exit(target.key))
+    found = _report("early exit", files, first, loader, part(progress, 0.8, 1.0), _DRAFT_S)
+    return [replace(whole, exit_layer=layer), replace(found, exit_layer=layer, exits=tried)]
 
 
 def _report(

@@ -5,6 +5,7 @@ Knows nothing of how it is measured.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -95,6 +96,30 @@ def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | Non
     if pair.classifier is not None:
         table = {f.name: np.asarray(getattr(pair.classifier, f.name)).tolist() for f in fields(Classifier)}
     return _write(key, {"head": ranges, "classifier": table})
+
+
+def of_exit(target_key: str) -> str:
+    """The key under which the costs of a target's first layers are kept."""
+    return f"{target_key}-exit" if target_key else ""
+
+
+def find_exit(fingerprint: str, device: str) -> int | None:
+    """After how many layers this model (weights and device's name) exits best; None = not calibrated."""
+    try:
+        layer = _read(_exit(fingerprint, device))["exit_layer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return layer if isinstance(layer, int) and layer > 0 else None
+
+
+def save_exit(fingerprint: str, device: str, layer: int) -> Path:
+    """Raises ModelError when the cache cannot be written."""
+    return _write(_exit(fingerprint, device), {"exit_layer": layer})
+
+
+def _exit(fingerprint: str, device: str) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {device}".encode()).hexdigest()  # a device may be a path
+    return f"exit-{digest[:24]}"
 
 
 def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:

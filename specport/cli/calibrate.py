@@ -17,9 +17,11 @@ EXAMPLES = """\
 examples:
   specport calibrate                                  the default model on this machine
   specport calibrate --device xeon --model DIR --draft 'ngram|DRAFT_DIR' --plot costs.svg
+  specport calibrate --model DIR --draft early-exit
 
 Takes about a minute a model; let the machine do nothing else meanwhile. The head of a draft is cut to
-its commonest tokens where that pays. `specport run` with the same models, device, mode and threads
+its commonest tokens where that pays; --draft early-exit finds the layer after which the model itself drafts
+best. `specport run` with the same models, device, mode and threads
 finds the result by itself.
 """
 
@@ -77,7 +79,8 @@ def _table(report: Report) -> None:
     costs = report.measured.costs
     say = terminal.write
     rounds = f"median of {report.measured.rounds} rounds"
-    say(f"{report.role} {report.name} ({report.precision}): ms of a step, {rounds}\n")
+    after = f", exit after layer {report.exit_layer}" if report.exit_layer else ""
+    say(f"{report.role} {report.name} ({report.precision}{after}): ms of a step, {rounds}\n")
     say(f"{'new tokens':>14}" + "".join(f"{width:>7}" for width in costs.widths) + "\n")
     for context, row in zip(costs.contexts, costs.seconds, strict=True):
         say(f"{f'context {context}':>14}" + "".join(f"{1e3 * s:7.1f}" for s in row) + "\n")
@@ -88,6 +91,8 @@ def _table(report: Report) -> None:
         say(f"the loop adds {1e3 * report.loop_s:.2f} ms to a plain step\n")
     if report.heads:
         _heads(report)
+    if report.exits:
+        _exits(report)
     outliers = report.measured.outliers
     if outliers:
         worst = max(outliers, key=lambda o: o.seconds / o.median)
@@ -106,6 +111,14 @@ def _heads(report: Report) -> None:
         size = str(head.size) + (" whole" if head.tokens is None else "")
         used = "  used" if head is report.head else ""
         terminal.write(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.rate:10.1f}{used}\n")
+
+
+def _exits(report: Report) -> None:
+    terminal.write(f"{'exit':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
+    for tried in report.exits:
+        used = "  used" if tried.layer == report.exit_layer else ""
+        figures = f"{1e3 * tried.seconds:7.1f}{tried.agreement:11.1%}{tried.rate:10.1f}"
+        terminal.write(f"{tried.layer:>14}{figures}{used}\n")
 
 
 def _as_dict(report: Report) -> dict[str, object]:
@@ -132,6 +145,8 @@ def _as_dict(report: Report) -> dict[str, object]:
             }
             for head in report.heads
         ],
+        "exit_layer": report.exit_layer,
+        "exits": [asdict(tried) for tried in report.exits],
         "classifier": report.trained
         and {
             "threshold": report.trained.classifier.threshold,

@@ -99,8 +99,8 @@ def add_draft_options(parser: argparse._ActionsContainer) -> None:
         "--draft", metavar="DRAFT",
         help="auto, none, ngram (repeats what the text said before), suffix (what most often followed, here "
         "and in earlier texts), recycle (what the target found likely before), a model as for --model, "
-        "universal(MODEL) for one of another tokenizer, graft(MODEL), or several like 'suffix|MODEL': "
-        "whichever pays better (default: auto)",
+        "universal(MODEL) for one of another tokenizer, graft(MODEL), early-exit:E (the model's own first E "
+        "layers), or several like 'suffix|MODEL': whichever pays better (default: auto)",
     )  # fmt: skip
     add_precision(parser, "--draft-precision", "weights of the draft model (default: the device's)")
 

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device
 
-from specport.core.ports import Array, DraftRequest, Outcome, Plan, Row
+from specport.core.ports import Array, DraftRequest, Model, Outcome, Plan
 from specport.core.sampling import Prefix, to_host
 from specport.core.topk import largest
 from specport.core.tree import TokenTree, path_to
-from specport.drafters.model import ModelDrafter, _Growth
+from specport.drafters.draft_cache import DraftCache
+from specport.drafters.growth import DraftHead
 
 Children = list[tuple[int, float]]  # tokens with their probability given their parent, likeliest first
 
@@ -80,23 +81,36 @@ class LevelSource(Protocol):
     def forget(self, key: int) -> None: ...
 
 
-@dataclass
-class _Draft:
-    """A tree's draft. path: the nodes that stand in the draft's cache, root to leaf."""
-
-    growth: _Growth
-    path: list[int] = field(default_factory=list)
-
-
-class ModelLevels(ModelDrafter):
+class ModelLevels:
     """A draft model as a source of levels; its arguments are those of `ModelDrafter`."""
+
+    def __init__(
+        self,
+        model: Model,
+        target_vocab: int,
+        token_map: Sequence[int] | None = None,
+        *,
+        window: int = 256,
+        name: str = "model",
+    ) -> None:
+        self.name = name
+        self._cache, self._head = DraftCache(model, window), DraftHead(target_vocab, token_map)
 
     @property
     def forks(self) -> bool:
-        return self._model.capabilities.tree
+        return self._cache.tree
+
+    def behind(self, request: DraftRequest) -> int:
+        return self._cache.behind(request)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        """Nothing to learn: the next level compares the cache with the context."""
+
+    def forget(self, key: int) -> None:
+        self._cache.forget(key)
 
     def expand(self, trees: Sequence[Growing], width: int) -> list[list[Children]]:
-        size = max(1, len(trees)) if self._model.capabilities.batch else 1
+        size = max(1, len(trees)) if self._cache.batch else 1
         out: list[list[Children]] = []
         for start in range(0, len(trees), size):
             group = trees[start : start + size]
@@ -112,49 +126,46 @@ class ModelLevels(ModelDrafter):
         for tree in trees:
             # The plan says how much room to keep: of each level, `width` nodes at most are read.
             request = replace(tree.request, plan=Plan(tree.request.plan.depth, (width,)))
-            if self._fits(request):
-                tree.memo = _Draft(_Growth(request, self._state(request.key)))
-                fitting.append(tree)
-        logits = iter(self._catch_up([tree.memo.growth for tree in fitting]) if fitting else ())
-        return [[] if tree.memo is None else next(logits) for tree in trees]
+            if self._cache.fits(request):
+                tree.memo = []
+                fitting.append(request)
+        logits = iter(self._cache.catch_up(fitting) if fitting else ())
+        return [[] if tree.memo is None else [next(logits)] for tree in trees]
 
     def _step(self, trees: Sequence[Growing]) -> list[list[Array]]:
         """The logits [vocab] after each frontier node, as far as a step has room for."""
         paths = [self._unread(tree) for tree in trees]
         nodes = [sorted({node for path in found for node in path}) for found in paths]
-        rows = [_row(tree, among) for tree, among in zip(trees, nodes, strict=True) if among]
-        if not rows:
+        asked = [i for i, among in enumerate(nodes) if among]
+        if not asked:
             return [[]] * len(trees)
-        output = self._model.step(rows)
-        offsets = iter(output.offsets)
-        logits: list[list[Array]] = []
-        for tree, found, among in zip(trees, paths, nodes, strict=True):
-            if not found:
-                logits.append([])
-                continue
-            first = next(offsets)
-            logits.append([output.logits[first + among.index(path[-1]), :] for path in found])
-            # What all paths share can stay: whatever comes next is below it.
-            shared = [level[0] for level in zip(*found) if len({*level}) == 1]  # noqa: B905
-            draft: _Draft = tree.memo
-            self._model.commit(draft.growth.state.handle, [among.index(node) for node in shared])
-            draft.growth.state.ahead += [tree.tokens[node] for node in shared]
-            draft.path += shared
+        # What all paths share can stay: whatever comes next is below it.
+        shared = [[level[0] for level in zip(*found) if len({*level}) == 1] for found in paths]  # noqa: B905
+        output = self._cache.score(
+            [trees[i].request.key for i in asked],
+            [_below(trees[i], nodes[i]) for i in asked],
+            [[nodes[i].index(node) for node in shared[i]] for i in asked],
+        )
+        logits: list[list[Array]] = [[] for _ in trees]
+        for i, first in zip(asked, output.offsets[:-1], strict=True):
+            trees[i].memo += shared[i]
+            logits[i] = [output.logits[first + nodes[i].index(path[-1]), :] for path in paths[i]]
         return logits
 
     def _unread(self, tree: Growing) -> list[list[int]]:
         """For each frontier node, the path to it as far as the cache lacks it.
 
-        A step's mask covers new tokens only, so a level's paths are stepped whole.
+        A step's mask covers new tokens only, so a level's paths are stepped whole. The tree's memo is the
+        path that stands in the cache; without one its request did not fit.
         """
-        draft: _Draft = tree.memo
-        widest = max(self._model.capabilities.buckets, default=None)
+        if tree.memo is None:
+            return []
         paths: list[list[int]] = []
         among: set[int] = set()
         for node in tree.frontier:
-            path = path_to(tree.parents, node)[len(draft.path) :]
+            path = path_to(tree.parents, node)[len(tree.memo) :]
             among.update(path)
-            if widest is not None and len(among) > widest:
+            if self._cache.widest is not None and len(among) > self._cache.widest:
                 break
             paths.append(path)
         return paths
@@ -163,7 +174,7 @@ class ModelLevels(ModelDrafter):
         sampler = tree.request.sampler
         plain = sampler.params.plain_greedy
         # Penalties speak of target ids; without them a cut head's own columns will do.
-        scores = self._own(logits) if plain else self._full(logits)
+        scores = self._head.own(logits) if plain else self._head.full(logits)
         xp = array_namespace(scores)
         if sampler.params.greedy:
             if not plain:
@@ -174,13 +185,12 @@ class ModelLevels(ModelDrafter):
             weights = sampler.distribution(scores, Prefix(tree.request.context, tree.path(node)))
         columns = largest(xp.expand_dims(weights, axis=0), width)[0]
         chances = to_host(xp.take(weights, xp.asarray(columns, device=device(weights)))).tolist()
-        tokens = columns if self._map is None or not plain else self._map[columns]
-        return [(token, chance) for token, chance in zip(tokens.tolist(), chances, strict=True) if chance > 0]
+        tokens = self._head.ids(columns.tolist()) if plain else columns.tolist()
+        return [(token, chance) for token, chance in zip(tokens, chances, strict=True) if chance > 0]
 
 
-def _row(tree: Growing, nodes: Sequence[int]) -> Row:
-    """The row that steps these nodes; those above them are in the cache."""
+def _below(tree: Growing, nodes: Sequence[int]) -> TokenTree:
+    """These nodes as a tree of their own; those above them are in the cache."""
     place = {node: i for i, node in enumerate(nodes)}
     tokens = tuple(tree.tokens[node] for node in nodes)
-    parents = tuple(place.get(tree.parents[node], -1) for node in nodes)
-    return Row(tree.memo.growth.state.handle, TokenTree(tokens, parents))
+    return TokenTree(tokens, tuple(place.get(tree.parents[node], -1) for node in nodes))
