@@ -7,23 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from generations import PROMPT, begin, run
 from sampling_law import check_law
-from toy_model import ToyModel
+from toy_model import ToyExitModel, ToyModel
 
 from specport.core.costs import StepCosts
-from specport.core.engine import Engine, Generation
+from specport.core.engine import Engine
 from specport.core.planner import Planner, Source
 from specport.core.policies import Fixed, make_policy
 from specport.core.ports import Drafted, Drafter, Plan
 from specport.core.sampling import SamplingParams
 from specport.drafters.cascade import Cascade
 from specport.drafters.history import History
-from specport.drafters.model import ModelDrafter
+from specport.drafters.model import EarlyExitDrafter, ModelDrafter
 from specport.drafters.ngram import NgramDrafter
 from specport.drafters.suffix import SuffixDrafter
-
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-GREEDY = SamplingParams()
 
 
 def drafter(kind: str, target: ToyModel, noise: float = 0.4) -> Drafter | None:
@@ -44,20 +42,6 @@ def drafter(kind: str, target: ToyModel, noise: float = 0.4) -> Drafter | None:
             target.capabilities,
         ),
     }[kind]
-
-
-def begin(engine: Engine, prompt: list[int] = PROMPT, n: int = 40, **fields: object) -> Generation:
-    fields.setdefault("policy", Fixed(4))
-    fields.setdefault("params", GREEDY)
-    return Generation(list(prompt), engine.open(), max_new_tokens=n, **fields)  # type: ignore[arg-type]
-
-
-def run(engine: Engine, *generations: Generation) -> list[list[int]]:
-    for _ in engine.run(generations):
-        pass
-    for g in generations:
-        engine.close(g.handle)
-    return [g.tokens[g.num_prompt_tokens :] for g in generations]
 
 
 @pytest.mark.parametrize("kind", ["none", "ngram", "suffix", "model", "cut", "ngram|model", "planned"])
@@ -176,7 +160,9 @@ class Unsure(Fixed):
         return token.top[0] - token.top[1] > 0.2 and token.entropy < 1.2 and token.position < 3
 
 
-@pytest.mark.parametrize("kind", ["ngram", "suffix", "model", "cut", "ngram|model", "planned", "stopped"])
+@pytest.mark.parametrize(
+    "kind", ["ngram", "suffix", "model", "cut", "ngram|model", "planned", "stopped", "early-exit"]
+)
 @pytest.mark.parametrize("branches", [(), (3, 2)])
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], rule: str) -> None:
@@ -187,12 +173,13 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     params = [
         SamplingParams(temperature=0.9, top_p=0.95, repetition_penalty=1.2, seed=i) for i in range(samples)
     ]
-    target = ToyModel(vocab, sharpness=1.0)
+    target = ToyExitModel(vocab=vocab, sharpness=1.0, exit_noise=0.7)
     draft = ToyModel(vocab, sharpness=1.0, noise=0.7)
     cut = [2, 0, 3]
     drafters: dict[str, Drafter] = {"ngram": NgramDrafter(min_ngram=1), "model": ModelDrafter(draft, vocab)}
     drafters["ngram|model"] = Cascade(NgramDrafter(min_ngram=1), drafters["model"])
     drafters["suffix"] = SuffixDrafter(History(), least=0.0)
+    drafters["early-exit"] = EarlyExitDrafter(target)
     # A round's draft depends on what was drawn before it; what is drawn must be verified all the same.
     cheap = StepCosts((1, 2, 8), (0,), ((0.01, 0.011, 0.014),), measured=True)
     sources = [Source(NgramDrafter(tokens_per_match=None)), Source(ModelDrafter(draft, vocab), cheap)]

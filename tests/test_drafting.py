@@ -12,7 +12,7 @@ from specport.core.costs import StepCosts
 from specport.core.planner import Planner
 from specport.core.ports import Drafter, DraftRequest, Plan
 from specport.core.sampling import Sampler, SamplingParams
-from specport.drafting import DraftModel, build, parse
+from specport.drafting import DraftModel, build, exit_in, models_in, parse
 from specport.errors import InvalidInput, ModelError
 
 
@@ -33,6 +33,8 @@ from specport.errors import InvalidInput, ModelError
         ("universal(org/name)", ["universal:org/name"]),
         ("model(x)", ["model:x"]),
         ("a(1)/model.gguf", ["model:a(1)/model.gguf"]),
+        ("ngram|early-exit:12", ["ngram", "early-exit:12"]),
+        ("early-exit", ["early-exit:"]),
     ],
 )
 def test_expressions(expression: str, parts: list[str]) -> None:
@@ -41,11 +43,21 @@ def test_expressions(expression: str, parts: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["", "|", "ngram|", "|x", "auto|x", "x|none", "model:", "ngram||x", "graft()", "graft(ngram)"],
-)
+    [
+        "", "|", "ngram|", "|x", "auto|x", "x|none", "model:", "ngram||x", "graft()", "graft(ngram)",
+        "early-exit:0", "early-exit:-1", "early-exit:two",
+    ],
+)  # fmt: skip
 def test_unreadable_expressions(expression: str) -> None:
     with pytest.raises(InvalidInput, match="draft expression"):
         parse(expression)
+
+
+def test_a_target_has_one_exit() -> None:
+    with pytest.raises(InvalidInput, match="two exits"):
+        parse("early-exit:3|ngram|early-exit:5")
+    assert exit_in(parse("early-exit|ngram")) == 0 and exit_in(parse("early-exit:5")) == 5
+    assert exit_in(parse("ngram")) is None and models_in(parse("early-exit:5|x")) == ["x"]
 
 
 class Tokenizer(toy_pipeline.ToyTokenizer):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_model import ToyModel
+from toy_model import ToyExitModel, ToyModel
 from toy_pipeline import ToyTokenizer
 
 from specport.models.source import ModelFiles
@@ -32,7 +32,13 @@ class ToyBackend:
         self.loaded.append(files.name)
         noise = 0.4 if options.role == "draft" else 0.0
         model = ToyModel(noise=noise, max_context=2300, step_seconds=0.0002)
-        return Loaded(model, key=f"{files.name}-{options.role}" if self.keyed else "")
+        if options.exit_layer:  # the later the exit, the better it guesses
+            layer = options.exit_layer
+            model = ToyExitModel(
+                exit_noise=1 / layer, exit_layer=layer, max_context=2300, step_seconds=0.0002
+            )
+        exit_ = f"-{options.exit_layer}" if options.exit_layer else ""
+        return Loaded(model, key=f"{files.name}-{options.role}{exit_}" if self.keyed else "")
 
 
 @pytest.fixture

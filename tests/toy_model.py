@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -113,3 +114,42 @@ class ToyModel:
             if text[-1] in eos:
                 break
         return text[1 + len(prompt) :]
+
+
+class ToyExitModel(ToyModel):
+    """A toy whose first layers draft for it: `EarlyExitModel`, with a noisier table at its exit.
+
+    taken: tokens of every row whose first layers a step took over.
+    """
+
+    def __init__(self, *, exit_noise: float = 0.4, exit_layer: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.early = ToyModel(noise=exit_noise, **options).table
+        self.capabilities = replace(self.capabilities, exit_layer=exit_layer)
+        self.drafted: dict[int, list[int]] = {}  # id of a handle -> tokens
+        self.taken: list[int] = []
+
+    def draft(self, rows: Sequence[Row]) -> StepOutput:
+        logits, offsets = [], [0]
+        for row in rows:
+            handle, drafted = row.handle, self.drafted.setdefault(id(row.handle), [])
+            assert isinstance(handle, ToyHandle) and not handle.closed and row.tree.is_chain
+            if handle.length + len(drafted) + len(row.tree) > self.max_context:
+                raise ContextFull("toy context")
+            for token in row.tree.tokens:
+                drafted.append(token)
+                text = [0, *handle.tokens, *drafted]
+                logits.append(self.early[text[-2] % self.vocab, text[-1] % self.vocab])
+            offsets.append(len(logits))
+        return StepOutput(np.stack(logits), tuple(offsets), 0.0)
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        for row in rows:
+            drafted = self.drafted.pop(id(row.handle), [])
+            same = [a == b for a, b in zip(row.tree.tokens, drafted, strict=False)]
+            self.taken.append(same.index(False) if False in same else len(same))
+        return super().step(rows)
+
+    def truncate(self, handle: ToyHandle, length: int) -> None:
+        self.drafted.pop(id(handle), None)
+        super().truncate(handle, length)

@@ -50,7 +50,13 @@ class FirstLayers:
         self.capabilities = replace(model.capabilities, tree=False, exit_layer=0)
         self.vocab_size, self.max_context = model.vocab_size, model.max_context
         self.open, self.close = model.open, model.close
-        self.commit, self.truncate = model.commit, model.truncate
+        self.truncate = model.truncate
+
+    def commit(self, handle: Any, kept: Sequence[int]) -> None:
+        if kept:
+            self._model.commit(handle, kept)
+        else:  # forgets what was drafted
+            self._model.truncate(handle, handle.length)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         reads = all(row.logits == "last" for row in rows)
