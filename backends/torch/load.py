@@ -10,6 +10,7 @@ import torch
 from specport.backends.torch import devices, weights
 from specport.backends.torch.batch import WIDEST, Widths
 from specport.backends.torch.cache import SlotCache
+from specport.backends.torch.early_exit import ExitModel
 from specport.backends.torch.model import SlotModel
 from specport.backends.torch.step import StepModule
 
@@ -53,13 +54,13 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         torch.set_num_threads(options.threads)
     model = weights.read(files, place.device, options.head_tokens)
     # Every scheme is tried on the same cache and runner: graphs that one has captured serve the next.
-    cache = SlotCache(weights.shape_of(model, place.device))
-    runner = place.runner(StepModule(model, cache, options.hidden_layers))
+    cache = SlotCache(weights.shape_of(model, place.device, options.exit_layer))
+    runner = place.runner(StepModule(model, cache, options.hidden_layers, options.exit_layer))
     limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
     must_be_exact = options.exact and options.role == "target"
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
-        return SlotModel(
+        return (ExitModel if options.exit_layer else SlotModel)(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,
@@ -71,6 +72,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             static=bool(profile.buckets),
             whole=place.whole,
             hidden_layers=options.hidden_layers,
+            exit_layer=options.exit_layer,
             allowed=_allowance(place.free),
         )
 
