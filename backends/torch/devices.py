@@ -16,6 +16,7 @@ from specport.errors import DeviceError
 from specport.profiles import Profile
 
 LAZY = "PT_HPU_LAZY_MODE"
+COMPILE = "SPECPORT_TORCH_COMPILE"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def place(profile: Profile) -> Place:
     if profile.device == "hpu":
         return _emulated_gaudi() if profile.emulated else _gaudi()
     return Place("cpu", lambda module: Eager(module, "cpu"), _free_memory)
+
+
+def compiles(profile: Profile) -> bool:
+    """Whether the user asks for compiled steps, where they can be had: not in Gaudi's lazy mode."""
+    return os.environ.get(COMPILE, "0") not in ("", "0") and profile.device != "hpu"
 
 
 def name_of(profile: Profile) -> str:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from specport.backends.torch.step import StepModule, StepShape
 
+from specport.errors import DeviceError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,6 +50,25 @@ class Eager:
 
     def reset(self) -> None:
         pass
+
+
+def compiled(module: StepModule, device: str) -> StepModule:
+    """The step as torch.compile makes it, for any runner: few kernels, tens of seconds for each new shape.
+
+    Raises DeviceError where nothing can be compiled here.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # a missing compiler, header or Triton: each has its own type
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        needs = "a C++ compiler (g++) and Python's headers" if device == "cpu" else "Triton and a C compiler"
+        raise DeviceError(
+            f"torch.compile does not work here: {reason}", f"install {needs}, or unset SPECPORT_TORCH_COMPILE"
+        ) from error
+    # Behind the limit torch runs what it was to compile as it is, and says nothing.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    found: StepModule = torch.compile(module)
+    return found
 
 
 @dataclass(frozen=True)

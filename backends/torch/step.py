@@ -6,6 +6,7 @@ starts a step; nothing in it waits for the host.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -57,7 +58,7 @@ class StepShape:
     def unpack(self, packed: Tensor) -> dict[str, Tensor]:
         parts, start = {}, 0
         for name, size in self.sizes().items():
-            count = int(np.prod(size))
+            count = math.prod(size)
             parts[name] = packed[start : start + count].view(size)
             start += count
         return parts
