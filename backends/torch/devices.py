@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Runner
-from specport.backends.torch.step import StepModule
+from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Module, Runner
 
 from specport.errors import DeviceError
 from specport.profiles import Profile
@@ -25,7 +24,7 @@ class Place:
     whole: every pass covers all slots. notes: what the user should know."""
 
     device: str
-    runner: Callable[[StepModule], Runner]
+    runner: Callable[[Module], Runner]
     free: Callable[[], int | None]
     whole: bool = False
     notes: tuple[str, ...] = ()
@@ -67,7 +66,7 @@ def _gaudi() -> Place:
         notes = (f"{LAZY} was set to 1: HPU graphs need lazy mode",)
     from habana_frameworks.torch import core, hpu
 
-    def runner(module: StepModule) -> Runner:
+    def runner(module: Module) -> Runner:
         return HpuGraphs(module, hpu, core, "hpu")
 
     return Place("hpu", runner, lambda: int(hpu.mem_get_info()[0]), whole=True, notes=notes)
@@ -76,7 +75,7 @@ def _gaudi() -> Place:
 def _emulated_gaudi() -> Place:
     from specport.backends.torch import standin
 
-    def runner(module: StepModule) -> Runner:
+    def runner(module: Module) -> Runner:
         return HpuGraphs(module, standin.Hpu(), standin.Core(), "cpu")
 
     return Place("cpu", runner, _free_memory, whole=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from specport.backends.torch import devices, runners, weights
 from specport.backends.torch.batch import WIDEST, Widths
 from specport.backends.torch.cache import SlotCache
+from specport.backends.torch.chain import ChainModel, ChainModule
 from specport.backends.torch.early_exit import ExitModel
 from specport.backends.torch.model import SlotModel
 from specport.backends.torch.step import StepModule
@@ -59,11 +61,18 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     must_be_exact = options.exact and options.role == "target"
     # Compiled kernels round by the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
-    runner = place.runner(runners.compiled(module, place.device) if compiled else module)
+    steps = runners.compiled(module, place.device) if compiled else module
+    runner = place.runner(steps)
+    kind: Callable[..., SlotModel] = SlotModel
+    if options.exit_layer:
+        kind = ExitModel
+    elif options.role == "draft":
+        chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
+        kind = partial(ChainModel, chains=chains)
     limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
-        return (ExitModel if options.exit_layer else SlotModel)(
+        return kind(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from specport.backends.torch.batch import Piece, Widths, pack, window
 from specport.backends.torch.cache import SlotCache, capacity_for
 from specport.backends.torch.parts import Part
 from specport.backends.torch.runners import Output, Runner, timed
+from specport.backends.torch.step import StepShape
 
 from specport.core.ports import Array, Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
@@ -193,16 +195,21 @@ class SlotModel:
 
     def _forward(self, pieces: Sequence[Piece], part: Part, width: int) -> tuple[Output, int, float]:
         start = time.perf_counter()
-        total = self.cache.slots
-        slots = [piece.slot for piece in pieces]
-        first, size = (0, total) if self._whole else window(slots, total)
-        length = self._length(max(piece.length for piece in pieces) + width)
-        packed, shape = pack(
-            pieces, part, first=first, slots=size, width=width, length=length, capacity=self.cache.capacity
-        )
+        packed, shape = self._packed(pieces, part, width)
         packing = time.perf_counter() - start
         output, spent = timed(self.runner, packed, shape, self.cache.shape.device)
-        return output, first, packing + spent
+        return output, shape.first, packing + spent
+
+    def _packed(
+        self, pieces: Sequence[Piece], part: Part, width: int, more: int = 0
+    ) -> tuple[NDArray[np.int64], StepShape]:
+        """The input of a forward pass that sees so many `more` rows than the new tokens need."""
+        total = self.cache.slots
+        first, size = (0, total) if self._whole else window([piece.slot for piece in pieces], total)
+        length = self._length(max(piece.length for piece in pieces) + width + more)
+        return pack(
+            pieces, part, first=first, slots=size, width=width, length=length, capacity=self.cache.capacity
+        )
 
     def _length(self, rows: int) -> int:
         if self._static:
