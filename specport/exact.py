@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.ports import CacheHandle, Model, Row
+from specport.core.ports import CacheHandle, EarlyExitModel, Model, Row
 from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
 from specport.models.cache import cache_root
@@ -29,7 +29,8 @@ _PAST, _NEW = 37, 11  # a part-filled second block of OpenVINO's cache, so that 
 def is_invariant(model: Model, past: int = _PAST) -> bool:
     """Whether chains, trees, single tokens and ragged batches give bit-identical logits behind a prompt.
 
-    The prompt of `past` tokens is read in one step: plain and speculative decoding read it alike.
+    The prompt of `past` tokens is read in one step: plain and speculative decoding read it alike. A model
+    with an early exit is asked a second time, with the first tokens of each row drafted at the exit.
     """
     rng = np.random.default_rng(0)
     ids = [int(i) for i in rng.integers(0, model.vocab_size, past + _NEW)]
@@ -38,29 +39,40 @@ def is_invariant(model: Model, past: int = _PAST) -> bool:
     whole = _logits(model, [prompt], [[rest[i : i + widest]] for i in range(0, _NEW, widest)])[0]
     if not np.isfinite(whole).all():
         return False
-    runs = [
-        _logits(model, [prompt], [[[token]] for token in rest]),
-        _logits(model, [prompt], [[rest[:2]], [rest[2:5]], [rest[5:8]], [rest[8:]]]),
-    ]
+    return all(
+        np.array_equal(run, whole)
+        for drafted in ((0, 2) if model.capabilities.exit_layer else (0,))
+        for run in _runs(model, prompt, rest, drafted)
+    )
+
+
+def _runs(model: Model, prompt: list[int], rest: list[int], drafted: int) -> Iterator[NDArray[np.float32]]:
+    """The logits of `rest` behind `prompt`, split in different ways."""
+    yield _logits(model, [prompt], [[[token]] for token in rest], drafted)[0]
+    yield _logits(model, [prompt], [[rest[:2]], [rest[2:5]], [rest[5:8]], [rest[8:]]], drafted)[0]
     if model.capabilities.batch:  # two ragged neighbours, one of them with single tokens
-        steps = [[rest[:1], ids[5:9]], [rest[1:8], ids[9:10]], [rest[8:], ids[10:12]]]
-        runs.append(_logits(model, [prompt, ids[:5]], steps)[:1])
-    if model.capabilities.exit_layer:
-        runs.append([_drafted(model, prompt, rest)])
-    same = all(np.array_equal(run, whole) for sequences in runs for run in sequences)
-    if not same or not model.capabilities.tree:
-        return same
-    return np.array_equal(_tree_path(model, prompt, rest), whole)
+        other = (prompt + rest)[:12]
+        steps = [[rest[:1], other[5:9]], [rest[1:8], other[9:10]], [rest[8:], other[10:]]]
+        yield _logits(model, [prompt, other[:5]], steps, drafted)[0]
+    if model.capabilities.tree:
+        yield _tree_path(model, prompt, rest, drafted)
 
 
 def _logits(
-    model: Model, prompts: Sequence[Sequence[int]], steps: Sequence[Sequence[Sequence[int]]]
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[Sequence[int]]],
+    drafted: int = 0,
 ) -> list[NDArray[np.float32]]:
-    """Feed chunks behind each prompt, one list for each step and sequence; the logits of the chunks."""
+    """Feed chunks behind each prompt, one list for each step and sequence; the logits of the chunks.
+
+    drafted: first tokens of each chunk that are drafted at the model's early exit before it is stepped.
+    """
     handles = [_opened(model, prompt) for prompt in prompts]
     found: list[list[NDArray[np.float32]]] = [[] for _ in handles]
     for chunks in steps:
         rows = [Row(h, TokenTree.chain(chunk)) for h, chunk in zip(handles, chunks, strict=True)]
+        _draft(model, rows, drafted)
         output = model.step(rows)
         for i, row in enumerate(rows):
             found[i].append(to_host(output.logits[output.offsets[i] : output.offsets[i + 1]]).copy())
@@ -70,19 +82,6 @@ def _logits(
     return [np.concatenate(parts) for parts in found]
 
 
-def _drafted(model: Any, prompt: Sequence[int], rest: Sequence[int]) -> NDArray[np.float32]:
-    """The logits of `rest` where the model's first layers have drafted most of it, token by token."""
-    handle = _opened(model, prompt)
-    parts = []
-    for chunk in (rest[:1], rest[1:5], rest[5:]):
-        for token in chunk[:-1]:
-            model.draft([Row(handle, TokenTree.chain([token]))])
-        parts.append(to_host(model.step([Row(handle, TokenTree.chain(chunk))]).logits).copy())
-        model.commit(handle, range(len(chunk)))
-    model.close(handle)
-    return np.concatenate(parts)
-
-
 def _opened(model: Model, prompt: Sequence[int]) -> CacheHandle:
     handle = model.open()
     model.step([Row(handle, TokenTree.chain(prompt), logits="last")])
@@ -90,7 +89,15 @@ def _opened(model: Model, prompt: Sequence[int]) -> CacheHandle:
     return handle
 
 
-def _tree_path(model: Model, prompt: list[int], rest: list[int]) -> NDArray[np.float32]:
+def _draft(model: Model, rows: Sequence[Row], count: int) -> None:
+    """Draft the first tokens of each row, as many as it has, token by token."""
+    for i in range(count):
+        longer = [Row(row.handle, TokenTree.chain(row.tree.tokens[i : i + 1])) for row in rows]
+        if left := [row for row in longer if len(row.tree)]:
+            cast("EarlyExitModel", model).draft(left)
+
+
+def _tree_path(model: Model, prompt: list[int], rest: list[int], drafted: int) -> NDArray[np.float32]:
     """Logits along `rest` in trees where each of its nodes has a rival."""
     handle = _opened(model, prompt)
     parts = []
@@ -101,7 +108,9 @@ def _tree_path(model: Model, prompt: list[int], rest: list[int]) -> NDArray[np.f
             tokens += [(token + 1) % model.vocab_size, token]
             parents += [path[-1]] * 2
             path.append(len(tokens) - 1)
-        output = model.step([Row(handle, TokenTree(tuple(tokens), tuple(parents)))])
+        row = Row(handle, TokenTree(tuple(tokens), tuple(parents)))
+        _draft(model, [row], drafted)
+        output = model.step([row])
         parts.append(to_host(output.logits)[path].copy())
         model.commit(handle, path)
     model.close(handle)

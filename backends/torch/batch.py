@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from specport.backends.torch.parts import Part
 from specport.backends.torch.step import StepShape
 
 from specport.core.tree import TokenTree
@@ -21,15 +23,12 @@ WIDEST = 64  # tokens of a sequence that a round of decoding may bring; more are
 
 @dataclass(frozen=True)
 class Piece:
-    """New tokens of one slot behind `length` rows of its cache, those that logits are wanted of last.
-
-    wanted: the node whose logits are wanted alone; None = all.
-    """
+    """New tokens of one slot behind `length` rows of its cache, and which of them logits are wanted of."""
 
     slot: int
     length: int
     tree: TokenTree
-    wanted: int | None = None
+    logits: Literal["all", "last", "none"] = "all"
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,25 @@ def window(slots: Sequence[int], total: int) -> tuple[int, int]:
 
 
 def pack(
-    pieces: Sequence[Piece], first: int, slots: int, width: int, length: int, capacity: int
+    pieces: Sequence[Piece],
+    part: Part,
+    *,
+    first: int,
+    slots: int,
+    width: int,
+    length: int,
+    capacity: int,
 ) -> tuple[NDArray[np.int64], StepShape]:
-    """The packed input of a forward pass over `slots` slots from `first` on, and its shape.
+    """The packed input of a forward pass of a part over `slots` slots from `first` on, and its shape.
 
     width: new tokens of each; length: rows of the cache that they see; capacity: rows of a slot.
     """
-    wanted = {piece.wanted for piece in pieces}
-    alone = None not in wanted and len(wanted) == 1
-    kept = np.array([*wanted] if alone else range(width), dtype=np.int64)
-    shape = StepShape(first, slots, width, length, len(kept))
+    kept = np.arange(width)
+    if all(piece.logits == "none" for piece in pieces):
+        kept = kept[:0]
+    elif len(pieces) == 1 and pieces[0].logits == "last":
+        kept = kept[len(pieces[0].tree) - 1 :][:1]
+    shape = StepShape(first, slots, width, length, len(kept), part)
     ids = np.zeros((slots, width), dtype=np.int64)
     lengths = np.full(slots, capacity - width, dtype=np.int64)
     positions = np.zeros((slots, width), dtype=np.int64)

@@ -8,7 +8,6 @@ any decoder of that library writes into it unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +22,21 @@ SMALLEST = 512  # rows of a slot; capacities are powers of two from here on
 
 @dataclass(frozen=True)
 class Shape:
-    """What one row of the cache takes: of each layer, `heads` times `width` numbers, twice."""
+    """What one row of the cache takes: of each layer, `heads` times `width` numbers, twice.
+
+    query: numbers of an exit query (`early_exit.py`), of which a row then holds one more; 0 = none.
+    """
 
     num_layers: int
     heads: int
     width: int
     dtype: Any  # torch.dtype
     device: str
+    query: int = 0
 
     def nbytes(self, slots: int, capacity: int) -> int:
-        numbers = 2 * self.num_layers * slots * self.heads * capacity * self.width
-        return int(numbers * self.dtype.itemsize)
+        numbers = 2 * self.num_layers * self.heads * self.width + self.query
+        return int(slots * capacity * numbers * self.dtype.itemsize)
 
 
 def capacity_for(num_rows: int) -> int:
@@ -57,23 +60,25 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.slots = self.capacity = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.queries: list[Tensor] = []  # one tensor [slots, 1, capacity, query] where there are any
         self._first = self._size = self._length = 0
         self._index: Tensor | None = None
 
     def resize(self, slots: int, capacity: int) -> None:
-        self.keys = [self._resized(old, slots, capacity) for old in self._every(self.keys)]
-        self.values = [self._resized(old, slots, capacity) for old in self._every(self.values)]
+        shape, rows = self.shape, (slots, self.shape.heads, capacity, self.shape.width)
+        self.keys = self._resized(self.keys, shape.num_layers, rows)
+        self.values = self._resized(self.values, shape.num_layers, rows)
+        self.queries = self._resized(self.queries, 1 if shape.query else 0, (slots, 1, capacity, shape.query))
         self.slots, self.capacity = slots, capacity
 
-    def _every(self, tensors: list[Tensor]) -> Sequence[Tensor | None]:
-        return tensors or [None] * self.shape.num_layers
-
-    def _resized(self, old: Tensor | None, slots: int, capacity: int) -> Tensor:
-        shape = self.shape
-        new = torch.zeros((slots, shape.heads, capacity, shape.width), dtype=shape.dtype, device=shape.device)
-        if old is not None:
-            new[: old.shape[0], :, : old.shape[2]] = old
-        return new
+    def _resized(self, tensors: list[Tensor], count: int, size: tuple[int, ...]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for old in tensors or [None] * count:
+            new = torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
+            if old is not None:
+                new[: old.shape[0], :, : old.shape[2]] = old
+            found.append(new)
+        return found
 
     def at(self, first: int, index: Tensor, length: int) -> None:
         """The next `update` of each layer writes the slots from `first` on at rows `index` [slots, new] and
@@ -87,10 +92,24 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Called by the attention of a layer: key and value [slots, heads, new, width]."""
         return self._write(self.keys[layer_idx], key), self._write(self.values[layer_idx], value)
 
+    def hold(self, queries: Tensor) -> None:
+        """Keep the exit queries [slots, new, query] of the step's tokens at their rows."""
+        self._write(self.queries[0], queries[:, None])
+
+    def held(self) -> Tensor:
+        """The exit queries [slots, new, query] at the rows of the step's tokens."""
+        assert self._index is not None  # set by `at`
+        own = self._own(self.queries[0])[:, 0]
+        found: Tensor = own.gather(1, self._index[:, :, None].expand(-1, -1, own.shape[2]))
+        return found
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The step's slots. No view where it covers them all: HPU graphs cannot write through a view."""
+        return tensor if self._size == self.slots else tensor[self._first : self._first + self._size]
+
     def _write(self, tensor: Tensor, new: Tensor) -> Tensor:
         assert self._index is not None  # set by `at`
-        # No view where the step covers every slot: HPU graphs cannot capture writing through a view.
-        own = tensor if self._size == self.slots else tensor[self._first : self._first + self._size]
+        own = self._own(tensor)
         if self._size == 1:
             own.index_copy_(2, self._index[0], new)
         else:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Runner
-from specport.backends.torch.step import StepModule
+from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Module, Runner
 
 from specport.errors import DeviceError
 from specport.profiles import Profile
 
 LAZY = "PT_HPU_LAZY_MODE"
+COMPILE = "SPECPORT_TORCH_COMPILE"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Place:
     whole: every pass covers all slots. notes: what the user should know."""
 
     device: str
-    runner: Callable[[StepModule], Runner]
+    runner: Callable[[Module], Runner]
     free: Callable[[], int | None]
     whole: bool = False
     notes: tuple[str, ...] = ()
@@ -37,6 +37,11 @@ def place(profile: Profile) -> Place:
     if profile.device == "hpu":
         return _emulated_gaudi() if profile.emulated else _gaudi()
     return Place("cpu", lambda module: Eager(module, "cpu"), _free_memory)
+
+
+def compiles(profile: Profile) -> bool:
+    """Whether the user asks for compiled steps, where they can be had: not in Gaudi's lazy mode."""
+    return os.environ.get(COMPILE, "0") not in ("", "0") and profile.device != "hpu"
 
 
 def name_of(profile: Profile) -> str:
@@ -61,7 +66,7 @@ def _gaudi() -> Place:
         notes = (f"{LAZY} was set to 1: HPU graphs need lazy mode",)
     from habana_frameworks.torch import core, hpu
 
-    def runner(module: StepModule) -> Runner:
+    def runner(module: Module) -> Runner:
         return HpuGraphs(module, hpu, core, "hpu")
 
     return Place("hpu", runner, lambda: int(hpu.mem_get_info()[0]), whole=True, notes=notes)
@@ -70,7 +75,7 @@ def _gaudi() -> Place:
 def _emulated_gaudi() -> Place:
     from specport.backends.torch import standin
 
-    def runner(module: StepModule) -> Runner:
+    def runner(module: Module) -> Runner:
         return HpuGraphs(module, standin.Hpu(), standin.Core(), "cpu")
 
     return Place("cpu", runner, _free_memory, whole=True)

@@ -28,8 +28,26 @@ class PackedLinear(torch.nn.Module):  # type: ignore[misc]
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        if torch.compiler.is_compiling():
+            called: Tensor = _opaque(x, self._packed, self.bias, self.out_features)
+            return called
+        return _product(x, self._packed, self.bias, self.out_features)
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
+
+
+# torch.compile takes such a product for one of its own and fails on a weight that it has not packed itself;
+# what it cannot look into it calls as it is. Calling it that way costs more, so that only compiled steps do.
+_opaque = torch.library.custom_op(
+    "specport::packed_linear",
+    _product,
+    mutates_args=(),
+    schema="(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor",
+)
+_opaque.register_fake(lambda x, packed, bias, out_features: x.new_empty((*x.shape[:-1], out_features)))
 
 
 def available(dtype: Any) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from specport.backends.torch import devices, weights
+from specport.backends.torch import devices, runners, weights
 from specport.backends.torch.batch import WIDEST, Widths
 from specport.backends.torch.cache import SlotCache
+from specport.backends.torch.chain import ChainModel, ChainModule
+from specport.backends.torch.early_exit import ExitModel
 from specport.backends.torch.model import SlotModel
 from specport.backends.torch.step import StepModule
 
@@ -53,13 +56,23 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         torch.set_num_threads(options.threads)
     model = weights.read(files, place.device, options.head_tokens)
     # Every scheme is tried on the same cache and runner: graphs that one has captured serve the next.
-    cache = SlotCache(weights.shape_of(model, place.device))
-    runner = place.runner(StepModule(model, cache, options.hidden_layers))
-    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    cache = SlotCache(weights.shape_of(model, place.device, options.exit_layer))
+    module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
     must_be_exact = options.exact and options.role == "target"
+    # Compiled kernels round by the shape that they were compiled for.
+    compiled = devices.compiles(profile) and not must_be_exact
+    steps = runners.compiled(module, place.device) if compiled else module
+    runner = place.runner(steps)
+    kind: Callable[..., SlotModel] = SlotModel
+    if options.exit_layer:
+        kind = ExitModel
+    elif options.role == "draft":
+        chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
+        kind = partial(ChainModel, chains=chains)
+    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
-        return SlotModel(
+        return kind(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,
@@ -71,14 +84,17 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             static=bool(profile.buckets),
             whole=place.whole,
             hidden_layers=options.hidden_layers,
+            exit_layer=options.exit_layer,
             allowed=_allowance(place.free),
         )
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
+    if devices.compiles(profile) and not compiled:
+        notes = (*notes, "a target in exact mode is not compiled; --fast is")
     buckets = tuple(width for width in profile.buckets if width <= WIDEST)
     if not must_be_exact:
         widths, scheme = Widths(buckets, profile.buckets, 1), Scheme()
-        key = _key(files, options, widths, scheme)
+        key = _key(files, options, widths, scheme, **({"compiled": True} if compiled else {}))
         return Loaded(build(widths, scheme), notes, key, options.head_tokens)
     for scheme in _EXACT:
         widths = Widths(scheme.decode or buckets, profile.buckets, 2)
@@ -108,7 +124,7 @@ def _allowance(free: Callable[[], int | None]) -> Callable[[int], None]:
     return check
 
 
-def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme) -> str:
+def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme, **more: object) -> str:
     """Everything that decides which kernels run: what was found out about them is kept under it."""
     return settings_key(
         options,
@@ -120,4 +136,5 @@ def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme
         threads=torch.get_num_threads(),
         widths=(widths.decode, widths.read, widths.least),
         scheme=(scheme.batch, scheme.tree),
+        **more,
     )

@@ -8,14 +8,17 @@ graph on CUDA and Gaudi. What runs a shape is `runners.py`'s business, what a sh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from specport.backends.torch.batch import Piece, Widths, pack, window
 from specport.backends.torch.cache import SlotCache, capacity_for
+from specport.backends.torch.parts import Part
 from specport.backends.torch.runners import Output, Runner, timed
+from specport.backends.torch.step import StepShape
 
 from specport.core.ports import Array, Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
@@ -24,15 +27,24 @@ from specport.errors import ContextFull
 # Rows that the attended length grows by where shapes may vary. torch's attention on processors goes through
 # them in blocks of 512; how bf16 rounds in the last one depends on its size, so it is always a full one.
 _STEP, _STEPS = 128, {torch.bfloat16: 512}
+_Found = tuple[Array, dict[int, Array]]  # logits and hidden states of one sequence
 
 
 @dataclass
 class SlotSequence:
-    """One sequence's slot, -1 once it is closed, and length; `pending` waits for `commit`."""
+    """One sequence's slot, -1 once it is closed, and length.
+
+    pending: what waits for `commit`. drafted: tokens behind the committed ones whose exit queries are held.
+    """
 
     slot: int
     length: int = 0
     pending: TokenTree = field(default_factory=TokenTree)
+    drafted: tuple[int, ...] = ()
+
+    def settle(self, length: int) -> None:
+        """So many tokens are committed, and nothing is pending or drafted behind them."""
+        self.length, self.pending, self.drafted = length, TokenTree(), ()
 
 
 class SlotModel:
@@ -61,6 +73,7 @@ class SlotModel:
         static: bool = False,
         whole: bool = False,
         hidden_layers: tuple[int, ...] = (),
+        exit_layer: int = 0,
         allowed: Callable[[int], None] = lambda nbytes: None,
     ) -> None:
         self.runner, self.cache, self.widths = runner, cache, widths
@@ -75,6 +88,7 @@ class SlotModel:
             hidden_states=hidden_layers,
             rollback="index",
             buckets=widths.decode,
+            exit_layer=exit_layer,
         )
 
     def open(self, capacity: int = 0) -> SlotSequence:
@@ -87,12 +101,13 @@ class SlotModel:
         if handle.slot >= 0:
             self._free.append(handle.slot)
             self._free.sort(reverse=True)  # the lowest slot goes out first: windows stay small
-        handle.slot, handle.length, handle.pending = -1, 0, TokenTree()
+        handle.slot = -1
+        handle.settle(0)
 
     def truncate(self, handle: SlotSequence, length: int) -> None:
         if not 0 <= length <= handle.length:
             raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.length, handle.pending = length, TokenTree()
+        handle.settle(length)
 
     def commit(self, handle: SlotSequence, kept: Sequence[int]) -> None:
         path = handle.pending.checked_path(kept)
@@ -101,8 +116,7 @@ class SlotModel:
             rows = np.arange(self.widths.decoded(len(path)))
             rows[: len(path)] = path
             self._move(handle, rows, np.arange(len(rows)))
-        handle.length += len(path)
-        handle.pending = TokenTree()
+        handle.settle(handle.length + len(path))
 
     def _move(self, handle: SlotSequence, source: np.ndarray, target: np.ndarray) -> None:
         device = self.cache.shape.device
@@ -113,89 +127,89 @@ class SlotModel:
             self.cache.move(where[:1], where[1 : 1 + len(source)], where[1 + len(source) :])
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
-        for row in rows:
-            deepest = row.handle.length + max(row.tree.depths())
-            if deepest > self.max_context:
-                raise ContextFull(f"{deepest} tokens do not fit the model's context of {self.max_context}")
-            if not row.tree.is_chain and not (self.capabilities.tree and len(row.tree) <= self.widths.most):
-                most = self.widths.most if self.capabilities.tree else 0
-                raise ValueError(f"a tree of {len(row.tree)} nodes; this model steps {most} at most")
-        self._reserve(max(row.handle.length + len(row.tree) for row in rows))
+        pieces = [piece_of(row) for row in rows]
+        self._admit(pieces)
         for row in rows:
             row.handle.pending = row.tree
-        groups = self._groups(rows)
-        found: dict[int, tuple[Array, dict[int, Array]]] = {}
+        return self._pass(pieces, "whole")
+
+    def _admit(self, pieces: Sequence[Piece]) -> None:
+        """Room in the cache for these. Raises what `step` does, before anything changed."""
+        for piece in pieces:
+            deepest = piece.length + max(piece.tree.depths())
+            if deepest > self.max_context:
+                raise ContextFull(f"{deepest} tokens do not fit the model's context of {self.max_context}")
+            if not piece.tree.is_chain:
+                most = self.widths.most if self.capabilities.tree else 0
+                if len(piece.tree) > most:
+                    raise ValueError(f"a tree of {len(piece.tree)} nodes; this model steps {most} at most")
+        self._reserve(max(piece.length + len(piece.tree) for piece in pieces))
+
+    def _pass(self, pieces: Sequence[Piece], part: Part) -> StepOutput:
+        """Run a part of the model on these, in as few forward passes as may be."""
+        groups = self._groups(pieces)
+        found: dict[int, _Found] = {}
         seconds = 0.0
         for group in groups:
-            outputs, spent = self._run([rows[i] for i in group])
+            outputs, spent = self._run([pieces[i] for i in group], part)
             seconds += spent
             # A runner's next call may write over its last output.
             found |= zip(group, outputs if len(groups) == 1 else map(_cloned, outputs), strict=True)
-        logits = [found[i][0] for i in range(len(rows))]
+        logits = [found[i][0] for i in range(len(pieces))]
         offsets = np.cumsum([0, *(len(part) for part in logits)]).tolist()
-        hidden = {layer: _joined([found[i][1][layer] for i in range(len(rows))]) for layer in found[0][1]}
+        hidden = {layer: _joined([found[i][1][layer] for i in range(len(pieces))]) for layer in found[0][1]}
         return StepOutput(_joined(logits), tuple(offsets), seconds, hidden)
 
-    def _groups(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Which rows share a forward pass: the short ones, if any may; a long one is read alone."""
-        short = [i for i, row in enumerate(rows) if len(row.tree) <= self.widths.most]
-        long = [[i] for i in range(len(rows)) if i not in short]
+    def _groups(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Which of them share a forward pass: the short ones, if any may; a long one is read alone."""
+        short = [i for i, piece in enumerate(pieces) if len(piece.tree) <= self.widths.most]
+        long = [[i] for i in range(len(pieces)) if i not in short]
         if self.capabilities.batch and short:
             return [short, *long]
-        return [[i] for i in range(len(rows))]
+        return [[i] for i in range(len(pieces))]
 
-    def _run(self, rows: Sequence[Row]) -> tuple[list[tuple[Array, dict[int, Array]]], float]:
-        """Logits and hidden states of each row, those that it asks for."""
-        if len(rows) == 1 and len(rows[0].tree) > self.widths.most:
-            return self._read(rows[0])
-        pieces = [
-            Piece(row.handle.slot, row.handle.length, row.tree, _wanted(row, len(rows))) for row in rows
-        ]
-        width = self.widths.decoded(max(len(row.tree) for row in rows))
-        (logits, hidden), first, spent = self._forward(pieces, width)
-        out = []
-        for row, piece in zip(rows, pieces, strict=True):
-            slot, n = row.handle.slot - first, len(row.tree)
-            own = logits[slot] if piece.wanted is not None else logits[slot, :n]
-            if row.logits == "last":
-                own = own[-1:]
-            start = n - 1 if row.logits == "last" else 0
-            out.append((own, {layer: states[slot, start:n] for layer, states in hidden.items()}))
-        return out, spent
+    def _run(self, pieces: Sequence[Piece], part: Part) -> tuple[list[_Found], float]:
+        """Logits and hidden states of each piece, those that it asks for."""
+        if len(pieces) == 1 and len(pieces[0].tree) > self.widths.most:
+            return self._read(pieces[0], part)
+        width = self.widths.decoded(max(len(piece.tree) for piece in pieces))
+        (logits, hidden), first, spent = self._forward(pieces, part, width)
+        return [_own(piece, first, logits, hidden) for piece in pieces], spent
 
-    def _read(self, row: Row) -> tuple[list[tuple[Array, dict[int, Array]]], float]:
-        """A long chain in pieces, each behind the rows of those before it."""
-        tokens, seconds = row.tree.tokens, 0.0
-        logits: list[Array] = []
-        hidden: dict[int, list[Array]] = {layer: [] for layer in self.capabilities.hidden_states}
-        start = 0
-        pieces = self.widths.pieces(len(tokens))
-        for number, (count, width) in enumerate(pieces):
+    def _read(self, piece: Piece, part: Part) -> tuple[list[_Found], float]:
+        """A long chain in shorter ones, each behind the rows of those before it."""
+        tokens, seconds, start = piece.tree.tokens, 0.0, 0
+        found: list[_Found] = []
+        for count, width in self.widths.pieces(len(tokens)):
             tree = TokenTree.chain(tokens[start : start + count])
-            wanted = count - 1 if row.logits == "last" else None
-            piece = Piece(row.handle.slot, row.handle.length + start, tree, wanted)
-            (found, states), first, spent = self._forward([piece], width)
+            short = Piece(piece.slot, piece.length + start, tree, piece.logits)
+            (logits, hidden), first, spent = self._forward([short], part, width)
             seconds += spent
-            slot = piece.slot - first
-            if row.logits == "all" or number == len(pieces) - 1:
-                keep = slice(count - 1, count) if row.logits == "last" else slice(0, count)
-                own = found[slot] if row.logits == "last" else found[slot, keep]
-                logits.append(own.clone() if len(pieces) > 1 else own)
-                for layer, parts in hidden.items():
-                    parts.append(states[layer][slot, keep].clone())
             start += count
-        return [(_joined(logits), {layer: _joined(parts) for layer, parts in hidden.items()})], seconds
+            if piece.logits != "last" or start == len(tokens):
+                found.append(_own(short, first, logits, hidden))
+                if count < len(tokens):
+                    found[-1] = _cloned(found[-1])
+        hidden = {layer: _joined([states[layer] for _, states in found]) for layer in found[0][1]}
+        return [(_joined([logits for logits, _ in found]), hidden)], seconds
 
-    def _forward(self, pieces: Sequence[Piece], width: int) -> tuple[Output, int, float]:
+    def _forward(self, pieces: Sequence[Piece], part: Part, width: int) -> tuple[Output, int, float]:
         start = time.perf_counter()
-        total = self.cache.slots
-        slots = [piece.slot for piece in pieces]
-        first, size = (0, total) if self._whole else window(slots, total)
-        length = self._length(max(piece.length for piece in pieces) + width)
-        packed, shape = pack(pieces, first, size, width, length, self.cache.capacity)
+        packed, shape = self._packed(pieces, part, width)
         packing = time.perf_counter() - start
         output, spent = timed(self.runner, packed, shape, self.cache.shape.device)
-        return output, first, packing + spent
+        return output, shape.first, packing + spent
+
+    def _packed(
+        self, pieces: Sequence[Piece], part: Part, width: int, more: int = 0
+    ) -> tuple[NDArray[np.int64], StepShape]:
+        """The input of a forward pass that sees so many `more` rows than the new tokens need."""
+        total = self.cache.slots
+        first, size = (0, total) if self._whole else window([piece.slot for piece in pieces], total)
+        length = self._length(max(piece.length for piece in pieces) + width + more)
+        return pack(
+            pieces, part, first=first, slots=size, width=width, length=length, capacity=self.cache.capacity
+        )
 
     def _length(self, rows: int) -> int:
         if self._static:
@@ -217,12 +231,22 @@ class SlotModel:
         self._free = sorted([*self._free, *new], reverse=True)
 
 
-def _wanted(row: Row, num_rows: int) -> int | None:
-    """A lone row that wants its last logits gets no others computed."""
-    return len(row.tree) - 1 if num_rows == 1 and row.logits == "last" else None
+def piece_of(row: Row, behind: int = 0) -> Piece:
+    """A row's tokens, so many behind the committed ones of its sequence."""
+    return Piece(row.handle.slot, row.handle.length + behind, row.tree, row.logits)
 
 
-def _cloned(found: tuple[Array, dict[int, Array]]) -> tuple[Array, dict[int, Array]]:
+def _own(piece: Piece, first: int, logits: Array, hidden: Mapping[int, Array]) -> _Found:
+    """What a forward pass over the slots from `first` on found for a piece: all, or its last token alone."""
+    slot, n = piece.slot - first, len(piece.tree)
+    own = logits[slot, :n]  # where only the last token's were computed, this is the one row there is
+    start = 0
+    if piece.logits == "last":
+        own, start = own[-1:], n - 1
+    return own, {layer: states[slot, start:n] for layer, states in hidden.items()}
+
+
+def _cloned(found: _Found) -> _Found:
     return found[0].clone(), {layer: states.clone() for layer, states in found[1].items()}
 
 

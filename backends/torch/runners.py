@@ -1,4 +1,4 @@
-"""How a step of one shape is run on a device: at once, as a CUDA graph, or as an HPU graph.
+"""How a step or a chain of one shape is run on a device: at once, as a CUDA graph, or as an HPU graph.
 
 A runner takes the packed inputs on the host and gives the outputs on the device; they are valid until its
 next call. `reset` is called when the cache's tensors were replaced.
@@ -7,23 +7,27 @@ next call. `reset` is called when the cache's tensors were replaced.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from specport.backends.torch.step import StepModule, StepShape
+from specport.backends.torch.step import StepModule
+
+from specport.errors import DeviceError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Output = tuple["Tensor", Mapping[int, "Tensor"]]
+Output = tuple["Tensor", Mapping[int, "Tensor"]]  # of a `StepModule`
+# What is run: a `StepModule` or a `chain.ChainModule`, called with the packed input and a shape.
+Module = Callable[["Tensor", Any], Any]
 
 
 class Runner(Protocol):
-    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output: ...
+    def __call__(self, packed: NDArray[np.int64], shape: Hashable) -> Any: ...
 
     def reset(self) -> None: ...
 
@@ -38,23 +42,41 @@ class Eager:
 
     num_graphs = 0
 
-    def __init__(self, module: StepModule, device: str) -> None:
+    def __init__(self, module: Module, device: str) -> None:
         self._module, self._device = module, device
 
-    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output:
+    def __call__(self, packed: NDArray[np.int64], shape: Hashable) -> Any:
         with torch.no_grad():
-            result: Output = self._module(torch.from_numpy(packed).to(self._device), shape)
-        return result
+            return self._module(torch.from_numpy(packed).to(self._device), shape)
 
     def reset(self) -> None:
         pass
+
+
+def compiled(module: StepModule, device: str) -> StepModule:
+    """The step as torch.compile makes it, for any runner: few kernels, tens of seconds for each new shape.
+
+    Raises DeviceError where nothing can be compiled here.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # a missing compiler, header or Triton: each has its own type
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        needs = "a C++ compiler (g++) and Python's headers" if device == "cpu" else "Triton and a C compiler"
+        raise DeviceError(
+            f"torch.compile does not work here: {reason}", f"install {needs}, or unset SPECPORT_TORCH_COMPILE"
+        ) from error
+    # Behind the limit torch runs what it was to compile as it is, and says nothing.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    found: StepModule = torch.compile(module)
+    return found
 
 
 @dataclass(frozen=True)
 class _Captured:
     graph: Any
     packed: Tensor
-    output: Output
+    output: Any
 
 
 class CudaGraphs:
@@ -63,16 +85,16 @@ class CudaGraphs:
     Graphs share one memory pool: they run one after the other ("CUDA graphs" in PyTorch's CUDA notes).
     """
 
-    def __init__(self, module: StepModule) -> None:
+    def __init__(self, module: Module) -> None:
         self._module = module
-        self._graphs: dict[StepShape, _Captured] = {}
+        self._graphs: dict[Hashable, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
     def num_graphs(self) -> int:
         return len(self._graphs)
 
-    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output:
+    def __call__(self, packed: NDArray[np.int64], shape: Hashable) -> Any:
         host = torch.from_numpy(packed).pin_memory()
         found = self._graphs.get(shape)
         if found is None:
@@ -81,7 +103,7 @@ class CudaGraphs:
         found.graph.replay()
         return found.output
 
-    def _capture(self, packed: Tensor, shape: StepShape) -> _Captured:
+    def _capture(self, packed: Tensor, shape: Hashable) -> _Captured:
         # Running it writes the rows that the replay writes again, so nothing has to be undone.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -106,21 +128,21 @@ class HpuGraphs:
     for them.
     """
 
-    def __init__(self, module: StepModule, hpu: Any, core: Any, device: str) -> None:
+    def __init__(self, module: Module, hpu: Any, core: Any, device: str) -> None:
         self._module, self._hpu, self._core, self._device = module, hpu, core, device
-        self._shapes: set[StepShape] = set()
+        self._shapes: set[Hashable] = set()
         self.reset()
 
     @property
     def num_graphs(self) -> int:
         return len(self._shapes)
 
-    def __call__(self, packed: NDArray[np.int64], shape: StepShape) -> Output:
+    def __call__(self, packed: NDArray[np.int64], shape: Hashable) -> Any:
         self._shapes.add(shape)
         with torch.no_grad():
             inputs = torch.from_numpy(packed).to(self._device)
             self._core.mark_step()  # the copy is no part of the graph
-            result: Output = self._wrapped(inputs, shape)
+            result = self._wrapped(inputs, shape)
             self._core.mark_step()
         return result
 
@@ -133,16 +155,15 @@ class HpuGraphs:
 class _Fresh(torch.nn.Module):  # type: ignore[misc]
     """A new object around the step: the wrapper replaces `forward` of what it is given."""
 
-    def __init__(self, module: StepModule) -> None:
+    def __init__(self, module: Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, packed: Tensor, shape: StepShape) -> Output:
-        result: Output = self.module(packed, shape)
-        return result
+    def forward(self, packed: Tensor, shape: Hashable) -> Any:
+        return self.module(packed, shape)
 
 
-def timed(runner: Runner, packed: NDArray[np.int64], shape: StepShape, device: str) -> tuple[Output, float]:
+def timed(runner: Runner, packed: NDArray[np.int64], shape: Hashable, device: str) -> tuple[Any, float]:
     """The outputs, and the seconds until the device has them."""
     start = time.perf_counter()
     output = runner(packed, shape)

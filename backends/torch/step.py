@@ -6,6 +6,7 @@ starts a step; nothing in it waits for the host.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from specport.backends.torch.cache import SlotCache
+from specport.backends.torch.parts import Part, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ class StepShape:
     """What must be equal for two steps to run as the same graph.
 
     first, slots: which slots take part; new: tokens that each brings; length: rows of the cache that they
-    see, the new ones included; kept: tokens of each slot whose logits are computed.
+    see, the new ones included; kept: tokens of each slot whose logits are computed; part: layers that run.
     """
 
     first: int
@@ -40,6 +42,7 @@ class StepShape:
     new: int
     length: int
     kept: int
+    part: Part = "whole"
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """The parts of the packed input, in their order."""
@@ -55,7 +58,7 @@ class StepShape:
     def unpack(self, packed: Tensor) -> dict[str, Tensor]:
         parts, start = {}, 0
         for name, size in self.sizes().items():
-            count = int(np.prod(size))
+            count = math.prod(size)
             parts[name] = packed[start : start + count].view(size)
             start += count
         return parts
@@ -65,12 +68,17 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
     """A transformers decoder on a `SlotCache`.
 
     hidden_layers: layers whose output is returned beside the logits.
+    exit_layer:    layers of the front; 0 = the decoder is not split.
+
+    Raises ModelError where it cannot be split there.
     """
 
-    def __init__(self, model: Any, cache: SlotCache, hidden_layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, model: Any, cache: SlotCache, hidden_layers: tuple[int, ...] = (), exit_layer: int = 0
+    ) -> None:
         super().__init__()
-        self.model = model
         self.cache = cache
+        self._parts = split(model, cache, exit_layer, hidden_layers)
         config = model.config
         self._kinds = {*(getattr(config, "layer_types", None) or ())}
         # Any configuration may hold the word; only those that declare it have layers that slide.
@@ -88,21 +96,30 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         return hook
 
     def forward(self, packed: Tensor, shape: StepShape) -> tuple[Tensor, Mapping[int, Tensor]]:
-        """Logits [slots, kept, vocab] in float32, and hidden states [slots, new, width] by layer."""
+        """Logits [slots, kept, vocab] in float32, and hidden states [slots, new, width] by layer.
+
+        With nothing kept, no head runs and the logits are [slots, 0].
+        """
         parts = shape.unpack(packed)
         positions, lengths = parts["positions"], parts["lengths"]
         new = torch.arange(shape.new, device=packed.device)
         self.cache.at(shape.first, lengths[:, None] + new, shape.length)
-        output = self.model(
-            input_ids=parts["ids"],
-            position_ids=positions,
-            attention_mask=self._masks(positions, lengths, parts["tree"], shape.length),
-            past_key_values=self.cache,
-            use_cache=True,
-            cache_position=new,
-            logits_to_keep=parts["kept"],
-        )
-        return output.logits.float(), dict(self._caught)
+        self._caught.clear()
+        model = self._parts[shape.part]
+        inputs = {
+            "input_ids": parts["ids"],
+            "position_ids": positions,
+            "attention_mask": self._masks(positions, lengths, parts["tree"], shape.length),
+            "past_key_values": self.cache,
+            "use_cache": True,
+            "cache_position": new,
+        }
+        if shape.kept:
+            logits = model(**inputs, logits_to_keep=parts["kept"]).logits.float()
+        else:
+            model.get_decoder()(**inputs)
+            logits = torch.empty((shape.slots, 0), device=packed.device)
+        return logits, dict(self._caught)
 
     def _masks(self, positions: Tensor, lengths: Tensor, tree: Tensor, length: int) -> Any:
         """What is added to the attention scores: 0 where a token sees a row of its slot, else -inf.

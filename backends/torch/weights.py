@@ -54,12 +54,13 @@ def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) ->
         ) from error
 
 
-def shape_of(model: Any, device: str) -> Shape:
-    """What the model's cache holds for each token."""
+def shape_of(model: Any, device: str, exit_layer: int) -> Shape:
+    """What the model's cache holds for each token; exit queries where it exits early."""
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return Shape(config.num_hidden_layers, heads, width, model.dtype, device)
+    query = config.hidden_size if exit_layer else 0
+    return Shape(config.num_hidden_layers, heads, width, model.dtype, device, query)
 
 
 def _check(config: Any, folder: Path) -> None:

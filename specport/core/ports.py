@@ -33,6 +33,7 @@ class Capabilities:
     hidden_states: tuple[int, ...] = ()  # layers whose output a step returns
     rollback: Literal["index", "crop", "copy"] = "index"  # what undoing rejected tokens costs
     buckets: tuple[int, ...] = ()  # static step widths; empty = any width
+    chain: int = 0  # most tokens of a row that `ChainModel.chain` takes; 0 = the model has no such method
     exit_layer: int = 0  # first layers that `EarlyExitModel.draft` runs; 0 = the model has no early exit
 
 
@@ -136,6 +137,35 @@ class EarlyExitModel(Model, Protocol):
         The logits of a step do not depend on what was taken over, in exact mode to the bit.
 
         Raises ValueError for a row that branches, and ContextFull as `step` does.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Result of `ChainModel.chain`, on the host.
+
+    tokens:      [rows, depth] token ids, also where the model's head is cut.
+    confidences: [rows, depth] the model's probability of each, among the columns that were asked for.
+    seconds:     time inside the runtime's own calls.
+    """
+
+    tokens: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+    seconds: float = 0.0
+
+
+class ChainModel(Model, Protocol):
+    """A model that can feed the likeliest token into its next step itself: the host waits once a chain."""
+
+    def chain(self, rows: Sequence[Row], depth: int, vocab: int | None = None) -> Chains:
+        """Append each row's chain, then `depth` tokens, each the likeliest behind those before it.
+
+        The last one is not read into the cache; the row's tokens and the others are, and wait for `commit`
+        as the nodes of one chain. vocab: first columns of the logits that count; None = all.
+
+        Raises ValueError for a row that branches or has more than `Capabilities.chain` tokens, and
+        ContextFull as `step` does.
         """
         ...
 
