@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 from array_api_compat import array_namespace
 
-from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Row, StepOutput
+from specport.core.ports import Array, CacheHandle, ChainModel, DraftRequest, Model, Row, StepOutput
 from specport.core.tree import TokenTree
 
 PREFILL_CHUNK = 512  # tokens a step, as in the engine
@@ -41,6 +41,13 @@ class Reading(Protocol):
 
     def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
         """Read each context to its end; the logits [vocab] behind each root token."""
+        ...
+
+    def chains(self, requests: Sequence[DraftRequest], vocab: int | None) -> list[list[int]] | None:
+        """Read each context and draft the likeliest chain of its plan's depth, all in one call of the model.
+
+        vocab: first columns of the logits that count; None = all. None where the model cannot.
+        """
         ...
 
     def score(
@@ -114,6 +121,22 @@ class DraftCache:
                     logits[request.key] = array_namespace(found).asarray(found, copy=True)
             behind = waiting
         return [logits[request.key] for request in requests]
+
+    def chains(self, requests: Sequence[DraftRequest], vocab: int | None) -> list[list[int]] | None:
+        most = self._model.capabilities.chain
+        (depth, *others) = {request.plan.depth for request in requests}
+        if not most or others:
+            return None
+        states = [self._rolled_back(request) for request in requests]
+        unread = [r.context[s.start + s.handle.length :] for r, s in zip(requests, states, strict=True)]
+        if max(map(len, unread)) > most:
+            return None
+        rows = [Row(s.handle, TokenTree.chain(rest)) for s, rest in zip(states, unread, strict=True)]
+        drafted = cast(ChainModel, self._model).chain(rows, depth, vocab).tokens.tolist()
+        for state, rest, tokens in zip(states, unread, drafted, strict=True):
+            self._model.commit(state.handle, range(len(rest) + depth - 1))
+            state.ahead = tokens[:-1]  # the last one is not read
+        return drafted
 
     def score(
         self, keys: Sequence[int], trees: Sequence[TokenTree], kept: Sequence[Sequence[int]]

@@ -36,6 +36,9 @@ class ExitCache:
         output = self._draft([TokenTree.chain(r.context[-1:]) for r in requests], [r.key for r in requests])
         return [output.logits[offset, :] for offset in output.offsets[:-1]]
 
+    def chains(self, requests: Sequence[DraftRequest], vocab: int | None) -> None:
+        """No model with an early exit drafts on its own."""
+
     def score(
         self, keys: Sequence[int], trees: Sequence[TokenTree], kept: Sequence[Sequence[int]]
     ) -> StepOutput:

@@ -43,6 +43,15 @@ class Growth:
             sources=(source,) * len(self.tokens),
         )
 
+    @property
+    def likeliest_chain(self) -> bool:
+        """Whether it becomes the model's own likeliest chain, and nobody asks how sure that is."""
+        plan, params = self.request.plan, self.request.sampler.params
+        return params.plain_greedy and plan.stop is None and not plan.branches and plan.depth > 0
+
+    def become(self, chain: Sequence[int]) -> None:
+        self.tokens, self.parents = [*chain], [*range(-1, len(chain) - 1)]
+
     def prefix(self, node: int) -> Prefix:
         """The context and the path down to `node`."""
         path = path_to(self.parents, node)
@@ -67,6 +76,11 @@ class DraftHead:
     @property
     def is_cut(self) -> bool:
         return self._map is not None
+
+    @property
+    def columns(self) -> int | None:
+        """How many of a draft's columns count; None = all."""
+        return self._target_vocab if self._map is None else None
 
     def own(self, logits: Array) -> Array:
         """[columns] the draft's logits without those that the target does not have."""

@@ -59,7 +59,13 @@ class ReadingDrafter:
         return replace(request, plan=replace(request.plan, branches=()))
 
     def _grow(self, growths: list[Growth]) -> None:
-        """Draft level by level until every tree has its depth or has stopped."""
+        """Draft level by level until every tree has its depth or has stopped; at once where that will do."""
+        if all(growth.likeliest_chain for growth in growths):
+            chains = self._reading.chains([growth.request for growth in growths], self._head.columns)
+            if chains is not None:
+                for growth, chain in zip(growths, chains, strict=True):
+                    growth.become(chain)
+                return
         logits = [[row] for row in self._reading.catch_up([growth.request for growth in growths])]
         while growths:
             for growth, rows in zip(growths, logits, strict=True):
