@@ -62,6 +62,39 @@ def test_graphs_give_what_eager_steps_give(files: ModelFiles) -> None:
     assert 0 < graphs.runner.num_graphs <= len(load_profile("cuda").buckets)
 
 
+def test_a_chain_is_what_steps_give(files: ModelFiles) -> None:
+    model = model_on(files, role="draft")
+    found = []
+    for chained in (True, False):
+        handle = model.open(200)
+        model.step([Row(handle, TokenTree.chain(IDS[:100]), logits="last")])
+        model.commit(handle, range(100))
+        if chained:
+            found.append(model.chain([Row(handle, TokenTree.chain([5]))], 6).tokens[0].tolist())
+            continue
+        tokens = [5]
+        for _ in range(6):
+            logits = to_host(model.step([Row(handle, TokenTree.chain(tokens[-1:]))]).logits)
+            model.commit(handle, [0])
+            tokens.append(int(logits[0].argmax()))
+        found.append(tokens[1:])
+    assert model.chains.num_graphs == 1 and found[0] == found[1]
+
+
+def test_a_step_does_not_depend_on_what_was_drafted_at_the_exit(files: ModelFiles) -> None:
+    model = model_on(files, exit_layer=1)
+    found = []
+    for drafted in (0, 2, 4):
+        handle = model.open(200)
+        model.step([Row(handle, TokenTree.chain(IDS[:100]), logits="last")])
+        model.commit(handle, range(100))
+        for token in IDS[100 : 100 + drafted]:
+            model.draft([Row(handle, TokenTree.chain([token]))])
+        found.append(to_host(model.step([Row(handle, TokenTree.chain(IDS[100:104]))]).logits).copy())
+    assert model.capabilities.exact
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
 def test_drafted_text_equals_plain_text(files: ModelFiles) -> None:
     target, draft = model_on(files), model_on(files, role="draft")
 

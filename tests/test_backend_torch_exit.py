@@ -131,6 +131,22 @@ def test_split_and_drafted_models_give_the_bits_of_a_whole_one(
             model.close(handle)
 
 
+# They look a layer's kind up by its place, or scale what the embedding gives.
+@pytest.mark.parametrize("kind", ["exaone4", "gemma", "granite"])
+def test_what_is_done_around_the_layers_stays_right(kind: str, tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    own = {"layer_types": kinds, "sliding_window": 16} if kind == "exaone4" else {"pad_token_id": 0}
+    tiny_models.save_hf(tmp_path, kind, LAYERS, **own)
+    found = []
+    for exit_layer in (0, 1, 3):
+        model = model_on(tmp_path, exit_layer=exit_layer)
+        handle = read(model, PAST)
+        if exit_layer:
+            draft(model, handle, *NEW[:2])
+        found.append(step(model, handle, chain(*NEW)))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_exit_is_the_norm_and_head_on_the_first_layers(kind: str, folders: dict[str, Path]) -> None:
     shorter = tiny_models.hf_model(kind, LAYERS, max_position_embeddings=CONTEXT)
