@@ -25,6 +25,7 @@ JOBS = {
     "export": ("specport.quantize.export", "export", 0.0),
     "save": ("specport.quantize.export", "save", 0.0),
     "heal": ("specport.quantize.heal", "heal", 120.0),
+    "layerskip": ("specport.quantize.layerskip", "layerskip", 120.0),
 }
 MEMORY = ("there is not enough memory", "close other programs, or take a smaller model")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "DefaultCPUAllocator")

@@ -17,30 +17,13 @@ pytest.importorskip("accelerate")
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 import tiny_models  # noqa: E402
-from specport.quantize import batches, distil  # noqa: E402
+from specport.quantize import batches, distil, training  # noqa: E402
 from specport.quantize.distil import Recipe, Student  # noqa: E402
 from specport.quantize.prune import drop_layers  # noqa: E402
 from specport.quantize.teacher import Dialogue  # noqa: E402
+from tiny_dialogues import VOCAB, dialogues  # noqa: E402
 
-VOCAB = len(tiny_models.vocabulary())
 HEAD = range(VOCAB)
-
-
-def dialogues(model: Any, count: int, seed: int) -> list[Dialogue]:
-    """What a model would write, with its whole distribution."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        ids = rng.integers(3, VOCAB, rng.integers(6, 12)).tolist()
-        with torch.no_grad():
-            probs = torch.softmax(model(torch.tensor([ids])).logits[0], dim=-1).numpy()
-        answer = probs[3:-1].argmax(axis=1)
-        order = np.argsort(-probs[3:-1], axis=1)[:, :16]
-        tokens = np.asarray(ids, dtype=np.int32)
-        tokens[4:] = answer  # not what follows from itself; the student only has to learn the map
-        top = np.take_along_axis(probs[3:-1], order, axis=1)
-        found.append(Dialogue(tokens, 4, order.astype(np.int32), top))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +80,7 @@ def test_a_run_that_was_stopped_gives_the_same_draft(texts: list[Dialogue], tmp_
 
 
 def test_a_damaged_checkpoint_is_named(texts: list[Dialogue], tmp_path: Path) -> None:
-    (tmp_path / distil.CHECKPOINT).write_bytes(b"not tensors")
+    (tmp_path / training.CHECKPOINT).write_bytes(b"not tensors")
     with pytest.raises(ModelError, match="is damaged"):
         run(student(), texts, tmp_path)
     with pytest.raises(InvalidInput, match="too little text"):

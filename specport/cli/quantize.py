@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specport.cli import options, quantize_compare, quantize_layers, terminal
+from specport.cli import options, quantize_compare, quantize_layers, quantize_layerskip, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
         description="Build a draft bundle for a target, and measure what it is worth on this device.",
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (without one: build)")
-    inspect = actions.add_parser("inspect", help="what a bundle is and what was measured of it")
+    inspect = actions.add_parser(
+        "inspect", help="what a bundle, or a model trained by layerskip, is and what was measured of it"
+    )
     inspect.add_argument("folder", type=Path, metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="the manifest as JSON")
     export = actions.add_parser("export", help="write a bundle in another runtime's layout")
@@ -59,6 +61,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     export.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="no progress bar")
     quantize_layers.add_parser(actions)
     quantize_compare.add_parser(actions)
+    quantize_layerskip.add_parser(actions)
     options.add_pair_options(parser)
     add = parser.add_argument_group("draft").add_argument
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: what pays best)")
@@ -96,14 +99,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action == "inspect":
-        return _inspect(args.folder, args.json)
-    if args.action == "export":
-        return _export(args.folder, args.to, args.exported, args.quiet)
-    if args.action == "layers":
-        return quantize_layers.run(args)
-    if args.action == "compare":
-        return quantize_compare.run(args)
+    if args.action is not None:
+        return ACTIONS[args.action](args)
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder that the draft is to be written to")
     from specport.bench.prompts import read_prompts
@@ -155,9 +152,14 @@ def _without(gone: Sequence[Sequence[int]], count: int) -> str:
     return f"{layers[0]}-{layers[-1]}" if consecutive else ", ".join(map(str, layers))
 
 
-def _inspect(folder: Path, as_json: bool) -> int:
+def _inspect(args: argparse.Namespace) -> int:
     from specport.models import bundle
+    from specport.quantize import layerskip_build
 
+    folder, as_json = args.folder, args.json
+    if (folder / layerskip_build.ABOUT).is_file():
+        quantize_layerskip.show(layerskip_build.read(folder), as_json)
+        return 0
     if not (folder / bundle.BUNDLE_FILE).is_file():
         raise InvalidInput(f"{folder} is no draft bundle", "specport quantize --out DIR makes one")
     found = bundle.read(folder, thorough=True)
@@ -199,15 +201,16 @@ def _show(bundle: Bundle) -> None:
         terminal.write(f"{name:>11}  {text}\n")
 
 
-def _export(folder: Path, to: str, out: Path, quiet: bool) -> int:
+def _export(args: argparse.Namespace) -> int:
     from specport.models import bundle
 
+    folder, to, out = args.folder, args.to, args.exported
     if to not in ("genai", "hf"):
         raise InvalidInput(f"unknown layout {to!r}", "choose genai or hf")
     if out.exists():
         raise InvalidInput(f"{out} is there already", "choose another --out")
     bundle.read(folder, thorough=True)
-    with terminal.progress(quiet) as progress:
+    with terminal.progress(args.quiet) as progress:
         if to == "genai":
             from specport.quantize import layouts
 
@@ -221,3 +224,12 @@ def _export(folder: Path, to: str, out: Path, quiet: bool) -> int:
             use = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
     terminal.say(f"written: {out}, for {use}")
     return 0
+
+
+ACTIONS = {
+    "inspect": _inspect,
+    "export": _export,
+    "layers": quantize_layers.run,
+    "compare": quantize_compare.run,
+    "layerskip": quantize_layerskip.run,
+}

@@ -1,0 +1,88 @@
+"""LayerSkip's recipe: what is left out, which exits have a loss, and what came of it. Numbers only, no torch.
+
+Formulas of arXiv 2404.16710, sections 4.1 and 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specport.errors import InvalidInput
+
+CURRICULA = ("rotational", "gradual")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The paper's defaults for continued training, as far as it names them.
+
+    dropout:      chance that the last layer is left out of a text's pass; earlier ones fall off to 0.
+    exit_scale:   weight of the exits' losses beside that of the whole model's.
+    curriculum:   "rotational": every `every`-th layer has a loss, another set in each step; "gradual": the
+                  last layer alone at first, one more every T / (2 L) of T steps.
+    batch_tokens: prompt and answer tokens of a step; epochs: times that each text is read.
+    """
+
+    dropout: float = 0.1
+    exit_scale: float = 0.2
+    curriculum: str = "rotational"
+    every: int = 8
+    epochs: float = 1.0
+    learning_rate: float = 2e-4
+    batch_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.curriculum not in CURRICULA:
+            known = ", ".join(CURRICULA)
+            raise InvalidInput(f"unknown curriculum {self.curriculum!r}", f"choose one of {known}")
+        if not 0.0 <= self.dropout < 1.0 or self.exit_scale < 0.0 or self.every < 1:
+            raise InvalidInput(
+                "dropout must be from 0 to below 1, the exits' scale 0 or more, and every 1 or more"
+            )
+        if self.epochs <= 0 or self.learning_rate <= 0 or self.batch_tokens < 1:
+            raise InvalidInput("epochs, learning rate and batch tokens must be greater than 0")
+
+
+def dropout_rates(num_layers: int, most: float) -> list[float]:
+    """The chance of each layer to be left out: exp(l ln 2 / (L - 1)) - 1 of `most`."""
+    return [
+        most * (math.exp(layer * math.log(2) / max(1, num_layers - 1)) - 1) for layer in range(num_layers)
+    ]
+
+
+def exit_weights(num_layers: int, scale: float, enabled: Sequence[int]) -> dict[int, float]:
+    """How much the loss behind each of the `enabled` layers counts; all together 1.
+
+    e(l) = scale (0 + 1 + ... + l), and for the last layer L - 1 + scale (0 + 1 + ... + L - 2).
+    """
+    last = num_layers - 1
+
+    def weight(layer: int) -> float:
+        if layer == last:
+            return last + scale * (last - 1) * last / 2
+        return scale * layer * (layer + 1) / 2
+
+    weights = {layer: weight(layer) for layer in enabled}
+    total = sum(weights.values())
+    return {layer: value / total for layer, value in weights.items() if value > 0}
+
+
+def enabled_layers(recipe: Recipe, num_layers: int, step: int, num_steps: int) -> list[int]:
+    """The layers with a loss behind them in this step; the last one always has one."""
+    last = num_layers - 1
+    if recipe.curriculum == "gradual":
+        count = 1 + (2 * num_layers * step) // max(1, num_steps)
+        return [layer for layer in range(num_layers) if layer > last - count]
+    return [n for n in range(num_layers) if n == last or (n - step) % recipe.every == 0]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """agreement: behind 1, 2, ... L layers, the share of tokens that the target wrote before training which
+    the exit would have proposed. perplexity: of the whole model on them."""
+
+    agreement: tuple[float, ...]
+    perplexity: float

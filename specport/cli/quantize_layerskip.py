@@ -1,0 +1,96 @@
+"""`specport quantize layerskip`: train a model so that its own first layers draft for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.quantize.layerskip_build import About
+
+EXPLAINED = """\
+Layers are left out at random while it trains, the more the deeper, and every layer learns to say through the
+model's own head what the whole model said before. The table shows, for each exit, how often it says the same.
+
+examples:
+  specport quantize layerskip --target MODEL --tokens 200000 --out DIR
+  specport calibrate --model DIR --draft early-exit
+  specport run --model DIR --draft early-exit
+
+A training that was stopped goes on with the same command. The model's text changes: it is another model, to
+be compared with the first by your own measure before it takes its place.
+"""
+RECIPE_OPTIONS = ("dropout", "exit_scale", "curriculum", "every", "epochs", "learning_rate", "seed")
+BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens")
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    parser = actions.add_parser(
+        "layerskip", help="train a model to exit early and draft for itself", epilog=EXPLAINED,
+        description="Train a model on what it writes itself, so that its own first layers can draft for it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    group = parser.add_argument_group("model and device")
+    group.add_argument("--target", metavar="MODEL", help="the model to train, as for specport run --model")
+    options.add_precision(group, "--precision", "weights of the model that writes (default: the device's)")
+    options.add_device_options(group)
+    add = parser.add_argument_group("training").add_argument
+    add(
+        "--tokens", type=int, metavar="N", help="tokens that the model writes to learn from (default: 200000)"
+    )
+    add("--epochs", type=float, metavar="X", help="times that each text is read (default: 1.0)")
+    add("--learning-rate", type=float, metavar="X", help="default: 2e-4")
+    add("--dropout", type=float, metavar="X", help="chance that the last layer is left out (default: 0.1)")
+    add("--exit-scale", type=float, metavar="X", help="weight of the exits' losses (default: 0.2)")
+    add(
+        "--curriculum", metavar="{rotational,gradual}",
+        help="every 8th layer has a loss, others in each step; or the last one first, then ever more",
+    )  # fmt: skip
+    add("--every", type=int, metavar="N", help="of the rotational curriculum (default: 8)")
+    add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
+    add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
+    add("--prompts", type=Path, metavar="FILE", help="your own prompts, as for bench, to write answers to")
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="Hugging Face folder; it must not be there yet")
+    add("--json", action="store_true", dest="as_json", help="what came of it as JSON instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.layerskip_build import build
+    from specport.quantize.layerskip_recipe import Recipe
+
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder that the model is to be written to")
+    # What was not given is no attribute at all, unless `quantize` has an option of that name.
+    asked = argparse.Namespace(**dict.fromkeys((*RECIPE_OPTIONS, *BUILD_OPTIONS)) | vars(args))
+    recipe = Recipe(**options.given(asked, RECIPE_OPTIONS))
+    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
+    given = {"tokens": 200_000, **options.given(asked, BUILD_OPTIONS)}
+    with terminal.progress(args.quiet) as progress:
+        about = build(args.target, args.out, recipe, prompts=own, progress=progress, **given)
+    show(about, args.as_json)
+    terminal.say(f"written: {args.out}; next: specport calibrate --model {args.out} --draft early-exit")
+    return 0
+
+
+def show(about: About, as_json: bool) -> None:
+    if as_json:
+        terminal.write(json.dumps(asdict(about), indent=1) + "\n")
+        return
+    say = terminal.write
+    say(f"{about.source}, trained on {about.tokens_read} tokens in {about.seconds:.0f} s\n")
+    say(f"perplexity of its own text: {about.before.perplexity:.3f} to {about.after.perplexity:.3f}\n\n")
+    say(f"{'exit':>7}{'before':>9}{'after':>9}\n")
+    shares = zip(about.before.agreement, about.after.agreement, strict=True)
+    for layer, (before, after) in enumerate(shares, start=1):
+        whole = "  whole" if layer == len(about.before.agreement) else ""
+        say(f"{layer:>7}{before:>9.1%}{after:>9.1%}{whole}\n")
