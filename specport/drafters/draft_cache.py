@@ -132,7 +132,8 @@ class DraftCache:
         if max(map(len, unread)) > most:
             return None
         rows = [Row(s.handle, TokenTree.chain(rest)) for s, rest in zip(states, unread, strict=True)]
-        drafted = cast(ChainModel, self._model).chain(rows, depth, vocab).tokens.tolist()
+        found = cast(ChainModel, self._model).chain(rows, depth, vocab)
+        drafted: list[list[int]] = found.tokens.tolist()
         for state, rest, tokens in zip(states, unread, drafted, strict=True):
             self._model.commit(state.handle, range(len(rest) + depth - 1))
             state.ahead = tokens[:-1]  # the last one is not read

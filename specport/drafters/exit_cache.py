@@ -23,7 +23,8 @@ class ExitCache:
         self._handles: dict[int, Any] = {}
 
     def fits(self, request: DraftRequest) -> bool:
-        return request.handle.length + 1 + request.plan.max_nodes <= self._model.max_context
+        room: int = self._model.max_context - request.handle.length
+        return 1 + request.plan.max_nodes <= room
 
     def behind(self, request: DraftRequest) -> int:
         return 1
