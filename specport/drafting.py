@@ -131,7 +131,8 @@ def build(
     """The drafter for `parts` (see `parse`), or None when there are none.
 
     costs: of the target's steps. exit_costs: of its first layers, with the part early-exit.
-    Raises ModelError when a draft speaks another tokenizer than the target.
+    Raises ModelError when a draft speaks another tokenizer than the target, and InvalidInput for an early exit
+    that the target does not have.
     """
     tree = target.capabilities.tree
     sources: list[Source] = []
@@ -144,6 +145,8 @@ def build(
         elif part == RECYCLE:
             sources.append(Source(RecycleDrafter(target.vocab_size, branching=planned and tree)))
         elif part.startswith(EARLY_EXIT):
+            if not target.capabilities.exit_layer:
+                raise InvalidInput("the target was loaded without an early exit", "use specport run or bench")
             sources.append(Source(EarlyExitDrafter(cast(EarlyExitModel, target)), exit_costs))
         else:
             kind, _, spec = part.partition(":")

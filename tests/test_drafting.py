@@ -57,6 +57,8 @@ def test_a_target_has_one_exit() -> None:
     with pytest.raises(InvalidInput, match="two exits"):
         parse("early-exit:3|ngram|early-exit:5")
     assert exit_in(parse("early-exit|ngram")) == 0 and exit_in(parse("early-exit:5")) == 5
+    with pytest.raises(InvalidInput, match="without an early exit"):
+        build(parse("early-exit:2"), ToyModel(), Tokenizer(), lambda spec: None, planned=True, costs=COSTS)  # type: ignore
     assert exit_in(parse("ngram")) is None and models_in(parse("early-exit:5|x")) == ["x"]
 
 

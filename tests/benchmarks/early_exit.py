@@ -3,7 +3,7 @@
     python tests/benchmarks/early_exit.py --model DIR --exit 10 20 --draft-tokens 1 2 4 8
 
 For each exit and number of draft tokens: drafting, and the step that verifies the drafts, with what drafting
-computed (LayerSkip's shared cache) and without it (weights alone, as with transformers' early exit), in turns.
+computed (LayerSkip's shared cache) and without it (weights alone, as transformers has it), in turns.
 The logits of both must be equal to the bit. Times are medians in ms, of the runtime and our own code.
 """
 
