@@ -131,8 +131,8 @@ def build(
     """The drafter for `parts` (see `parse`), or None when there are none.
 
     costs: of the target's steps. exit_costs: of its first layers, with the part early-exit.
-    Raises ModelError when a draft speaks another tokenizer than the target, and InvalidInput for an early exit
-    that the target does not have.
+    Raises ModelError when a draft speaks another tokenizer than the target, and InvalidInput for an exit that
+    the target does not have.
     """
     tree = target.capabilities.tree
     sources: list[Source] = []
