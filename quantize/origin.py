@@ -37,6 +37,12 @@ class Origin:
     ) -> Origin:
         """source: None = the target itself. Other arguments as for `specport.load`. Raises SpecportError."""
         loader = Loader.on(device, threads, None, trust_remote_code, progress)
+        if loader.backend.weights != "ir":
+            raise InvalidInput(
+                f"drafts are built by steps of OpenVINO, which {loader.profile.name} does not run",
+                "build with --device xeon; specport quantize export DIR --to hf then makes one that "
+                f"{loader.profile.name} runs",
+            )
         spec = source if source is not None else (target or "default")
         target_files, loaded = loader.target(target, precision, exact=True)
         files = loader.draft_files(spec, draft_precision, target_files)

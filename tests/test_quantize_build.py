@@ -212,3 +212,13 @@ def test_layers_are_looked_at(target: str, capsys: pytest.CaptureFixture[str]) -
     assert len(found["angles"]) == len(found["agreements"]) == LAYERS
     assert [block["size"] for block in found["blocks"]] == [1, 2]
     assert all(0.0 <= angle <= 1.0 for angle in found["angles"])
+
+
+def test_a_device_that_cannot_build_names_the_way_round(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "draft"
+    command = ["quantize", "--target", target, "--device", "torch-cpu", "--layers", "2", "--out", str(out)]
+    assert main([*command, "--quiet"]) == 2
+    assert "--to hf" in capsys.readouterr().err
+    assert not out.exists() and not out.with_name("draft.partial").exists()
