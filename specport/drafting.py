@@ -20,7 +20,7 @@ from specport.core.costs import StepCosts
 from specport.core.planner import UNKNOWN_COST, Planner, Source
 from specport.core.ports import Drafter, EarlyExitModel, Model, PlannedDrafter
 from specport.drafters.cascade import Cascade
-from specport.drafters.graft import VARIANTS, GraftDrafter
+from specport.drafters.graft import VARIANTS, DraftedRound, GraftDrafter, Variant
 from specport.drafters.history import History
 from specport.drafters.levels import ModelLevels
 from specport.drafters.model import EarlyExitDrafter, ModelDrafter
@@ -46,13 +46,17 @@ AUTO = NGRAM  # what `auto` means until a draft bundle is at hand: pays where te
 
 @dataclass(frozen=True)
 class DraftModel:
-    """A loaded draft and the tokenizer it speaks. Columns of a cut head have their ids in token_map."""
+    """A loaded draft and the tokenizer it speaks. Columns of a cut head have their ids in token_map.
+
+    graft: how graft(MODEL) shares its nodes; None = as where nothing was calibrated.
+    """
 
     model: Model
     tokenizer: Tokenizer
     name: str
     costs: StepCosts
     token_map: tuple[int, ...] | None = None
+    graft: Variant | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ def build(
             window = reading_window(costs, draft.costs)
             if kind == GRAFT:
                 # A round costs no multiple of a draft step: the planner must not learn the step from it.
-                drafter = _graft(draft, target, window, planned and tree, tokenizer)
+                check_tokenizer(draft.name, draft.tokenizer, tokenizer)
+                drafter = graft_drafter(draft, target.vocab_size, window, planned and tree)
                 sources.append(Source(drafter, draft.costs.fixed()))
             else:
                 sources.append(Source(_model(kind, draft, target, window, tokenizer), draft.costs))
@@ -198,26 +203,34 @@ def _model(kind: str, draft: DraftModel, target: Model, window: int, tokenizer: 
         return UniversalDrafter(
             draft.model, target.vocab_size, tokenizer, draft.tokenizer, draft.token_map, window=window
         )
-    _check_tokenizer(draft, tokenizer)
+    check_tokenizer(draft.name, draft.tokenizer, tokenizer)
     return ModelDrafter(draft.model, target.vocab_size, draft.token_map, window=window)
 
 
-def _graft(
-    draft: DraftModel, target: Model, window: int, branching: bool, tokenizer: Tokenizer
+def graft_drafter(
+    draft: DraftModel,
+    target_vocab: int,
+    window: int,
+    branching: bool,
+    record: Callable[[DraftedRound], None] | None = None,
 ) -> GraftDrafter:
-    """Sure matches in the text itself are grafted first, then successors of what the target verified."""
-    _check_tokenizer(draft, tokenizer)
-    levels = ModelLevels(draft.model, target.vocab_size, draft.token_map, window=window)
+    """Sure matches in the text itself are grafted first, then successors of what the target verified.
+
+    target_vocab, window: as for `ModelDrafter`; branching, record: as for `GraftDrafter`.
+    """
+    levels = ModelLevels(draft.model, target_vocab, draft.token_map, window=window)
     retrieved: list[PlannedDrafter] = [
         SuffixDrafter(least=LEAST_BEFORE_MODEL),
-        RecycleDrafter(target.vocab_size, branching=branching),
+        RecycleDrafter(target_vocab, branching=branching),
     ]
-    return GraftDrafter(levels, retrieved, VARIANTS["graft"], branching=branching)
+    variant = draft.graft or VARIANTS["graft"]
+    return GraftDrafter(levels, retrieved, variant, branching=branching, record=record)
 
 
-def _check_tokenizer(draft: DraftModel, tokenizer: Tokenizer) -> None:
-    if wrong := draft.tokenizer.mismatch(tokenizer):
+def check_tokenizer(name: str, own: Tokenizer, target: Tokenizer) -> None:
+    """Raises ModelError when the draft of this name speaks another tokenizer than the target."""
+    if wrong := own.mismatch(target):
         raise ModelError(
-            f"the draft {draft.name} has another tokenizer than the target: {wrong}",
-            f"choose a draft of the target's own family, or --draft 'universal({draft.name})'",
+            f"the draft {name} has another tokenizer than the target: {wrong}",
+            f"choose a draft of the target's own family, or --draft 'universal({name})'",
         )

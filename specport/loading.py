@@ -102,7 +102,8 @@ def load(
         notes.extend(found.notes)
         draft_tokenizer = load_tokenizer(draft_files.folder)
         costs = beside.costs(found)
-        return DraftModel(found.model, draft_tokenizer, draft_files.name, costs, found.head_tokens)
+        graft = store.find_pair(target.key, draft_files.fingerprint).graft
+        return DraftModel(found.model, draft_tokenizer, draft_files.name, costs, found.head_tokens, graft)
 
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     notes += said

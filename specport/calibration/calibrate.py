@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from specport.calibration import exits, heads, stopping, store, texts
+from specport.calibration import exits, grafts, heads, stopping, store, texts
 from specport.calibration.heads import Head
 from specport.calibration.measure import Measured, measure
 from specport.core.classifier import TOP_K
@@ -24,7 +24,9 @@ from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
 from specport.core.ports import EarlyExitModel, Model
 from specport.core.sampling import SamplingParams
-from specport.drafting import exit_in, models_in, parse
+from specport.drafters.graft import Variant
+from specport.drafters.graft_thresholds import Choice
+from specport.drafting import GRAFT, DraftModel, check_tokenizer, exit_in, models_in, parse
 from specport.errors import InvalidInput
 from specport.loading import Loader
 from specport.models.progress import Progress, part, silent
@@ -49,6 +51,7 @@ class Report:
     trained:  the classifier for the policy of that name; None where there was too little to learn from.
     exit_layer: after which the model may exit; 0 = none.
     exits:    every layer that was tried for that; the best is used.
+    grafts:   of a draft named as graft(MODEL): what was found for each checkpoint.
     """
 
     role: str
@@ -61,6 +64,7 @@ class Report:
     trained: stopping.Trained | None = None
     exit_layer: int = 0
     exits: tuple[exits.Exit, ...] = ()
+    grafts: tuple[Choice, ...] = ()
 
     @property
     def head(self) -> Head | None:
@@ -82,12 +86,14 @@ def calibrate(
 ) -> list[Report]:
     """Measure the target's steps, and those of each model in `draft`. Arguments as for `specport.load`.
 
-    A draft's language-model head is cut where that pays (see `heads`), and the layer after which the target
-    exits early is chosen where `draft` does not say it (see `exits`). Takes about a minute a model. Run it on
-    a machine that does nothing else. Raises SpecportError.
+    A draft's language-model head is cut where that pays (see `heads`), the layer after which the target exits
+    early is chosen where `draft` does not say it (see `exits`), and the thresholds of graft(MODEL) are found
+    (see `grafts`). Takes about a minute a model, and some more for a graft. Run it on a machine that does
+    nothing else. Raises SpecportError.
     """
     parts = parse(draft)
     specs, layer = models_in(parts), exit_in(parts)
+    grafted = models_in([name for name in parts if name.startswith(f"{GRAFT}:")])
     drafts = len(specs) + (layer is not None)
     share = 1.0 / (1 + drafts)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
@@ -107,24 +113,40 @@ def calibrate(
     for number, spec in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
         files = loader.draft_files(spec, draft_precision, beside)
+        own = load_tokenizer(files.folder)
+        if spec in grafted:
+            check_tokenizer(files.name, own, tokenizer)
         tokens = files.bundle.head_tokens if files.bundle else None
         loaded = loader.draft_with(files, tokens)
         tried: tuple[Head, ...] = ()
         if files.bundle is None:
-            special = load_tokenizer(files.folder).special_ids
             tried = heads.compare(
-                partial(loader.draft_with, files), loaded.model, written, report.measured.costs, special,
-                part(bar, 0.0, 0.4),
+                partial(loader.draft_with, files), loaded.model, written, report.measured.costs,
+                own.special_ids, part(bar, 0.0, 0.4),
             )  # fmt: skip
             tokens = heads.best(tried).tokens
         if tokens != loaded.head_tokens:
             loaded = loader.draft_with(files, tokens)
         traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K)
         trained = stopping.train(traces, report.measured.costs, heads.step_seconds(loaded.model))
-        pair = store.Pair(tokens, trained.classifier if trained else None)
+        before = store.find_pair(key, files.fingerprint)
+        graft = before.graft if before.head_tokens == tokens else None  # found with another head
+        pair = store.Pair(tokens, trained.classifier if trained else None, graft)
         store.save_pair(key, files.fingerprint, pair)
-        found = _report("draft", files, loaded, loader, part(bar, 0.4, 1.0), _DRAFT_S)
-        reports.append(replace(found, heads=tried, trained=trained))
+        end = 0.6 if spec in grafted else 1.0
+        found = _report("draft", files, loaded, loader, part(bar, 0.4, end), _DRAFT_S)
+        choices: tuple[Choice, ...] = ()
+        if spec in grafted:
+            choices = grafts.calibrate(
+                loader.target_with(beside, exact).model,  # both models at once, as `specport run` has them
+                report.measured.costs,
+                DraftModel(loaded.model, own, files.name, found.measured.costs, loaded.head_tokens),
+                loader.profile,
+                part(bar, end, 1.0),
+            )
+            kept = Variant(tuple(choice.checkpoint for choice in choices))
+            store.save_pair(key, files.fingerprint, replace(pair, graft=kept))
+        reports.append(replace(found, heads=tried, trained=trained, grafts=choices))
         del loaded
     return reports
 

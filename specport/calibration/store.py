@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from specport.core.classifier import NUM_FEATURES, Classifier
 from specport.core.costs import StepCosts
+from specport.drafters.graft import Checkpoint, Variant
 from specport.errors import ModelError
 from specport.models import bundle
 from specport.models.cache import cache_root
@@ -71,17 +72,23 @@ class Pair:
 
     head_tokens: ids that the draft's head keeps; None = all.
     classifier:  for the policy of that name; None = not trained.
+    graft:       for graft(MODEL); None = not calibrated. Only its checkpoints are kept.
     """
 
     head_tokens: tuple[int, ...] | None = None
     classifier: Classifier | None = None
+    graft: Variant | None = None
 
 
 def find_pair(target_key: str, draft_fingerprint: str) -> Pair:
     """What is kept of this target (`Loaded.key`) and draft; nothing where a file is missing or damaged."""
     try:
         stored = _read(_pair(target_key, draft_fingerprint))
-        return Pair(bundle.expand(stored["head"]) or None, _classifier(stored["classifier"]))
+        return Pair(
+            bundle.expand(stored["head"]) or None,
+            _classifier(stored["classifier"]),
+            _graft(stored.get("graft")),  # files of earlier versions have none
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Pair()
 
@@ -95,7 +102,8 @@ def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | Non
     table: dict[str, Any] | None = None
     if pair.classifier is not None:
         table = {f.name: np.asarray(getattr(pair.classifier, f.name)).tolist() for f in fields(Classifier)}
-    return _write(key, {"head": ranges, "classifier": table})
+    graft = None if pair.graft is None else [asdict(checkpoint) for checkpoint in pair.graft.checkpoints]
+    return _write(key, {"head": ranges, "classifier": table, "graft": graft})
 
 
 def of_exit(target_key: str) -> str:
@@ -132,6 +140,17 @@ def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:
     if any(array.shape != shapes[n] or not np.isfinite(array).all() for n, array in arrays.items()):
         raise ValueError("the classifier's numbers do not fit together")
     return Classifier(**{**arrays, "threshold": float(arrays["threshold"])})  # type: ignore[arg-type]
+
+
+def _graft(table: Sequence[Mapping[str, Any]] | None) -> Variant | None:
+    if table is None:
+        return None
+    found = tuple(Checkpoint(int(c["level"]), float(c["threshold"]), float(c["share"])) for c in table)
+    levels = [c.level for c in found]
+    good = all(c.level >= 1 and c.threshold >= 0 and 0 < c.share <= 1 for c in found)
+    if not found or not good or levels != sorted({*levels}):
+        raise ValueError("these are no checkpoints")
+    return Variant(found)
 
 
 def _pair(target_key: str, draft_fingerprint: str) -> str:

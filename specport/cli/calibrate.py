@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from specport.calibration.calibrate import Report
+    from specport.drafters.graft_thresholds import Choice
 
 EXAMPLES = """\
 examples:
@@ -19,10 +22,12 @@ examples:
   specport calibrate --device xeon --model DIR --draft 'ngram|DRAFT_DIR' --plot costs.svg
   specport calibrate --model DIR --draft early-exit
 
-Takes about a minute a model; let the machine do nothing else meanwhile. The head of a draft is cut to
-its commonest tokens where that pays; --draft early-exit finds the layer after which the model itself drafts
-best. `specport run` with the same models, device, mode and threads
-finds the result by itself.
+  specport calibrate --model DIR --draft 'graft(DRAFT_DIR)'
+
+Takes about a minute a model, and some more for a graft; let the machine do nothing else meanwhile. The
+head of a draft is cut to its commonest tokens where that pays; --draft early-exit finds the layer after
+which the model itself drafts best; graft(MODEL), when its tree stops drafting. `specport run` with the
+same models, device, mode and threads finds the result by itself.
 """
 
 
@@ -93,6 +98,8 @@ def _table(report: Report) -> None:
         _heads(report)
     if report.exits:
         _exits(report)
+    if report.grafts:
+        _grafts(report.grafts)
     outliers = report.measured.outliers
     if outliers:
         worst = max(outliers, key=lambda o: o.seconds / o.median)
@@ -119,6 +126,21 @@ def _exits(report: Report) -> None:
         used = "  used" if tried.layer == report.exit_layer else ""
         figures = f"{1e3 * tried.seconds:7.1f}{tried.agreement:11.1%}{tried.rate:10.1f}"
         terminal.write(f"{tried.layer:>14}{figures}{used}\n")
+
+
+def _grafts(choices: Sequence[Choice]) -> None:
+    """Tokens a second are of the rounds that came to a checkpoint, with costs as measured."""
+    say = terminal.write
+    say(f"{'graft: level':>14}{'stop below':>12}{'keep':>7}{'rounds':>8}{'stop':>7}")
+    say(f"{'tokens/s':>10}{'never':>8}\n")
+    for choice in choices:
+        level, threshold, share = astuple(choice.checkpoint)
+        below = "never" if threshold <= 0 else "always" if threshold > 1 else f"{threshold:.2f}"
+        say(f"{level:>14}{below:>12}{share:7.0%}{choice.num_rounds:>8}")
+        if choice.learnt:
+            say(f"{choice.stopped:7.0%}{choice.rate:10.1f}{choice.never_rate:8.1f}\n")
+        else:
+            say("  too few: left as it was\n")
 
 
 def _as_dict(report: Report) -> dict[str, object]:
@@ -153,5 +175,16 @@ def _as_dict(report: Report) -> dict[str, object]:
             "tokens_per_second": report.trained.rate,
             "fixed_tokens_per_second": report.trained.fixed_rate,
         },
+        "graft": [
+            {
+                **asdict(choice.checkpoint),
+                "rounds": choice.num_rounds,
+                "learnt": choice.learnt,
+                "stopped": choice.stopped,
+                "tokens_per_second": choice.rate,
+                "never_tokens_per_second": choice.never_rate,
+            }
+            for choice in report.grafts
+        ],
         "path": None if report.path is None else str(report.path),
     }

@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 from specport.core.estimates import CENTRES, EDGES
 from specport.core.ports import Drafted, DraftRequest, Outcome, PlannedDrafter, top_k_of
 from specport.core.tree import TokenTree, path_to
+from specport.drafters.graft_tree import Grafted
 from specport.drafters.levels import Growing, LevelSource
 
 BUDGET = 60  # nodes of EAGLE-2's tree
@@ -214,7 +215,7 @@ class GraftDrafter:
             self._rounds[tree.request.key] = r
         # A node is never likelier than its parent; the stable sort keeps parents first where they tie.
         ranked = sorted(range(len(tree.tokens)), key=lambda node: -tree.scores[node])
-        grafted = _Grafted(r.budget, r.chain)
+        grafted = Grafted(r.budget, r.chain)
         places: dict[int, int | None] = {-1: -1}  # node of `tree` -> node of `grafted`
 
         def take(nodes: Sequence[int]) -> None:
@@ -231,7 +232,7 @@ class GraftDrafter:
         take(ranked[r.num_drafted :])
         return grafted.tree()
 
-    def _graft(self, onto: _Grafted, drafter: PlannedDrafter, r: _Round) -> None:
+    def _graft(self, onto: Grafted, drafter: PlannedDrafter, r: _Round) -> None:
         """Add a retrieved tree; what is below a node that is there already is redirected to it."""
         request = r.tree.request
         leaf = -1
@@ -252,57 +253,3 @@ class GraftDrafter:
             confidence = found.confidence[node] if found.confidence else 0.5
             chance = drafter.prior[bisect_right(EDGES, confidence) - 1]
             places[node] = onto.add(places[parent], found.tokens[node], chance, drafter.name)
-
-
-class _Grafted:
-    """The tree to verify: at most `budget` nodes, no two children of a node alike. chain: no branches."""
-
-    def __init__(self, budget: int, chain: bool) -> None:
-        self._budget = budget
-        self._chain = chain
-        self._tokens: list[int] = []
-        self._parents: list[int] = []
-        self._confidence: list[float] = []
-        self._sources: list[str] = []
-        self._children: dict[int, dict[int, int]] = {}  # node -> its children by token
-
-    @property
-    def full(self) -> bool:
-        return len(self._tokens) >= self._budget
-
-    def add(self, parent: int | None, token: int, confidence: float, source: str) -> int | None:
-        """The node for this token below `parent`: the one there is, a new one, or None without a place."""
-        if parent is None:
-            return None
-        siblings = self._children.setdefault(parent, {})
-        if token in siblings:
-            node = siblings[token]
-            self._confidence[node] = max(self._confidence[node], confidence)
-            return node
-        if self.full or (self._chain and siblings):
-            return None
-        siblings[token] = len(self._tokens)
-        self._tokens.append(token)
-        self._parents.append(parent)
-        self._confidence.append(confidence)
-        self._sources.append(source)
-        return siblings[token]
-
-    def likeliest_leaf(self) -> int:
-        """Where the path of likeliest children ends; -1 in an empty tree."""
-        node = -1
-        while children := self._children.get(node):
-            node = max(children.values(), key=self._confidence.__getitem__)
-        return node
-
-    def path(self, node: int) -> tuple[int, ...]:
-        """Tokens from the root's child to `node`."""
-        return tuple(self._tokens[i] for i in path_to(self._parents, node))
-
-    def tree(self) -> TokenTree:
-        return TokenTree(
-            tuple(self._tokens),
-            tuple(self._parents),
-            confidence=tuple(self._confidence),
-            sources=tuple(self._sources),
-        )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from specport.core.costs import StepCosts
 from specport.drafters.graft import Checkpoint, DraftedRound
 
-ALWAYS = 2.0  # a threshold that no probability reaches
+NEVER, ALWAYS = 0.0, 2.0  # thresholds that each probability reaches, and that none does
 MIN_ROUNDS = 20  # of each recording, for a threshold to be learnt
 
 
@@ -25,7 +25,8 @@ MIN_ROUNDS = 20  # of each recording, for a threshold to be learnt
 class RoundCosts:
     """Seconds of a round by the levels that were drafted.
 
-    width, budget: nodes that a level expands, and nodes that are verified.
+    width:   nodes that a level expands; 1 = a chain.
+    budget:  nodes that are verified, each taken for one token of the target's step.
     context: tokens in the caches, as they typically are.
     """
 
@@ -36,44 +37,80 @@ class RoundCosts:
     context: int = 256
 
     def seconds(self, num_levels: int) -> float:
-        """A level steps the paths down to its frontier: one token, then at most `width` more each time."""
-        widths = [max(1, self.width * level) for level in range(num_levels)]
+        """A level steps the paths down to its frontier: one token, then at most `width` more each time.
+
+        What all paths share stays in the cache, so a chain steps one token a level.
+        """
+        widths = [1 if self.width == 1 else max(1, self.width * level) for level in range(num_levels)]
         drafting = sum(self.draft.step(width, self.context) for width in widths)
         return drafting + self.target.step(1 + self.budget, self.context)
 
 
-def calibrate(
+@dataclass(frozen=True)
+class Choice:
+    """A checkpoint with the threshold that was found for it, and what that rests on.
+
+    num_rounds: recorded rounds that came to it, of the recording with fewer of them. Below MIN_ROUNDS the
+                checkpoint is as it was before, and the figures below are 0.
+    stopped:    share of the rounds that came to it which it ends.
+    rate:       tokens a second of the rounds that came to it, by the recordings they are chosen on.
+    never_rate: the same without the checkpoint.
+    """
+
+    checkpoint: Checkpoint
+    num_rounds: int
+    stopped: float = 0.0
+    rate: float = 0.0
+    never_rate: float = 0.0
+
+    @property
+    def learnt(self) -> bool:
+        return self.num_rounds >= MIN_ROUNDS
+
+
+def choose(
     checkpoints: Sequence[Checkpoint],
     going_on: Sequence[DraftedRound],
     stopping: Mapping[int, Sequence[DraftedRound]],
     costs: RoundCosts,
-) -> tuple[Checkpoint, ...]:
-    """The checkpoints with the thresholds that bring the most tokens a second.
+) -> tuple[Choice, ...]:
+    """For each checkpoint the threshold that brings the most tokens a second.
 
-    going_on: rounds drafted without checkpoints.
+    going_on: rounds drafted with thresholds of NEVER.
     stopping: level -> rounds drafted with that checkpoint only, its threshold ALWAYS.
-
-    A checkpoint with fewer than MIN_ROUNDS rounds in either recording stays as it is.
     """
     found = []
     for checkpoint in checkpoints:
         full = _table(going_on, checkpoint.level, costs)
         pruned = _table(stopping.get(checkpoint.level, ()), checkpoint.level, costs)
-        if min(len(full), len(pruned)) < MIN_ROUNDS:
-            found.append(checkpoint)
-        else:
-            found.append(replace(checkpoint, threshold=best_threshold(full, pruned)))
+        choice = Choice(checkpoint, min(len(full), len(pruned)))
+        found.append(_learnt(choice, full, pruned) if choice.learnt else choice)
     return tuple(found)
 
 
-def best_threshold(full: NDArray[np.float64], pruned: NDArray[np.float64]) -> float:
-    """The probability below which to stop; 0 = never, ALWAYS = each time. The lowest of equally good ones.
+def _learnt(choice: Choice, full: NDArray[np.float64], pruned: NDArray[np.float64]) -> Choice:
+    candidates, rates = weigh(full, pruned)
+    best = int(np.argmax(rates))  # the lowest of equally good ones
+    threshold = float(candidates[best])
+    return Choice(
+        replace(choice.checkpoint, threshold=threshold),
+        choice.num_rounds,
+        stopped=float(np.mean(np.concatenate([full[:, 0], pruned[:, 0]]) < threshold)),
+        rate=float(rates[best]),
+        never_rate=float(rates[0]),
+    )
+
+
+def weigh(
+    full: NDArray[np.float64], pruned: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[n] thresholds that could make a difference, NEVER first and ALWAYS last, and their tokens a second.
 
     full, pruned: [rounds, 3] the best path's probability at the checkpoint, tokens committed and seconds, of
     rounds that went on there and of rounds that stopped.
     """
     seen = np.concatenate([full[:, 0], pruned[:, 0]])
-    candidates = np.unique(np.concatenate([[0.0, ALWAYS], seen]))
+    candidates = np.unique(np.concatenate([[NEVER, ALWAYS], seen]))
     rates = []
     for threshold in candidates:
         on, off = full[full[:, 0] >= threshold, 1:], pruned[pruned[:, 0] < threshold, 1:]
@@ -86,11 +123,11 @@ def best_threshold(full: NDArray[np.float64], pruned: NDArray[np.float64]) -> fl
         below = (1.0 - share) * off.mean(axis=0) if share < 1 else np.zeros(2)
         tokens, seconds = above + below
         rates.append(float(tokens / seconds))
-    return float(candidates[np.argmax(rates)])
+    return candidates, np.asarray(rates)
 
 
 def _table(rounds: Sequence[DraftedRound], level: int, costs: RoundCosts) -> NDArray[np.float64]:
-    """[rounds, 3] as `best_threshold` takes them, of the rounds that came to the checkpoint."""
+    """[rounds, 3] as `weigh` takes them, of the rounds that came to the checkpoint."""
     rows = [
         (r.best[level - 1], 1.0 + r.accepted, costs.seconds(len(r.best)))
         for r in rounds

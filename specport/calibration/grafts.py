@@ -1,0 +1,121 @@
+"""Finds Graft's thresholds (`drafters.graft_thresholds`) by what its rounds bring on the calibration prompts.
+
+Rounds are recorded, not timed: what they take is worked out from the step costs that were measured before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from specport.calibration import texts
+from specport.core.costs import StepCosts
+from specport.core.engine import Engine, Generation
+from specport.core.policies import CAP, Fixed
+from specport.core.ports import Model
+from specport.core.sampling import SamplingParams
+from specport.drafters.graft import (
+    BUDGET,
+    CHECKPOINTS,
+    Checkpoint,
+    DraftedRound,
+    GraftDrafter,
+    Variant,
+    level_width,
+)
+from specport.drafters.graft_thresholds import ALWAYS, NEVER, Choice, RoundCosts, choose
+from specport.drafting import DraftModel, graft_drafter, reading_window
+from specport.models.progress import Progress, part
+from specport.profiles import Profile
+
+TOKENS = 64  # written behind each prompt
+Make = Callable[[Variant, Callable[[DraftedRound], None]], GraftDrafter]
+
+
+def calibrate(
+    target: Model,
+    costs: StepCosts,
+    draft: DraftModel,
+    profile: Profile,
+    progress: Progress,
+) -> tuple[Choice, ...]:
+    """What graft(MODEL) should do at its checkpoints, drafted as the profile's own policy drafts it.
+
+    costs: of the target's steps; both tables have to be in seconds.
+    """
+    planned = profile.policy == "planned"
+    depth = CAP if planned else profile.num_draft_tokens or Fixed().num_draft_tokens
+    tokenizer = draft.tokenizer  # the target's as well
+    branching = planned and target.capabilities.tree
+    window = reading_window(costs, draft.costs)
+    budget = min(BUDGET, depth)
+    width = level_width(budget, depth) if branching and draft.model.capabilities.tree else 1
+
+    def make(variant: Variant, tell: Callable[[DraftedRound], None]) -> GraftDrafter:
+        grafted = replace(draft, graft=variant)
+        return graft_drafter(grafted, target.vocab_size, window, branching, tell)
+
+    return thresholds(
+        target, make, CHECKPOINTS, [texts.encode(tokenizer, p) for p in texts.PROMPTS], tokenizer.eos_ids,
+        Fixed(depth), RoundCosts(costs, draft.costs, width, budget), progress,
+    )  # fmt: skip
+
+
+def thresholds(
+    target: Model,
+    make: Make,
+    checkpoints: Sequence[Checkpoint],
+    prompts: Sequence[Sequence[int]],
+    eos_ids: frozenset[int],
+    policy: Fixed,
+    costs: RoundCosts,
+    progress: Progress,
+) -> tuple[Choice, ...]:
+    """The thresholds for `checkpoints`; those that `policy` never goes on from stay as they are.
+
+    make:    a new drafter of the variant, which tells a function of its rounds.
+    prompts: [prompts][tokens]; those without room for an answer are left out.
+    policy:  how trees are drafted, as when the thresholds are used.
+    """
+    depth = policy.num_draft_tokens
+    fitting = [prompt for prompt in prompts if len(prompt) + TOKENS + depth <= target.max_context]
+    reached = [c for c in checkpoints if c.level < depth]
+    variants = [Variant(tuple(replace(c, threshold=NEVER) for c in checkpoints))]
+    variants += [Variant((replace(c, threshold=ALWAYS),)) for c in reached]
+    recorded = []
+    for number, variant in enumerate(variants):
+        bar = part(progress, number / len(variants), (number + 1) / len(variants))
+        recorded.append(record(target, make, variant, fitting, eos_ids, policy, bar))
+    going_on, *stopping = recorded
+    by_level = {c.level: rounds for c, rounds in zip(reached, stopping, strict=True)}
+    return choose(checkpoints, going_on, by_level, costs)
+
+
+def record(
+    target: Model,
+    make: Make,
+    variant: Variant,
+    prompts: Sequence[Sequence[int]],
+    eos_ids: frozenset[int],
+    policy: Fixed,
+    progress: Progress,
+) -> list[DraftedRound]:
+    """The rounds in which this variant writes greedy answers.
+
+    One at a time, so that what is retrieved comes from earlier answers as it does in use.
+    """
+    rounds: list[DraftedRound] = []
+    engine = Engine(target, make(variant, rounds.append))
+    for number, prompt in enumerate(prompts):
+        # The last tokens of a text are drafted in smaller trees; so the text is longer than what is recorded.
+        limit = TOKENS + policy.num_draft_tokens
+        generation = Generation([*prompt], engine.open(), SamplingParams(), policy, limit, eos_ids)
+        try:
+            for _ in engine.run([generation]):
+                done = number + min(generation.num_output_tokens / TOKENS, 1.0)
+                progress("recording grafted trees", done / len(prompts))
+                if generation.num_output_tokens >= TOKENS:
+                    generation.cancel()
+        finally:
+            engine.close(generation.handle)
+    return rounds
