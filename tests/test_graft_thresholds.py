@@ -7,7 +7,7 @@ import pytest
 
 from specport.core.costs import StepCosts
 from specport.drafters.graft import Checkpoint, DraftedRound
-from specport.drafters.graft_thresholds import ALWAYS, MIN_ROUNDS, RoundCosts, best_threshold, calibrate
+from specport.drafters.graft_thresholds import ALWAYS, MIN_ROUNDS, NEVER, Choice, RoundCosts, choose, weigh
 
 TARGET = StepCosts((1, 2), (0,), ((1.0, 1.0),), measured=True)  # any width in a second
 
@@ -45,15 +45,21 @@ def objective(threshold: float, each: float) -> float:
 
 @pytest.mark.parametrize("each", [0.01, 0.1, 0.3])
 def test_the_threshold_brings_nearly_the_most_tokens_a_second(each: float) -> None:
-    (found,) = calibrate([Checkpoint(1, 0.5, 0.4)], FULL, {1: PRUNED}, costs(each))
+    (choice,) = choose([Checkpoint(1, 0.5, 0.4)], FULL, {1: PRUNED}, costs(each))
+    found = choice.checkpoint
     best = max(objective(t, each) for t in np.linspace(0, 1, 101))
     assert objective(found.threshold, each) > 0.98 * best
     assert found.level == 1 and found.share == 0.4
+    assert choice.learnt and choice.num_rounds == len(FULL)
+    # What it says of itself is what is expected, but for the noise of 400 rounds.
+    assert choice.stopped == pytest.approx(found.threshold, abs=0.05)
+    assert choice.rate == pytest.approx(objective(found.threshold, each), rel=0.08)
+    assert choice.never_rate == pytest.approx(objective(0.0, each), rel=0.08)
 
 
 def test_the_costlier_the_draft_the_higher_the_threshold() -> None:
     thresholds = [
-        calibrate([Checkpoint(1, 0.5, 0.4)], FULL, {1: PRUNED}, costs(each))[0].threshold
+        choose([Checkpoint(1, 0.5, 0.4)], FULL, {1: PRUNED}, costs(each))[0].checkpoint.threshold
         for each in (0.001, 0.1, 30.0)
     ]
     assert thresholds[0] < thresholds[1] < thresholds[2] == ALWAYS
@@ -62,14 +68,18 @@ def test_the_costlier_the_draft_the_higher_the_threshold() -> None:
 def test_a_draft_that_always_pays_is_never_stopped() -> None:
     rounds = np.asarray([[0.2, 5.0, 1.0], [0.9, 6.0, 1.0]])
     stopped = np.asarray([[0.2, 1.0, 1.0], [0.9, 1.0, 1.0]])
-    assert best_threshold(rounds, stopped) == 0.0
+    thresholds, rates = weigh(rounds, stopped)
+    assert thresholds[0] == NEVER and thresholds[-1] == ALWAYS
+    assert np.argmax(rates) == 0
 
 
 def test_what_was_not_recorded_stays_as_it_is() -> None:
     before = (Checkpoint(1, 0.35, 0.1), Checkpoint(7, 0.2, 0.5))
     few = PRUNED[: MIN_ROUNDS - 1]
     # No round has seven levels, and of the first checkpoint there are too few.
-    assert calibrate(before, FULL, {1: few, 7: PRUNED}, costs(0.1)) == before
+    found = choose(before, FULL, {1: few, 7: PRUNED}, costs(0.1))
+    assert found == (Choice(before[0], MIN_ROUNDS - 1), Choice(before[1], 0))
+    assert not any(choice.learnt for choice in found)
 
 
 def test_a_round_costs_its_levels_and_the_verification() -> None:
@@ -77,3 +87,4 @@ def test_a_round_costs_its_levels_and_the_verification() -> None:
     # The root token, 4 nodes, 8 nodes; then 1 + 20.
     expected = 1.0 + 1.03 + 1.07 + 1.2
     assert RoundCosts(table, table, width=4, budget=20).seconds(3) == pytest.approx(expected)
+    assert RoundCosts(table, table, width=1, budget=20).seconds(3) == pytest.approx(3 * 1.0 + 1.2)

@@ -139,6 +139,7 @@ def calibrate(
         if spec in grafted:
             choices = grafts.calibrate(
                 loader.target_with(beside, exact).model,  # both models at once, as `specport run` has them
+                tokenizer,
                 report.measured.costs,
                 DraftModel(loaded.model, own, files.name, found.measured.costs, loaded.head_tokens),
                 loader.profile,

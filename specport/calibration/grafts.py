@@ -26,6 +26,7 @@ from specport.drafters.graft import (
 from specport.drafters.graft_thresholds import ALWAYS, NEVER, Choice, RoundCosts, choose
 from specport.drafting import DraftModel, graft_drafter, reading_window
 from specport.models.progress import Progress, part
+from specport.models.tokenizer import Tokenizer
 from specport.profiles import Profile
 
 TOKENS = 64  # written behind each prompt
@@ -34,6 +35,7 @@ Make = Callable[[Variant, Callable[[DraftedRound], None]], GraftDrafter]
 
 def calibrate(
     target: Model,
+    tokenizer: Tokenizer,
     costs: StepCosts,
     draft: DraftModel,
     profile: Profile,
@@ -41,11 +43,10 @@ def calibrate(
 ) -> tuple[Choice, ...]:
     """What graft(MODEL) should do at its checkpoints, drafted as the profile's own policy drafts it.
 
-    costs: of the target's steps; both tables have to be in seconds.
+    tokenizer, costs: the target's; both tables have to be in seconds.
     """
     planned = profile.policy == "planned"
     depth = CAP if planned else profile.num_draft_tokens or Fixed().num_draft_tokens
-    tokenizer = draft.tokenizer  # the target's as well
     branching = planned and target.capabilities.tree
     window = reading_window(costs, draft.costs)
     budget = min(BUDGET, depth)

@@ -4,8 +4,10 @@
 
 Each prompt is decoded by every method in turn, so that the machine's moods fall on all alike; plain decoding
 goes along, and every text must equal its. Printed are decode speed over plain decoding (tokens a second
-behind the first, mean over prompts), tokens and nodes a step, and what a step drafts and verifies in ms.
-With --calibrate the thresholds are set first, by recordings of every other prompt, and the rest is measured.
+behind the first, mean over prompts), ms a token, tokens and nodes a round, and what a round drafts and
+verifies in ms. Graft's thresholds are those that `specport calibrate` kept for the pair, if it did. With
+--calibrate they are set first, by recordings of every other prompt, and the rest is measured; that needs the
+costs that `specport calibrate` measured of both models.
 """
 
 from __future__ import annotations
@@ -13,26 +15,39 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from specport.bench.prompts import read_prompts
+from specport.calibration import grafts, store
 from specport.core.engine import Engine, Generation
 from specport.core.metrics import Metrics
 from specport.core.policies import Fixed
 from specport.core.ports import Drafter
 from specport.core.sampling import SamplingParams
-from specport.drafters.graft import VARIANTS, DraftedRound, GraftDrafter, Variant, level_width
-from specport.drafters.graft_thresholds import ALWAYS, RoundCosts, calibrate
+from specport.drafters.graft import (
+    CHECKPOINTS,
+    VARIANTS,
+    DraftedRound,
+    GraftDrafter,
+    Variant,
+    level_width,
+)
+from specport.drafters.graft_thresholds import RoundCosts
 from specport.drafters.levels import ModelLevels
 from specport.drafters.model import ModelDrafter
 from specport.drafters.recycle import RecycleDrafter
 from specport.drafters.suffix import SuffixDrafter
 from specport.loading import Loader
+from specport.models.progress import progress_bar
 from specport.models.tokenizer import load_tokenizer
 from specport.profiles import cpu_name
+
+LABELS = {
+    "dynamic": "EAGLE-2's tree", "root": "Graft(ROOT)", "tail": "Graft(TAIL)", "graft": "Graft",
+}  # fmt: skip
 
 
 class Pair:
@@ -41,12 +56,13 @@ class Pair:
     def __init__(self, args: argparse.Namespace) -> None:
         loader = Loader.on(args.device, args.threads)
         self.files, self.target = loader.target(args.model, args.precision, exact=True)
-        _, self.draft = loader.draft(args.draft, args.draft_precision, self.files, self.target)
+        draft_files, self.draft = loader.draft(args.draft, args.draft_precision, self.files, self.target)
         self.tokenizer = load_tokenizer(self.files.folder)
         self.costs = loader.costs(self.target), loader.costs(self.draft)
         self.policy = Fixed(args.depth, tuple(args.branches))
         self.budget = min(args.budget, self.policy.plan().max_nodes)
-        self.window, self.num = args.window, args.tokens
+        self.window, self.num = args.window, args.max_new_tokens
+        self.kept = store.find_pair(self.target.key, draft_files.fingerprint).graft
 
     def levels(self) -> ModelLevels:
         vocab = self.target.model.vocab_size
@@ -65,14 +81,17 @@ class Pair:
             "plain": None,
             "model": ModelDrafter(self.draft.model, vocab, self.draft.head_tokens, window=self.window),
             "recycle": RecycleDrafter(vocab),
-            **{name: self.graft(variant) for name, variant in variants.items()},
-            "graft, suffix first": self.graft(variants["graft"], suffix=True),
+            **{LABELS[name]: self.graft(variant) for name, variant in variants.items()},
+            "Graft, suffix first": self.graft(variants["graft"], suffix=True),
         }
+
+    def encode(self, prompt: str) -> list[int]:
+        return list(self.tokenizer.chat([{"role": "user", "content": prompt}]))
 
     def decode(self, drafter: Drafter | None, prompt: str) -> tuple[list[int], Metrics]:
         engine = Engine(self.target.model, drafter)
-        ids = list(self.tokenizer.chat([{"role": "user", "content": prompt}]))
-        policy = self.policy if drafter is not None and drafter.name != "model" else Fixed(5)
+        ids = self.encode(prompt)
+        policy = Fixed(5) if isinstance(drafter, ModelDrafter) else self.policy
         eos = frozenset(self.tokenizer.eos_ids)
         generation = Generation(ids, engine.open(), SamplingParams(), policy, self.num, eos)
         for _ in engine.run([generation]):
@@ -80,26 +99,23 @@ class Pair:
         engine.close(generation.handle)
         return generation.tokens[generation.num_prompt_tokens :], generation.metrics
 
-    def record(self, variant: Variant, prompts: list[str]) -> list[DraftedRound]:
-        rounds: list[DraftedRound] = []
-        drafter = self.graft(variant, record=rounds.append)
-        for prompt in prompts:
-            self.decode(drafter, prompt)
-        return rounds
-
     def calibrated(self, prompts: list[str]) -> Variant:
-        """Graft with thresholds from these prompts, of the checkpoints that the depth comes to."""
-        points = [c for c in VARIANTS["graft"].checkpoints if c.level < self.policy.num_draft_tokens]
+        """Graft with thresholds from these prompts."""
         if not all(costs.known for costs in self.costs):
             raise SystemExit("the models were never timed: run specport calibrate with both first")
-        going_on = self.record(Variant(), prompts)
-        stopping = {}
-        for c in points:
-            always = Variant((type(c)(c.level, ALWAYS, c.share),))
-            stopping[c.level] = self.record(always, prompts)
         width = level_width(self.budget, self.policy.num_draft_tokens)
         target, draft = self.costs
-        return Variant(calibrate(points, going_on, stopping, RoundCosts(target, draft, width, self.budget)))
+
+        def make(variant: Variant, tell: Callable[[DraftedRound], None]) -> GraftDrafter:
+            return self.graft(variant, record=tell)
+
+        with progress_bar() as progress:
+            choices = grafts.thresholds(
+                self.target.model, make, CHECKPOINTS, [self.encode(prompt) for prompt in prompts],
+                frozenset(self.tokenizer.eos_ids), self.policy,
+                RoundCosts(target, draft, width, self.budget), progress,
+            )  # fmt: skip
+        return Variant(tuple(choice.checkpoint for choice in choices))
 
 
 def speed(metrics: Metrics) -> float:
@@ -116,7 +132,7 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--draft-precision")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--prompts", type=Path, required=True, help="a prompt file, as for specport bench")
     parser.add_argument("--per-category", type=int, default=2)
     parser.add_argument("--depth", type=int, default=5)
@@ -129,14 +145,18 @@ def main() -> None:
     pair = Pair(args)
     prompts = [prompt.text for prompt in read_prompts(args.prompts, args.per_category)]
     variants = dict(VARIANTS)
+    if pair.kept is not None:
+        variants["graft"] = pair.kept
     if args.calibrate:
         variants["graft"] = pair.calibrated(prompts[::2])
         prompts = prompts[1::2]
     methods = pair.methods(variants)
     found: dict[str, list[tuple[list[int], Metrics]]] = {name: [] for name in methods}
-    for prompt in prompts:
-        for name, drafter in methods.items():
-            found[name].append(pair.decode(drafter, prompt))
+    with progress_bar() as progress:
+        for number, prompt in enumerate(prompts):
+            for turn, (name, drafter) in enumerate(methods.items()):
+                progress(f"prompt {number + 1}: {name}", (number + turn / len(methods)) / len(prompts))
+                found[name].append(pair.decode(drafter, prompt))
     rows = []
     plain = [speed(metrics) for _, metrics in found["plain"]]
     for name, results in found.items():
@@ -144,17 +164,20 @@ def main() -> None:
         rows.append({
             "method": name,
             "speedup": sum(speed(m) for _, m in results) / sum(plain),
+            "ms_a_token": 1e3 * len(results) / sum(speed(m) for _, m in results),
             "acceptance": sum(m.num_output_tokens - 1 for _, m in results) / steps,
             "nodes": sum(m.num_draft_tokens for _, m in results) / steps,
             "draft_ms": sum(m.draft_s for _, m in results) / steps * 1e3,
             "verify_ms": sum(m.verify_s for _, m in results) / steps * 1e3,
             "same_text": all(a == b for (a, _), (b, _) in zip(results, found["plain"], strict=True)),
         })  # fmt: skip
-    print(f"{'method':<20} {'speed':>6} {'tokens':>6} {'nodes':>6} {'draft':>7} {'verify':>7}  same text")
+    print(f"{'':<20} {'over':>6} {'ms a':>6} {'tokens':>7} {'nodes':>7} {'ms a round':>14}  same")
+    heads = ("plain", 6), ("token", 6), ("a round", 7), ("a round", 7), ("draft", 6), ("verify", 7)
+    print(f"{'method':<20}", *(f"{head:>{width}}" for head, width in heads), " text")
     for row in rows:
         print(
-            f"{row['method']:<20} {row['speedup']:5.2f}x {row['acceptance']:6.2f} {row['nodes']:6.1f}"
-            f" {row['draft_ms']:4.1f} ms {row['verify_ms']:4.1f} ms  {row['same_text']}"
+            f"{row['method']:<20} {row['speedup']:5.2f}x {row['ms_a_token']:6.1f} {row['acceptance']:7.2f}"
+            f" {row['nodes']:7.1f} {row['draft_ms']:6.1f} {row['verify_ms']:7.1f}  {row['same_text']}"
         )
     print("Graft's checkpoints:", *variants["graft"].checkpoints)
     if args.out:
