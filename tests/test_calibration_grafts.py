@@ -17,8 +17,9 @@ from specport.cli import main
 from specport.core.costs import StepCosts
 from specport.core.planner import Planner
 from specport.core.policies import Fixed
+from specport.drafters.cascade import Cascade
 from specport.drafters.graft import CHECKPOINTS, VARIANTS, Checkpoint, DraftedRound, GraftDrafter, Variant
-from specport.drafters.graft_thresholds import ALWAYS, NEVER, Choice
+from specport.drafters.graft_thresholds import ALWAYS, MIN_ROUNDS, NEVER, Choice
 from specport.drafters.levels import ModelLevels
 from specport.drafting import DraftModel
 from specport.models.progress import silent
@@ -47,14 +48,26 @@ def found(
     return choices
 
 
+CHAINS = load_profile("core-ultra-npu")  # whose policy is "fixed"
+
+
 def test_a_cheap_draft_is_not_stopped_and_a_costly_one_early() -> None:
-    cheap, costly = found(1e-6)[0], found(30.0)[0]
+    cheap, costly = found(1e-6, profile=CHAINS)[0], found(30.0, profile=CHAINS)[0]
     assert cheap.learnt and costly.learnt
     assert cheap.checkpoint.level == costly.checkpoint.level == 1
     assert cheap.checkpoint.threshold < 0.5 and cheap.stopped < 0.2
     assert costly.checkpoint.threshold > 0.9 and costly.stopped > 0.8
     assert costly.rate > 1.5 * costly.never_rate
     assert cheap.rate >= cheap.never_rate
+
+
+def test_a_planner_takes_part_in_the_recordings() -> None:
+    cheap, costlier, costly = (found(seconds)[0] for seconds in (1e-6, 0.1, 30.0))
+    assert cheap.learnt and costlier.learnt
+    assert cheap.checkpoint.threshold < costlier.checkpoint.threshold
+    # A planner asks this draft but to probe it, so there is nothing to learn.
+    assert not costly.learnt and costly.checkpoint == CHECKPOINTS[0]
+    assert 0 < costly.num_rounds < MIN_ROUNDS
 
 
 def test_levels_and_shares_stay_as_they_are() -> None:
@@ -65,7 +78,7 @@ def test_levels_and_shares_stay_as_they_are() -> None:
 def test_a_profile_that_drafts_short_chains_is_calibrated_on_those() -> None:
     """Its checkpoints behind the last level are never asked and stay."""
     target = ToyModel(VOCAB, tree=False, max_context=400)
-    choices = found(30.0, target, load_profile("core-ultra-npu"))
+    choices = found(30.0, target, CHAINS)
     assert [choice.learnt for choice in choices] == [True, True, False]
     assert choices[2].checkpoint == CHECKPOINTS[2] and choices[2].num_rounds == 0
     assert max(target.widths[-10:]) <= 5  # the root token and four drafted
@@ -152,8 +165,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "PROMPTS", ("abc", "cab", "fed"))
 
 
+# Drafts chains of a fixed length, whatever a toy's steps cost.
+NPU = ("--device", "core-ultra-npu-emulated")
+
+
 def grafted(pipeline: specport.Pipeline) -> Variant:
     drafter = pipeline.engine.drafter
+    if isinstance(drafter, Cascade):
+        drafter = drafter._drafters[-1]
     if isinstance(drafter, Planner):
         drafter = drafter._sources[-1].drafter
     assert isinstance(drafter, GraftDrafter)
@@ -167,18 +186,19 @@ def test_calibrate_prints_and_keeps_what_load_uses(
 ) -> None:
     assert grafted(specport.load("big", draft="graft(small)")) == VARIANTS["graft"]
     toy_backend.loaded.clear()
-    assert main(["calibrate", "--model", "big", "--draft", "ngram|graft(small)"]) == 0
+    assert main(["calibrate", "--model", "big", "--draft", "ngram|graft(small)", *NPU]) == 0
     # The target makes way for the draft's heads and is there again for the trees.
     assert toy_backend.loaded == ["big", "small", "big"]
     out, err = capsys.readouterr()
     assert "recording grafted trees" in err
     lines = out[out.index("graft: level") :].splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "6"]
+    assert lines[3].endswith("too few: left as it was")
 
     kept = store.find_pair("big-target", "0").graft
     assert kept is not None and kept != VARIANTS["graft"]
     for options in ({}, {"policy": "fixed", "num_draft_tokens": 4}):
-        pipeline = specport.load("big", draft="graft(small)", **options)  # type: ignore[arg-type]
+        pipeline = specport.load("big", draft="ngram|graft(small)", **options)  # type: ignore[arg-type]
         assert grafted(pipeline) == kept
     result = pipeline.generate("abc", max_new_tokens=24)
     assert result.token_ids == ToyModel().greedy(Tokenizer().encode("abc"), 24)
@@ -195,7 +215,7 @@ def test_the_plain_draft_leaves_the_checkpoints_unless_its_head_changes() -> Non
 
 @pytest.mark.usefixtures("short", "toy_backend")
 def test_calibrate_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["calibrate", "--json", "--quiet", "--model", "big", "--draft", "graft(small)"]) == 0
+    assert main(["calibrate", "--json", "--quiet", "--model", "big", "--draft", "graft(small)", *NPU]) == 0
     target, draft = json.loads(capsys.readouterr().out)
     assert target["graft"] == []
     assert [c["level"] for c in draft["graft"]] == [1, 2, 6]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from specport.core.costs import StepCosts
+from specport.core.tree import TokenTree
 from specport.drafters.graft import Checkpoint, DraftedRound
 from specport.drafters.graft_thresholds import ALWAYS, MIN_ROUNDS, NEVER, Choice, RoundCosts, choose, weigh
 
@@ -17,7 +18,7 @@ def draft(each: float) -> StepCosts:
 
 
 def costs(each: float) -> RoundCosts:
-    return RoundCosts(TARGET, draft(each), width=4, budget=20)
+    return RoundCosts(TARGET, draft(each), width=4)
 
 
 def recorded(level: int, *, levels: int, gain: float, floor: float, rounds: int = 400) -> list[DraftedRound]:
@@ -84,7 +85,11 @@ def test_what_was_not_recorded_stays_as_it_is() -> None:
 
 def test_a_round_costs_its_levels_and_the_verification() -> None:
     table = StepCosts((1, 101), (0,), ((1.0, 2.0),), measured=True)
+    tree = TokenTree((1,) * 20, (-1, 0, 1, *range(-1, 16)))
     # The root token, 4 nodes, 8 nodes; then 1 + 20.
     expected = 1.0 + 1.03 + 1.07 + 1.2
-    assert RoundCosts(table, table, width=4, budget=20).seconds(3) == pytest.approx(expected)
-    assert RoundCosts(table, table, width=1, budget=20).seconds(3) == pytest.approx(3 * 1.0 + 1.2)
+    assert RoundCosts(table, table, width=4).seconds(3, tree) == pytest.approx(expected)
+    assert RoundCosts(table, table, width=1).seconds(3, tree) == pytest.approx(3 * 1.0 + 1.2)
+    assert RoundCosts(table, table, width=4, forked=True).seconds(3, tree) > expected
+    # A planner may verify nothing of what was drafted.
+    assert RoundCosts(table, table, width=4).seconds(1, TokenTree()) == pytest.approx(2.0)

@@ -11,15 +11,15 @@ from dataclasses import replace
 from specport.calibration import texts
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
-from specport.core.policies import CAP, Fixed
-from specport.core.ports import Model
+from specport.core.planner import Planner, Source
+from specport.core.policies import Fixed, Planned
+from specport.core.ports import Drafter, Model
 from specport.core.sampling import SamplingParams
 from specport.drafters.graft import (
     BUDGET,
     CHECKPOINTS,
     Checkpoint,
     DraftedRound,
-    GraftDrafter,
     Variant,
     level_width,
 )
@@ -30,7 +30,8 @@ from specport.models.tokenizer import Tokenizer
 from specport.profiles import Profile
 
 TOKENS = 64  # written behind each prompt
-Make = Callable[[Variant, Callable[[DraftedRound], None]], GraftDrafter]
+Tell = Callable[[DraftedRound], None]
+Make = Callable[[Variant, Tell], Drafter]
 
 
 def calibrate(
@@ -46,19 +47,23 @@ def calibrate(
     tokenizer, costs: the target's; both tables have to be in seconds.
     """
     planned = profile.policy == "planned"
-    depth = CAP if planned else profile.num_draft_tokens or Fixed().num_draft_tokens
+    policy = Planned() if planned else Fixed(profile.num_draft_tokens or Fixed().num_draft_tokens)
+    depth = policy.num_draft_tokens
     branching = planned and target.capabilities.tree
     window = reading_window(costs, draft.costs)
-    budget = min(BUDGET, depth)
-    width = level_width(budget, depth) if branching and draft.model.capabilities.tree else 1
+    width = level_width(min(BUDGET, depth), depth) if branching and draft.model.capabilities.tree else 1
 
-    def make(variant: Variant, tell: Callable[[DraftedRound], None]) -> GraftDrafter:
-        grafted = replace(draft, graft=variant)
-        return graft_drafter(grafted, target.vocab_size, window, branching, tell)
+    def make(variant: Variant, tell: Tell) -> Drafter:
+        graft = graft_drafter(replace(draft, graft=variant), target.vocab_size, window, branching, tell)
+        if not planned:
+            return graft
+        # A clock that stands still: the draft's costs stay as they were measured.
+        source = Source(graft, draft.costs.fixed())
+        return Planner([source], costs.fixed(), target.capabilities, clock=lambda: 0.0)
 
     return thresholds(
         target, make, CHECKPOINTS, [texts.encode(tokenizer, p) for p in texts.PROMPTS], tokenizer.eos_ids,
-        Fixed(depth), RoundCosts(costs, draft.costs, width, budget), progress,
+        policy, RoundCosts(costs, draft.costs, width, target.capabilities.forked_trees), progress,
     )  # fmt: skip
 
 
@@ -68,21 +73,20 @@ def thresholds(
     checkpoints: Sequence[Checkpoint],
     prompts: Sequence[Sequence[int]],
     eos_ids: frozenset[int],
-    policy: Fixed,
+    policy: Fixed | Planned,
     costs: RoundCosts,
     progress: Progress,
 ) -> tuple[Choice, ...]:
     """The thresholds for `checkpoints`; those that `policy` never goes on from stay as they are.
 
-    make:    a new drafter of the variant, which tells a function of its rounds.
+    make:    a new drafter that grafts as the variant says and tells a function of each round.
     prompts: [prompts][tokens]; those without room for an answer are left out.
     policy:  how trees are drafted, as when the thresholds are used.
     """
     depth = policy.num_draft_tokens
     fitting = [prompt for prompt in prompts if len(prompt) + TOKENS + depth <= target.max_context]
     reached = [c for c in checkpoints if c.level < depth]
-    variants = [Variant(tuple(replace(c, threshold=NEVER) for c in checkpoints))]
-    variants += [Variant((replace(c, threshold=ALWAYS),)) for c in reached]
+    variants = [_stopping(checkpoints, level) for level in (0, *(c.level for c in reached))]
     recorded = []
     for number, variant in enumerate(variants):
         bar = part(progress, number / len(variants), (number + 1) / len(variants))
@@ -92,13 +96,18 @@ def thresholds(
     return choose(checkpoints, going_on, by_level, costs)
 
 
+def _stopping(checkpoints: Sequence[Checkpoint], level: int) -> Variant:
+    """Always stops behind this level, and nowhere else."""
+    return Variant(tuple(replace(c, threshold=ALWAYS if c.level == level else NEVER) for c in checkpoints))
+
+
 def record(
     target: Model,
     make: Make,
     variant: Variant,
     prompts: Sequence[Sequence[int]],
     eos_ids: frozenset[int],
-    policy: Fixed,
+    policy: Fixed | Planned,
     progress: Progress,
 ) -> list[DraftedRound]:
     """The rounds in which this variant writes greedy answers.

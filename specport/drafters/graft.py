@@ -72,10 +72,15 @@ class Extends(Protocol):
 
 @dataclass(frozen=True)
 class DraftedRound:
-    """One round, for calibration. best: [levels] the probability of the best path at each drafted level."""
+    """One round, for calibration.
+
+    best: [levels] the probability of the best path at each drafted level.
+    tree: what was verified; a planner may have cut it.
+    """
 
     best: tuple[float, ...]
     accepted: int
+    tree: TokenTree = field(default_factory=TokenTree)
 
 
 @dataclass
@@ -152,7 +157,7 @@ class GraftDrafter:
         for outcome in outcomes:
             r = self._rounds.pop(outcome.key, None)
             if r is not None and self._record is not None:
-                self._record(DraftedRound(tuple(r.best), outcome.num_accepted_tokens))
+                self._record(DraftedRound(tuple(r.best), outcome.num_accepted_tokens, outcome.tree))
         self._source.observe(outcomes)
         for drafter in self._retrieval:
             drafter.observe(outcomes)

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.costs import StepCosts
+from specport.core.pricing import row_widths
+from specport.core.tree import TokenTree
 from specport.drafters.graft import Checkpoint, DraftedRound
 
 NEVER, ALWAYS = 0.0, 2.0  # thresholds that each probability reaches, and that none does
@@ -23,27 +25,28 @@ MIN_ROUNDS = 20  # of each recording, for a threshold to be learnt
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """Seconds of a round by the levels that were drafted.
+    """Seconds of a round by the levels that were drafted and the tree that was verified.
 
     width:   nodes that a level expands; 1 = a chain.
-    budget:  nodes that are verified, each taken for one token of the target's step.
+    forked:  the target steps each path of a tree as a chain of its own.
     context: tokens in the caches, as they typically are.
     """
 
     target: StepCosts
     draft: StepCosts
     width: int
-    budget: int
+    forked: bool = False
     context: int = 256
 
-    def seconds(self, num_levels: int) -> float:
+    def seconds(self, num_levels: int, tree: TokenTree) -> float:
         """A level steps the paths down to its frontier: one token, then at most `width` more each time.
 
         What all paths share stays in the cache, so a chain steps one token a level.
         """
         widths = [1 if self.width == 1 else max(1, self.width * level) for level in range(num_levels)]
+        verified = int(row_widths(tree, range(len(tree)), forked=self.forked)[-1]) if len(tree) else 1
         drafting = sum(self.draft.step(width, self.context) for width in widths)
-        return drafting + self.target.step(1 + self.budget, self.context)
+        return drafting + self.target.step(verified, self.context)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def choose(
     """For each checkpoint the threshold that brings the most tokens a second.
 
     going_on: rounds drafted with thresholds of NEVER.
-    stopping: level -> rounds drafted with that checkpoint only, its threshold ALWAYS.
+    stopping: level -> rounds drafted with ALWAYS at that checkpoint, else NEVER.
     """
     found = []
     for checkpoint in checkpoints:
@@ -129,7 +132,7 @@ def weigh(
 def _table(rounds: Sequence[DraftedRound], level: int, costs: RoundCosts) -> NDArray[np.float64]:
     """[rounds, 3] as `weigh` takes them, of the rounds that came to the checkpoint."""
     rows = [
-        (r.best[level - 1], 1.0 + r.accepted, costs.seconds(len(r.best)))
+        (r.best[level - 1], 1.0 + r.accepted, costs.seconds(len(r.best), r.tree))
         for r in rounds
         if len(r.best) >= level
     ]

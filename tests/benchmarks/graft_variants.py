@@ -113,7 +113,7 @@ class Pair:
             choices = grafts.thresholds(
                 self.target.model, make, CHECKPOINTS, [self.encode(prompt) for prompt in prompts],
                 frozenset(self.tokenizer.eos_ids), self.policy,
-                RoundCosts(target, draft, width, self.budget), progress,
+                RoundCosts(target, draft, width, self.target.model.capabilities.forked_trees), progress,
             )  # fmt: skip
         return Variant(tuple(choice.checkpoint for choice in choices))
 
