@@ -20,6 +20,7 @@ from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
+from specport.calibration import store
 from specport.calibration.texts import encode
 from specport.core.engine import Engine
 from specport.core.policies import CLASSIFIER
@@ -238,7 +239,8 @@ class _Shared:
             if found.head_tokens is not None:
                 self.draft_name += f", head cut to {len(found.head_tokens)} tokens"
             costs = self.loader.costs(found)
-            self._draft = DraftModel(found.model, tokenizer, name, costs, found.head_tokens)
+            graft = store.find_pair(self.target.key, self._draft_files.fingerprint).graft
+            self._draft = DraftModel(found.model, tokenizer, name, costs, found.head_tokens, graft)
         return self._draft, self._draft_files
 
 
