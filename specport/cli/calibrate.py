@@ -21,7 +21,6 @@ examples:
   specport calibrate                                  the default model on this machine
   specport calibrate --device xeon --model DIR --draft 'ngram|DRAFT_DIR' --plot costs.svg
   specport calibrate --model DIR --draft early-exit
-
   specport calibrate --model DIR --draft 'graft(DRAFT_DIR)'
 
 Takes about a minute a model, and some more for a graft; let the machine do nothing else meanwhile. The
