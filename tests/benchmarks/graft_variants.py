@@ -48,6 +48,7 @@ from specport.profiles import cpu_name
 LABELS = {
     "dynamic": "EAGLE-2's tree", "root": "Graft(ROOT)", "tail": "Graft(TAIL)", "graft": "Graft",
 }  # fmt: skip
+UNCALIBRATED = "Graft, uncalibrated"
 
 
 class Pair:
@@ -82,6 +83,7 @@ class Pair:
             "model": ModelDrafter(self.draft.model, vocab, self.draft.head_tokens, window=self.window),
             "recycle": RecycleDrafter(vocab),
             **{LABELS[name]: self.graft(variant) for name, variant in variants.items()},
+            UNCALIBRATED: self.graft(VARIANTS["graft"]),
             "Graft, suffix first": self.graft(variants["graft"], suffix=True),
         }
 
@@ -151,6 +153,8 @@ def main() -> None:
         variants["graft"] = pair.calibrated(prompts[::2])
         prompts = prompts[1::2]
     methods = pair.methods(variants)
+    if variants == VARIANTS:
+        del methods[UNCALIBRATED]
     found: dict[str, list[tuple[list[int], Metrics]]] = {name: [] for name in methods}
     with progress_bar() as progress:
         for number, prompt in enumerate(prompts):
