@@ -1,4 +1,4 @@
-"""What the suite loads on the device: a target and its draft."""
+"""What the suite loads on the device: a target and its draft, and the drafters on them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specport.conformance import tiny
+from specport.core.ports import Drafter
+from specport.drafters.cascade import Cascade
+from specport.drafters.graft import GraftDrafter
+from specport.drafters.history import History
+from specport.drafters.levels import ModelLevels
+from specport.drafters.model import ModelDrafter
+from specport.drafters.ngram import NgramDrafter
+from specport.drafters.recycle import RecycleDrafter
+from specport.drafters.suffix import SuffixDrafter
 from specport.errors import DeviceError
 from specport.loading import Loader
 from specport.models.source import ModelFiles
 from specport.registry import Loaded
 
+DRAFTERS = ("ngram", "suffix", "recycle", "model", "ngram|model", "graft")
 MAX_CONTEXT = 1024  # a larger model is tested up to here
 
 
@@ -41,3 +51,19 @@ def load(device: str, model: str | None, draft: str | None, folder: Path) -> Pai
         files, target = loader.target(spec, None, False)
     found = loader.draft_with(loader.draft_files(draft or spec, None, files), None)
     return Pair(loader, files, target, found, model is None)
+
+
+def drafter(pair: Pair, name: str) -> Drafter:
+    """One of DRAFTERS on the pair, which has learnt nothing yet."""
+    draft, vocab = pair.draft, pair.target.model.vocab_size
+    if name == "ngram":
+        return NgramDrafter()
+    if name == "suffix":
+        return SuffixDrafter(History())
+    if name == "recycle":
+        return RecycleDrafter(vocab)
+    if name == "graft":
+        levels = ModelLevels(draft.model, vocab, draft.head_tokens)
+        return GraftDrafter(levels, [SuffixDrafter(), RecycleDrafter(vocab)])
+    model = ModelDrafter(draft.model, vocab, draft.head_tokens)
+    return Cascade(NgramDrafter(min_ngram=2), model) if name == "ngram|model" else model

@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from specport.conformance.pair import Pair
+from specport.conformance.pair import DRAFTERS, Pair, drafter
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed, Heuristic
-from specport.core.ports import Drafter, Model, Policy
+from specport.core.ports import Model, Policy
 from specport.core.sampling import SamplingParams
-from specport.drafters.cascade import Cascade
-from specport.drafters.model import ModelDrafter
-from specport.drafters.ngram import NgramDrafter
 
 pytestmark = pytest.mark.needs("exact")
 NUM_TOKENS = 48
@@ -31,17 +28,6 @@ def plain(model: Model, prompts: list[list[int]]) -> list[list[int]]:
     return [decode(engine, [prompt])[0].tokens for prompt in prompts]
 
 
-@pytest.fixture
-def drafter(pair: Pair) -> Callable[[str], Drafter]:
-    def make(name: str) -> Drafter:
-        draft = ModelDrafter(pair.draft.model, pair.target.model.vocab_size, pair.draft.head_tokens)
-        if name == "ngram|model":
-            return Cascade(NgramDrafter(min_ngram=2), draft)
-        return NgramDrafter() if name == "ngram" else draft
-
-    return make
-
-
 def decode(
     engine: Engine, prompts: Sequence[Sequence[int]], policy: Callable[[], Policy] = lambda: Fixed(4)
 ) -> list[Generation]:
@@ -55,17 +41,16 @@ def decode(
     return generations
 
 
-@pytest.mark.parametrize("name", ["ngram", "model", "ngram|model"])
+@pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("policy", [lambda: Fixed(1), lambda: Fixed(4), Heuristic], ids=["1", "4", "rising"])
 def test_drafted_text_is_the_plain_text(
     pair: Pair,
-    drafter: Callable[[str], Drafter],
     prompts: list[list[int]],
     plain: list[list[int]],
     name: str,
     policy: Callable[[], Policy],
 ) -> None:
-    engine = Engine(pair.target.model, drafter(name))
+    engine = Engine(pair.target.model, drafter(pair, name))
     done = [decode(engine, [prompt], policy)[0] for prompt in prompts]
     assert [generation.tokens for generation in done] == plain
     accepted = sum(generation.metrics.num_accepted_tokens for generation in done)
@@ -75,20 +60,20 @@ def test_drafted_text_is_the_plain_text(
         assert 0 < accepted < drafted, "both acceptance and rejection must occur"
 
 
-@pytest.mark.parametrize("name", ["ngram", "model"])
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_two_sequences_at_once(
-    pair: Pair, drafter: Callable[[str], Drafter], prompts: list[list[int]], plain: list[list[int]], name: str
+    pair: Pair, prompts: list[list[int]], plain: list[list[int]], name: str
 ) -> None:
     """Their rounds take turns, or share a step where the device has batches."""
-    done = decode(Engine(pair.target.model, drafter(name)), prompts)
+    done = decode(Engine(pair.target.model, drafter(pair, name)), prompts)
     assert [generation.tokens for generation in done] == plain
 
 
 def test_interleaved_engines_share_a_model(
-    pair: Pair, drafter: Callable[[str], Drafter], prompts: list[list[int]], plain: list[list[int]]
+    pair: Pair, prompts: list[list[int]], plain: list[list[int]]
 ) -> None:
     """Two requests of a server, token by token in turn, on the same target and the same draft."""
-    engine = Engine(pair.target.model, drafter("model"))
+    engine = Engine(pair.target.model, drafter(pair, "model"))
     pending = [
         Generation(list(prompt), engine.open(), SamplingParams(), Fixed(4), NUM_TOKENS)
         for prompt in prompts[:2]
@@ -105,13 +90,12 @@ def test_interleaved_engines_share_a_model(
 @pytest.mark.parametrize("branches", [(2,), (3, 2), (2, 2, 2)], ids=str)
 def test_drafted_trees(
     pair: Pair,
-    drafter: Callable[[str], Drafter],
     prompts: list[list[int]],
     plain: list[list[int]],
     branches: tuple[int, ...],
 ) -> None:
     if not pair.draft.model.capabilities.tree:
         pytest.skip("the draft cannot be stepped with trees")
-    engine = Engine(pair.target.model, drafter("model"))
+    engine = Engine(pair.target.model, drafter(pair, "model"))
     done = [decode(engine, [prompt], lambda: Fixed(3, branches))[0] for prompt in prompts]
     assert [generation.tokens for generation in done] == plain

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from specport.conformance.laws import Law, Text, laws_of
-from specport.conformance.pair import Pair
+from specport.conformance.pair import DRAFTERS, Pair, drafter
 from specport.conformance.steps import Probe
 from specport.core.acceptance import RULES, rule_for
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
 from specport.core.ports import Drafter
 from specport.core.sampling import SamplingParams
-from specport.drafters.model import ModelDrafter
-from specport.drafters.ngram import NgramDrafter
 
 NUM_TEXTS, LENGTH, TEMPERATURE = 600, 3, 0.6
 TOGETHER = 8  # sequences of a batch
@@ -36,9 +34,9 @@ def laws(pair: Pair, probe: Probe, prompt: list[int]) -> list[Law]:
     return found
 
 
-def draws(pair: Pair, drafter: Drafter, policy: Fixed, rule: str, prompt: list[int]) -> Iterator[Text]:
+def draws(pair: Pair, drafting: Drafter, policy: Fixed, rule: str, prompt: list[int]) -> Iterator[Text]:
     """Texts of one token more than are looked at: the last ones must come out of drafts as well."""
-    engine = Engine(pair.target.model, drafter)
+    engine = Engine(pair.target.model, drafting)
     handles = [engine.open() for _ in range(TOGETHER)]
     for first in range(0, NUM_TEXTS, TOGETHER):
         generations = []
@@ -66,17 +64,17 @@ def check(laws: list[Law], texts: list[Text]) -> None:
 
 @pytest.mark.parametrize("rule", [*RULES])
 def test_a_drafted_chain(pair: Pair, laws: list[Law], prompt: list[int], rule: str) -> None:
-    drafter = ModelDrafter(pair.draft.model, pair.target.model.vocab_size, pair.draft.head_tokens)
-    check(laws, [*draws(pair, drafter, Fixed(2), rule, prompt)])
+    check(laws, [*draws(pair, drafter(pair, "model"), Fixed(2), rule, prompt)])
 
 
 @pytest.mark.needs("tree")
 def test_a_drafted_tree(pair: Pair, laws: list[Law], prompt: list[int]) -> None:
     if not pair.draft.model.capabilities.tree:
         pytest.skip("the draft cannot be stepped with trees")
-    drafter = ModelDrafter(pair.draft.model, pair.target.model.vocab_size, pair.draft.head_tokens)
-    check(laws, [*draws(pair, drafter, Fixed(2, (2, 2)), "rejection", prompt)])
+    check(laws, [*draws(pair, drafter(pair, "model"), Fixed(2, (2, 2)), "rejection", prompt)])
 
 
-def test_a_copied_chain(pair: Pair, laws: list[Law], prompt: list[int]) -> None:
-    check(laws, [*draws(pair, NgramDrafter(), Fixed(2), "rejection", prompt)])
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if "model" not in name])
+def test_a_deterministic_chain(pair: Pair, laws: list[Law], prompt: list[int], name: str) -> None:
+    """Copied, retrieved and ranked tokens; all but the first kind come from the texts drawn before."""
+    check(laws, [*draws(pair, drafter(pair, name), Fixed(2), "rejection", prompt)])
