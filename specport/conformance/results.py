@@ -13,7 +13,9 @@ from specport.errors import InvalidInput
 FILE = "matrix.json"
 FORMAT = 1
 # A check is a file of the suite, test_NAME.py; the order of the table's columns.
-CHECKS = ("steps", "rollback", "trees", "batch", "greedy", "law", "limits", "errors", "leaks", "hidden")
+CHECKS = (
+    "steps", "rollback", "trees", "batch", "greedy", "law", "limits", "errors", "leaks", "hidden", "early_exit",
+)  # fmt: skip
 # Whose versions a result depends on.
 PACKAGES = ("numpy", "openvino", "torch", "transformers", "optimum-intel", "optimum-habana")
 _TOLD = 3

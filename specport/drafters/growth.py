@@ -74,10 +74,6 @@ class DraftHead:
             self._columns[self._map] = np.arange(self._map.size)
 
     @property
-    def is_cut(self) -> bool:
-        return self._map is not None
-
-    @property
     def columns(self) -> int | None:
         """How many of a draft's columns count; None = all."""
         return self._target_vocab if self._map is None else None
