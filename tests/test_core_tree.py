@@ -74,3 +74,9 @@ def test_lengths_must_agree(fields) -> None:
 )
 def test_max_nodes_of_a_plan(plan, nodes) -> None:
     assert plan.max_nodes == nodes
+
+
+def test_how_far_a_tree_follows_a_chain() -> None:
+    chain, tree = TokenTree.chain([5, 6, 7]), TokenTree((5, 6, 8, 7), (-1, 0, 0, 1))
+    assert [chain.beginning(t) for t in ([], [4], [5], [5, 6, 9], [5, 6, 7, 8])] == [0, 0, 1, 2, 3]
+    assert tree.beginning([5, 6, 8]) == 2  # the third node hangs elsewhere

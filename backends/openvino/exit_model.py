@@ -152,11 +152,6 @@ def _known(handle: ExitSequence, tree: TokenTree) -> Stream:
 
     Trees with branches are computed anew: their paths may be stepped in other blocks of the cache.
     """
-    count = 0
-    if tree.is_chain:
-        for token, drafted in zip(tree.tokens, handle.drafted):  # noqa: B905  (the shorter one ends it)
-            if token != drafted:
-                break
-            count += 1
+    count = tree.beginning(handle.drafted) if tree.is_chain else 0
     stream: Stream = np.concatenate(handle.stream)[:count] if count else np.zeros(0)
     return stream

@@ -44,11 +44,7 @@ class ExitModel(SlotModel):
 
 def _rest(piece: Piece, drafted: Sequence[int]) -> Piece:
     """What of a piece the front has not run yet: all but the longest beginning that was drafted."""
-    tree, taken = piece.tree, 0
-    for token, own, parent in zip(drafted, tree.tokens, tree.parents, strict=False):
-        if token != own or parent != taken - 1:
-            break
-        taken += 1
+    tree, taken = piece.tree, piece.tree.beginning(drafted)
     # New tokens see every row before them, so that the rest must hang below all that is taken over.
     taken = min([taken, *(parent + 1 for parent in tree.parents[taken:])])
     rest = TokenTree(tree.tokens[taken:], tuple(parent - taken for parent in tree.parents[taken:]))

@@ -91,6 +91,15 @@ class TokenTree:
             raise ValueError(f"{path} is no path of the last step's {len(self)} nodes")
         return path
 
+    def beginning(self, tokens: Sequence[int]) -> int:
+        """How many of its first nodes are a chain below the root with these tokens."""
+        count = 0
+        for token, own, parent in zip(tokens, self.tokens, self.parents, strict=False):
+            if token != own or parent != count - 1:
+                break
+            count += 1
+        return count
+
     def ancestor_mask(self) -> NDArray[np.bool_]:
         """[n, n] mask: row i is True at i itself and at every ancestor of i."""
         n = len(self.tokens)
