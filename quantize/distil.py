@@ -77,7 +77,7 @@ class Student(torch.nn.Module):  # type: ignore[misc]
         self.register_buffer("column", column, persistent=False)
         self._loss = loss
 
-    def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
         """Mean loss over the answers' tokens, and how many of them the student would propose."""
         hidden = self.body(
             input_ids=batch["ids"], attention_mask=batch["mask"], use_cache=False

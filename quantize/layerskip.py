@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,13 +38,13 @@ if TYPE_CHECKING:
 class ExitStudent(torch.nn.Module):  # type: ignore[misc]
     """A decoder whose layers can be left out and listened to; gives loss and the whole model's hits."""
 
-    def __init__(self, model: Any, recipe: Recipe, num_steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe) -> None:
         super().__init__()
         self.body = model.model
         weight = model.get_output_embeddings().weight
         self.register_buffer("head", weight.detach(), persistent=False)
         self.register_buffer("column", torch.arange(weight.shape[0]), persistent=False)
-        self._recipe, self._num_steps = recipe, num_steps
+        self._recipe = recipe
         layers = self.body.layers
         self.num_layers = len(layers)
         self._rates = dropout_rates(self.num_layers, recipe.dropout)
@@ -78,14 +77,14 @@ class ExitStudent(torch.nn.Module):  # type: ignore[misc]
         hidden = self.body.norm(stream)
         return hidden @ self.head.T.to(hidden.dtype)
 
-    def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: dict[str, Tensor], step: int, num_steps: int) -> tuple[Tensor, Tensor]:
         """What is left out depends on seed and step alone, so that a run that was stopped goes on alike."""
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
         chances = torch.rand((self.num_layers, batch["ids"].shape[0]), generator=generator)
         self._left_out = (chances < torch.tensor(self._rates)[:, None]).to(batch["ids"].device)
         streams = self.streams(batch)
         self._left_out = None
-        enabled = enabled_layers(self._recipe, self.num_layers, step, self._num_steps)
+        enabled = enabled_layers(self._recipe, self.num_layers, step, num_steps)
         total, hits = torch.zeros((), device=self.head.device), torch.zeros((), device=self.head.device)
         for layer, weight in exit_weights(self.num_layers, self._recipe.exit_scale, enabled).items():
             loss, hits = token_loss(self.logits(streams[layer]), batch, self.column, "kl")
@@ -138,9 +137,7 @@ def train(
     """
     if not texts or not held_out:
         raise InvalidInput("there is too little text to learn from", "let the target write more")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = batches.plan(texts, recipe.epochs, recipe.batch_tokens, recipe.seed, processes)
-    student = ExitStudent(model, recipe, sum(1 for _ in plan)).float()
+    student = ExitStudent(model, recipe).float()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embed_tokens" not in name)
     facts = b"layerskip", json.dumps(asdict(recipe), sort_keys=True).encode()

@@ -56,16 +56,18 @@ def train(
 ) -> tuple[Run, bool]:
     """Train in place. Returns the run and whether it is this process, of several, that writes the model.
 
-    student:  a module; called with a batch and the number of the step it gives the loss and how many of the
-              batch's answer tokens it would propose. Its parameters that require a gradient are trained.
+    student:  a module; called with a batch, the number of the step and how many steps there are. It gives the
+              loss and how many of the batch's answer tokens it would propose. Its parameters that require a
+              gradient are trained.
     identity: of the work; a checkpoint at `path` of other work is not gone on with.
-    examine:  called with student and device before the first step; plain data, kept as `Run.before`.
+    examine:  called with student and device before the first step and behind the last; plain data, kept as
+              `Run.before` and `Run.after`.
     stage:    for the progress bar.
     Raises ModelError when a checkpoint cannot be read or written.
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision=mixed(), cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=_mixed(), cpu=not torch.cuda.is_available())
     torch.manual_seed(pace.seed)
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=pace.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -81,7 +83,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = pace.learning_rate * _rate(step / len(plan))
             chosen = [texts[i] for i in plan[step][accelerator.process_index]]
-            loss, hits = student(batches.batch(chosen, accelerator.device), step)
+            loss, hits = student(batches.batch(chosen, accelerator.device), step, len(plan))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -103,7 +105,7 @@ def train(
     return run, accelerator.is_main_process
 
 
-def mixed() -> str:
+def _mixed() -> str:
     """bf16 where the machine has units for it. AVX-512's own bf16 took 1.6 times as long as f32 on a Xeon."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return "bf16" if torch.cuda.is_available() or amx() else "no"

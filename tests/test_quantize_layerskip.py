@@ -104,7 +104,7 @@ def test_exits_learn_what_the_whole_model_says(texts: list[Any], tmp_path: Path)
 
 def test_the_sweep_reads_each_exit_as_inference_does(texts: list[Any]) -> None:
     model = tiny_models.hf_model("llama", LAYERS)
-    student = ExitStudent(model, Recipe(), 10)
+    student = ExitStudent(model, Recipe())
     found = layerskip.sweep(student, texts[:6], 64, "cpu")
     for exit_layer in range(1, LAYERS + 1):
         short = tiny_models.hf_model("llama", LAYERS)
@@ -126,10 +126,10 @@ def test_layers_are_left_out_for_some_texts_and_alike_each_time(texts: list[Any]
 
     batch = batches.batch(texts[:8], "cpu")
     model = tiny_models.hf_model("llama", LAYERS)
-    student = ExitStudent(model, Recipe(dropout=0.9), 10)
+    student = ExitStudent(model, Recipe(dropout=0.9))
     with torch.no_grad():
-        first, again, other = student(batch, 3)[0], student(batch, 3)[0], student(batch, 4)[0]
-        still = ExitStudent(tiny_models.hf_model("llama", LAYERS), Recipe(dropout=0.0), 10)(batch, 3)[0]
+        first, again, other = student(batch, 3, 10)[0], student(batch, 3, 10)[0], student(batch, 4, 10)[0]
+        still = ExitStudent(tiny_models.hf_model("llama", LAYERS), Recipe(dropout=0.0))(batch, 3, 10)[0]
     assert first == again and first not in (other, still)
 
 
