@@ -100,10 +100,7 @@ def load(
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
             drafting = replace(drafting, classifier=loader.classifier(target, draft_files))
         notes.extend(found.notes)
-        draft_tokenizer = load_tokenizer(draft_files.folder)
-        costs = beside.costs(found)
-        graft = store.find_pair(target.key, draft_files.fingerprint).graft
-        return DraftModel(found.model, draft_tokenizer, draft_files.name, costs, found.head_tokens, graft)
+        return beside.draft_model(draft_files, found, target)
 
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     notes += said
@@ -194,6 +191,12 @@ class Loader:
             return files, self.draft_with(files, files.bundle.head_tokens)
         return files, self.draft_with(files, store.find_pair(target.key, files.fingerprint).head_tokens)
 
+    def draft_model(self, files: ModelFiles, loaded: Loaded, target: Loaded) -> DraftModel:
+        """A loaded draft with what calibration found of it beside this target."""
+        graft = store.find_pair(target.key, files.fingerprint).graft
+        tokenizer, costs = load_tokenizer(files.folder), self.costs(loaded)
+        return DraftModel(loaded.model, tokenizer, files.name, costs, loaded.head_tokens, graft)
+
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
         """Of the policy of that name. Raises InvalidInput where none was trained."""
         found = store.find_pair(target.key, draft.fingerprint).classifier
@@ -223,14 +226,16 @@ class Loader:
 
     def costs(self, loaded: Loaded) -> StepCosts:
         """What was measured of this model (`specport calibrate`), else the profile's prior."""
-        found = store.find(loaded.key)
-        return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
+        return self._costs(loaded.key)
 
     def exit_costs(self, target: Loaded) -> StepCosts | None:
         """What was measured of the first layers of a target that exits early."""
         if not target.model.capabilities.exit_layer:
             return None
-        found = store.find(store.of_exit(target.key))
+        return self._costs(store.of_exit(target.key))
+
+    def _costs(self, key: str) -> StepCosts:
+        found = store.find(key)
         return found.costs if found else StepCosts.prior(self.profile.cost, self.profile.width_change)
 
     def check_precision(self, precision: str) -> None:

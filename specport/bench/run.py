@@ -20,7 +20,6 @@ from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
-from specport.calibration import store
 from specport.calibration.texts import encode
 from specport.core.engine import Engine
 from specport.core.policies import CLASSIFIER
@@ -234,13 +233,10 @@ class _Shared:
             self._draft_files, found = self.loader.draft(
                 self.draft, self.draft_precision, self.files, self.target
             )
-            tokenizer = load_tokenizer(self._draft_files.folder)
-            self.draft_name = name = self._draft_files.name
+            self.draft_name = self._draft_files.name
             if found.head_tokens is not None:
                 self.draft_name += f", head cut to {len(found.head_tokens)} tokens"
-            costs = self.loader.costs(found)
-            graft = store.find_pair(self.target.key, self._draft_files.fingerprint).graft
-            self._draft = DraftModel(found.model, tokenizer, name, costs, found.head_tokens, graft)
+            self._draft = self.loader.draft_model(self._draft_files, found, self.target)
         return self._draft, self._draft_files
 
 
