@@ -10,13 +10,14 @@ from typing import Any
 
 from specport.quantize import export, teacher
 from specport.quantize.distil import Recipe, distil
-from specport.quantize.prune import drop_layers, narrow
+from specport.quantize.reconstruct import prune
 
 from specport.models import bundle
-from specport.models.progress import Progress
+from specport.models.progress import Progress, part
 
 HELD_OUT = 0.05  # of the shards; one at least
-LOOKED_AT = 16  # texts of all shards by which channels are chosen, about
+LOOKED_AT = 96  # texts of all shards that what stays is fitted to, about
+FITTING = 0.1  # of the time, about
 
 
 def heal(
@@ -42,15 +43,17 @@ def heal(
     progress("reading weights", 0.0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         model = export.load_source(Path(source), Path(temporary), trust_remote_code)
-    drop_layers(model, dropped)
     apart = max(1, round(HELD_OUT * len(shards)))
     texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
     unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
-    looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
-    channels = narrow(model, mlp, looked_at) if mlp < 1.0 else ()
+    channels: tuple[int, ...] = ()
+    if dropped or mlp < 1.0:
+        looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
+        counts = prune(model, dropped, mlp, looked_at, part(progress, 0.0, FITTING))
+        channels = counts if mlp < 1.0 else ()
     kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
     about = Recipe(**recipe)
-    result = distil(model, kept, texts, unseen, about, Path(work), progress)
+    result = distil(model, kept, texts, unseen, about, Path(work), part(progress, FITTING, 1.0))
     if result.writes:
         folder = Path(out)
         model.save_pretrained(folder, safe_serialization=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from specport.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHANNELS = 64  # the number that stay is a multiple of it: INT4 weights are stored in such groups
 
@@ -19,9 +21,7 @@ def drop_layers(model: Any, dropped: Collection[int]) -> None:
     """
     import torch
 
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList):
-        raise ModelError(f"no decoder layers were found in a {type(model).__name__}")
+    layers = decoder_layers(model)
     wrong = [number for number in dropped if not 0 <= number < len(layers)]
     if wrong or len(set(dropped)) >= len(layers):
         raise ModelError(f"layers {sorted(dropped)} cannot be dropped from a model of {len(layers)} layers")
@@ -37,44 +37,43 @@ def drop_layers(model: Any, dropped: Collection[int]) -> None:
         config.layer_types = [config.layer_types[number] for number in kept]
 
 
-def narrow(model: Any, share: float, texts: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Keep this share of each feed-forward part's channels, in place; returns how many, and of how many.
-
-    A channel counts by what it adds to the stream on these texts (token ids): its mean activation times the
-    length of its column behind it (width pruning as in Minitron, Muralidharan et al., arXiv 2407.14679).
-    Raises ModelError for a model whose feed-forward part is not gate, up and down.
-    """
+def decoder_layers(model: Any) -> Any:
+    """Raises ModelError where they are not `model.model.layers`."""
     import torch
 
-    parts: list[Any] = [getattr(layer, "mlp", None) for layer in model.model.layers]
-    if not all(hasattr(part, name) for part in parts for name in ("gate_proj", "up_proj", "down_proj")):
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList):
+        raise ModelError(f"no decoder layers were found in a {type(model).__name__}")
+    return layers
+
+
+def is_gated(layer: Any) -> bool:
+    """Whether the feed-forward part is gate, up and down."""
+    part = getattr(layer, "mlp", None)
+    return all(hasattr(part, name) for name in ("gate_proj", "up_proj", "down_proj"))
+
+
+def feed_forward(layer: Any, share: float) -> tuple[Any, int, int]:
+    """The feed-forward part of a layer, how many channels stay if this share of them does, and of how many.
+
+    Raises ModelError for a part that is not gate, up and down.
+    """
+    part: Any = getattr(layer, "mlp", None)
+    if not is_gated(layer):
         raise ModelError(
-            f"a {type(model).__name__} has no gated feed-forward part", "build the draft without --mlp"
+            f"a {type(layer).__name__} has no gated feed-forward part", "build the draft without --mlp"
         )
-    width = parts[0].down_proj.in_features
-    count = min(width, max(CHANNELS, round(share * width / CHANNELS) * CHANNELS))
-    sums = [torch.zeros(width) for _ in parts]
+    width = part.down_proj.in_features
+    return part, min(width, max(CHANNELS, round(share * width / CHANNELS) * CHANNELS)), width
 
-    def look(total: Any, _: Any, inputs: tuple[Any, ...]) -> None:
-        total += inputs[0].detach().abs().float().flatten(0, -2).sum(dim=0)
 
-    hooks = [
-        part.down_proj.register_forward_pre_hook(partial(look, total))
-        for part, total in zip(parts, sums, strict=True)
-    ]
-    with torch.no_grad():
-        for text in texts:
-            model(torch.tensor([list(text)]), logits_to_keep=1)
-    for hook in hooks:
-        hook.remove()
-    for part, total in zip(parts, sums, strict=True):
-        worth = total * part.down_proj.weight.detach().float().norm(dim=0)
-        kept = worth.topk(count).indices.sort().values
-        for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            linear = getattr(part, name)
-            linear.weight = torch.nn.Parameter(linear.weight.detach().index_select(dim, kept))
-            if dim == 0 and linear.bias is not None:
-                linear.bias = torch.nn.Parameter(linear.bias.detach()[kept])
-            linear.out_features, linear.in_features = linear.weight.shape
-    model.config.intermediate_size = count
-    return count, width
+def keep_channels(part: Any, kept: Tensor) -> None:
+    """In place. kept: numbers of the channels of a feed-forward part that stay, in ascending order."""
+    import torch
+
+    for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        linear = getattr(part, name)
+        linear.weight = torch.nn.Parameter(linear.weight.detach().index_select(dim, kept))
+        if dim == 0 and linear.bias is not None:
+            linear.bias = torch.nn.Parameter(linear.bias.detach()[kept])
+        linear.out_features, linear.in_features = linear.weight.shape
