@@ -27,6 +27,7 @@ def arguments(description: str, layers: Sequence[int], distil: int) -> argparse.
     )
     parser.add_argument("--distil", type=int, default=distil, help="tokens that the target writes")
     parser.add_argument("--epochs", type=float, default=2.0, help="times that each text is read")
+    parser.add_argument("--mlp", type=float, default=1.0, help="share of the feed-forward channels to keep")
     parser.add_argument("--device", default="auto")
     return parser
 

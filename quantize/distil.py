@@ -32,7 +32,8 @@ class Recipe:
     """loss: "kl" (to the target's top probabilities), "ce" (its tokens) or "tv" (total variation, which is
     what sampled acceptance depends on; LK losses, arXiv 2602.23881).
 
-    batch_tokens: prompt and answer tokens of a step; epochs: times that each text is read.
+    batch_tokens: prompt and answer tokens of a step; epochs: times that each text is read; 0 =
+    no training.
     """
 
     loss: str = "kl"
@@ -44,8 +45,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise InvalidInput(f"unknown loss {self.loss!r}", f"choose one of {', '.join(LOSSES)}")
-        if self.epochs <= 0 or self.learning_rate <= 0 or self.batch_tokens < 1:
-            raise InvalidInput("epochs, learning rate and batch tokens must be greater than 0")
+        if self.learning_rate <= 0 or self.batch_tokens < 1:
+            raise InvalidInput("learning rate and batch tokens must be greater than 0")
+        if not 0 <= self.epochs < math.inf:
+            raise InvalidInput(f"epochs is {self.epochs}; it must be 0 or more")
 
 
 @dataclass(frozen=True)

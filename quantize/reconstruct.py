@@ -49,6 +49,7 @@ def prune(
         drop_layers(model, dropped)
         return 0, 0
     _, count, width = feed_forward(layers[0], share)
+    progress("fitting what stays", 0.0)
     streams, calls = _calls(model, layers, texts)
     drop_layers(model, dropped)
     kept = [number for number in range(len(layers)) if number not in dropped]
@@ -57,7 +58,7 @@ def prune(
         for number in range(kept[0]):
             walk.original(layers[number], number)
         for done, (number, following) in enumerate(zip(kept, [*kept[1:], len(layers)], strict=True)):
-            progress("fitting what stays", done / len(kept))
+            progress("fitting what stays", (1 + done) / (1 + len(kept)))
             walk.original(copy.deepcopy(layers[number]), number)
             for gone in range(number + 1, following):
                 walk.original(layers[gone], gone)

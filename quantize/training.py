@@ -98,6 +98,9 @@ def train(
         if accelerator.is_main_process:
             run.save()
         raise
+    if not plan:
+        run.after = run.before
+        return run, accelerator.is_main_process
     if accelerator.is_main_process:
         run.save()
     run.after = examine(student, accelerator.device)

@@ -55,6 +55,13 @@ def test_the_loss_falls_and_embeddings_stay(loss: str, texts: list[Dialogue], tm
     assert healed.num_tokens == 10 * sum(len(text.tokens) for text in texts[4:])
 
 
+def test_no_passes_train_nothing(texts: list[Dialogue], tmp_path: Path) -> None:
+    model, before = student(), student().state_dict()
+    healed = run(model, texts, tmp_path, epochs=0.0)
+    assert healed.writes and healed.losses == () and healed.before == healed.after and healed.num_tokens == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_run_that_was_stopped_gives_the_same_draft(texts: list[Dialogue], tmp_path: Path) -> None:
     whole = student()
     first = run(whole, texts, tmp_path / "whole")
@@ -85,7 +92,7 @@ def test_a_damaged_checkpoint_is_named(texts: list[Dialogue], tmp_path: Path) ->
         run(student(), texts, tmp_path)
     with pytest.raises(InvalidInput, match="too little text"):
         distil.distil(student(), HEAD, [], texts, Recipe(), tmp_path, lambda *_: None)
-    for wrong in ({"loss": "mse"}, {"epochs": 0.0}, {"learning_rate": -1.0}):
+    for wrong in ({"loss": "mse"}, {"epochs": -1.0}, {"learning_rate": -1.0}):
         with pytest.raises(InvalidInput):
             Recipe(**wrong)  # type: ignore[arg-type]
 

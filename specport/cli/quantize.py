@@ -83,7 +83,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--distil", dest="distil_tokens", type=int, metavar="N",
         help="heal the draft on N tokens that the target writes (default: 0, not at all)",
     )  # fmt: skip
-    add("--epochs", type=float, metavar="X", help="times that each text is read (default: 3.0)")
+    add(
+        "--epochs", type=float, metavar="X",
+        help="times that each text is read in training; 0 = fit what stays to the whole model, in "
+        "minutes, and train nothing (default: 3.0)",
+    )  # fmt: skip
     add("--loss", metavar="{kl,ce,tv}", help="what healing minimises (default: kl)")
     add("--learning-rate", type=float, metavar="X", help="of healing (default: 1e-4)")
     add("--processes", type=int, metavar="N", help="heal on N GPUs or machines with `accelerate launch`")
@@ -184,7 +188,8 @@ def _show(bundle: Bundle) -> None:
         lines.append(("channels", "{} of {} of each feed-forward part".format(*d["mlp_channels"])))
     if d:
         change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
-        lines.append(("healed", f"on {d['tokens_read']} tokens: agreement {change}"))
+        done = f"on {d['tokens_read']} tokens: agreement {change}"
+        lines.append(("healed", done if d["tokens_read"] else f"fitted only: agreement {d['agreement']:.1%}"))
     if m:
         by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])
         length = f"mean acceptance length {m['mean_acceptance_length']:.2f}"
