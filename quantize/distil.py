@@ -55,7 +55,8 @@ class Recipe:
 class Healed:
     """Agreement with the target on held-out text before and after, and the loss along the way.
 
-    writes: whether it is this process, of several that trained together, that writes the model.
+    writes:  whether it is this process, of several that trained together, that writes the model.
+    trained: False where the model is as it was before, since training made it agree less, or there was none.
     """
 
     before: float
@@ -64,6 +65,7 @@ class Healed:
     num_tokens: int
     seconds: float
     writes: bool = True
+    trained: bool = True
 
 
 class Student(torch.nn.Module):  # type: ignore[misc]
@@ -121,8 +123,9 @@ def distil(
     work: Path,
     progress: Progress,
 ) -> Healed:
-    """Train `model` in place. head: token ids that the draft's head will keep.
+    """Train `model` in place, or leave it as it is if that makes it agree less.
 
+    head: token ids that the draft's head will keep.
     work: folder of the checkpoint; one of another recipe, model or text is not gone on with.
     Raises InvalidInput, and ModelError when a checkpoint cannot be written.
     """
@@ -131,13 +134,20 @@ def distil(
     student = Student(model, head, recipe.loss).float()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embed_tokens" not in name)
+    start = [parameter.detach().clone() for parameter in student.parameters()]
     facts = json.dumps(asdict(recipe), sort_keys=True).encode(), np.asarray(head, dtype=np.int64).tobytes()
     run, writes = training.train(
         student, texts, recipe, training.identity(texts, student, *facts), work / training.CHECKPOINT,
         lambda student, device: _agreement(student, held_out, recipe.batch_tokens, device),
         "distilling", progress,
     )  # fmt: skip
-    return Healed(run.before, run.after, tuple(run.losses), run.num_tokens, run.seconds, writes)
+    better = run.after > run.before
+    if not better:
+        with torch.no_grad():
+            for parameter, before in zip(student.parameters(), start, strict=True):
+                parameter.copy_(before)
+    after = run.after if better else run.before
+    return Healed(run.before, after, tuple(run.losses), run.num_tokens, run.seconds, writes, better)
 
 
 def _agreement(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> float:

@@ -62,6 +62,7 @@ def heal(
         "agreement_before": round(result.before, 4),
         "agreement": round(result.after, 4),
         "mlp_channels": channels,
+        "trained": result.trained,
         "tokens_read": result.num_tokens,
         "seconds": round(result.seconds),
         "losses": [round(loss, 3) for loss in result.losses[:: max(1, len(result.losses) // 50)]],

@@ -52,6 +52,7 @@ def test_the_loss_falls_and_embeddings_stay(loss: str, texts: list[Dialogue], tm
     steps = len(healed.losses) // 5
     assert np.mean(healed.losses[-steps:]) < 0.9 * np.mean(healed.losses[:steps])
     assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert healed.trained == (healed.after > healed.before)
     assert healed.num_tokens == 10 * sum(len(text.tokens) for text in texts[4:])
 
 
@@ -59,6 +60,13 @@ def test_no_passes_train_nothing(texts: list[Dialogue], tmp_path: Path) -> None:
     model, before = student(), student().state_dict()
     healed = run(model, texts, tmp_path, epochs=0.0)
     assert healed.writes and healed.losses == () and healed.before == healed.after and healed.num_tokens == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_training_that_does_harm_is_undone(texts: list[Dialogue], tmp_path: Path) -> None:
+    model, before = student(), student().state_dict()
+    healed = run(model, texts, tmp_path, learning_rate=5.0)
+    assert not healed.trained and healed.after == healed.before and healed.num_tokens > 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -189,7 +189,9 @@ def _show(bundle: Bundle) -> None:
     if d:
         change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
         done = f"on {d['tokens_read']} tokens: agreement {change}"
-        lines.append(("healed", done if d["tokens_read"] else f"fitted only: agreement {d['agreement']:.1%}"))
+        lines.append(
+            ("healed", done if d.get("trained", True) else f"fitted only: agreement {d['agreement']:.1%}")
+        )
     if m:
         by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])
         length = f"mean acceptance length {m['mean_acceptance_length']:.2f}"
