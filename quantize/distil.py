@@ -134,7 +134,8 @@ def distil(
     student = Student(model, head, recipe.loss).float()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embed_tokens" not in name)
-    start = [parameter.detach().clone() for parameter in student.parameters()]
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in trained]
     facts = json.dumps(asdict(recipe), sort_keys=True).encode(), np.asarray(head, dtype=np.int64).tobytes()
     run, writes = training.train(
         student, texts, recipe, training.identity(texts, student, *facts), work / training.CHECKPOINT,
@@ -144,7 +145,7 @@ def distil(
     better = run.after > run.before
     if not better:
         with torch.no_grad():
-            for parameter, before in zip(student.parameters(), start, strict=True):
+            for parameter, before in zip(trained, start, strict=True):
                 parameter.copy_(before)
     after = run.after if better else run.before
     return Healed(run.before, after, tuple(run.losses), run.num_tokens, run.seconds, writes, better)

@@ -53,18 +53,18 @@ def is_gated(layer: Any) -> bool:
     return all(hasattr(part, name) for name in ("gate_proj", "up_proj", "down_proj"))
 
 
-def feed_forward(layer: Any, share: float) -> tuple[Any, int, int]:
-    """The feed-forward part of a layer, how many channels stay if this share of them does, and of how many.
-
-    Raises ModelError for a part that is not gate, up and down.
-    """
-    part: Any = getattr(layer, "mlp", None)
+def feed_forward(layer: Any) -> Any:
+    """The feed-forward part of a layer. Raises ModelError for one that is not gate, up and down."""
     if not is_gated(layer):
         raise ModelError(
             f"a {type(layer).__name__} has no gated feed-forward part", "build the draft without --mlp"
         )
-    width = part.down_proj.in_features
-    return part, min(width, max(CHANNELS, round(share * width / CHANNELS) * CHANNELS)), width
+    return layer.mlp
+
+
+def num_channels(width: int, share: float) -> int:
+    """How many of `width` channels stay if this share of them does: whole groups, one at least."""
+    return min(width, max(CHANNELS, round(share * width / CHANNELS) * CHANNELS))
 
 
 def keep_channels(part: Any, kept: Tensor) -> None:

@@ -10,13 +10,19 @@ since it is a matrix that is there anyway.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from specport.quantize.prune import decoder_layers, drop_layers, feed_forward, is_gated, keep_channels
+from specport.quantize.prune import (
+    decoder_layers,
+    drop_layers,
+    feed_forward,
+    is_gated,
+    keep_channels,
+    num_channels,
+)
 
 from specport.models.progress import Progress, silent
 
@@ -48,7 +54,8 @@ def prune(
     if share == 1.0 and not is_gated(layers[0]):
         drop_layers(model, dropped)
         return 0, 0
-    _, count, width = feed_forward(layers[0], share)
+    width = feed_forward(layers[0]).down_proj.in_features
+    count = num_channels(width, share)
     progress("fitting what stays", 0.0)
     streams, calls = _calls(model, layers, texts)
     drop_layers(model, dropped)
@@ -59,10 +66,9 @@ def prune(
             walk.original(layers[number], number)
         for done, (number, following) in enumerate(zip(kept, [*kept[1:], len(layers)], strict=True)):
             progress("fitting what stays", (1 + done) / (1 + len(kept)))
-            walk.original(copy.deepcopy(layers[number]), number)
-            for gone in range(number + 1, following):
-                walk.original(layers[gone], gone)
-            walk.fit(layers[number], number, share)
+            for same in range(number, following):  # before the layer that stays is changed
+                walk.original(layers[same], same)
+            walk.fit(layers[number], number, count)
     model.config.intermediate_size = count
     return count, width
 
@@ -77,13 +83,11 @@ class _Walk:
     calls: list[list[dict[str, Any]]]
 
     def original(self, layer: Any, number: int) -> None:
-        self.wanted = [
-            _run(layer, stream, own[number]) for stream, own in zip(self.wanted, self.calls, strict=True)
-        ]
+        self.wanted = self._through(layer, number, self.wanted)
 
-    def fit(self, layer: Any, number: int, share: float) -> None:
-        """Prune the layer, and go through it with its new weights."""
-        part, count, _ = feed_forward(layer, share)
+    def fit(self, layer: Any, number: int, count: int) -> None:
+        """Keep `count` channels of the layer, and go through it with its new weights."""
+        part = feed_forward(layer)
         down = part.down_proj
         inputs: list[Tensor] = []
         added: list[Tensor] = []
@@ -93,7 +97,7 @@ class _Walk:
             added.append(output)
 
         hook = down.register_forward_hook(look)
-        outputs = [_run(layer, s, own[number]) for s, own in zip(self.have, self.calls, strict=True)]
+        outputs = self._through(layer, number, self.have)
         hook.remove()
         hook = down.register_forward_hook(lambda *_: torch.zeros_like(added[0]))
         without = _run(layer, self.have[0], self.calls[0][number])
@@ -104,13 +108,16 @@ class _Walk:
         chosen = worth.topk(count).indices.sort().values
         keep_channels(part, chosen)
         if not plain:
-            self.have = [_run(layer, s, own[number]) for s, own in zip(self.have, self.calls, strict=True)]
+            self.have = self._through(layer, number, self.have)
             return
         inputs = [x[..., chosen] for x in inputs]
         before = [output - more for output, more in zip(outputs, added, strict=True)]
         missing = [wanted - b for wanted, b in zip(self.wanted, before, strict=True)]
         down.weight.copy_(_solved(down.weight, inputs, missing, self.wanted))
         self.have = [b + down(x) for b, x in zip(before, inputs, strict=True)]
+
+    def _through(self, layer: Any, number: int, streams: Sequence[Tensor]) -> list[Tensor]:
+        return [_run(layer, stream, own[number]) for stream, own in zip(streams, self.calls, strict=True)]
 
 
 def _calls(
