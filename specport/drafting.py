@@ -49,6 +49,7 @@ class DraftModel:
     """A loaded draft and the tokenizer it speaks. Columns of a cut head have their ids in token_map.
 
     graft: how graft(MODEL) shares its nodes; None = as where nothing was calibrated.
+    reach: share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
     """
 
     model: Model
@@ -57,6 +58,7 @@ class DraftModel:
     costs: StepCosts
     token_map: tuple[int, ...] | None = None
     graft: Variant | None = None
+    reach: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,11 @@ def build(
             if kind == GRAFT:
                 # A round costs no multiple of a draft step: the planner must not learn the step from it.
                 check_tokenizer(draft.name, draft.tokenizer, tokenizer)
-                drafter = graft_drafter(draft, target.vocab_size, window, planned and tree)
-                sources.append(Source(drafter, draft.costs.fixed()))
+                graft = graft_drafter(draft, target.vocab_size, window, planned and tree)
+                sources.append(Source(graft, draft.costs.fixed(), draft.reach))
             else:
-                sources.append(Source(_model(kind, draft, target, window, tokenizer), draft.costs))
+                model = _model(kind, draft, target, window, tokenizer)
+                sources.append(Source(model, draft.costs, draft.reach))
     if not sources:
         return None
     if planned:

@@ -195,7 +195,8 @@ class Loader:
         """A loaded draft with what calibration found of it beside this target."""
         graft = store.find_pair(target.key, files.fingerprint).graft
         tokenizer, costs = load_tokenizer(files.folder), self.costs(loaded)
-        return DraftModel(loaded.model, tokenizer, files.name, costs, loaded.head_tokens, graft)
+        reach = files.bundle.reach if files.bundle else ()
+        return DraftModel(loaded.model, tokenizer, files.name, costs, loaded.head_tokens, graft, reach)
 
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
         """Of the policy of that name. Raises InvalidInput where none was trained."""

@@ -146,6 +146,25 @@ def test_a_drafter_that_starts_to_pay_is_found_again() -> None:
     assert np.mean(depths(trees[-50:])) > 3
 
 
+@pytest.mark.parametrize(("measured", "asked"), [((0.2, 0.05), 0), ((0.9, 0.8), 1), ((), 1), ((0.0, 0.0), 0)])
+def test_what_was_measured_of_a_drafter_counts_from_the_first_round(
+    measured: tuple[float, ...], asked: int
+) -> None:
+    world = World({"model": 0.2})
+    model = Fake(world, "model", confidence=0.3, cost=0.35)
+    play(Planner([Source(model, table(0.35), measured)], table(), clock=world.clock), world, 1)
+    assert len(model.asked) == asked
+
+
+def test_probes_take_a_small_share_of_the_time() -> None:
+    """A draft that is never right costs no more than that, however dear it is."""
+    for cost in (0.1, 0.4, 1.0):
+        world = World({"model": 0.0})
+        model = Fake(world, "model", confidence=0.02, cost=cost)
+        play(Planner([Source(model, table(cost), (0.05,))], table(), clock=world.clock), world, 200)
+        assert model.asked and world.now < 1.05 * 200
+
+
 @pytest.mark.parametrize(("free", "expected"), [(0.9, "free"), (0.2, "model")])
 def test_the_better_of_two_drafters_is_chosen(free: float, expected: str) -> None:
     world = World({"free": free, "model": 0.85})
@@ -172,13 +191,13 @@ def test_reading_a_long_context_waits_until_the_text_is_long_enough() -> None:
     model.unread = 800  # takes as long as 16 plain steps
     planner = Planner([Source(model, table(0.2))], table(), clock=world.clock)
     sampler, context = Sampler(SamplingParams()), [0] * 300
-    for _ in range(40):
+    for _ in range(80):
         planner.propose([DraftRequest(0, context, Plan(16), sampler, num_left=500)])
         if model.asked:
             break
         planner.observe([Outcome(0, TokenTree(), (), Plan(16), 1.0, len(context))])
         context.append(0)
-    assert 3 < len(context) - 300 < 40
+    assert 3 < len(context) - 300 < 80
 
 
 def test_a_change_of_width_is_avoided_when_it_costs_more_than_it_brings() -> None:

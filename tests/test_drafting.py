@@ -96,6 +96,17 @@ def test_built_drafters_name_their_parts_once() -> None:
     assert build_([], load) is None
 
 
+def test_a_planner_knows_what_was_measured_of_a_draft() -> None:
+    """By that a poor one is not even asked, and any other is."""
+    for reach, proposes in (((0.1,), False), ((0.9,), True), ((), True)):
+        draft = DraftModel(ToyModel(), Tokenizer(), "x", COSTS, reach=reach)  # type: ignore[arg-type]
+        for expression in ("x", "graft(x)"):
+            drafter = build_(parse(expression), lambda _, draft=draft: draft, True)
+            assert drafter is not None
+            request = DraftRequest(0, [1, 2, 3, 4, 5], Plan(4), Sampler(SamplingParams()))
+            assert bool(len(drafter.propose([request])[0])) == proposes
+
+
 def suffix_first_token(expression: str, planned: bool, context: list[int]) -> tuple[str, ...]:
     """Who proposes behind `context`."""
     drafter = build_(

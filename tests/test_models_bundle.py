@@ -52,6 +52,7 @@ def test_a_bundle_is_read_as_it_was_written(made: Path, target: Path) -> None:
     assert found.head_tokens == (0, 1, 2, 3, 4, 9)
     assert replace(found, head=None).head_tokens is None
     assert found.pays and not replace(found, measured={"speed_up": 0.99}).pays
+    assert found.reach == (0.7, 0.5) and replace(found, measured={}).reach == ()
     assert not replace(found, measured={}).pays
     files = resolve(str(made))
     assert files.bundle == found and files.precision == "int4" and files.name == "draft"
@@ -62,11 +63,17 @@ def test_ranges_hold_the_same_tokens(tokens: tuple[int, ...]) -> None:
     assert bundle.expand(bundle.ranges(tokens)) == tokens
 
 
-@pytest.mark.parametrize("head", [[[3, 2]], [[-1, 4]], [[0, 1 << 40]], [[0]], [["a", 3]]])
-def test_ranges_that_mean_nothing_are_no_bundle(made: Path, head: list[object]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"head": head} for head in ([[3, 2]], [[-1, 4]], [[0, 1 << 40]], [[0]], [["a", 3]])),
+        *({"measured": {"acceptance_by_depth": shares}} for shares in ([1.5], ["a"], 3, [None])),
+    ],
+)
+def test_what_means_nothing_is_no_bundle(made: Path, wrong: dict[str, object]) -> None:
     about = manifest.read(made, bundle.BUNDLE_FILE)
     assert about is not None
-    manifest.write(made, {**about["about"], "head": head}, bundle.BUNDLE_FILE)
+    manifest.write(made, {**about["about"], **wrong}, bundle.BUNDLE_FILE)
     with pytest.raises(ModelError, match="no draft bundle's manifest"):
         bundle.read(made)
 

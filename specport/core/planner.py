@@ -18,18 +18,14 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specport.core.costs import MAX_WIDTH, StepCosts
 from specport.core.estimates import Acceptance, Local
+from specport.core.forecast import Forecast
 from specport.core.ports import Capabilities, Drafted, DraftRequest, Outcome, Plan, PlannedDrafter, top_k_of
 from specport.core.pricing import Candidate, Curve, best_cut, row_widths
 from specport.core.tree import TokenTree
 
-_REACH = 0.7  # chance a level, before anything was drafted
-_PARTIAL_REACH = 0.5  # the same for a draft that will not read the whole context
-_FOLLOW = 0.2  # how much one draft moves the forecast
-_FIRST_WAIT = 8  # rounds until a drafter that does not seem to pay is tried all the same
 _PROBE_DEPTH = 2
 _LINDY = 16  # a text is expected to go on for as many tokens as it has, and these
 _TOKENS_A_ROUND = 2.5
@@ -38,10 +34,14 @@ UNKNOWN_COST = 0.35  # of a plain step: a draft model that was never timed
 
 @dataclass(frozen=True)
 class Source:
-    """A drafter and what its model's steps cost; None: drafting takes no time worth counting."""
+    """A drafter and what its model's steps cost; None: drafting takes no time worth counting.
+
+    reach: chance of its node at depth 1, 2, ... where that was measured before; () = nothing is known.
+    """
 
     drafter: PlannedDrafter
     costs: StepCosts | None = None
+    reach: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,29 +61,13 @@ class PathGate:
 
 
 @dataclass
-class _Forecast:
-    """What a costly drafter is expected to bring: the mean chance of its node at depth 1, 2, ..."""
-
-    reach: NDArray[np.float64] | None = None
-    wait: int = _FIRST_WAIT
-    pause: int = _FIRST_WAIT
-
-    def learn(self, chances: Sequence[float]) -> None:
-        """From the chances along a drafted chain; behind its end they go on falling."""
-        assert self.reach is not None  # nothing is drafted without a forecast
-        known = min(len(chances), MAX_WIDTH - 1)
-        tail = chances[known - 1] * _REACH ** np.arange(1.0, MAX_WIDTH - known)
-        self.reach += _FOLLOW * (np.concatenate([chances[:known], tail]) - self.reach)
-
-
-@dataclass
 class _State:
     """One sequence."""
 
     costs: StepCosts
     draft_costs: list[StepCosts | None]
     local: list[Local]
-    forecasts: list[_Forecast]
+    forecasts: list[Forecast]
     repeatable: bool
     num_prompt_tokens: int
     asked: int | None = None  # whose tree is being verified
@@ -195,7 +179,7 @@ class Planner:
             costs,
             draft_costs,
             [Local(shared) for shared in acceptance],
-            [_Forecast() for _ in sources],
+            [Forecast(s.reach) for s in sources],
             repeatable,
             len(request.context),
         )
@@ -219,24 +203,20 @@ class Planner:
         if depth < 1:
             return False
         behind = self._sources[which].drafter.behind(r.request)
-        if forecast.reach is None:
-            level = _REACH if behind == len(r.request.context) else _PARTIAL_REACH
-            forecast.reach = level ** np.arange(1.0, MAX_WIDTH)
+        forecast.begin(whole=behind == len(r.request.context))
         first, each = self._draft_seconds(which, r, behind)
         tokens = 1.0 + np.cumsum(forecast.reach[:depth])
         seconds = first + each * np.arange(depth) + r.curve[2:]
         rate = float(np.min(seconds / tokens))
         if rate < r.rate:
-            forecast.wait = forecast.pause = _FIRST_WAIT
+            forecast.paid()
             r.rate = rate
             r.request = replace(r.request, plan=replace(r.request.plan, stop=self._gate(which, r, each)))
             return True
-        forecast.wait -= 1
-        if forecast.wait > 0 or r.asked is not None:
-            return False
-        forecast.pause *= 2
-        forecast.wait = forecast.pause
         depth = min(depth, _PROBE_DEPTH)
+        probe = first + (depth - 1) * each + float(r.curve[1 + depth] - r.curve[1])
+        if not forecast.probes(probe / float(r.curve[1]), wanted=r.asked is None):
+            return False
         stop = PathGate(r.state.local[which], (0.0,) * depth)
         r.request = replace(r.request, plan=replace(r.request.plan, depth=depth, stop=stop))
         return True
@@ -260,7 +240,6 @@ class Planner:
     def _gate(self, which: int, r: _Round, each: float) -> PathGate:
         """Where the draft stops: one more node costs a draft step and a token of the target's."""
         reach = r.state.forecasts[which].reach
-        assert reach is not None  # the forecast was asked just before
         least = [0.0]
         for depth in range(1, len(r.curve) - 2):
             onward = reach[depth] / reach[depth - 1]

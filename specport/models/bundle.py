@@ -63,6 +63,11 @@ class Bundle:
         """Whether it was measured to be faster than plain decoding: only then does `auto` use it."""
         return float(self.measured.get("speed_up", 0.0)) > 1.0
 
+    @property
+    def reach(self) -> tuple[float, ...]:
+        """Measured share of its drafts that were accepted to depth 1, 2, ...; () = not measured."""
+        return tuple(float(share) for share in self.measured.get("acceptance_by_depth", ()))
+
     def check_target(self, folder: Path, name: str) -> None:
         """Raises ModelError when the model in `folder` is not the kind that the draft was built for."""
         if shape(folder) != self.target_shape:
@@ -102,6 +107,8 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
         bundle = Bundle(**about)
         if bundle.head is not None:
             expand(bundle.head)
+        if not all(0.0 <= share <= 1.0 for share in bundle.reach):
+            raise ValueError(f"{bundle.reach} are no shares")
         return bundle
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no draft bundle's manifest: {error}", _REBUILD) from error
