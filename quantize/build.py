@@ -24,8 +24,7 @@ from specport.quantize.plan import Plan
 from specport.quantize.prompts import CHOOSING, HELD_OUT
 from specport.quantize.workplace import workplace
 
-from specport.calibration import heads, store, texts
-from specport.calibration.measure import measure
+from specport.calibration import calibrate, heads, store, texts
 from specport.core.costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
@@ -39,7 +38,7 @@ from specport.versions import installed
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 AGREEMENT = "agreement"
 _CHOOSING_TOKENS = 64
-_COSTS_BUDGET_S = 8.0  # for costs that calibration has not measured
+_COSTS_BUDGET_S = 12.0  # for costs that calibration has not measured
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class _Job:
     def run(self, out: Path) -> Built:
         origin, own = self.origin, self.request.prompts
         choosing, held_out = (own[::2], own[1::2]) if own else (CHOOSING, HELD_OUT)
-        costs = self._costs(origin.target, part(self.progress, 0.05, 0.1))
+        costs = self._costs("target", origin.target_files, origin.target, part(self.progress, 0.05, 0.1))
         if self.trainable:
             bar = part(self.progress, 0.1, 0.4)
             count, seed = self.request.distil_tokens, self.request.seed
@@ -166,7 +165,7 @@ class _Job:
         name, precision = origin.files.name, origin.files.precision
         files = ModelFiles(folder, name, precision, str(out), ir_fingerprint(folder))
         draft = origin.loader.draft_with(files, plan.head)
-        draft_costs = self._costs(draft, part(self.progress, 0.9, 0.92))
+        draft_costs = self._costs("draft", files, draft, part(self.progress, 0.9, 0.92))
         pair = proof.Pair(origin.target, draft, origin.tokenizer, name, costs, draft_costs)
         measured = proof.measure(pair, held_out, part(self.progress, 0.92, 1.0))
         choice = plan.choice
@@ -219,12 +218,12 @@ class _Job:
         plan.save(kept)
         return plan
 
-    def _costs(self, loaded: Loaded, progress: Progress) -> StepCosts:
-        """What calibration found, else a quick look."""
-        found = store.find(loaded.key)
-        if found:
+    def _costs(self, role: str, files: ModelFiles, loaded: Loaded, progress: Progress) -> StepCosts:
+        """What calibration found; else a quick look, which is kept: a new draft is planned by it at once."""
+        if found := store.find(loaded.key):
             return found.costs
-        return measure(loaded.model, contexts=(64,), budget_s=_COSTS_BUDGET_S, progress=progress).costs
+        report = calibrate.report(role, files, loaded, self.origin.loader, progress, _COSTS_BUDGET_S)
+        return report.measured.costs
 
     def _head(
         self, written: Sequence[texts.Text], costs: StepCosts, progress: Progress

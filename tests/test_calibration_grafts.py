@@ -65,9 +65,9 @@ def test_a_planner_takes_part_in_the_recordings() -> None:
     cheap, costlier, costly = (found(seconds)[0] for seconds in (1e-6, 0.1, 30.0))
     assert cheap.learnt and costlier.learnt
     assert cheap.checkpoint.threshold < costlier.checkpoint.threshold
-    # A planner asks this draft but to probe it, so there is nothing to learn.
+    # A planner hardly ever asks this draft, so there is nothing to learn.
     assert not costly.learnt and costly.checkpoint == CHECKPOINTS[0]
-    assert 0 < costly.num_rounds < MIN_ROUNDS
+    assert costly.num_rounds < MIN_ROUNDS
 
 
 def test_levels_and_shares_stay_as_they_are() -> None:

@@ -47,8 +47,8 @@ def test_a_head_keeps_the_first_ids_and_the_special_ones() -> None:
     # What was seen most often comes before the first ids; a rare one does not make the head any larger.
     assert heads.kept_ids(3, 10, {9}, {7: 5, 4: 2, 8: 1, 5: 1}) == (4, 5, 7, 9)
     assert heads.kept_ids(4, 10, (), {7: 5}) == (0, 1, 2, 7)
-    assert heads.sizes(151_936) == [65_536, 32_768, 16_384]
-    assert heads.sizes(49_152) == [32_768, 16_384]
+    assert heads.sizes(151_936) == [65_536, 32_768, 16_384, 8_192]
+    assert heads.sizes(49_152) == [32_768, 16_384, 8_192]
     assert heads.sizes(11) == []
 
 
@@ -77,9 +77,21 @@ def test_agreement_is_counted_as_cut_drafts_would_propose(context: int) -> None:
                 columns = range(11) if keep is None else keep
                 hits[j] += max(columns, key=lambda c: draft.table[a, b, c]) == answer
             count += 1
-    found = heads.agreements(draft, written, keeps)
+    found = [heads.agreement(draft, written, keep) for keep in keeps]
     assert found == [hit / count for hit in hits]
     assert found[0] > found[1] > found[2] and draft.num_open == 0
+
+
+def test_a_head_that_takes_up_the_text_proposes_what_stood_there() -> None:
+    target = ToyModel()
+    (text,) = written = [Text((1, 2), tuple(target.greedy((1, 2), 60)))]
+    seen, hits = {4, *text.prompt}, 0
+    for i, answer in enumerate(text.answer):
+        a, b = [*text.prompt, *text.answer[:i]][-2:]
+        hits += max(seen, key=lambda c: target.table[a, b, c]) == answer
+        seen.add(answer)
+    found = heads.agreement(target, written, (4,), with_context=True)
+    assert found == hits / 60 > 0.5 > heads.agreement(target, written, (4,))
 
 
 def test_steps_are_timed_in_turns() -> None:
@@ -165,8 +177,9 @@ def test_calibration_cuts_the_head_and_the_next_load_takes_it(cutting: CuttingBa
     pipeline = specport.load("big", draft="small", policy="fixed", num_draft_tokens=7)
     assert cutting.loaded == ["big:0", "small:8"]
     drafter = pipeline.engine.drafter
-    assert isinstance(drafter, ModelDrafter) and drafter._head.columns is None
-    assert drafter._head.ids(range(8)) == [*range(8)]
+    assert isinstance(drafter, ModelDrafter)
+    head = drafter._reading.head(0)
+    assert head.columns is None and head.ids(range(8)) == [*range(8)]
     result = pipeline.generate("abc", max_new_tokens=24)
     assert result.token_ids == ToyModel().greedy(ToyTokenizer().encode("abc"), 24)
     assert 0 < result.metrics.num_accepted_tokens < result.metrics.num_draft_tokens

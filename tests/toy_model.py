@@ -116,6 +116,25 @@ class ToyModel:
         return text[1 + len(prompt) :]
 
 
+class ToyCutModel(ToyModel):
+    """A toy whose head is cut to `keep`; as a `CutHeadModel` it has the rows of all ids."""
+
+    def __init__(self, keep: Sequence[int], *, head_rows: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.keep, self.vocab_size = [*keep], len(keep)
+        self.capabilities = replace(self.capabilities, head_rows=head_rows)
+        self.fetched: list[int] = []
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        read = output.logits if self.capabilities.head_rows else None
+        return replace(output, logits=output.logits[:, self.keep], head_input=read)
+
+    def head_rows(self, tokens: Sequence[int]) -> np.ndarray:
+        self.fetched += tokens
+        return np.eye(self.table.shape[2], dtype=self.table.dtype)[[*tokens]]
+
+
 class ToyExitModel(ToyModel):
     """A toy whose first layers draft for it: `EarlyExitModel`, with a noisier table at its exit.
 

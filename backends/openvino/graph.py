@@ -21,7 +21,7 @@ from openvino._offline_transformations import paged_attention_transformation
 
 from specport.errors import ModelError
 
-LOGITS_INDICES = "logits_indices"
+LOGITS_INDICES, HEAD_INPUT = "logits_indices", "head_input"
 
 
 def read_model(folder: Path) -> ov.Model:
@@ -47,7 +47,8 @@ def to_paged(
 
     hidden_layers: decoder layers whose output becomes an output `hidden.N`, [rows, 1, width].
     head_tokens:   token ids that the head keeps, in this order; None keeps all. Column j of the
-                   logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856).
+                   logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856), and what the head
+                   reads becomes the output HEAD_INPUT, [rows, 1, width].
     """
     hidden = {layer: layer_output(model, layer) for layer in hidden_layers}
     head = _head(model)
@@ -62,10 +63,10 @@ def to_paged(
         raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
     # After the transformation the tokens of all sequences lie along axis 0.
     head.input(0).replace_source_output(gather(head.input_value(0), indices))
+    if head_tokens is not None:
+        _add_output(model, head.input_value(0), HEAD_INPUT)
     for layer, output in hidden.items():
-        rows = gather(output, indices)
-        rows.set_names({f"hidden.{layer}"})
-        model.add_outputs([rows])
+        _add_output(model, gather(output, indices), f"hidden.{layer}")
     model.validate_nodes_and_infer_types()
     return model
 
@@ -76,6 +77,30 @@ def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> N
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
     head.input(0).replace_source_output(gather(head.input_value(0), rows, axis=1))
+
+
+def head_rows(model: ov.Model) -> ov.Model | None:
+    """Of a model whose head is whole yet: from ids [n] to rows [n, width] of its head, float32.
+
+    None where something comes between the products with these rows and the logits, such as a soft cap.
+    """
+    head = _head(model)
+    node = next(port for port in model.outputs if "logits" in port.names).node.input_value(0).node
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).node
+    if node.get_friendly_name() != head.get_friendly_name():
+        return None
+    ids = ops.parameter([-1], np.int64, name="ids")
+    vocab = head.input_value(1).get_partial_shape()[0].get_length()
+    rows = _pick_rows(head.input_value(1), vocab, lambda constant: gather(constant.output(0), ids))
+    return ov.Model([ops.convert(rows, np.float32)], [ids], "head_rows")
+
+
+def _add_output(model: ov.Model, source: ov.Output, name: str) -> None:
+    # A node of its own, since a name that is there already would be taken away from its port.
+    output = ops.convert(source, np.float32).output(0)
+    output.set_names({name})
+    model.add_outputs([output])
 
 
 def gather(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
@@ -109,21 +134,27 @@ def _cut_head(head: ov.Node, keep: NDArray[np.int64]) -> None:
     vocab = head.input_value(1).get_partial_shape()[0].get_length()
     if keep.size == 0 or keep.min() < 0 or keep.max() >= vocab or np.unique(keep).size != keep.size:
         raise ModelError(f"head tokens must be distinct ids from 0 to {vocab - 1}")
-    head.input(1).replace_source_output(_slice_rows(head.input_value(1), keep, vocab))
+    sliced = _pick_rows(
+        head.input_value(1), vocab, lambda constant: _slice_constant(constant, keep).output(0)
+    )
+    head.input(1).replace_source_output(sliced)
 
 
-def _slice_rows(source: ov.Output, keep: NDArray[np.int64], vocab: int) -> ov.Output:
-    """Rebuild the weight's decompression chain (Convert, Subtract, Multiply, Reshape) on sliced rows."""
+def _pick_rows(source: ov.Output, vocab: int, pick: Callable[[ov.Node], ov.Output]) -> ov.Output:
+    """Rebuild the weight's decompression chain (Convert, Subtract, Multiply, Reshape) on some of its rows.
+
+    pick: rows of a constant [vocab, ...].
+    """
     node = source.node
     kind = node.get_type_name()
     if kind == "Constant":
         if not node.shape or node.shape[0] != vocab:
             return source  # a scalar or broadcast constant
-        return _slice_constant(node, keep).output(0)
-    inputs = [_slice_rows(port, keep, vocab) for port in node.input_values()]
+        return pick(node)
+    inputs = [_pick_rows(port, vocab, pick) for port in node.input_values()]
     if kind == "Reshape":  # grouped weights: [vocab, groups, size] -> [vocab, width]
         width = source.get_partial_shape()[1].get_length()
-        inputs[1] = ops.constant(np.array([keep.size, width], dtype=np.int64)).output(0)
+        inputs[1] = ops.constant(np.array([-1, width], dtype=np.int64)).output(0)
     if kind not in _REBUILD:
         raise ModelError(f"cannot cut a head whose weight comes from {kind}")
     rebuilt = _REBUILD[kind](node, inputs)

@@ -14,7 +14,7 @@ import openvino as ov
 from specport.backends.openvino import graph
 from specport.backends.openvino.exit_model import ExitModel
 from specport.backends.openvino.model import PagedModel
-from specport.backends.openvino.request import Request
+from specport.backends.openvino.request import HeadRows, Request
 from specport.backends.openvino.split import split
 from specport.backends.openvino.static_graph import to_static
 from specport.backends.openvino.static_model import StaticModel
@@ -125,9 +125,17 @@ def _compile(
     limit = _limit(files, options.max_context)
     if options.exit_layer:
         return _early_exit(model, files, options, settings, limit, exact_mode=exact_mode)
+    rows = None if options.head_tokens is None else graph.head_rows(model)
+    head_rows = rows and HeadRows(ov.Core().compile_model(rows, "CPU"))  # before the surgery below
     paged = graph.to_paged(model, options.hidden_layers, options.head_tokens)
     request = Request(_on_device(paged, files, options, settings))
-    return PagedModel(request, max_context=limit, exact=exact_mode, hidden_layers=options.hidden_layers)
+    return PagedModel(
+        request,
+        max_context=limit,
+        exact=exact_mode,
+        hidden_layers=options.hidden_layers,
+        head_rows=head_rows,
+    )
 
 
 def _early_exit(

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from specport.backends.openvino.batch import Batch, Segment, chain_segment, fork_segments, masked_segment
 from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache, is_cache
-from specport.backends.openvino.request import Request
+from specport.backends.openvino.graph import HEAD_INPUT
+from specport.backends.openvino.request import Array, HeadRows, Request
 
 from specport.core.ports import Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
@@ -43,6 +44,7 @@ class PagedModel:
     exact:       a sequence's lone token gets a throw-away companion, and each path of a tree is
                  stepped as a sequence of its own: a mask would leave gaps between a node and its
                  ancestors, and the kernels sum in another order around a gap.
+    head_rows:   gives rows of the whole head, where that of the graph is cut.
     cached:      requests of the graphs that hold the cache, where it is not that one.
     """
 
@@ -53,10 +55,11 @@ class PagedModel:
         max_context: int,
         exact: bool,
         hidden_layers: tuple[int, ...] = (),
+        head_rows: HeadRows | None = None,
         max_cache_tokens: int | None = None,
         cached: Sequence[Request] = (),
     ) -> None:
-        self._request = request
+        self._request, self._head_rows = request, head_rows
         # One block more than the text can fill: a tree at the limit needs room for its padding.
         blocks = -(-(max_cache_tokens or 64 * max_context) // BLOCK_SIZE) + 1
         cached = cached or (request,)
@@ -75,6 +78,7 @@ class PagedModel:
             batch=True,
             exact=exact,
             hidden_states=hidden_layers,
+            head_rows=head_rows is not None,
             rollback="index",
         )
 
@@ -130,7 +134,12 @@ class PagedModel:
             for layer in self.capabilities.hidden_states
         }
         logits = self._request.output("logits").data[:total, 0]
-        return StepOutput(logits, tuple(batch.offsets), seconds, hidden)
+        read = self._request.output(HEAD_INPUT).data[:total, 0] if self._head_rows else None
+        return StepOutput(logits, tuple(batch.offsets), seconds, hidden, read)
+
+    def head_rows(self, tokens: Sequence[int]) -> Array:
+        assert self._head_rows is not None  # as the capabilities say
+        return self._head_rows(tokens)
 
     def _check_room(self, row: Row, ahead: int = 0) -> None:
         """Raises ContextFull where the row does not fit, behind `ahead` tokens that are not committed."""

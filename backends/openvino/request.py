@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,3 +42,16 @@ class Request:
     def output(self, name: str) -> ov.Tensor:
         """Valid until the next call."""
         return self._request.get_tensor(name)
+
+
+class HeadRows:
+    """Rows of a head that a model was cut from; compiled from `graph.head_rows`."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, tokens: Sequence[int]) -> Array:
+        """[tokens, width] float32."""
+        self._request.infer([np.asarray(tokens, dtype=np.int64)])
+        rows: Array = self._request.get_output_tensor().data.copy()
+        return rows

@@ -99,8 +99,8 @@ def calibrate(
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
     bar = part(progress, 0.1 * share, share)
     files, target = loader.target(model, precision, exact)
-    report = _report("target", files, target, loader, part(bar, 0.0, 0.7 if drafts else 1.0), _TARGET_S)
-    reports = [report]
+    found = report("target", files, target, loader, part(bar, 0.0, 0.7 if drafts else 1.0), _TARGET_S)
+    reports, costs = [found], found.measured.costs
     if not drafts:
         return reports
     tokenizer = load_tokenizer(files.folder)
@@ -109,7 +109,7 @@ def calibrate(
     del target  # before the drafts come: two models need not fit
     if layer is not None:
         bar = part(progress, len(specs) * share + share, 1.0)
-        reports += _exit(layer, beside, exact, loader, written, report.measured.costs, bar)
+        reports += _exit(layer, beside, exact, loader, written, costs, bar)
     for number, spec in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
         files = loader.draft_files(spec, draft_precision, beside)
@@ -121,26 +121,26 @@ def calibrate(
         tried: tuple[Head, ...] = ()
         if files.bundle is None:
             tried = heads.compare(
-                partial(loader.draft_with, files), loaded.model, written, report.measured.costs,
+                partial(loader.draft_with, files), loaded.model, written, costs,
                 own.special_ids, part(bar, 0.0, 0.4),
             )  # fmt: skip
             tokens = heads.best(tried).tokens
         if tokens != loaded.head_tokens:
             loaded = loader.draft_with(files, tokens)
         traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K)
-        trained = stopping.train(traces, report.measured.costs, heads.step_seconds(loaded.model))
+        trained = stopping.train(traces, costs, heads.step_seconds(loaded.model))
         before = store.find_pair(key, files.fingerprint)
         graft = before.graft if before.head_tokens == tokens else None  # found with another head
         pair = store.Pair(tokens, trained.classifier if trained else None, graft)
         store.save_pair(key, files.fingerprint, pair)
         end = 0.6 if spec in grafted else 1.0
-        found = _report("draft", files, loaded, loader, part(bar, 0.4, end), _DRAFT_S)
+        found = report("draft", files, loaded, loader, part(bar, 0.4, end), _DRAFT_S)
         choices: tuple[Choice, ...] = ()
         if spec in grafted:
             choices = grafts.calibrate(
                 loader.target_with(beside, exact).model,  # both models at once, as `specport run` has them
                 tokenizer,
-                report.measured.costs,
+                costs,
                 DraftModel(loaded.model, own, files.name, found.measured.costs, loaded.head_tokens),
                 loader.profile,
                 part(bar, end, 1.0),
@@ -172,16 +172,20 @@ def _exit(
         layer = exits.best(tried).layer
         store.save_exit(files.fingerprint, loader.profile.name, layer)
     target = loader.target_with(files, exact, layer)
-    whole = _report("target", files, target, loader, part(progress, 0.5, 0.8), _TARGET_S)
+    whole = report("target", files, target, loader, part(progress, 0.5, 0.8), _TARGET_S)
     first = replace(target, model=exits.FirstLayers(cast(EarlyExitModel, target.model)))
     first = replace(first, key=store.of_exit(target.key))
-    found = _report("early exit", files, first, loader, part(progress, 0.8, 1.0), _DRAFT_S)
+    found = report("early exit", files, first, loader, part(progress, 0.8, 1.0), _DRAFT_S)
     return [replace(whole, exit_layer=layer), replace(found, exit_layer=layer, exits=tried)]
 
 
-def _report(
+def report(
     role: str, files: ModelFiles, loaded: Loaded, loader: Loader, progress: Progress, budget_s: float
 ) -> Report:
+    """Measure what a loaded model's steps cost, for about `budget_s` seconds, and keep it.
+
+    role: as in `Report`. Raises ModelError when the cache cannot be written.
+    """
     measured = measure(loaded.model, budget_s=budget_s, progress=progress)
     loop = loop_seconds(loaded.model) if role == "target" else None
     about = {

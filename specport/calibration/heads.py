@@ -4,7 +4,8 @@ A draft with the vocabulary of a large model spends half its step in the head. R
 go (FR-Spec, arXiv 2502.14856): the target verifies with its whole head, so the text stays the same and
 only the agreement suffers. Byte-pair vocabularies are numbered by how early a pair was merged, which
 ranks tokens by frequency without any corpus: a cut keeps the first ids and all special tokens. Where text of
-the target is at hand, what occurs there most often goes first.
+the target is at hand, what occurs there most often goes first. The rare words and names that a text is about
+no such head has: where a backend can, they join it as they occur (`drafters/context_head.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from specport.core.tree import TokenTree
 from specport.models.progress import Progress
 from specport.registry import Loaded
 
-SIZES = (65_536, 32_768, 16_384)
+SIZES = (65_536, 32_768, 16_384, 8_192)
 WORTH = 1.02  # how much faster a cut head must come out
 _MOST_DRAFTED = 8
 _ROUNDS, _WARM, _CONTEXT = 12, 2, 64
@@ -81,34 +82,42 @@ def compare(
     vocab = whole.vocab_size
     cuts = [kept_ids(size, vocab, always, seen) for size in sizes(vocab)]
     progress("the draft reads", 0.0)
-    shares = agreements(whole, texts, [None, *cuts])
-    seconds = step_seconds(whole)
-    found = [Head(None, vocab, seconds, shares[0], rate(shares[0], seconds, target))]
-    for number, (tokens, share) in enumerate(zip(cuts, shares[1:], strict=True)):
+    share, seconds = agreement(whole, texts, None), step_seconds(whole)
+    found = [Head(None, vocab, seconds, share, rate(share, seconds, target))]
+    for number, tokens in enumerate(cuts):
         progress(f"a head of {len(tokens)} tokens", (number + 1) / (len(cuts) + 1))
         cut = load(tokens)
         if cut.head_tokens is None:
             break  # this backend cannot cut heads
+        share = agreement(whole, texts, tokens, with_context=cut.model.capabilities.head_rows)
         cost = seconds * step_ratio(whole, cut.model)
         found.append(Head(tokens, len(tokens), cost, share, rate(share, cost, target)))
         del cut
     return tuple(found)
 
 
-def agreements(draft: Model, texts: Sequence[Text], heads: Sequence[Sequence[int] | None]) -> list[float]:
-    """Share of the target's tokens that the draft proposes, for each head, out of one reading.
+def agreement(
+    draft: Model, texts: Sequence[Text], head: Sequence[int] | None, *, with_context: bool = False
+) -> float:
+    """Share of the target's tokens that the draft proposes with this head.
 
     draft: with its whole head; a cut one gives the same logits at the ids that it keeps.
+    with_context: the head has the tokens of the text up to there as well (`ContextHead`).
     """
-    masks = [_absent(draft.vocab_size, head) for head in heads]
-    hits, count = np.zeros(len(heads)), 0
-    for logits, answer in along(draft, texts):
-        xp, where = array_namespace(logits), device(logits)
-        for i, mask in enumerate(masks):
-            proposed = xp.argmax(logits + xp.asarray(mask, device=where), axis=1)
-            hits[i] += sum(int(a) == b for a, b in zip(proposed, answer, strict=True))
-        count += len(answer)
-    return [float(share) for share in hits / max(count, 1)]
+    absent = _absent(draft.vocab_size, head)
+    hits = count = 0
+    for text in texts:
+        mask = absent.copy()
+        if with_context:
+            mask[[*text.prompt]] = 0.0
+        for logits, answer in along(draft, [text]):
+            xp, where = array_namespace(logits), device(logits)
+            for row, token in zip(logits, answer, strict=True):
+                hits += int(xp.argmax(row + xp.asarray(mask, device=where))) == token
+                if with_context:
+                    mask[token] = 0.0
+            count += len(answer)
+    return hits / max(count, 1)
 
 
 def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:

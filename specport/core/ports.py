@@ -34,6 +34,7 @@ class Capabilities:
     rollback: Literal["index", "crop", "copy"] = "index"  # what undoing rejected tokens costs
     buckets: tuple[int, ...] = ()  # static step widths; empty = any width
     chain: int = 0  # most tokens of a row that `ChainModel.chain` takes; 0 = the model has no such method
+    head_rows: bool = False  # the head is cut, and `CutHeadModel.head_rows` has what it lacks
     exit_layer: int = 0  # first layers that `EarlyExitModel.draft` runs; 0 = the model has no early exit
 
 
@@ -70,6 +71,7 @@ class StepOutput:
     logits:  [total, vocab] rows of all sequences, one after the other; stays on the device.
     offsets: [rows + 1]; row r owns logits[offsets[r]:offsets[r + 1]].
     hidden:  layer -> [total, width], for the layers named in `Capabilities.hidden_states`.
+    head_input: [total, width] what the head made the logits of; with `Capabilities.head_rows` only.
     seconds: time inside the runtime's own inference call.
     """
 
@@ -77,6 +79,7 @@ class StepOutput:
     offsets: tuple[int, ...]
     seconds: float = 0.0
     hidden: Mapping[int, Array] = field(default_factory=dict)
+    head_input: Array | None = None
 
 
 class Model(Protocol):
@@ -167,6 +170,14 @@ class ChainModel(Model, Protocol):
         Raises ValueError for a row that branches or has more than `Capabilities.chain` tokens, and
         ContextFull as `step` does.
         """
+        ...
+
+
+class CutHeadModel(Model, Protocol):
+    """A model whose head is cut to some ids, and which still has the rows of all others."""
+
+    def head_rows(self, tokens: Sequence[int]) -> Array:
+        """[tokens, width] rows of the whole head: times a step's `head_input` the logits of these ids."""
         ...
 
 

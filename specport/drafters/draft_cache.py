@@ -10,10 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from specport.core.ports import Array, CacheHandle, ChainModel, DraftRequest, Model, Row, StepOutput
+from specport.core.ports import (
+    Array,
+    CacheHandle,
+    ChainModel,
+    CutHeadModel,
+    DraftRequest,
+    Model,
+    Row,
+    StepOutput,
+)
 from specport.core.tree import TokenTree
+from specport.drafters.context_head import ContextHead
+from specport.drafters.growth import DraftHead
 
 PREFILL_CHUNK = 512  # tokens a step, as in the engine
 
@@ -39,22 +50,30 @@ class Reading(Protocol):
         """Tokens of the context to read before the first draft token; 1 right after a rejection."""
         ...
 
-    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
-        """Read each context to its end; the logits [vocab] behind each root token."""
+    def head(self, key: int) -> DraftHead:
+        """What the columns of this sequence's logits are, from its last `catch_up` on."""
         ...
 
-    def chains(self, requests: Sequence[DraftRequest], vocab: int | None) -> list[list[int]] | None:
+    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
+        """Read each context to its end; the logits [columns] behind each root token."""
+        ...
+
+    def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
         """Read each context and draft the likeliest chain of its plan's depth, all in one call of the model.
 
-        vocab: first columns of the logits that count; None = all. None where the model cannot.
+        None where the model cannot.
         """
         ...
 
     def score(
-        self, keys: Sequence[int], trees: Sequence[TokenTree], kept: Sequence[Sequence[int]]
-    ) -> StepOutput:
-        """Logits behind the nodes of each sequence's tree, which hangs below what it keeps already; of the
-        tree it keeps the path `kept`."""
+        self,
+        keys: Sequence[int],
+        trees: Sequence[TokenTree],
+        kept: Sequence[Sequence[int]],
+        asked: Sequence[Sequence[int]],
+    ) -> list[list[Array]]:
+        """Logits [columns] behind the nodes `asked` of each sequence's tree, which hangs below what it keeps
+        already; of the tree it keeps the path `kept`."""
         ...
 
     def forget(self, key: int) -> None: ...
@@ -77,13 +96,18 @@ class _State:
 class DraftCache:
     """The cache of a draft model.
 
+    head:   the columns of the model's own logits. A cut one is joined by the tokens of each context, where
+            the model can (`ContextHead`).
     window: most tokens of the context that the draft reads at once. A draft that is further behind starts
             anew with the last `window` tokens: it needs the recent text far more than the old, and reading a
             long prompt twice seldom pays.
     """
 
-    def __init__(self, model: Model, window: int) -> None:
-        self._model = model
+    def __init__(self, model: Model, head: DraftHead, window: int) -> None:
+        self._model, self._head = model, head
+        self._context: ContextHead | None = None
+        if model.capabilities.head_rows:
+            self._context = ContextHead(cast(CutHeadModel, model), head)
         self._window = max(1, min(window, model.max_context // 2))
         self.batch = model.capabilities.batch
         self.tree = model.capabilities.tree
@@ -100,7 +124,13 @@ class DraftCache:
             return min(len(request.context), self._window)
         return len(request.context) - self._resume(state, request)[1]
 
+    def head(self, key: int) -> DraftHead:
+        return self._head if self._context is None else self._context.head(key)
+
     def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
+        if self._context is not None:
+            for request in requests:
+                self._context.follow(request.key, request.context)
         states = [self._rolled_back(request) for request in requests]
         logits: dict[int, Array] = {}
         behind = [*zip(requests, states, strict=True)]
@@ -113,7 +143,7 @@ class DraftCache:
             output = self._model.step(rows)
             for i, ((request, _), row) in enumerate(zip(behind, rows, strict=True)):
                 self._model.commit(row.handle, range(len(row.tree)))
-                logits[request.key] = output.logits[output.offsets[i], :]
+                logits[request.key] = self._columns(request.key, output, output.offsets[i : i + 1])[0]
             waiting = [(r, s) for r, s in behind if s.start + s.handle.length < len(r.context)]
             if waiting:  # the next step overwrites this one's output
                 for request, _ in behind:
@@ -122,7 +152,7 @@ class DraftCache:
             behind = waiting
         return [logits[request.key] for request in requests]
 
-    def chains(self, requests: Sequence[DraftRequest], vocab: int | None) -> list[list[int]] | None:
+    def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
         most = self._model.capabilities.chain
         (depth, *others) = {request.plan.depth for request in requests}
         if not most or others:
@@ -132,7 +162,7 @@ class DraftCache:
         if max(map(len, unread)) > most:
             return None
         rows = [Row(s.handle, TokenTree.chain(rest)) for s, rest in zip(states, unread, strict=True)]
-        found = cast(ChainModel, self._model).chain(rows, depth, vocab)
+        found = cast(ChainModel, self._model).chain(rows, depth, self._head.columns)
         drafted: list[list[int]] = found.tokens.tolist()
         for state, rest, tokens in zip(states, unread, drafted, strict=True):
             self._model.commit(state.handle, range(len(rest) + depth - 1))
@@ -140,16 +170,36 @@ class DraftCache:
         return drafted
 
     def score(
-        self, keys: Sequence[int], trees: Sequence[TokenTree], kept: Sequence[Sequence[int]]
-    ) -> StepOutput:
+        self,
+        keys: Sequence[int],
+        trees: Sequence[TokenTree],
+        kept: Sequence[Sequence[int]],
+        asked: Sequence[Sequence[int]],
+    ) -> list[list[Array]]:
         states = [self._states[key] for key in keys]
         output = self._model.step([Row(s.handle, tree) for s, tree in zip(states, trees, strict=True)])
         for state, tree, path in zip(states, trees, kept, strict=True):
             self._model.commit(state.handle, path)
             state.ahead += [tree.tokens[node] for node in path]
-        return output
+        return [
+            self._columns(key, output, [first + node for node in nodes])
+            for key, first, nodes in zip(keys, output.offsets[:-1], asked, strict=True)
+        ]
+
+    def _columns(self, key: int, output: StepOutput, rows: Sequence[int]) -> list[Array]:
+        """Logits [columns] of these rows of a step, all of one sequence."""
+        if self._context is None:
+            return [output.logits[row, :] for row in rows]
+        assert output.head_input is not None  # the model has the rows of its head
+        xp = array_namespace(output.logits)
+        picked = xp.asarray([*rows], device=device(output.logits))
+        logits, inputs = (xp.take(array, picked, axis=0) for array in (output.logits, output.head_input))
+        extended = self._context.extended(key, logits, inputs)
+        return [extended[i, :] for i in range(len(rows))]
 
     def forget(self, key: int) -> None:
+        if self._context is not None:
+            self._context.forget(key)
         state = self._states.pop(key, None)
         if state:
             self._model.close(state.handle)

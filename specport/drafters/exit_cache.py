@@ -7,6 +7,7 @@ from typing import Any
 
 from specport.core.ports import Array, DraftRequest, EarlyExitModel, Row, StepOutput
 from specport.core.tree import TokenTree
+from specport.drafters.growth import DraftHead
 
 
 class ExitCache:
@@ -18,7 +19,7 @@ class ExitCache:
     tree = False  # what is drafted is a chain in the target's own cache
 
     def __init__(self, model: EarlyExitModel) -> None:
-        self._model = model
+        self._model, self._head = model, DraftHead(model.vocab_size)
         self.batch = model.capabilities.batch
         self._handles: dict[int, Any] = {}
 
@@ -29,6 +30,9 @@ class ExitCache:
     def behind(self, request: DraftRequest) -> int:
         return 1
 
+    def head(self, key: int) -> DraftHead:
+        return self._head
+
     def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
         for request in requests:
             # A draft that nobody verified is in the way.
@@ -37,14 +41,22 @@ class ExitCache:
         output = self._draft([TokenTree.chain(r.context[-1:]) for r in requests], [r.key for r in requests])
         return [output.logits[offset, :] for offset in output.offsets[:-1]]
 
-    def chains(self, requests: Sequence[DraftRequest], vocab: int | None) -> None:
+    def chains(self, requests: Sequence[DraftRequest]) -> None:
         """No model with an early exit drafts on its own."""
 
     def score(
-        self, keys: Sequence[int], trees: Sequence[TokenTree], kept: Sequence[Sequence[int]]
-    ) -> StepOutput:
+        self,
+        keys: Sequence[int],
+        trees: Sequence[TokenTree],
+        kept: Sequence[Sequence[int]],
+        asked: Sequence[Sequence[int]],
+    ) -> list[list[Array]]:
         """Keeps all of each tree, which is a chain."""
-        return self._draft(trees, keys)
+        output = self._draft(trees, keys)
+        return [
+            [output.logits[first + node, :] for node in nodes]
+            for first, nodes in zip(output.offsets[:-1], asked, strict=True)
+        ]
 
     def _draft(self, trees: Sequence[TokenTree], keys: Sequence[int]) -> StepOutput:
         rows = [Row(self._handles[key], tree) for key, tree in zip(keys, trees, strict=True)]

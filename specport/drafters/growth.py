@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
 
 from specport.core.ports import Array, Drafted, DraftRequest
 from specport.core.sampling import Prefix
@@ -68,15 +70,30 @@ class DraftHead:
     def __init__(self, target_vocab: int, token_map: Sequence[int] | None = None) -> None:
         self._target_vocab = target_vocab
         self._map = None if token_map is None else np.asarray(token_map, dtype=np.int64)
-        if self._map is not None:
-            # Target id -> column; ids that the cut head lacks point behind the last column.
-            self._columns = np.full(target_vocab, self._map.size, dtype=np.int64)
-            self._columns[self._map] = np.arange(self._map.size)
+
+    @cached_property
+    def _columns(self) -> NDArray[np.int64]:
+        """Target id -> column; ids that the cut head lacks point behind the last column."""
+        assert self._map is not None
+        columns = np.full(self._target_vocab, self._map.size, dtype=np.int64)
+        columns[self._map] = np.arange(self._map.size)
+        return columns
 
     @property
     def columns(self) -> int | None:
         """How many of a draft's columns count; None = all."""
         return self._target_vocab if self._map is None else None
+
+    def lacks(self, token: int) -> bool:
+        """Whether it is an id of the target's that a cut head does not have."""
+        if self._map is None or not 0 <= token < self._target_vocab:
+            return False
+        return bool(self._columns[token] == self._map.size)
+
+    def with_ids(self, tokens: Sequence[int]) -> DraftHead:
+        """A cut head with more columns behind its own."""
+        assert self._map is not None
+        return DraftHead(self._target_vocab, [*self._map.tolist(), *tokens])
 
     def own(self, logits: Array) -> Array:
         """[columns] the draft's logits without those that the target does not have."""

@@ -94,7 +94,7 @@ class ModelLevels:
         name: str = "model",
     ) -> None:
         self.name = name
-        self._cache, self._head = DraftCache(model, window), DraftHead(target_vocab, token_map)
+        self._cache = DraftCache(model, DraftHead(target_vocab, token_map), window)
 
     @property
     def forks(self) -> bool:
@@ -141,15 +141,16 @@ class ModelLevels:
             return [[]] * len(trees)
         # What all paths share can stay: whatever comes next is below it.
         shared = [[level[0] for level in zip(*found) if len({*level}) == 1] for found in paths]  # noqa: B905
-        output = self._cache.score(
+        found = self._cache.score(
             [trees[i].request.key for i in asked],
             [_below(trees[i], nodes[i]) for i in asked],
             [[nodes[i].index(node) for node in shared[i]] for i in asked],
+            [[nodes[i].index(path[-1]) for path in paths[i]] for i in asked],
         )
         logits: list[list[Array]] = [[] for _ in trees]
-        for i, first in zip(asked, output.offsets[:-1], strict=True):
+        for i, rows in zip(asked, found, strict=True):
             trees[i].memo += shared[i]
-            logits[i] = [output.logits[first + nodes[i].index(path[-1]), :] for path in paths[i]]
+            logits[i] = rows
         return logits
 
     def _unread(self, tree: Growing) -> list[list[int]]:
@@ -171,10 +172,10 @@ class ModelLevels:
         return paths
 
     def _children(self, tree: Growing, node: int, logits: Array, width: int) -> Children:
-        sampler = tree.request.sampler
+        sampler, head = tree.request.sampler, self._cache.head(tree.request.key)
         plain = sampler.params.plain_greedy
         # Penalties speak of target ids; without them a cut head's own columns will do.
-        scores = self._head.own(logits) if plain else self._head.full(logits)
+        scores = head.own(logits) if plain else head.full(logits)
         xp = array_namespace(scores)
         if sampler.params.greedy:
             if not plain:
@@ -185,7 +186,7 @@ class ModelLevels:
             weights = sampler.distribution(scores, Prefix(tree.request.context, tree.path(node)))
         columns = largest(xp.expand_dims(weights, axis=0), width)[0]
         chances = to_host(xp.take(weights, xp.asarray(columns, device=device(weights)))).tolist()
-        tokens = self._head.ids(columns.tolist()) if plain else columns.tolist()
+        tokens = head.ids(columns.tolist()) if plain else columns.tolist()
         return [(token, chance) for token, chance in zip(tokens, chances, strict=True) if chance > 0]
 
 

@@ -22,9 +22,9 @@ class ReadingDrafter:
     Greedy parameters draft the likeliest tokens; others draw, siblings without replacement.
     """
 
-    def __init__(self, reading: Reading, head: DraftHead, name: str) -> None:
+    def __init__(self, reading: Reading, name: str) -> None:
         self.name = name
-        self._reading, self._head = reading, head
+        self._reading = reading
 
     @property
     def prior(self) -> Sequence[float]:
@@ -61,7 +61,7 @@ class ReadingDrafter:
     def _grow(self, growths: list[Growth]) -> None:
         """Draft level by level until every tree has its depth or has stopped; at once where that will do."""
         if all(growth.likeliest_chain for growth in growths):
-            chains = self._reading.chains([growth.request for growth in growths], self._head.columns)
+            chains = self._reading.chains([growth.request for growth in growths])
             if chains is not None:
                 for growth, chain in zip(growths, chains, strict=True):
                     growth.become(chain)
@@ -69,7 +69,7 @@ class ReadingDrafter:
         logits = [[row] for row in self._reading.catch_up([growth.request for growth in growths])]
         while growths:
             for growth, rows in zip(growths, logits, strict=True):
-                expand(growth, rows, self._head)
+                expand(growth, rows, self._reading.head(growth.request.key))
             growths = [growth for growth in growths if not growth.done]
             logits = self._score(growths) if growths else []
 
@@ -78,19 +78,15 @@ class ReadingDrafter:
         # A step's mask covers new tokens only, so a tree is stepped whole at each level. A chain's
         # tokens are kept as they come.
         branching = [bool(growth.request.plan.branches) for growth in growths]
-        output = self._reading.score(
+        return self._reading.score(
             [growth.request.key for growth in growths],
             [
                 TokenTree(tuple(g.tokens), tuple(g.parents)) if forked else TokenTree.chain(g.tokens[-1:])
                 for g, forked in zip(growths, branching, strict=True)
             ],
             [() if forked else (0,) for forked in branching],
+            [g.frontier if forked else (0,) for g, forked in zip(growths, branching, strict=True)],
         )
-        logits = []
-        for growth, forked, first in zip(growths, branching, output.offsets[:-1], strict=True):
-            nodes = growth.frontier if forked else [0]
-            logits.append([output.logits[first + node, :] for node in nodes])
-        return logits
 
 
 class ModelDrafter(ReadingDrafter):
@@ -108,11 +104,11 @@ class ModelDrafter(ReadingDrafter):
         window: int = 256,
         name: str = "model",
     ) -> None:
-        super().__init__(DraftCache(model, window), DraftHead(target_vocab, token_map), name)
+        super().__init__(DraftCache(model, DraftHead(target_vocab, token_map), window), name)
 
 
 class EarlyExitDrafter(ReadingDrafter):
     """The first layers of the target itself; only for generations on this very model."""
 
     def __init__(self, target: EarlyExitModel, *, name: str = "early-exit") -> None:
-        super().__init__(ExitCache(target), DraftHead(target.vocab_size), name)
+        super().__init__(ExitCache(target), name)
