@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from specport.core.costs import StepCosts
+from specport.core.model_kinds import EarlyExitModel
 from specport.core.planner import UNKNOWN_COST, Planner, Source
-from specport.core.ports import Drafter, EarlyExitModel, Model, PlannedDrafter
+from specport.core.ports import Drafter, Model, PlannedDrafter
 from specport.drafters.cascade import Cascade
 from specport.drafters.graft import VARIANTS, DraftedRound, GraftDrafter, Variant
 from specport.drafters.history import History

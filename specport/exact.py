@@ -17,7 +17,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.ports import CacheHandle, EarlyExitModel, Model, Row
+from specport.core.model_kinds import EarlyExitModel
+from specport.core.ports import CacheHandle, Model, Row
 from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
 from specport.models.cache import cache_root

@@ -12,8 +12,9 @@ from generations import PROMPT, begin, run
 from toy_model import ToyModel
 
 from specport.core.engine import Engine
+from specport.core.model_kinds import Chains
 from specport.core.policies import Fixed, make_policy
-from specport.core.ports import Chains, Row
+from specport.core.ports import Row
 from specport.core.sampling import SamplingParams
 from specport.core.tree import TokenTree
 from specport.drafters.model import ModelDrafter

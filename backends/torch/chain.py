@@ -18,7 +18,8 @@ from specport.backends.torch.model import SlotModel, piece_of
 from specport.backends.torch.runners import Output, Runner, timed
 from specport.backends.torch.step import StepShape
 
-from specport.core.ports import Chains, Row
+from specport.core.model_kinds import Chains
+from specport.core.ports import Row
 from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
 

@@ -21,8 +21,9 @@ from specport.calibration.measure import Measured, measure
 from specport.core.classifier import TOP_K
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
+from specport.core.model_kinds import EarlyExitModel
 from specport.core.policies import Fixed
-from specport.core.ports import EarlyExitModel, Model
+from specport.core.ports import Model
 from specport.core.sampling import SamplingParams
 from specport.drafters.graft import Variant
 from specport.drafters.graft_thresholds import Choice

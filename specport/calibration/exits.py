@@ -14,7 +14,8 @@ from typing import Any
 from specport.calibration.heads import agreement, rate, step_seconds
 from specport.calibration.texts import Text
 from specport.core.costs import StepCosts
-from specport.core.ports import EarlyExitModel, Row, StepOutput
+from specport.core.model_kinds import EarlyExitModel
+from specport.core.ports import Row, StepOutput
 from specport.errors import ModelError
 from specport.models.progress import Progress
 from specport.models.tokenizer import read_json

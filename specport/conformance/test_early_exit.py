@@ -10,8 +10,9 @@ import pytest
 from specport.conformance.pair import Pair
 from specport.conformance.steps import Array, Probe, host
 from specport.core.engine import Engine, Generation
+from specport.core.model_kinds import EarlyExitModel
 from specport.core.policies import Fixed
-from specport.core.ports import CacheHandle, EarlyExitModel, Row
+from specport.core.ports import CacheHandle, Row
 from specport.core.sampling import SamplingParams
 from specport.core.tree import TokenTree
 from specport.drafters.model import EarlyExitDrafter

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from array_api_compat import array_namespace, device
 
-from specport.core.ports import Array, CutHeadModel
+from specport.core.model_kinds import CutHeadModel
+from specport.core.ports import Array
 from specport.drafters.growth import DraftHead
 
 MOST = 1024  # tokens of one text; the first ones to occur stay

@@ -12,16 +12,8 @@ from typing import Protocol, cast
 
 from array_api_compat import array_namespace, device
 
-from specport.core.ports import (
-    Array,
-    CacheHandle,
-    ChainModel,
-    CutHeadModel,
-    DraftRequest,
-    Model,
-    Row,
-    StepOutput,
-)
+from specport.core.model_kinds import ChainModel, CutHeadModel
+from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Row, StepOutput
 from specport.core.tree import TokenTree
 from specport.drafters.context_head import ContextHead
 from specport.drafters.growth import DraftHead

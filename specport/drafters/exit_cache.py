@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specport.core.ports import Array, DraftRequest, EarlyExitModel, Row, StepOutput
+from specport.core.model_kinds import EarlyExitModel
+from specport.core.ports import Array, DraftRequest, Row, StepOutput
 from specport.core.tree import TokenTree
 from specport.drafters.growth import DraftHead
 

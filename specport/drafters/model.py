@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specport.core.estimates import CENTRES
-from specport.core.ports import Array, DraftRequest, EarlyExitModel, Model, Outcome
+from specport.core.model_kinds import EarlyExitModel
+from specport.core.ports import Array, DraftRequest, Model, Outcome
 from specport.core.tree import TokenTree
 from specport.drafters.draft_cache import DraftCache, Reading
 from specport.drafters.exit_cache import ExitCache
