@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,6 +21,7 @@ from specport.models.progress import Progress, part
 HELD_OUT = 0.05  # of the shards; one at least
 LOOKED_AT = 96  # texts of all shards that what stays is fitted to, about
 FITTING = 0.1  # of the time, about
+FITTED, CHANNELS = "fitted", "channels.json"
 
 
 def heal(
@@ -34,23 +38,24 @@ def heal(
 ) -> dict[str, Any]:
     """Prune, train on `shards`, and write the folder `out`. Returns what a bundle says of it.
 
-    work: folder of the checkpoint.
+    work: folder of the checkpoint, and of the pruned model: what is there is gone on with.
     mlp: share of the feed-forward channels that stay.
     head: ranges of the ids that the draft's head keeps, as in a bundle; None = all.
     recipe: entries of `distil.Recipe`. HELD_OUT of the shards is not trained on: the agreement is measured
     there. Arguments are plain data, since this runs in a process of its own (`worker.run`).
     """
-    progress("reading weights", 0.0)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        model = export.load_source(Path(source), Path(temporary), trust_remote_code)
     apart = max(1, round(HELD_OUT * len(shards)))
     texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
     unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
-    channels: tuple[int, ...] = ()
-    if dropped or mlp < 1.0:
-        looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
-        counts = prune(model, dropped, mlp, looked_at, part(progress, 0.0, FITTING))
-        channels = counts if mlp < 1.0 else ()
+    model, channels = _pruned(
+        Path(source),
+        Path(work) / FITTED,
+        dropped,
+        mlp,
+        texts,
+        trust_remote_code,
+        part(progress, 0.0, FITTING),
+    )
     kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
     about = Recipe(**recipe)
     result = distil(model, kept, texts, unseen, about, Path(work), part(progress, FITTING, 1.0))
@@ -68,3 +73,34 @@ def heal(
         "losses": [round(loss, 3) for loss in result.losses[:: max(1, len(result.losses) // 50)]],
         **asdict(about),
     }
+
+
+def _pruned(
+    source: Path,
+    kept: Path,
+    dropped: Sequence[int],
+    mlp: float,
+    texts: Sequence[teacher.Dialogue],
+    trust_remote_code: bool,
+    progress: Progress,
+) -> tuple[Any, tuple[int, ...]]:
+    """The pruned and fitted model, and how many channels stay of how many; () = all.
+
+    Fitting takes minutes, so the result is written to the folder `kept`, and read from there the next time.
+    """
+    progress("reading weights", 0.0)
+    done = (kept / CHANNELS).is_file()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        model = export.load_source(kept if done else source, Path(temporary), trust_remote_code)
+    if done:
+        return model, tuple(json.loads((kept / CHANNELS).read_text(encoding="utf-8")))
+    if not dropped and mlp == 1.0:
+        return model, ()
+    looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
+    counts = prune(model, dropped, mlp, looked_at, progress)
+    channels = counts if mlp < 1.0 else ()
+    if os.environ.get("RANK", "0") == "0":  # of several processes that train together, the first
+        shutil.rmtree(kept, ignore_errors=True)
+        model.save_pretrained(kept, safe_serialization=True)
+        (kept / CHANNELS).write_text(json.dumps(channels), encoding="utf-8")  # last: now it is whole
+    return model, channels

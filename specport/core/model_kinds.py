@@ -1,4 +1,4 @@
-"""What some models can do beside `Model`; `Capabilities` says which. Backends implement it, drafters use it."""
+"""What some models can do beside `Model`; `Capabilities` says which. Backends do it, drafters use it."""
 
 from __future__ import annotations
 
