@@ -65,7 +65,7 @@ class Request:
     prompts: tuple[str, ...] = ()
     loss: str = "kl"
     epochs: float = 3.0
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     seed: int = 0
 
     def __post_init__(self) -> None:

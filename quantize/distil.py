@@ -38,8 +38,8 @@ class Recipe:
 
     loss: str = "kl"
     epochs: float = 3.0
-    learning_rate: float = 1e-4
-    batch_tokens: int = 512
+    learning_rate: float = 2e-5
+    batch_tokens: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
