@@ -188,16 +188,16 @@ def test_an_unsure_token_ends_the_draft() -> None:
 def test_reading_a_long_context_waits_until_the_text_is_long_enough() -> None:
     world = World({"model": 0.9})
     model = Fake(world, "model", confidence=0.9, cost=0.2)
-    model.unread = 800  # takes as long as 16 plain steps
     planner = Planner([Source(model, table(0.2))], table(), clock=world.clock)
-    sampler, context = Sampler(SamplingParams()), [0] * 300
+    sampler, context = Sampler(SamplingParams()), [0] * 800
     for _ in range(80):
+        model.unread = len(context)  # takes as long as 16 plain steps
         planner.propose([DraftRequest(0, context, Plan(16), sampler, num_left=500)])
         if model.asked:
             break
         planner.observe([Outcome(0, TokenTree(), (), Plan(16), 1.0, len(context))])
         context.append(0)
-    assert 3 < len(context) - 300 < 80
+    assert 3 < len(context) - 800 < 80
 
 
 def test_a_change_of_width_is_avoided_when_it_costs_more_than_it_brings() -> None:

@@ -204,7 +204,8 @@ class Planner:
             return False
         behind = self._sources[which].drafter.behind(r.request)
         forecast.begin(whole=behind == len(r.request.context))
-        first, each = self._draft_seconds(which, r, behind)
+        reading, each = self._draft_seconds(which, r, behind)
+        first = each + reading / _rounds_to_come(r)
         tokens = 1.0 + np.cumsum(forecast.reach[:depth])
         seconds = first + each * np.arange(depth) + r.curve[2:]
         rate = float(np.min(seconds / tokens))
@@ -214,7 +215,7 @@ class Planner:
             r.request = replace(r.request, plan=replace(r.request.plan, stop=self._gate(which, r, each)))
             return True
         depth = min(depth, _PROBE_DEPTH)
-        probe = first + (depth - 1) * each + float(r.curve[1 + depth] - r.curve[1])
+        probe = reading + depth * each + float(r.curve[1 + depth] - r.curve[1])
         if not forecast.probes(probe / float(r.curve[1]), wanted=r.asked is None):
             return False
         stop = PathGate(r.state.local[which], (0.0,) * depth)
@@ -222,20 +223,14 @@ class Planner:
         return True
 
     def _draft_seconds(self, which: int, r: _Round, behind: int) -> tuple[float, float]:
-        """Seconds until a draft's first token and for each further one.
-
-        Reading a long context is an investment that later rounds of the same text share.
-        """
+        """Seconds to read what the drafter has not read yet, and for each token of a draft."""
         costs = r.state.draft_costs[which]
         assert costs is not None  # asked of costly drafters only
         context = len(r.request.context)
         if not costs.known:
             costs.assume(UNKNOWN_COST * r.state.costs.step(1, context))
         each = costs.step(1, context)
-        reading = costs.step(behind, context) - each
-        written = context - r.state.num_prompt_tokens
-        rounds = max(1.0, min(r.request.num_left, _LINDY + written) / _TOKENS_A_ROUND)
-        return each + reading / rounds, each
+        return costs.step(behind, context) - each, each
 
     def _gate(self, which: int, r: _Round, each: float) -> PathGate:
         """Where the draft stops: one more node costs a draft step and a token of the target's."""
@@ -269,6 +264,12 @@ class Planner:
             # What was drawn must be verified: to drop it for what it is would change the text's law.
             if tree.probs is not None or found.value(r.curve, r.rate) > r.best.value(r.curve, r.rate):
                 r.best, r.asked = found, which
+
+
+def _rounds_to_come(r: _Round) -> float:
+    """Reading a long context is an investment that later rounds of the same text share."""
+    written = len(r.request.context) - r.state.num_prompt_tokens
+    return max(1.0, min(r.request.num_left, _LINDY + written) / _TOKENS_A_ROUND)
 
 
 def _spine(tree: TokenTree, chances: Sequence[float]) -> list[float]:
