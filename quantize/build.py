@@ -25,6 +25,7 @@ from specport.quantize.prompts import CHOOSING, HELD_OUT
 from specport.quantize.workplace import workplace
 
 from specport.calibration import calibrate, heads, store, texts
+from specport.calibration.measure import measure
 from specport.core.costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
@@ -38,7 +39,7 @@ from specport.versions import installed
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 AGREEMENT = "agreement"
 _CHOOSING_TOKENS = 64
-_COSTS_BUDGET_S = 12.0  # for costs that calibration has not measured
+_COSTS_BUDGET_S, _CONTEXTS = 8.0, (64,)  # for costs that calibration has not measured
 
 
 @dataclass(frozen=True)
@@ -219,11 +220,20 @@ class _Job:
         return plan
 
     def _costs(self, role: str, files: ModelFiles, loaded: Loaded, progress: Progress) -> StepCosts:
-        """What calibration found; else a quick look, which is kept: a new draft is planned by it at once."""
+        """What calibration found, else a quick look.
+
+        A draft's is kept, since it is new and has to be planned by something; calibration replaces it.
+        """
         if found := store.find(loaded.key):
             return found.costs
-        report = calibrate.report(role, files, loaded, self.origin.loader, progress, _COSTS_BUDGET_S)
-        return report.measured.costs
+        if role == "target":
+            quick = measure(loaded.model, contexts=_CONTEXTS, budget_s=_COSTS_BUDGET_S, progress=progress)
+        else:
+            loader = self.origin.loader
+            quick = calibrate.report(
+                role, files, loaded, loader, progress, _COSTS_BUDGET_S, _CONTEXTS
+            ).measured
+        return quick.costs
 
     def _head(
         self, written: Sequence[texts.Text], costs: StepCosts, progress: Progress

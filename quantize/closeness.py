@@ -33,7 +33,9 @@ class Closeness:
 def perplexity(model: Model, texts: Sequence[Text]) -> float:
     """Of the answers' tokens."""
     losses = [
-        _loss(_log_softmax(rows), tokens) for read in along(model, texts) for rows, tokens in _cut(*read)
+        _loss(_log_softmax(rows), tokens)
+        for output, answer in along(model, texts)
+        for rows, tokens in _cut(output.logits, answer)
     ]
     return float(np.exp(np.concatenate(losses).mean()))
 
@@ -44,10 +46,11 @@ def closeness(source: Model, model: Model, texts: Sequence[Text], progress: Prog
     same: list[NDArray[np.bool_]] = []
     divergences: list[NDArray[np.float64]] = []  # a text each
     readings = zip(along(source, texts), along(model, texts), strict=True)
-    for number, (true, found) in enumerate(readings):
+    for number, ((true, answer), (found, _)) in enumerate(readings):
         progress("comparing with the source", number / len(texts))
         parts = []
-        for (wanted, tokens), (given, _) in zip(_cut(*true), _cut(*found), strict=True):
+        both = _cut(true.logits, answer), _cut(found.logits, answer)
+        for (wanted, tokens), (given, _) in zip(*both, strict=True):
             p, q = _log_softmax(wanted), _log_softmax(given)
             losses.append(_loss(q, tokens))
             same.append(p.argmax(axis=1) == q.argmax(axis=1))

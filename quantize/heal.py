@@ -21,7 +21,7 @@ from specport.models.progress import Progress, part
 HELD_OUT = 0.05  # of the shards; one at least
 LOOKED_AT = 96  # texts of all shards that what stays is fitted to, about
 FITTING = 0.1  # of the time, about
-FITTED, CHANNELS = "fitted", "channels.json"
+FITTED, PRUNED = "fitted", "pruned.json"
 
 
 def heal(
@@ -89,11 +89,13 @@ def _pruned(
     Fitting takes minutes, so the result is written to the folder `kept`, and read from there the next time.
     """
     progress("reading weights", 0.0)
-    done = (kept / CHANNELS).is_file()
+    how = {"dropped": sorted(dropped), "mlp": mlp}
+    done = _how(kept)
+    same = {**how, "channels": done.get("channels")} == done
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        model = export.load_source(kept if done else source, Path(temporary), trust_remote_code)
-    if done:
-        return model, tuple(json.loads((kept / CHANNELS).read_text(encoding="utf-8")))
+        model = export.load_source(kept if same else source, Path(temporary), trust_remote_code)
+    if same:
+        return model, tuple(done["channels"])
     if not dropped and mlp == 1.0:
         return model, ()
     looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
@@ -102,5 +104,14 @@ def _pruned(
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together, the first
         shutil.rmtree(kept, ignore_errors=True)
         model.save_pretrained(kept, safe_serialization=True)
-        (kept / CHANNELS).write_text(json.dumps(channels), encoding="utf-8")  # last: now it is whole
+        # Last: now it is whole.
+        (kept / PRUNED).write_text(json.dumps({**how, "channels": channels}), encoding="utf-8")
     return model, channels
+
+
+def _how(kept: Path) -> dict[str, Any]:
+    """How the model in this folder was pruned; empty where there is none, or half of one."""
+    try:
+        return dict(json.loads((kept / PRUNED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

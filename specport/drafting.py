@@ -179,8 +179,8 @@ def reading_window(target: StepCosts, draft: StepCosts) -> int:
     """Most tokens that a draft reads at once: what it can read in the time of some plain steps.
 
     A draft that lacks the beginning of a prompt guesses far worse (of Spec-Bench's summaries a 0.5B says 23 %
-    behind 256 tokens, and 76 % behind all of them), so this only bounds what may be read in vain. Whether
-    reading is worth its time, the planner decides.
+    behind 256 tokens, and 76 % behind all of them), so this only bounds what may be read in vain. A planner
+    decides whether reading is worth its time; other policies read it whatever it takes.
     """
     unit = 1.0 if draft.known == target.known else UNKNOWN_COST * target.step(1, 0) / draft.step(1, 0)
     window = MIN_WINDOW

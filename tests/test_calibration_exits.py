@@ -68,9 +68,9 @@ def test_the_exit_with_most_tokens_a_second_is_best() -> None:
 def test_first_layers_are_read_and_timed_like_a_draft() -> None:
     model = ToyExitModel(exit_noise=0.5)
     first = exits.FirstLayers(model)
-    ((logits, answer),) = along(first, [Text((1, 2, 3), (4, 5, 6))])
+    ((output, answer),) = along(first, [Text((1, 2, 3), (4, 5, 6))])
     expected = [model.early[a, b] for a, b in ((2, 3), (3, 4), (4, 5))]
-    assert answer == (4, 5, 6) and (logits == expected).all()
+    assert answer == (4, 5, 6) and (output.logits == expected).all()
     assert model.num_open == 0 and first.capabilities.exit_layer == 0
     handle = first.open()
     first.step([Row(handle, TokenTree.chain([1]))])

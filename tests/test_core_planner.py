@@ -156,6 +156,14 @@ def test_what_was_measured_of_a_drafter_counts_from_the_first_round(
     assert len(model.asked) == asked
 
 
+def test_two_drafters_that_do_not_pay_are_both_probed() -> None:
+    world = World({"a": 0.0, "b": 0.0})
+    fakes = [Fake(world, name, confidence=0.02, cost=0.1) for name in "ab"]
+    sources = [Source(fake, table(0.1), (0.05,)) for fake in fakes]
+    play(Planner(sources, table(), clock=world.clock), world, 100)
+    assert all(fake.asked for fake in fakes)
+
+
 def test_probes_take_a_small_share_of_the_time() -> None:
     """A draft that is never right costs no more than that, however dear it is."""
     for cost in (0.1, 0.4, 1.0):

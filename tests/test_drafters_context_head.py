@@ -114,6 +114,16 @@ def test_only_so_many_tokens_are_taken_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert context.head(0).ids([3]) == [3]
 
 
+def test_what_was_written_anew_is_taken_up() -> None:
+    model = ToyCutModel(KEEP)
+    drafter = ModelDrafter(model, 11, KEEP)
+    drafter.propose([request([3, 9, 4], Plan(1))])
+    drafter.rewind(0, 1)
+    (tree,) = drafter.propose([request([3, 8, 1], Plan(4))])
+    assert model.fetched == [3, 9, 4, 8, 1]
+    assert tree.tokens == greedy(model, [3, 8, 1], 4, {*KEEP, 3, 9, 4, 8, 1})
+
+
 def test_a_whole_head_lacks_nothing() -> None:
     assert not DraftHead(9).lacks(3) and DraftHead(9, KEEP).lacks(3) and not DraftHead(9, KEEP).lacks(9)
 

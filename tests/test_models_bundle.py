@@ -68,6 +68,7 @@ def test_ranges_hold_the_same_tokens(tokens: tuple[int, ...]) -> None:
     [
         *({"head": head} for head in ([[3, 2]], [[-1, 4]], [[0, 1 << 40]], [[0]], [["a", 3]])),
         *({"measured": {"acceptance_by_depth": shares}} for shares in ([1.5], ["a"], 3, [None])),
+        {"measured": None},
     ],
 )
 def test_what_means_nothing_is_no_bundle(made: Path, wrong: dict[str, object]) -> None:

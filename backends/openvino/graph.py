@@ -41,14 +41,18 @@ def read_model(folder: Path) -> ov.Model:
 
 
 def to_paged(
-    model: ov.Model, hidden_layers: Sequence[int] = (), head_tokens: Sequence[int] | None = None
+    model: ov.Model,
+    hidden_layers: Sequence[int] = (),
+    head_tokens: Sequence[int] | None = None,
+    *,
+    head_input: bool = False,
 ) -> ov.Model:
     """Rewrite `model` in place for PagedAttention and return it.
 
     hidden_layers: decoder layers whose output becomes an output `hidden.N`, [rows, 1, width].
     head_tokens:   token ids that the head keeps, in this order; None keeps all. Column j of the
-                   logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856), and what the head
-                   reads becomes the output HEAD_INPUT, [rows, 1, width].
+                   logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856).
+    head_input:    what the head reads becomes the output HEAD_INPUT, [rows, 1, width].
     """
     hidden = {layer: layer_output(model, layer) for layer in hidden_layers}
     head = _head(model)
@@ -63,7 +67,7 @@ def to_paged(
         raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
     # After the transformation the tokens of all sequences lie along axis 0.
     head.input(0).replace_source_output(gather(head.input_value(0), indices))
-    if head_tokens is not None:
+    if head_input:
         _add_output(model, head.input_value(0), HEAD_INPUT)
     for layer, output in hidden.items():
         _add_output(model, gather(output, indices), f"hidden.{layer}")

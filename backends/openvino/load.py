@@ -125,9 +125,10 @@ def _compile(
     limit = _limit(files, options.max_context)
     if options.exit_layer:
         return _early_exit(model, files, options, settings, limit, exact_mode=exact_mode)
-    rows = None if options.head_tokens is None else graph.head_rows(model)
-    head_rows = rows and HeadRows(ov.Core().compile_model(rows, "CPU"))  # before the surgery below
-    paged = graph.to_paged(model, options.hidden_layers, options.head_tokens)
+    head_rows = None if options.head_tokens is None else _head_rows(model)  # before the surgery below
+    paged = graph.to_paged(
+        model, options.hidden_layers, options.head_tokens, head_input=head_rows is not None
+    )
     request = Request(_on_device(paged, files, options, settings))
     return PagedModel(
         request,
@@ -136,6 +137,18 @@ def _compile(
         hidden_layers=options.hidden_layers,
         head_rows=head_rows,
     )
+
+
+def _head_rows(model: ov.Model) -> HeadRows | None:
+    """None where the model's form or this machine does not allow it: the draft then does without."""
+    rows = graph.head_rows(model)
+    if rows is None:
+        return None
+    try:
+        # A few rows at a time, wherever the model itself runs: one thread is enough.
+        return HeadRows(ov.Core().compile_model(rows, "CPU", {"INFERENCE_NUM_THREADS": 1}))
+    except RuntimeError:
+        return None
 
 
 def _early_exit(

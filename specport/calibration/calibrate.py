@@ -17,7 +17,7 @@ import numpy as np
 
 from specport.calibration import exits, grafts, heads, stopping, store, texts
 from specport.calibration.heads import Head
-from specport.calibration.measure import Measured, measure
+from specport.calibration.measure import CONTEXTS, Measured, measure
 from specport.core.classifier import TOP_K
 from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
@@ -120,7 +120,8 @@ def calibrate(
         tokens = files.bundle.head_tokens if files.bundle else None
         loaded = loader.draft_with(files, tokens)
         tried: tuple[Head, ...] = ()
-        if files.bundle is None:
+        speaks = not own.mismatch(tokenizer)  # the target's ids; else its text says nothing to the draft
+        if files.bundle is None and speaks:
             tried = heads.compare(
                 partial(loader.draft_with, files), loaded.model, written, costs,
                 own.special_ids, part(bar, 0.0, 0.4),
@@ -128,8 +129,8 @@ def calibrate(
             tokens = heads.best(tried).tokens
         if tokens != loaded.head_tokens:
             loaded = loader.draft_with(files, tokens)
-        traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K)
-        trained = stopping.train(traces, costs, heads.step_seconds(loaded.model))
+        traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K) if speaks else ()
+        trained = stopping.train(traces, costs, heads.step_seconds(loaded.model)) if traces else None
         before = store.find_pair(key, files.fingerprint)
         graft = before.graft if before.head_tokens == tokens else None  # found with another head
         pair = store.Pair(tokens, trained.classifier if trained else None, graft)
@@ -181,13 +182,20 @@ def _exit(
 
 
 def report(
-    role: str, files: ModelFiles, loaded: Loaded, loader: Loader, progress: Progress, budget_s: float
+    role: str,
+    files: ModelFiles,
+    loaded: Loaded,
+    loader: Loader,
+    progress: Progress,
+    budget_s: float,
+    contexts: Sequence[int] = CONTEXTS,
 ) -> Report:
-    """Measure what a loaded model's steps cost, for about `budget_s` seconds, and keep it.
+    """Measure what a loaded model's steps cost, and keep it.
 
-    role: as in `Report`. Raises ModelError when the cache cannot be written.
+    role: as in `Report`; budget_s, contexts: as for `measure`. Raises ModelError when the cache cannot be
+    written.
     """
-    measured = measure(loaded.model, budget_s=budget_s, progress=progress)
+    measured = measure(loaded.model, contexts=contexts, budget_s=budget_s, progress=progress)
     loop = loop_seconds(loaded.model) if role == "target" else None
     about = {
         "role": role,

@@ -101,7 +101,7 @@ def agreement(
 ) -> float:
     """Share of the target's tokens that the draft proposes with this head.
 
-    draft: with its whole head; a cut one gives the same logits at the ids that it keeps.
+    draft: with its whole head; a cut one gives these logits at the ids that it keeps, but for rounding.
     with_context: the head has the tokens of the text up to there as well (`ContextHead`).
     """
     absent = _absent(draft.vocab_size, head)
@@ -110,9 +110,9 @@ def agreement(
         mask = absent.copy()
         if with_context:
             mask[[*text.prompt]] = 0.0
-        for logits, answer in along(draft, [text]):
-            xp, where = array_namespace(logits), device(logits)
-            for row, token in zip(logits, answer, strict=True):
+        for output, answer in along(draft, [text]):
+            xp, where = array_namespace(output.logits), device(output.logits)
+            for row, token in zip(output.logits, answer, strict=True):
                 hits += int(xp.argmax(row + xp.asarray(mask, device=where))) == token
                 if with_context:
                     mask[token] = 0.0

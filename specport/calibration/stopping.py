@@ -7,8 +7,9 @@ makes the most tokens a second, by measured costs, on texts that the network was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from specport.calibration.texts import Text, along
 from specport.core.classifier import DEPTH, Classifier, features, fit
 from specport.core.costs import StepCosts
-from specport.core.ports import Drafted, Model
+from specport.core.model_kinds import CutHeadModel
+from specport.core.ports import Array, Drafted, Model
 from specport.core.spread import Spread, spread_of
+from specport.drafters.context_head import ContextHead
+from specport.drafters.growth import DraftHead
 
 MIN_SAMPLES = 50  # guesses; with fewer nothing is learnt
 _THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
@@ -46,15 +50,33 @@ class Trained:
 def trace(draft: Model, head_tokens: Sequence[int] | None, texts: Sequence[Text], top_k: int) -> list[Trace]:
     """head_tokens: ids behind the columns of the draft's logits; None = all in order."""
     traces = []
-    for logits, answer in along(draft, texts):
-        xp = array_namespace(logits)
+    for text in texts:
         spreads, accepted = [], []
-        for row, token in zip(logits, answer, strict=True):
+        for row, head, token in _guesses(draft, head_tokens, text):
+            xp = array_namespace(row)
             column = int(xp.argmax(row))
             spreads.append(spread_of(xp.exp(row - row[column]), top_k))
-            accepted.append((column if head_tokens is None else head_tokens[column]) == token)
-        traces.append(Trace(tuple(spreads), tuple(accepted)))
+            accepted.append(head.ids([column]) == [token])
+        if spreads:
+            traces.append(Trace(tuple(spreads), tuple(accepted)))
     return traces
+
+
+def _guesses(
+    draft: Model, head_tokens: Sequence[int] | None, text: Text
+) -> Iterator[tuple[Array, DraftHead, int]]:
+    """Before each token of the answer: logits [columns] as in drafting, what these are, and the token."""
+    vocab = 1 + max(*text.prompt, *text.answer, *(head_tokens or (draft.vocab_size - 1,)))
+    head = DraftHead(vocab, head_tokens)
+    context = ContextHead(cast(CutHeadModel, draft), head) if draft.capabilities.head_rows else None
+    for output, answer in along(draft, [text]):
+        for i, token in enumerate(answer):
+            row = output.logits[i : i + 1, :]
+            if context is not None:
+                assert output.head_input is not None  # as the capabilities say
+                context.follow(0, [*text.prompt, *answer[:i]])
+                row, head = context.extended(0, row, output.head_input[i : i + 1, :]), context.head(0)
+            yield row[0, :], head, token
 
 
 def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained | None:

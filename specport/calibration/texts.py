@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from specport.core.engine import Engine, Generation
 from specport.core.policies import Fixed
-from specport.core.ports import Array, Model, Row
+from specport.core.ports import Model, Row, StepOutput
 from specport.core.sampling import SamplingParams
 from specport.core.tree import TokenTree
 from specport.models.progress import Progress
@@ -65,8 +65,8 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return tokenizer.encode(prompt)
 
 
-def along(draft: Model, texts: Sequence[Text]) -> Iterator[tuple[Array, tuple[int, ...]]]:
-    """The draft's logits [n, vocab] before each token of an answer, and the answer's n tokens."""
+def along(draft: Model, texts: Sequence[Text]) -> Iterator[tuple[StepOutput, tuple[int, ...]]]:
+    """What the draft gives before each token of an answer, [n, vocab], and the answer's n tokens."""
     for text in texts:
         room = draft.max_context - len(text.answer)
         before = text.prompt[-room:] if room > 0 else ()
@@ -78,6 +78,6 @@ def along(draft: Model, texts: Sequence[Text]) -> Iterator[tuple[Array, tuple[in
                 draft.step([Row(handle, TokenTree.chain(before[:-1]), logits="last")])
                 draft.commit(handle, range(len(before) - 1))
             output = draft.step([Row(handle, TokenTree.chain((before[-1], *text.answer[:-1])))])
-            yield output.logits, text.answer
+            yield output, text.answer
         finally:
             draft.close(handle)

@@ -89,7 +89,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "minutes, and train nothing (default: 3.0)",
     )  # fmt: skip
     add("--loss", metavar="{kl,ce,tv}", help="what healing minimises (default: kl)")
-    add("--learning-rate", type=float, metavar="X", help="of healing (default: 1e-4)")
+    add("--learning-rate", type=float, metavar="X", help="of healing (default: 2e-5)")
     add("--processes", type=int, metavar="N", help="heal on N GPUs or machines with `accelerate launch`")
     add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
     add(

@@ -199,11 +199,11 @@ class Planner:
         Sets the round's plan for it.
         """
         forecast = r.state.forecasts[which]
-        depth = r.request.plan.depth
+        depth = len(r.curve) - 2
         if depth < 1:
             return False
         behind = self._sources[which].drafter.behind(r.request)
-        forecast.begin(whole=behind == len(r.request.context))
+        forecast.begin(whole=behind in (1, len(r.request.context)))
         reading, each = self._draft_seconds(which, r, behind)
         first = each + reading / _rounds_to_come(r)
         tokens = 1.0 + np.cumsum(forecast.reach[:depth])
@@ -212,14 +212,14 @@ class Planner:
         if rate < r.rate:
             forecast.paid()
             r.rate = rate
-            r.request = replace(r.request, plan=replace(r.request.plan, stop=self._gate(which, r, each)))
+            r.request = replace(r.request, plan=Plan(depth, stop=self._gate(which, r, each)))
             return True
         depth = min(depth, _PROBE_DEPTH)
         probe = reading + depth * each + float(r.curve[1 + depth] - r.curve[1])
         if not forecast.probes(probe / float(r.curve[1]), wanted=r.asked is None):
             return False
         stop = PathGate(r.state.local[which], (0.0,) * depth)
-        r.request = replace(r.request, plan=replace(r.request.plan, depth=depth, stop=stop))
+        r.request = replace(r.request, plan=Plan(depth, stop=stop))
         return True
 
     def _draft_seconds(self, which: int, r: _Round, behind: int) -> tuple[float, float]:

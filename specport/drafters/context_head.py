@@ -68,5 +68,10 @@ class ContextHead:
         more = xp.matmul(xp.astype(head_input, rows.dtype), xp.asarray(rows, device=device(logits)).T)
         return xp.concat([logits, xp.astype(more, logits.dtype)], axis=1)
 
+    def rewind(self, key: int, length: int) -> None:
+        """Behind its first `length` tokens the context is another one now."""
+        if text := self._texts.get(key):
+            text.read = min(text.read, length)
+
     def forget(self, key: int) -> None:
         self._texts.pop(key, None)

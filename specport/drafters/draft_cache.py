@@ -91,8 +91,7 @@ class DraftCache:
     head:   the columns of the model's own logits. A cut one is joined by the tokens of each context, where
             the model can (`ContextHead`).
     window: most tokens of the context that the draft reads at once. A draft that is further behind starts
-            anew with the last `window` tokens: it needs the recent text far more than the old, and reading a
-            long prompt twice seldom pays.
+            anew with the last `window` tokens.
     """
 
     def __init__(self, model: Model, head: DraftHead, window: int) -> None:
@@ -147,7 +146,7 @@ class DraftCache:
     def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
         most = self._model.capabilities.chain
         (depth, *others) = {request.plan.depth for request in requests}
-        if not most or others:
+        if not most or others or self._context is not None:
             return None
         states = [self._rolled_back(request) for request in requests]
         unread = [r.context[s.start + s.handle.length :] for r, s in zip(requests, states, strict=True)]
@@ -197,6 +196,8 @@ class DraftCache:
             self._model.close(state.handle)
 
     def rewind(self, key: int, length: int) -> None:
+        if self._context is not None:
+            self._context.rewind(key, length)
         state = self._states.get(key)
         if state is None or length >= state.base:
             return

@@ -67,7 +67,7 @@ class DraftHead:
     token_map:    [draft vocab] target ids behind the columns of a cut head; None for a whole head.
     """
 
-    def __init__(self, target_vocab: int, token_map: Sequence[int] | None = None) -> None:
+    def __init__(self, target_vocab: int, token_map: Sequence[int] | NDArray[np.int64] | None = None) -> None:
         self._target_vocab = target_vocab
         self._map = None if token_map is None else np.asarray(token_map, dtype=np.int64)
 
@@ -93,7 +93,7 @@ class DraftHead:
     def with_ids(self, tokens: Sequence[int]) -> DraftHead:
         """A cut head with more columns behind its own."""
         assert self._map is not None
-        return DraftHead(self._target_vocab, [*self._map.tolist(), *tokens])
+        return DraftHead(self._target_vocab, np.concatenate([self._map, tokens]))
 
     def own(self, logits: Array) -> Array:
         """[columns] the draft's logits without those that the target does not have."""

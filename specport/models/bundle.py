@@ -105,6 +105,8 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
         about["layers"] = tuple(int(layer) for layer in about["layers"])
         about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
         bundle = Bundle(**about)
+        if not isinstance(bundle.measured, Mapping):
+            raise TypeError(f"what was measured is {bundle.measured!r}")
         if bundle.head is not None:
             expand(bundle.head)
         if not all(0.0 <= share <= 1.0 for share in bundle.reach):
