@@ -19,15 +19,19 @@ from specport.models.bundle import Bundle
 from specport.models.progress import progress_bar
 
 
-def arguments(description: str, layers: Sequence[int], distil: int) -> argparse.ArgumentParser:
+def arguments(
+    description: str, layers: Sequence[int], distil: int, mlp: float = 1.0
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path("drafts"), help="folder of the drafts")
     parser.add_argument(
         "--layers", type=int, nargs="+", default=list(layers), help="numbers of layers to keep"
     )
     parser.add_argument("--distil", type=int, default=distil, help="tokens that the target writes")
-    parser.add_argument("--epochs", type=float, default=2.0, help="times that each text is read")
-    parser.add_argument("--mlp", type=float, default=1.0, help="share of the feed-forward channels to keep")
+    parser.add_argument(
+        "--epochs", type=float, default=0.0, help="times that each text is read in training; 0 = fit only"
+    )
+    parser.add_argument("--mlp", type=float, default=mlp, help="share of the feed-forward channels to keep")
     parser.add_argument("--device", default="auto")
     return parser
 
