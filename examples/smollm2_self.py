@@ -1,6 +1,6 @@
 """A draft cut from the target itself: SmolLM2-135M-Instruct, which specport fetches by itself.
 
-python examples/smollm2_self.py                    # about an hour on 2 cores; what is done is kept
+python examples/smollm2_self.py                    # fitted only, minutes a draft; what is done is kept
 python examples/smollm2_self.py --layers 8 --distil 20000
 """
 

@@ -151,7 +151,7 @@ class _Job:
     def run(self, out: Path) -> Built:
         origin, own = self.origin, self.request.prompts
         choosing, held_out = (own[::2], own[1::2]) if own else (CHOOSING, HELD_OUT)
-        costs = self._costs("target", origin.target_files, origin.target, part(self.progress, 0.05, 0.1))
+        costs = self._costs(origin.target, part(self.progress, 0.05, 0.1))
         if self.trainable:
             bar = part(self.progress, 0.1, 0.4)
             count, seed = self.request.distil_tokens, self.request.seed
@@ -166,7 +166,7 @@ class _Job:
         name, precision = origin.files.name, origin.files.precision
         files = ModelFiles(folder, name, precision, str(out), ir_fingerprint(folder))
         draft = origin.loader.draft_with(files, plan.head)
-        draft_costs = self._costs("draft", files, draft, part(self.progress, 0.9, 0.92))
+        draft_costs = self._costs(draft, part(self.progress, 0.9, 0.92), keep=files)
         pair = proof.Pair(origin.target, draft, origin.tokenizer, name, costs, draft_costs)
         measured = proof.measure(pair, held_out, part(self.progress, 0.92, 1.0))
         choice = plan.choice
@@ -219,21 +219,21 @@ class _Job:
         plan.save(kept)
         return plan
 
-    def _costs(self, role: str, files: ModelFiles, loaded: Loaded, progress: Progress) -> StepCosts:
+    def _costs(self, loaded: Loaded, progress: Progress, keep: ModelFiles | None = None) -> StepCosts:
         """What calibration found, else a quick look.
 
-        A draft's is kept, since it is new and has to be planned by something; calibration replaces it.
+        keep: files of the draft, whose costs are kept: it is new, and has to be planned by something until it
+        is calibrated.
         """
         if found := store.find(loaded.key):
             return found.costs
-        if role == "target":
-            quick = measure(loaded.model, contexts=_CONTEXTS, budget_s=_COSTS_BUDGET_S, progress=progress)
-        else:
-            loader = self.origin.loader
-            quick = calibrate.report(
-                role, files, loaded, loader, progress, _COSTS_BUDGET_S, _CONTEXTS
-            ).measured
-        return quick.costs
+        if keep is None:
+            return measure(
+                loaded.model, contexts=_CONTEXTS, budget_s=_COSTS_BUDGET_S, progress=progress
+            ).costs
+        loader = self.origin.loader
+        report = calibrate.report("draft", keep, loaded, loader, progress, _COSTS_BUDGET_S, _CONTEXTS)
+        return report.measured.costs
 
     def _head(
         self, written: Sequence[texts.Text], costs: StepCosts, progress: Progress

@@ -91,16 +91,17 @@ def _pruned(
     progress("reading weights", 0.0)
     how = {"dropped": sorted(dropped), "mlp": mlp}
     done = _how(kept)
-    same = {**how, "channels": done.get("channels")} == done
+    counts = done.pop("channels", None)
+    same = counts is not None and done == how
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         model = export.load_source(kept if same else source, Path(temporary), trust_remote_code)
     if same:
-        return model, tuple(done["channels"])
+        return model, tuple(counts)
     if not dropped and mlp == 1.0:
         return model, ()
     looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
-    counts = prune(model, dropped, mlp, looked_at, progress)
-    channels = counts if mlp < 1.0 else ()
+    pruned = prune(model, dropped, mlp, looked_at, progress)
+    channels = pruned if mlp < 1.0 else ()
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together, the first
         shutil.rmtree(kept, ignore_errors=True)
         model.save_pretrained(kept, safe_serialization=True)

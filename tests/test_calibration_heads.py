@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from toy_model import ToyModel
+from toy_model import ToyCutModel, ToyModel
 from toy_pipeline import ToyTokenizer
 
 import specport
@@ -26,19 +25,16 @@ from specport.registry import Loaded, LoadOptions
 FLAT = StepCosts((1, 64), (0,), ((0.1, 0.1),), measured=True)
 
 
-class CutToy(ToyModel):
-    """A toy whose logits have the columns of a cut head, and whose steps take as long as is told."""
+class CutToy(ToyCutModel):
+    """A toy with a cut head, no rows beside it, whose steps take as long as is told."""
 
     def __init__(self, keep: Sequence[int] | None = None, seconds: float = 0.0, **options: Any) -> None:
-        super().__init__(**options)
-        self.keep, self.seconds, self.now = keep, seconds, 0.0
-        if keep is not None:
-            self.vocab_size = len(keep)
+        super().__init__(keep, head_rows=False, **options)
+        self.seconds, self.now = seconds, 0.0
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
-        output = super().step(rows)
         self.now += self.seconds
-        return output if self.keep is None else replace(output, logits=output.logits[:, list(self.keep)])
+        return super().step(rows)
 
 
 def test_a_head_keeps_the_first_ids_and_the_special_ones() -> None:
@@ -77,7 +73,7 @@ def test_agreement_is_counted_as_cut_drafts_would_propose(context: int) -> None:
                 columns = range(11) if keep is None else keep
                 hits[j] += max(columns, key=lambda c: draft.table[a, b, c]) == answer
             count += 1
-    found = [heads.agreement(draft, written, keep) for keep in keeps]
+    found = heads.agreements(draft, written, keeps)
     assert found == [hit / count for hit in hits]
     assert found[0] > found[1] > found[2] and draft.num_open == 0
 
@@ -90,8 +86,9 @@ def test_a_head_that_takes_up_the_text_proposes_what_stood_there() -> None:
         a, b = [*text.prompt, *text.answer[:i]][-2:]
         hits += max(seen, key=lambda c: target.table[a, b, c]) == answer
         seen.add(answer)
-    found = heads.agreement(target, written, (4,), with_context=True)
-    assert found == hits / 60 > 0.5 > heads.agreement(target, written, (4,))
+    (found,) = heads.agreements(target, written, [(4,)], with_context=True)
+    (bare,) = heads.agreements(target, written, [(4,)])
+    assert found == hits / 60 > 0.5 > bare
 
 
 def test_steps_are_timed_in_turns() -> None:

@@ -117,11 +117,12 @@ class ToyModel:
 
 
 class ToyCutModel(ToyModel):
-    """A toy whose head is cut to `keep`; as a `CutHeadModel` it has the rows of all ids."""
+    """A toy whose head is cut to `keep` (None: whole); as a `CutHeadModel` it has the rows of all ids."""
 
-    def __init__(self, keep: Sequence[int], *, head_rows: bool = True, **options: Any) -> None:
+    def __init__(self, keep: Sequence[int] | None, *, head_rows: bool = True, **options: Any) -> None:
         super().__init__(**options)
-        self.keep, self.vocab_size = [*keep], len(keep)
+        self.keep = [*range(self.vocab_size)] if keep is None else [*keep]
+        self.vocab_size = len(self.keep)
         self.capabilities = replace(self.capabilities, head_rows=head_rows)
         self.fetched: list[int] = []
 

@@ -55,7 +55,7 @@ def to_paged(
     head_input:    what the head reads becomes the output HEAD_INPUT, [rows, 1, width].
     """
     hidden = {layer: layer_output(model, layer) for layer in hidden_layers}
-    head = _head(model)
+    head, _ = _head(model)
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
     indices = ops.parameter([-1], np.int32, name=LOGITS_INDICES)
@@ -77,7 +77,7 @@ def to_paged(
 
 def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> None:
     """Of a stateful model: logits of these tokens (axis 1) only, and of these ids (None = all)."""
-    head = _head(model)
+    head, _ = _head(model)
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
     head.input(0).replace_source_output(gather(head.input_value(0), rows, axis=1))
@@ -88,11 +88,8 @@ def head_rows(model: ov.Model) -> ov.Model | None:
 
     None where something comes between the products with these rows and the logits, such as a soft cap.
     """
-    head = _head(model)
-    node = next(port for port in model.outputs if "logits" in port.names).node.input_value(0).node
-    while node.get_type_name() == "Convert":
-        node = node.input_value(0).node
-    if node.get_friendly_name() != head.get_friendly_name():
+    head, behind = _head(model)
+    if behind - {"Convert"}:
         return None
     ids = ops.parameter([-1], np.int64, name="ids")
     vocab = head.input_value(1).get_partial_shape()[0].get_length()
@@ -111,15 +108,17 @@ def gather(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
     return ops.gather(source, indices, ops.constant(np.int64(axis))).output(0)
 
 
-def _head(model: ov.Model) -> ov.Node:
-    """The MatMul that makes the logits, behind possible soft caps and converts."""
+def _head(model: ov.Model) -> tuple[ov.Node, set[str]]:
+    """The MatMul that makes the logits, and what kinds of nodes come behind it: soft caps and converts."""
+    behind: set[str] = set()
     node = next(port for port in model.outputs if "logits" in port.names).node.input_value(0).node
     while node.get_type_name() != "MatMul":
         # Final_logit_softcapping and output converts are unary chains on input 0.
         if not node.get_input_size():
             raise ModelError("the model's language-model head was not found")
+        behind.add(node.get_type_name())
         node = node.input_value(0).node
-    return node
+    return node, behind
 
 
 def layer_output(model: ov.Model, layer: int) -> ov.Output:

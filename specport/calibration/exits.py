@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specport.calibration.heads import agreement, rate, step_seconds
+from specport.calibration.heads import agreements, rate, step_seconds
 from specport.calibration.texts import Text
 from specport.core.costs import StepCosts
 from specport.core.model_kinds import EarlyExitModel
@@ -98,7 +98,7 @@ def compare(
     for number, layer in enumerate(layers):
         progress(f"exit after layer {layer}", number / len(layers))
         first = FirstLayers(load(layer))
-        share = agreement(first, texts, None)
+        (share,) = agreements(first, texts, [None])
         seconds = step_seconds(first)
         found.append(Exit(layer, seconds, share, rate(share, seconds, target)))
         del first  # before the next one is compiled

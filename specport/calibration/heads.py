@@ -81,43 +81,57 @@ def compare(
     """
     vocab = whole.vocab_size
     cuts = [kept_ids(size, vocab, always, seen) for size in sizes(vocab)]
-    progress("the draft reads", 0.0)
-    share, seconds = agreement(whole, texts, None), step_seconds(whole)
-    found = [Head(None, vocab, seconds, share, rate(share, seconds, target))]
+    seconds = step_seconds(whole)
+    timed: list[tuple[tuple[int, ...] | None, float]] = [(None, seconds)]
+    with_context = False
     for number, tokens in enumerate(cuts):
-        progress(f"a head of {len(tokens)} tokens", (number + 1) / (len(cuts) + 1))
+        progress(f"a head of {len(tokens)} tokens", number / (len(cuts) + 1))
         cut = load(tokens)
         if cut.head_tokens is None:
             break  # this backend cannot cut heads
-        share = agreement(whole, texts, tokens, with_context=cut.model.capabilities.head_rows)
-        cost = seconds * step_ratio(whole, cut.model)
-        found.append(Head(tokens, len(tokens), cost, share, rate(share, cost, target)))
+        with_context = cut.model.capabilities.head_rows
+        timed.append((tokens, seconds * step_ratio(whole, cut.model)))
         del cut
-    return tuple(found)
+    progress("the draft reads", len(cuts) / (len(cuts) + 1))
+    shares = agreements(whole, texts, [tokens for tokens, _ in timed], with_context=with_context)
+    return tuple(
+        Head(tokens, vocab if tokens is None else len(tokens), cost, share, rate(share, cost, target))
+        for (tokens, cost), share in zip(timed, shares, strict=True)
+    )
 
 
-def agreement(
-    draft: Model, texts: Sequence[Text], head: Sequence[int] | None, *, with_context: bool = False
-) -> float:
-    """Share of the target's tokens that the draft proposes with this head.
+def agreements(
+    draft: Model,
+    texts: Sequence[Text],
+    heads: Sequence[Sequence[int] | None],
+    *,
+    with_context: bool = False,
+) -> list[float]:
+    """Share of the target's tokens that the draft proposes, for each head, out of one reading.
 
     draft: with its whole head; a cut one gives these logits at the ids that it keeps, but for rounding.
-    with_context: the head has the tokens of the text up to there as well (`ContextHead`).
+    with_context: a head has the tokens of the text up to there as well (`ContextHead`).
     """
-    absent = _absent(draft.vocab_size, head)
-    hits = count = 0
+    masks = [_absent(draft.vocab_size, head) for head in heads]
+    hits, count = np.zeros(len(heads)), 0
     for text in texts:
-        mask = absent.copy()
-        if with_context:
-            mask[[*text.prompt]] = 0.0
         for output, answer in along(draft, [text]):
             xp, where = array_namespace(output.logits), device(output.logits)
-            for row, token in zip(output.logits, answer, strict=True):
-                hits += int(xp.argmax(row + xp.asarray(mask, device=where))) == token
-                if with_context:
-                    mask[token] = 0.0
+            for i, mask in enumerate(masks):
+                absent = _so_far(mask, text) if with_context else mask
+                proposed = xp.argmax(output.logits + xp.asarray(absent, device=where), axis=1)
+                hits[i] += sum(int(a) == b for a, b in zip(proposed, answer, strict=True))
             count += len(answer)
-    return hits / max(count, 1)
+    return [float(share) for share in hits / max(count, 1)]
+
+
+def _so_far(mask: NDArray[np.float32], text: Text) -> NDArray[np.float32]:
+    """[answer, vocab] the mask before each token of the answer, without what the text has up to there."""
+    absent = np.repeat(mask[None], len(text.answer), axis=0)
+    absent[:, [*text.prompt]] = 0.0
+    for i, token in enumerate(text.answer):
+        absent[i + 1 :, token] = 0.0
+    return absent
 
 
 def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from specport.calibration.texts import Text, along
 from specport.core.classifier import DEPTH, Classifier, features, fit
 from specport.core.costs import StepCosts
-from specport.core.model_kinds import CutHeadModel
 from specport.core.ports import Array, Drafted, Model
 from specport.core.spread import Spread, spread_of
 from specport.drafters.context_head import ContextHead
@@ -67,16 +65,11 @@ def _guesses(
 ) -> Iterator[tuple[Array, DraftHead, int]]:
     """Before each token of the answer: logits [columns] as in drafting, what these are, and the token."""
     vocab = 1 + max(*text.prompt, *text.answer, *(head_tokens or (draft.vocab_size - 1,)))
-    head = DraftHead(vocab, head_tokens)
-    context = ContextHead(cast(CutHeadModel, draft), head) if draft.capabilities.head_rows else None
+    head = ContextHead(draft, DraftHead(vocab, head_tokens))
     for output, answer in along(draft, [text]):
         for i, token in enumerate(answer):
-            row = output.logits[i : i + 1, :]
-            if context is not None:
-                assert output.head_input is not None  # as the capabilities say
-                context.follow(0, [*text.prompt, *answer[:i]])
-                row, head = context.extended(0, row, output.head_input[i : i + 1, :]), context.head(0)
-            yield row[0, :], head, token
+            head.follow(0, [*text.prompt, *answer[:i]])
+            yield head.logits(0, output, [i])[0], head.head(0), token
 
 
 def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained | None:

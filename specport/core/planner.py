@@ -203,7 +203,7 @@ class Planner:
         if depth < 1:
             return False
         behind = self._sources[which].drafter.behind(r.request)
-        forecast.begin(whole=behind in (1, len(r.request.context)))
+        forecast.begin(whole=behind in (1, len(r.request.context)))  # 1: the rest is read already
         reading, each = self._draft_seconds(which, r, behind)
         first = each + reading / _rounds_to_come(r)
         tokens = 1.0 + np.cumsum(forecast.reach[:depth])

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from array_api_compat import array_namespace, device
 
 from specport.core.model_kinds import CutHeadModel
-from specport.core.ports import Array
+from specport.core.ports import Array, Model, StepOutput
 from specport.drafters.growth import DraftHead
 
 MOST = 1024  # tokens of one text; the first ones to occur stay
@@ -32,15 +33,19 @@ class _Text:
 class ContextHead:
     """The head of each text: that of the model, and the tokens of the context.
 
-    What a text's head has depends on that text alone, so that a seed gives the same text twice.
+    What a text's head has depends on that text alone, so that a seed gives the same text twice. Where a model
+    has no rows to give, every text has the head as it is.
     """
 
-    def __init__(self, model: CutHeadModel, head: DraftHead) -> None:
-        self._model, self._head = model, head
+    def __init__(self, model: Model, head: DraftHead) -> None:
+        self._model = cast(CutHeadModel, model) if model.capabilities.head_rows else None
+        self._head = head
         self._texts: dict[int, _Text] = {}
 
     def follow(self, key: int, context: Sequence[int]) -> None:
         """Take up the tokens that are new in the context."""
+        if self._model is None:
+            return
         text = self._texts.get(key)
         if text is None or len(context) < text.read:
             text = self._texts[key] = _Text(self._head)
@@ -54,19 +59,22 @@ class ContextHead:
             text.head = self._head.with_ids([*text.ids])
 
     def head(self, key: int) -> DraftHead:
-        return self._texts[key].head
+        """What the columns of this text's logits are."""
+        text = self._texts.get(key)
+        return self._head if text is None else text.head
 
-    def extended(self, key: int, logits: Array, head_input: Array) -> Array:
-        """logits [n, columns] with the columns of the context's tokens behind them.
-
-        head_input: [n, width], of the same step.
-        """
-        rows = self._texts[key].rows
-        if rows is None:
-            return logits
-        xp = array_namespace(logits)
-        more = xp.matmul(xp.astype(head_input, rows.dtype), xp.asarray(rows, device=device(logits)).T)
-        return xp.concat([logits, xp.astype(more, logits.dtype)], axis=1)
+    def logits(self, key: int, output: StepOutput, nodes: Sequence[int]) -> list[Array]:
+        """[columns] each, behind these rows of a step, all of one text."""
+        text = self._texts.get(key)
+        if text is None or text.rows is None:
+            return [output.logits[node, :] for node in nodes]
+        assert output.head_input is not None  # the model has the rows of its head
+        xp, where = array_namespace(output.logits), device(output.logits)
+        picked = xp.asarray([*nodes], device=where)
+        own, read = (xp.take(array, picked, axis=0) for array in (output.logits, output.head_input))
+        more = xp.matmul(xp.astype(read, text.rows.dtype), xp.asarray(text.rows, device=where).T)
+        whole = xp.concat([own, xp.astype(more, own.dtype)], axis=1)
+        return [whole[i, :] for i in range(len(nodes))]
 
     def rewind(self, key: int, length: int) -> None:
         """Behind its first `length` tokens the context is another one now."""

@@ -10,15 +10,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
-from specport.core.model_kinds import ChainModel, CutHeadModel
-from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Row, StepOutput
+from specport.core.model_kinds import ChainModel
+from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Row
 from specport.core.tree import TokenTree
 from specport.drafters.context_head import ContextHead
 from specport.drafters.growth import DraftHead
 
 PREFILL_CHUNK = 512  # tokens a step, as in the engine
+
+
+@dataclass(frozen=True)
+class Level:
+    """Nodes of one sequence to be scored: a tree below what it keeps already.
+
+    kept: the path of the tree that stays; asked: the nodes behind which logits are wanted.
+    """
+
+    key: int
+    tree: TokenTree
+    kept: Sequence[int]
+    asked: Sequence[int]
 
 
 class Reading(Protocol):
@@ -57,15 +70,8 @@ class Reading(Protocol):
         """
         ...
 
-    def score(
-        self,
-        keys: Sequence[int],
-        trees: Sequence[TokenTree],
-        kept: Sequence[Sequence[int]],
-        asked: Sequence[Sequence[int]],
-    ) -> list[list[Array]]:
-        """Logits [columns] behind the nodes `asked` of each sequence's tree, which hangs below what it keeps
-        already; of the tree it keeps the path `kept`."""
+    def score(self, rows: Sequence[Level]) -> list[list[Array]]:
+        """Logits [columns] behind the nodes that each sequence's row asks for."""
         ...
 
     def forget(self, key: int) -> None: ...
@@ -95,10 +101,8 @@ class DraftCache:
     """
 
     def __init__(self, model: Model, head: DraftHead, window: int) -> None:
-        self._model, self._head = model, head
-        self._context: ContextHead | None = None
-        if model.capabilities.head_rows:
-            self._context = ContextHead(cast(CutHeadModel, model), head)
+        self._model, self._head = model, ContextHead(model, head)
+        self._vocab = head.columns
         self._window = max(1, min(window, model.max_context // 2))
         self.batch = model.capabilities.batch
         self.tree = model.capabilities.tree
@@ -116,12 +120,11 @@ class DraftCache:
         return len(request.context) - self._resume(state, request)[1]
 
     def head(self, key: int) -> DraftHead:
-        return self._head if self._context is None else self._context.head(key)
+        return self._head.head(key)
 
     def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
-        if self._context is not None:
-            for request in requests:
-                self._context.follow(request.key, request.context)
+        for request in requests:
+            self._head.follow(request.key, request.context)
         states = [self._rolled_back(request) for request in requests]
         logits: dict[int, Array] = {}
         behind = [*zip(requests, states, strict=True)]
@@ -134,7 +137,7 @@ class DraftCache:
             output = self._model.step(rows)
             for i, ((request, _), row) in enumerate(zip(behind, rows, strict=True)):
                 self._model.commit(row.handle, range(len(row.tree)))
-                logits[request.key] = self._columns(request.key, output, output.offsets[i : i + 1])[0]
+                logits[request.key] = self._head.logits(request.key, output, output.offsets[i : i + 1])[0]
             waiting = [(r, s) for r, s in behind if s.start + s.handle.length < len(r.context)]
             if waiting:  # the next step overwrites this one's output
                 for request, _ in behind:
@@ -146,58 +149,39 @@ class DraftCache:
     def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
         most = self._model.capabilities.chain
         (depth, *others) = {request.plan.depth for request in requests}
-        if not most or others or self._context is not None:
+        if not most or others or self._model.capabilities.head_rows:
             return None
         states = [self._rolled_back(request) for request in requests]
         unread = [r.context[s.start + s.handle.length :] for r, s in zip(requests, states, strict=True)]
         if max(map(len, unread)) > most:
             return None
         rows = [Row(s.handle, TokenTree.chain(rest)) for s, rest in zip(states, unread, strict=True)]
-        found = cast(ChainModel, self._model).chain(rows, depth, self._head.columns)
+        found = cast(ChainModel, self._model).chain(rows, depth, self._vocab)
         drafted: list[list[int]] = found.tokens.tolist()
         for state, rest, tokens in zip(states, unread, drafted, strict=True):
             self._model.commit(state.handle, range(len(rest) + depth - 1))
             state.ahead = tokens[:-1]  # the last one is not read
         return drafted
 
-    def score(
-        self,
-        keys: Sequence[int],
-        trees: Sequence[TokenTree],
-        kept: Sequence[Sequence[int]],
-        asked: Sequence[Sequence[int]],
-    ) -> list[list[Array]]:
-        states = [self._states[key] for key in keys]
-        output = self._model.step([Row(s.handle, tree) for s, tree in zip(states, trees, strict=True)])
-        for state, tree, path in zip(states, trees, kept, strict=True):
-            self._model.commit(state.handle, path)
-            state.ahead += [tree.tokens[node] for node in path]
+    def score(self, rows: Sequence[Level]) -> list[list[Array]]:
+        states = [self._states[row.key] for row in rows]
+        output = self._model.step([Row(s.handle, row.tree) for s, row in zip(states, rows, strict=True)])
+        for state, row in zip(states, rows, strict=True):
+            self._model.commit(state.handle, row.kept)
+            state.ahead += [row.tree.tokens[node] for node in row.kept]
         return [
-            self._columns(key, output, [first + node for node in nodes])
-            for key, first, nodes in zip(keys, output.offsets[:-1], asked, strict=True)
+            self._head.logits(row.key, output, [first + node for node in row.asked])
+            for row, first in zip(rows, output.offsets[:-1], strict=True)
         ]
 
-    def _columns(self, key: int, output: StepOutput, rows: Sequence[int]) -> list[Array]:
-        """Logits [columns] of these rows of a step, all of one sequence."""
-        if self._context is None:
-            return [output.logits[row, :] for row in rows]
-        assert output.head_input is not None  # the model has the rows of its head
-        xp = array_namespace(output.logits)
-        picked = xp.asarray([*rows], device=device(output.logits))
-        logits, inputs = (xp.take(array, picked, axis=0) for array in (output.logits, output.head_input))
-        extended = self._context.extended(key, logits, inputs)
-        return [extended[i, :] for i in range(len(rows))]
-
     def forget(self, key: int) -> None:
-        if self._context is not None:
-            self._context.forget(key)
+        self._head.forget(key)
         state = self._states.pop(key, None)
         if state:
             self._model.close(state.handle)
 
     def rewind(self, key: int, length: int) -> None:
-        if self._context is not None:
-            self._context.rewind(key, length)
+        self._head.rewind(key, length)
         state = self._states.get(key)
         if state is None or length >= state.base:
             return

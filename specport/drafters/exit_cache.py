@@ -8,6 +8,7 @@ from typing import Any
 from specport.core.model_kinds import EarlyExitModel
 from specport.core.ports import Array, DraftRequest, Row, StepOutput
 from specport.core.tree import TokenTree
+from specport.drafters.draft_cache import Level
 from specport.drafters.growth import DraftHead
 
 
@@ -45,18 +46,12 @@ class ExitCache:
     def chains(self, requests: Sequence[DraftRequest]) -> None:
         """No model with an early exit drafts on its own."""
 
-    def score(
-        self,
-        keys: Sequence[int],
-        trees: Sequence[TokenTree],
-        kept: Sequence[Sequence[int]],
-        asked: Sequence[Sequence[int]],
-    ) -> list[list[Array]]:
+    def score(self, rows: Sequence[Level]) -> list[list[Array]]:
         """Keeps all of each tree, which is a chain."""
-        output = self._draft(trees, keys)
+        output = self._draft([row.tree for row in rows], [row.key for row in rows])
         return [
-            [output.logits[first + node, :] for node in nodes]
-            for first, nodes in zip(output.offsets[:-1], asked, strict=True)
+            [output.logits[first + node, :] for node in row.asked]
+            for row, first in zip(rows, output.offsets[:-1], strict=True)
         ]
 
     def _draft(self, trees: Sequence[TokenTree], keys: Sequence[int]) -> StepOutput:

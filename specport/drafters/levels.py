@@ -16,7 +16,7 @@ from specport.core.ports import Array, DraftRequest, Model, Outcome, Plan
 from specport.core.sampling import Prefix, to_host
 from specport.core.topk import largest
 from specport.core.tree import TokenTree, path_to
-from specport.drafters.draft_cache import DraftCache
+from specport.drafters.draft_cache import DraftCache, Level
 from specport.drafters.growth import DraftHead
 
 Children = list[tuple[int, float]]  # tokens with their probability given their parent, likeliest first
@@ -141,14 +141,19 @@ class ModelLevels:
             return [[]] * len(trees)
         # What all paths share can stay: whatever comes next is below it.
         shared = [[level[0] for level in zip(*found) if len({*level}) == 1] for found in paths]  # noqa: B905
-        found = self._cache.score(
-            [trees[i].request.key for i in asked],
-            [_below(trees[i], nodes[i]) for i in asked],
-            [[nodes[i].index(node) for node in shared[i]] for i in asked],
-            [[nodes[i].index(path[-1]) for path in paths[i]] for i in asked],
+        scored = self._cache.score(
+            [
+                Level(
+                    trees[i].request.key,
+                    _below(trees[i], nodes[i]),
+                    kept=[nodes[i].index(node) for node in shared[i]],
+                    asked=[nodes[i].index(path[-1]) for path in paths[i]],
+                )
+                for i in asked
+            ]
         )
         logits: list[list[Array]] = [[] for _ in trees]
-        for i, rows in zip(asked, found, strict=True):
+        for i, rows in zip(asked, scored, strict=True):
             trees[i].memo += shared[i]
             logits[i] = rows
         return logits

@@ -12,7 +12,7 @@ from specport.core.estimates import CENTRES
 from specport.core.model_kinds import EarlyExitModel
 from specport.core.ports import Array, DraftRequest, Model, Outcome
 from specport.core.tree import TokenTree
-from specport.drafters.draft_cache import DraftCache, Reading
+from specport.drafters.draft_cache import DraftCache, Level, Reading
 from specport.drafters.exit_cache import ExitCache
 from specport.drafters.growth import DraftHead, Growth, expand
 
@@ -75,19 +75,18 @@ class ReadingDrafter:
             logits = self._score(growths) if growths else []
 
     def _score(self, growths: Sequence[Growth]) -> list[list[Array]]:
-        """Logits [vocab] behind each frontier node of each tree."""
+        """Logits [columns] behind each frontier node of each tree."""
         # A step's mask covers new tokens only, so a tree is stepped whole at each level. A chain's
         # tokens are kept as they come.
-        branching = [bool(growth.request.plan.branches) for growth in growths]
-        return self._reading.score(
-            [growth.request.key for growth in growths],
-            [
-                TokenTree(tuple(g.tokens), tuple(g.parents)) if forked else TokenTree.chain(g.tokens[-1:])
-                for g, forked in zip(growths, branching, strict=True)
-            ],
-            [() if forked else (0,) for forked in branching],
-            [g.frontier if forked else (0,) for g, forked in zip(growths, branching, strict=True)],
-        )
+        rows = []
+        for growth in growths:
+            key = growth.request.key
+            if growth.request.plan.branches:
+                tree = TokenTree(tuple(growth.tokens), tuple(growth.parents))
+                rows.append(Level(key, tree, (), growth.frontier))
+            else:
+                rows.append(Level(key, TokenTree.chain(growth.tokens[-1:]), (0,), (0,)))
+        return self._reading.score(rows)
 
 
 class ModelDrafter(ReadingDrafter):
