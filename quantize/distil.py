@@ -69,14 +69,20 @@ class Healed:
 
 
 class Student(torch.nn.Module):  # type: ignore[misc]
-    """A decoder and the rows of its head that are kept; gives loss and hits of a batch."""
+    """A decoder and the head it will have: some rows, and those of the tokens that a text has had so far.
+
+    Gives loss and hits of a batch. A cut head takes up the text's tokens at run time
+    (`drafters/context_head.py`); a student that never saw them there would learn to give them any logits.
+    """
 
     def __init__(self, model: Any, head: Sequence[int], loss: str) -> None:
         super().__init__()
         self.body = model.model
-        weight = model.get_output_embeddings().weight
+        weight = model.get_output_embeddings().weight.detach()
         kept = torch.as_tensor(list(head))
-        self.register_buffer("head", weight.detach()[kept].clone(), persistent=False)
+        self.register_buffer("head", weight[kept].clone(), persistent=False)
+        # No buffer: processes that train together would send all of it to each other every step.
+        self._whole = weight
         column = torch.full((weight.shape[0],), -1)
         column[kept] = torch.arange(len(kept))
         self.register_buffer("column", column, persistent=False)
@@ -87,29 +93,57 @@ class Student(torch.nn.Module):  # type: ignore[misc]
         hidden = self.body(
             input_ids=batch["ids"], attention_mask=batch["mask"], use_cache=False
         ).last_hidden_state
-        logits = hidden[batch["rows"], batch["columns"]] @ self.head.T.to(hidden.dtype)
-        return token_loss(logits, batch, self.column, self._loss)
+        wanted = hidden[batch["rows"], batch["columns"]]
+        more, column, unseen = self._context(batch)
+        added = (wanted @ more.T.to(hidden.dtype)).masked_fill(unseen, -math.inf)
+        logits = torch.cat([wanted @ self.head.T.to(hidden.dtype), added], dim=1)
+        return token_loss(logits, batch, column, self._loss)
+
+    def _context(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows for tokens that the head lacks; the column of every id; where a text does not have them yet.
+
+        [more, width], [vocab], [answer tokens, more].
+        """
+        ids, mask = batch["ids"], batch["mask"].bool()
+        more = torch.unique(ids[mask])
+        more = more[self.column[more] < 0]
+        column = self.column.clone()
+        column[more] = len(self.head) + torch.arange(len(more), device=more.device)
+        # Of each text and token, the place where it comes first; behind the end where it does not come.
+        number = column[ids] - len(self.head)
+        number = torch.where(mask & (number >= 0), number, len(more))  # one more column, for all others
+        length = ids.shape[1]
+        first = torch.full((len(ids), len(more) + 1), length, device=ids.device)
+        places = torch.arange(length, device=ids.device).expand_as(ids)
+        first.scatter_reduce_(1, number, places, "amin")
+        unseen = first[batch["rows"], : len(more)] > batch["columns"][:, None]
+        rows = self._whole[more.to(self._whole.device)].to(ids.device, self.head.dtype)
+        return rows, column, unseen
 
 
 def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: str) -> tuple[Tensor, Tensor]:
     """Mean loss over the answers' tokens, and how many of them have the largest logit.
 
-    logits: [answer tokens, columns]; column: [vocab] the column of an id, -1 = none; loss: as in `Recipe`.
+    logits: [answer tokens, columns], -inf where a token cannot be proposed; column: [vocab] the column of an
+    id, -1 = none; loss: as in `Recipe`.
     """
     log_q = torch.log_softmax(logits.float(), dim=-1)
     answer = column[batch["answer"]]
     hits = (log_q.argmax(dim=-1) == answer).sum()
     if loss == "ce":
-        return torch.nn.functional.nll_loss(log_q, answer, ignore_index=-1), hits
+        found = log_q.gather(1, answer.clamp(min=0)[:, None])[:, 0]
+        possible = (answer >= 0) & found.isfinite()
+        return -found[possible].mean(), hits
     ids = column[batch["top_ids"]]
-    p = torch.where(ids >= 0, batch["top_probs"], 0.0)
     log_top = torch.where(ids >= 0, log_q.gather(1, ids.clamp(min=0)), -math.inf)
+    p = torch.where(log_top.isfinite(), batch["top_probs"], 0.0)
     # What lies outside the listed tokens counts as one more token.
     rest_p = (1.0 - p.sum(dim=1)).clamp(min=0.0)
     rest_q = (1.0 - log_top.exp().sum(dim=1)).clamp(min=1e-7)
     if loss == "tv":
         return 0.5 * ((p - log_top.exp()).abs().sum(dim=1) + (rest_p - rest_q).abs()).mean(), hits
-    own = torch.where(p > 0, p * (p.clamp(min=1e-12).log() - log_top), 0.0).sum(dim=1)
+    finite = torch.where(log_top.isfinite(), log_top, 0.0)  # p is 0 there
+    own = torch.where(p > 0, p * (p.clamp(min=1e-12).log() - finite), 0.0).sum(dim=1)
     other = torch.where(rest_p > 0, rest_p * (rest_p.clamp(min=1e-12).log() - rest_q.log()), 0.0)
     return (own + other).mean(), hits
 

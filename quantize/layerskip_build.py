@@ -64,7 +64,7 @@ def build(
 ) -> About:
     """Train `target` on what it writes and write it to the new Hugging Face folder `out`.
 
-    tokens: of answers that it writes to learn from. prompts: the user's own turns; () = its own.
+    tokens: of answers that it writes to learn from. prompts: the user's own turns, beside its own.
     Other arguments as for `specport.load`. Raises SpecportError; what was done until then is kept.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

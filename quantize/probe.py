@@ -22,7 +22,7 @@ from specport.calibration.texts import Text
 class Probe:
     """A draft candidate with switchable layers.
 
-    folder:     stateful IR. head: token ids that its head keeps, to save time.
+    folder:     stateful IR. head: token ids that the draft's head will keep, beside those of the text.
     properties: of the runtime, as a draft is loaded with.
     """
 
@@ -33,11 +33,11 @@ class Probe:
         found = layers.find(model)
         self.num_layers = len(found)
         streams = [layer.entry for layer in found] + [found[-1].exit]
-        self._head = None if head is None else np.asarray(head)
+        self._head = None if head is None else np.asarray(head, dtype=np.int64)
         rows = ops.parameter([-1], np.int32, name="rows")
         rows.output(0).set_names({"rows"})
         model.add_parameters([rows])
-        graph.trim(model, rows, head)
+        graph.trim(model, rows, None)
         for number, stream in enumerate(streams):
             kept = ops.gather(stream, rows, ops.constant(np.int64(1))).output(0)
             kept.set_names({f"stream.{number}"})
@@ -47,15 +47,23 @@ class Probe:
         self._plain = np.ones(self.num_layers, dtype=np.float32)
 
     def logits(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.float32]:
-        """[answer, head] before each token of the answer. Valid until the next reading."""
+        """[answer, vocab] before each token of the answer. Valid until the next reading."""
         self._read(text, dropped)
         found: NDArray[np.float32] = self._request.get_tensor("logits").data[0]
         return found
 
     def choices(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.int64]:
         """[answer] the token it would propose before each token of the answer."""
-        columns = self.logits(text, dropped).argmax(axis=1)
-        chosen: NDArray[np.int64] = columns if self._head is None else self._head[columns]
+        logits = self.logits(text, dropped)
+        if self._head is None:
+            best: NDArray[np.int64] = logits.argmax(axis=1)
+            return best
+        ids, first = np.unique([*text.prompt, *text.answer[:-1]], return_index=True)
+        # A head takes up a token once the text has it (`drafters/context_head.py`).
+        unseen = first >= len(text.prompt) + np.arange(len(logits))[:, None]
+        candidates = np.concatenate([self._head, ids])
+        columns = np.concatenate([logits[:, self._head], np.where(unseen, -np.inf, logits[:, ids])], axis=1)
+        chosen: NDArray[np.int64] = candidates[columns.argmax(axis=1)]
         return chosen
 
     def agreement(self, texts: Sequence[Text], dropped: Collection[int] = ()) -> float:

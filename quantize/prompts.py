@@ -1,9 +1,15 @@
-"""What a draft is chosen by and measured on where the user gives no prompts of their own.
+"""What a draft is chosen by, and what it is measured on.
 
-Two lists of like kinds: what layers and heads are chosen on is not what the result is measured on.
+Two lists of like kinds: what layers and heads are chosen on is not what the result is measured on. They stand
+here for users who give no prompts of their own; of their own, both are a part.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MOST = 12  # of the user's prompts that a draft is chosen by, and as many that it is measured on, about
 
 CHOOSING = (
     "Write a Python function that returns the longest common prefix of a list of strings.",
@@ -31,3 +37,21 @@ HELD_OUT = (
     "precisely. They kept some of them awake with a magnet and compared the dances of the next morning.",
     "Explain the difference between a process and a thread to a beginner.",
 )
+
+
+class Parts(NamedTuple):
+    """choosing: prompts to choose by; held_out: to measure on, and for nothing else; to_learn: to answer."""
+
+    choosing: tuple[str, ...]
+    held_out: tuple[str, ...]
+    to_learn: tuple[str, ...]
+
+
+def parts(own: Sequence[str]) -> Parts:
+    """What each of the user's prompts is for. Files often go by category; each part has of all."""
+    if not own:
+        return Parts(CHOOSING, HELD_OUT, ())
+    distinct = tuple(dict.fromkeys(own))
+    step = max(2, len(distinct) // MOST)
+    held_out = distinct[1::step]
+    return Parts(distinct[::step], held_out, tuple(p for p in distinct if p not in held_out))

@@ -2,20 +2,24 @@
 
 The target writes the user's turn behind a short opening (sampled, so that the turns differ), then answers it
 as it would at run time. Every other shard asks about a passage instead, since what the target writes as the
-user is short. The likeliest tokens of its distribution are kept beside each token of an answer.
-Shards are files of their own, made with their own random stream: what is there is not written again, and a
-seed gives the same text wherever it was interrupted.
+user is short. The user's own prompts, if there are any, are answered once each, in turns with the target's:
+who has short ones only would get a draft that cannot copy from a long one. The likeliest tokens of the
+target's distribution are kept beside each token of an answer. Shards are files of their own, made with their
+own random stream: what is there is not written again, and a seed gives the same text wherever it was
+interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +39,7 @@ ANSWER_TOKENS = 192
 NEAR, MANY = 8.0, 4096
 SHARD = 32  # dialogues that are written at once; weights are read once for all of them
 OWN, OPENED, PASSAGE = "own", "opened", "passage"  # kinds of user's turns; a shard has one
+MADE_UP = (OPENED, PASSAGE)  # in turns
 # How a user's turn begins, and how many tokens the target adds to it at most.
 OPENINGS = {
     48: (
@@ -75,7 +80,7 @@ def folder_for(fingerprint: str, prompts: Sequence[str], seed: int) -> Path:
 
     fingerprint: of the target's weights.
     """
-    asked: list[object] = [*prompts] or [OPENINGS, passages.facts()]
+    asked = [*prompts, OPENINGS, passages.facts()]
     facts = json.dumps([fingerprint, asked, seed, SHARD, ANSWER_TOKENS, TOP_K])
     return cache_root() / "text" / hashlib.sha256(facts.encode()).hexdigest()[:24]
 
@@ -92,31 +97,45 @@ def write_shards(
 ) -> list[Path]:
     """As many shards as hold `num_tokens` of answers, `least` of them at least.
 
-    prompts: the user's own turns; () = the target's.
+    prompts: the user's own turns, in every other shard while there are any, in an order that the seed gives.
     load: gives the target; called only if there is something to write.
     Raises ModelError when the folder cannot be written.
     """
-    kinds = (OWN,) if prompts else (OPENED, PASSAGE)
+    distinct = [*dict.fromkeys(prompts)]
+    mixed = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
+    own = [mixed[i : i + SHARD] for i in range(0, len(mixed), SHARD)]
+    order = _order(len(own))
     paths: list[Path] = []
     target: Model | None = None
     written = 0
     while written < num_tokens or len(paths) < least:
-        number, turn = divmod(len(paths), len(kinds))
-        path = folder / f"{kinds[turn]}-{number:05}.npz"
+        kind, number = next(order)
+        path = folder / f"{kind}-{number:05}.npz"
         paths.append(path)
         if not path.is_file():
             target = target or load()
-            rng = np.random.default_rng([seed, number + 1, turn])
             done = min(written / num_tokens, 1.0)
             share = min(SHARD * ANSWER_TOKENS / num_tokens, 1.0 - done)
 
             def bar(part: float, done: float = done, share: float = share) -> None:
                 progress("the target writes", done + share * part)
 
-            asked = _user_turns(kinds[turn], target, tokenizer, prompts, rng)
+            if kind == OWN:
+                asked = own[number]
+            else:
+                rng = np.random.default_rng([seed, number + 1, MADE_UP.index(kind)])
+                asked = _user_turns(kind, target, tokenizer, rng)
             _save(path, dialogues(target, tokenizer, asked, bar))
         written += sum(len(d.tokens) - d.start for d in read_shard(path))
     return paths
+
+
+def _order(num_own: int) -> Iterator[tuple[str, int]]:
+    """What kind of turns each shard has, and its number among those of its kind."""
+    for number in itertools.count():
+        if number < num_own:
+            yield OWN, number
+        yield MADE_UP[number % 2], number // 2
 
 
 def dialogues(
@@ -148,12 +167,8 @@ def dialogues(
     ]
 
 
-def _user_turns(
-    kind: str, target: Model, tokenizer: Tokenizer, prompts: Sequence[str], rng: np.random.Generator
-) -> list[str]:
-    """One shard's."""
-    if kind == OWN:
-        return [str(turn) for turn in rng.choice(prompts, SHARD)]
+def _user_turns(kind: str, target: Model, tokenizer: Tokenizer, rng: np.random.Generator) -> list[str]:
+    """One shard's, where the user gave none."""
     if kind == PASSAGE:
         return [passages.turn(rng) for _ in range(SHARD)]
     every = [(opening, limit) for limit, own in OPENINGS.items() for opening in own]
@@ -232,14 +247,7 @@ def _save(path: Path, shard: Sequence[Dialogue]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                tokens=np.concatenate([d.tokens for d in shard]),
-                lengths=np.array([len(d.tokens) for d in shard]),
-                starts=np.array([d.start for d in shard]),
-                top_ids=np.concatenate([d.top_ids for d in shard]),
-                top_probs=np.concatenate([d.top_probs for d in shard]).astype(np.float16),
-            )
+            np.savez_compressed(file, **_arrays(shard))
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -248,10 +256,24 @@ def _save(path: Path, shard: Sequence[Dialogue]) -> None:
         ) from error
 
 
+def _arrays(shard: Sequence[Dialogue]) -> dict[str, Any]:
+    if not shard:  # all of its turns were too long
+        return {"lengths": np.zeros(0, dtype=np.int64)}
+    return {
+        "tokens": np.concatenate([d.tokens for d in shard]),
+        "lengths": np.array([len(d.tokens) for d in shard]),
+        "starts": np.array([d.start for d in shard]),
+        "top_ids": np.concatenate([d.top_ids for d in shard]),
+        "top_probs": np.concatenate([d.top_probs for d in shard]).astype(np.float16),
+    }
+
+
 def read_shard(path: Path) -> list[Dialogue]:
     """Raises ModelError when the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
+            if not stored["lengths"].size:
+                return []
             ends = np.cumsum(stored["lengths"])
             answers = np.cumsum(stored["lengths"] - stored["starts"])
             pieces = zip(

@@ -35,6 +35,7 @@ class Profile:
     backend:    name in the entry-point group `specport.backends`; device: its name for the device.
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
+    amx:        what to add to the first three for INT8 and INT4 weights where the processor has AMX.
     precision, draft_precision: what a model is converted to unless the user says otherwise.
     emulated:   whether other hardware stands in for the device's own: said wherever a result is shown.
     symmetric:  whether the device runs weights without zero points only (option `sym`).
@@ -57,6 +58,7 @@ class Profile:
     fast: Mapping[str, Any]
     draft: Mapping[str, Any]
     fallback: Mapping[str, Any]
+    amx: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
     emulated: bool = False
@@ -158,7 +160,7 @@ def _names() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: name != "xeon"))  # what runs everywhere comes first
 
 
-_TABLES = ("recognise", "exact", "fast", "draft", "fallback", "cost")
+_TABLES = ("recognise", "exact", "fast", "draft", "fallback", "amx", "cost")
 
 
 def _parse(text: str, where: str) -> Profile:

@@ -18,7 +18,7 @@ import numpy as np
 
 from specport.core.ports import Model
 from specport.errors import DeviceError
-from specport.profiles import Profile
+from specport.profiles import Profile, cpu_flags
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -84,6 +84,7 @@ def settings_key(options: LoadOptions, **facts: object) -> str:
     """A `Loaded.key` of everything that decides which kernels run. facts: what the backend knows of it."""
     head = options.head_tokens
     facts |= {
+        "instructions": sorted(cpu_flags()),  # virtual machines of one name differ in them
         "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
         "hidden": options.hidden_layers,
         **({"exit": options.exit_layer} if options.exit_layer else {}),

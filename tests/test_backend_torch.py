@@ -119,6 +119,15 @@ def test_no_exact_mode_is_said(folders: dict[str, Path], monkeypatch: pytest.Mon
         model_on(folders["llama"])
 
 
+def test_prompts_are_read_in_pieces_where_wide_steps_round_otherwise(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact.Answers, "get", lambda self, key: None)
+    for wide, read in ((True, ()), (False, (exact.NARROW,))):
+        monkeypatch.setattr(exact, "is_wide", lambda model, wide=wide: wide)
+        assert model_on(folders["llama"]).widths.read == read
+
+
 def test_packed_layers_compute_what_linear_layers_do() -> None:
     if not linear.available(torch.float32):
         pytest.skip("this torch has no packed layers")

@@ -194,18 +194,24 @@ def test_an_unsure_token_ends_the_draft() -> None:
 
 
 def test_reading_a_long_context_waits_until_the_text_is_long_enough() -> None:
-    world = World({"model": 0.9})
-    model = Fake(world, "model", confidence=0.9, cost=0.2)
-    planner = Planner([Source(model, table(0.2))], table(), clock=world.clock)
-    sampler, context = Sampler(SamplingParams()), [0] * 800
-    for _ in range(80):
-        model.unread = len(context)  # takes as long as 16 plain steps
-        planner.propose([DraftRequest(0, context, Plan(16), sampler, num_left=500)])
-        if model.asked:
-            break
-        planner.observe([Outcome(0, TokenTree(), (), Plan(16), 1.0, len(context))])
-        context.append(0)
-    assert 3 < len(context) - 800 < 80
+    def waits(length: int, num_left: int) -> int:
+        """Tokens that are written before the drafter is asked; it reads 50 tokens in a plain step's time."""
+        world = World({"model": 0.9})
+        model = Fake(world, "model", confidence=0.9, cost=0.2)
+        planner = Planner([Source(model, table(0.2))], table(), clock=world.clock)
+        sampler, context = Sampler(SamplingParams()), [0] * length
+        for written in range(120):
+            model.unread = len(context)
+            planner.propose([DraftRequest(0, context, Plan(16), sampler, num_left=num_left - written)])
+            if model.asked:
+                return written
+            planner.observe([Outcome(0, TokenTree(), (), Plan(16), 1.0, len(context))])
+            context.append(0)
+        return 120
+
+    assert waits(400, 500) == 0  # most answers are long enough to earn that back
+    assert 3 < waits(800, 500) < 120
+    assert waits(400, 8) == 120  # no more is asked for
 
 
 def test_a_change_of_width_is_avoided_when_it_costs_more_than_it_brings() -> None:

@@ -7,7 +7,15 @@ import itertools
 import pytest
 
 from specport.errors import InvalidInput
-from specport.models.precision import CHANNEL, INT4_GROUP, OPTIONS, PRECISIONS, Precision, parse
+from specport.models.precision import (
+    CHANNEL,
+    INT4_GROUP,
+    OPTIONS,
+    PRECISIONS,
+    Precision,
+    parse,
+    with_zero_points,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +141,18 @@ def test_mistakes(text: str, message: str, hint: str) -> None:
     assert message in caught.value.message
     assert repr(text) in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("int4", "int4:asym"),
+        ("int4:group=128", "int4:asym,group=128"),
+        ("int4:sym", "int4:sym"),
+        ("int4:asym,awq", "int4:asym,awq"),
+        ("int8", "int8"),
+        ("fp16", "fp16"),
+    ],
+)
+def test_int4_gets_zero_points_where_it_does_not_say(given: str, stored: str) -> None:
+    assert with_zero_points(given) == stored

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 import tiny_models
 from specport.quantize import build as building
-from specport.quantize import passages, teacher, worker
+from specport.quantize import passages, prompts, teacher, worker
 from specport.quantize.build import Request, build
 from specport.quantize.plan import Plan
 
@@ -53,8 +53,8 @@ def _small(monkeypatch: pytest.MonkeyPatch, converted: Path) -> None:
     monkeypatch.setattr(teacher, "SHARD", 4)
     monkeypatch.setattr(teacher, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(building, "_COSTS_BUDGET_S", 0.5)
-    monkeypatch.setattr(building, "CHOOSING", ("Why is that?", "How are you?"))
-    monkeypatch.setattr(building, "HELD_OUT", ("Who is it?", "When was it?"))
+    monkeypatch.setattr(prompts, "CHOOSING", ("Why is that?", "How are you?"))
+    monkeypatch.setattr(prompts, "HELD_OUT", ("Who is it?", "When was it?"))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,23 @@ def healed(target: str, converted: Path, tmp_path_factory: pytest.TempPathFactor
         _small.__wrapped__(patch, converted)  # type: ignore[attr-defined]
         build(target, out, HEALED)
     return out
+
+
+def test_a_draft_learns_from_the_users_prompts_and_is_measured_on_others(
+    target: str, converted: Path, tmp_path: Path
+) -> None:
+    own = ("Who?", "When was it?", "Where to?", "Why not?", "What else is there?", "How many?")
+    request = Request(layers=2, mlp=0.5, head_tokens=0, distil_tokens=60, epochs=0.0, prompts=own)
+    made = build(target, tmp_path / "draft", request).bundle
+    assert made.measured["prompts"] == made.measured["same_text"] == 3
+    tokenizer = specport.load(target).tokenizer
+    asked = {
+        tokenizer.decode(dialogue.tokens[: dialogue.start].tolist())
+        for path in (converted / "text").rglob("own-*.npz")
+        for dialogue in teacher.read_shard(path)
+    }
+    assert len(asked) == 3
+    assert all((sum(prompt in text for text in asked) == 1) == (prompt in own[::2]) for prompt in own)
 
 
 def test_a_draft_is_built_and_used(healed: Path, target: str) -> None:

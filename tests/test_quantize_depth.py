@@ -97,6 +97,11 @@ def test_a_layer_that_is_switched_off_is_as_good_as_dropped(folder: Path, tmp_pa
     assert 0.0 <= probe.agreement([TEXT], gone) <= 1.0
     few = Probe(folder / "ir", "CPU", F32, head=sorted({*TEXT.answer, *whole.tolist()}))
     assert np.array_equal(few.choices(TEXT), whole)
+    # Beside its head, a draft proposes what the text has had until then.
+    least = Probe(folder / "ir", "CPU", F32, head=[250])
+    for place, chosen in enumerate(least.choices(TEXT)):
+        had = sorted({250, *TEXT.prompt, *TEXT.answer[:place]})
+        assert chosen == had[int(np.argmax(probe.logits(TEXT)[place, had]))]
     assert probe.streams(TEXT).shape == (LAYERS + 1, len(TEXT.answer), 64)
 
     import torch

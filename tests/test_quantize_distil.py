@@ -107,20 +107,26 @@ def test_a_damaged_checkpoint_is_named(texts: list[Dialogue], tmp_path: Path) ->
 
 @pytest.mark.parametrize("loss", distil.LOSSES)
 def test_losses_by_hand(loss: str) -> None:
-    """Two listed tokens, one of them outside the head, and the rest as one more token."""
+    """A head of four tokens takes up 4 and 7 from the text; 6 comes too late to be proposed at its place."""
     model = tiny_models.hf_model("llama")
-    head = [3, 5, 8, 9]
-    p = np.array([[0.5, 0.3]], dtype=np.float32)
-    text = Dialogue(np.array([4, 7, 5], dtype=np.int32), 2, np.array([[5, 7]], dtype=np.int32), p)
-    loss_, hits = Student(model, head, loss)(batches.batch([text], "cpu"))
+    ids = [3, 5, 8, 9, 4, 7]
+    top = np.array([[5, 7], [6, 4]], dtype=np.int32)
+    p = np.array([[0.5, 0.3], [0.6, 0.2]], dtype=np.float32)
+    text = Dialogue(np.array([4, 7, 5, 6], dtype=np.int32), 2, top, p)
+    other = Dialogue(
+        np.array([6, 9], dtype=np.int32), 2, top[:0], p[:0]
+    )  # another text's tokens do not count
+    loss_, hits = Student(model, ids[:4], loss)(batches.batch([text, other], "cpu"))
     with torch.no_grad():
-        logits = model(torch.tensor([[4, 7]])).logits[0, -1].numpy().astype(np.float64)[head]
-    q = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    rest = 1 - q[1]
+        logits = model(torch.tensor([[4, 7, 5]])).logits[0, 1:].numpy().astype(np.float64)[:, ids]
+    q = np.exp(logits - logits.max(axis=1, keepdims=True))
+    q /= q.sum(axis=1, keepdims=True)
+    listed = [[(0.5, q[0, 1]), (0.3, q[0, 5])], [(0.2, q[1, 4])]]
+    pairs = [[*row, (1 - sum(a for a, _ in row), 1 - sum(b for _, b in row))] for row in listed]
     wanted = {
-        "ce": -math.log(q[1]),
-        "kl": 0.5 * math.log(0.5 / q[1]) + 0.5 * math.log(0.5 / rest),
-        "tv": 0.5 * (abs(0.5 - q[1]) + abs(0.5 - rest)),
+        "ce": -math.log(q[0, 1]),
+        "kl": sum(a * math.log(a / b) for row in pairs for a, b in row) / 2,
+        "tv": sum(0.5 * abs(a - b) for row in pairs for a, b in row) / 2,
     }
     assert loss_.item() == pytest.approx(wanted[loss], abs=1e-4)
-    assert int(hits) == int(q.argmax() == 1)
+    assert int(hits) == int(q[0].argmax() == 1)

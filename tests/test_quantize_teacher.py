@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from specport.quantize import passages, teacher
+from specport.quantize.prompts import CHOOSING, HELD_OUT, parts
 from toy_model import ToyModel
 from toy_pipeline import ToyTokenizer
 
@@ -87,10 +88,29 @@ def test_every_other_shard_asks_about_a_passage(tmp_path: Path) -> None:
     assert any(len(d.tokens[: d.start]) > 3 for d in teacher.read_shard(paths[0]))
 
 
-def test_the_users_own_turns_are_answered_as_they_stand(tmp_path: Path) -> None:
-    (path,) = write(tmp_path, 9, prompts=("abcd", "dcba"))
-    asked = {tuple(d.tokens[: d.start].tolist()) for d in teacher.read_shard(path)}
-    assert asked <= {tuple(ToyTokenizer().encode(text)) for text in ("abcd", "dcba")}
+def test_the_users_own_turns_are_answered_once_each_in_turns_with_the_targets(tmp_path: Path) -> None:
+    own = ("abcd", "dcba", "aabb", "bbaa", "cdcd", "abcd")
+    paths = write(tmp_path, 120, own)
+    kinds = ["own-00000", "opened-00000", "own-00001", "passage-00000", "opened-00001"]
+    assert [path.stem for path in paths[:5]] == kinds
+    asked = [tuple(d.tokens[: d.start].tolist()) for path in paths[:3:2] for d in teacher.read_shard(path)]
+    encoded = [tuple(ToyTokenizer().encode(text)) for text in own[:5]]
+    assert sorted(asked) == sorted(encoded) and asked != encoded
+    assert same(paths[1], write(tmp_path / "without", 9)[0])  # the target's own turns are the same ones
+
+
+def test_prompts_that_are_too_long_are_left_out(tmp_path: Path) -> None:
+    paths = write(tmp_path, 60, ("a" * 5000, "b" * 5000))
+    assert teacher.read_shard(paths[0]) == [] and teacher.read_shard(paths[1])
+
+
+def test_each_of_the_users_prompts_has_one_use() -> None:
+    assert parts(()) == (CHOOSING, HELD_OUT, ())
+    assert parts(("a", "b", "c", "d", "b")) == (("a", "c"), ("b", "d"), ("a", "c"))
+    many = tuple(str(i) for i in range(100))
+    choosing, held_out, to_learn = parts(many)
+    assert len(choosing) == len(held_out) == 13 and held_out[-1] == "97"
+    assert not set(held_out) & ({*choosing} | {*to_learn}) and {*held_out, *to_learn} == {*many}
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ Inputs, for S segments that bring N tokens together:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,14 @@ def fork_segments(
     return segments
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a step: the runtime's inputs, and which rows of the step's logits it gives, in its order."""
+
+    inputs: dict[str, NDArray[np.generic]]
+    rows: list[int]
+
+
 class Batch:
     """The segments of a step, laid end to end.
 
@@ -119,22 +127,59 @@ class Batch:
     def inputs(self, *, pad_head: bool) -> dict[str, NDArray[np.generic]]:
         """The runtime's inputs. `pad_head`: a lone row of logits gets a throw-away companion too."""
         segments = [segment for row in self.segments for segment in row]
-        counts = [len(s.tokens) for s in segments]
-        wanted = self._wanted * 2 if pad_head and len(self._wanted) == 1 else self._wanted
-        return {
-            "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
-            "position_ids": np.array([p for s in segments for p in s.positions], dtype=np.int64),
-            "past_lens": np.array([s.past for s in segments], dtype=np.int32),
-            "subsequence_begins": _begins(counts),
-            "max_context_len": np.array(
-                max(s.past + n for s, n in zip(segments, counts, strict=True)), dtype=np.int32
-            ),
-            "block_indices": np.array([b for s in segments for b in s.table], dtype=np.int32),
-            "block_indices_begins": _begins([len(s.table) for s in segments]),
-            "qq_bias": np.concatenate([s.bias for s in segments]),
-            "qq_bias_begins": _begins([s.bias.size for s in segments]),
-            LOGITS_INDICES: np.array(wanted, dtype=np.int32),
-        }
+        return _inputs(segments, self._wanted, pad_head=pad_head)
+
+    def parts(self, widest: int, *, pad_head: bool) -> Iterator[Part]:
+        """The step as several of at most `widest` tokens, each to be run behind the one before."""
+        group: list[Segment] = []
+        start = size = 0
+        for segment in (piece for row in self.segments for s in row for piece in _cut(s, widest)):
+            if size + len(segment.tokens) > widest:
+                yield self._part(group, start, size, pad_head=pad_head)
+                group, start, size = [], start + size, 0
+            group.append(segment)
+            size += len(segment.tokens)
+        yield self._part(group, start, size, pad_head=pad_head)
+
+    def _part(self, group: Sequence[Segment], start: int, size: int, *, pad_head: bool) -> Part:
+        here = [i for i, token in enumerate(self._wanted) if start <= token < start + size]
+        # A graph wants some row of logits even in the middle of a prompt.
+        wanted = [self._wanted[i] - start for i in here] or [0]
+        return Part(_inputs(group, wanted, pad_head=pad_head), here)
+
+
+def _inputs(
+    segments: Sequence[Segment], wanted: list[int], *, pad_head: bool
+) -> dict[str, NDArray[np.generic]]:
+    counts = [len(s.tokens) for s in segments]
+    wanted = wanted * 2 if pad_head and len(wanted) == 1 else wanted
+    return {
+        "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
+        "position_ids": np.array([p for s in segments for p in s.positions], dtype=np.int64),
+        "past_lens": np.array([s.past for s in segments], dtype=np.int32),
+        "subsequence_begins": _begins(counts),
+        "max_context_len": np.array(
+            max(s.past + n for s, n in zip(segments, counts, strict=True)), dtype=np.int32
+        ),
+        "block_indices": np.array([b for s in segments for b in s.table], dtype=np.int32),
+        "block_indices_begins": _begins([len(s.table) for s in segments]),
+        "qq_bias": np.concatenate([s.bias for s in segments]),
+        "qq_bias_begins": _begins([s.bias.size for s in segments]),
+        LOGITS_INDICES: np.array(wanted, dtype=np.int32),
+    }
+
+
+def _cut(segment: Segment, widest: int) -> list[Segment]:
+    """A chain as pieces of at most `widest` tokens, about the same number each: none brings a lone token."""
+    total = len(segment.tokens)
+    count = -(-total // widest)
+    if count == 1:
+        return [segment]
+    ends = [total * i // count for i in range(count + 1)]
+    return [
+        replace(segment, past=segment.past + a, tokens=segment.tokens[a:b], positions=segment.positions[a:b])
+        for a, b in pairwise(ends)
+    ]
 
 
 def _begins(counts: Sequence[int]) -> NDArray[np.int32]:

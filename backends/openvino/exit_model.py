@@ -6,7 +6,7 @@ verifies the same tokens runs the front on the others only (LayerSkip's "KVQ cac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,6 +66,8 @@ class ExitModel(PagedModel):
         handle.drafted, handle.stream = [], []
 
     def draft(self, rows: Sequence[Row]) -> StepOutput:
+        if len(rows) > 1 and self._too_wide(sum(max(2, len(row.tree)) for row in rows)):
+            return self._in_halves(rows)
         batch = Batch()
         for row in rows:
             if not row.tree.is_chain:
@@ -84,6 +86,14 @@ class ExitModel(PagedModel):
             start += len(segment.tokens)
         return self._scored(batch, inputs, stream, seconds)
 
+    def _in_halves(self, rows: Sequence[Row]) -> StepOutput:
+        half = len(rows) // 2
+        first = self.draft(rows[:half])
+        logits = first.logits.copy()
+        second = self.draft(rows[half:])
+        offsets = (*first.offsets, *(first.offsets[-1] + offset for offset in second.offsets[1:]))
+        return StepOutput(np.concatenate([logits, second.logits]), offsets, first.seconds + second.seconds)
+
     def step(self, rows: Sequence[Row]) -> StepOutput:
         for row in rows:
             self._check_room(row)
@@ -101,18 +111,20 @@ class ExitModel(PagedModel):
                 ahead.add(Row(row.handle, rest), [self._behind(row.handle, len(stream), rest)])
             else:
                 ahead.skip()
+        if not any(map(len, known)) or self._too_wide(batch.num_tokens):
+            return self._run(batch)
         inputs = batch.inputs(pad_head=self._exact)
-        whole = not any(map(len, known))
-        seconds = 0.0
-        if ahead.num_tokens:
-            seconds += self._front(inputs if whole else ahead.inputs(pad_head=False))
-        if whole:
-            self._back.bind(STREAM_IN, self._front.output(STREAM_OUT))
-        else:
-            joined = self._joined(batch, ahead, known)
-            self._back.bind(STREAM_IN, ov.Tensor(joined, ov.Shape(joined.shape), self._element))
+        seconds = self._front(ahead.inputs(pad_head=False)) if ahead.num_tokens else 0.0
+        joined = self._joined(batch, ahead, known)
+        self._back.bind(STREAM_IN, ov.Tensor(joined, ov.Shape(joined.shape), self._element))
         seconds += self._back(inputs)
         return self._scored(batch, inputs, self._back.output(STREAM_OUT), seconds)
+
+    def _infer(self, inputs: Mapping[str, Stream]) -> float:
+        seconds = self._front(inputs)
+        self._back.bind(STREAM_IN, self._front.output(STREAM_OUT))
+        seconds += self._back(inputs)
+        return seconds + self._head(inputs, self._back.output(STREAM_OUT))
 
     def _behind(self, handle: ExitSequence, ahead: int, tree: TokenTree) -> Segment:
         """A chain behind `ahead` tokens whose front is computed."""
@@ -139,12 +151,14 @@ class ExitModel(PagedModel):
         return np.concatenate(parts)
 
     def _scored(
-        self, batch: Batch, inputs: dict[str, Stream], stream: ov.Tensor, seconds: float
+        self, batch: Batch, inputs: Mapping[str, Stream], stream: ov.Tensor, seconds: float
     ) -> StepOutput:
+        seconds += self._head(inputs, stream)
+        return StepOutput(self._outputs(batch.offsets[-1])["logits"], tuple(batch.offsets), seconds)
+
+    def _head(self, inputs: Mapping[str, Stream], stream: ov.Tensor) -> float:
         self._request.bind(STREAM_IN, stream)
-        seconds += self._request({LOGITS_INDICES: inputs[LOGITS_INDICES]})
-        logits = self._request.output("logits").data[: batch.offsets[-1], 0]
-        return StepOutput(logits, tuple(batch.offsets), seconds)
+        return self._request({LOGITS_INDICES: inputs[LOGITS_INDICES]})
 
 
 def _known(handle: ExitSequence, tree: TokenTree) -> Stream:

@@ -14,6 +14,7 @@ import openvino as ov
 from specport.backends.openvino import graph
 from specport.backends.openvino.exit_model import ExitModel
 from specport.backends.openvino.model import PagedModel
+from specport.backends.openvino.probe import computes_on
 from specport.backends.openvino.request import HeadRows, Request
 from specport.backends.openvino.split import split
 from specport.backends.openvino.static_graph import to_static
@@ -23,6 +24,7 @@ from specport.backends.openvino.static_runner import StaticRunner
 from specport import exact
 from specport.errors import DeviceError, ModelError
 from specport.models.tokenizer import read_json
+from specport.profiles import Profile, cpu_flags
 from specport.registry import Loaded, LoadOptions, settings_key
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     An exact target is checked once for each runtime, processor, model and settings; where the default
     kernels turn out to round differently for different splits, it is loaded again in full f32.
     """
-    profile = options.profile
+    profile = _for_processor(options, files.precision)
     notes = _notes(files, options)
     if files.precision == "fp32" and profile.fallback:
         # Whoever asks for these weights wants the arithmetic as well.
@@ -58,22 +60,46 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         model = _compile(files, options, profile.fast, exact_mode=False)
         key = _key(files, options, profile.fast, padded=False)
         return Loaded(model, notes, key, options.head_tokens)
-    model = _compile(files, options, profile.exact, exact_mode=True)
-    key = _key(files, options, profile.exact, padded=True)
-    if exact.checked(model, key):
-        return Loaded(model, notes, key, options.head_tokens)
-    del model  # before the next one is compiled: two copies of a large model need not fit
+    if found := _exact(files, options, profile.exact, notes):
+        return found
     if profile.fallback:
-        model = _compile(files, options, profile.fallback, exact_mode=True)
-        key = _key(files, options, profile.fallback, padded=True)
-        if exact.checked(model, key):
-            note = "exact mode runs in f32 here: the default kernels are not split-invariant"
-            return Loaded(model, (*notes, note), key, options.head_tokens)
+        note = "exact mode runs in f32 here: the default kernels are not split-invariant"
+        if found := _exact(files, options, profile.fallback, (*notes, note)):
+            return found
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps"
         + (", even in f32" if profile.fallback else ""),
         "use --fast",
     )
+
+
+def _exact(
+    files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], notes: tuple[str, ...]
+) -> Loaded | None:
+    """The model with these properties, if its logits do not depend on the split."""
+    model = _compile(files, options, properties, exact_mode=True)
+    key = _key(files, options, properties, padded=True)
+    if not exact.checked(model, key):
+        return None
+    if isinstance(model, PagedModel) and not exact.checked_wide(model, key):
+        model.widest = exact.NARROW
+    return Loaded(model, notes, key, options.head_tokens)
+
+
+def _for_processor(options: LoadOptions, precision: str) -> Profile:
+    """The profile with what AMX needs, where it is there."""
+    profile = options.profile
+    if computes_on(profile) != "CPU" or "amx_bf16" not in cpu_flags():
+        return profile
+    extra = profile.amx
+    if precision.startswith(("fp", "bf")):  # of other IR, most is INT8 or INT4
+        if _threads(options) != 1:
+            return profile
+        # The bf16 kernel of an MLP (LLMMLP) shares its work among pairs of threads: with one, OpenVINO
+        # 2026.4 divides by zero, and the process is gone.
+        extra = {_PRECISION: "f32"}
+    exact, fast, draft = ({**table, **extra} for table in (profile.exact, profile.fast, profile.draft))
+    return replace(profile, exact=exact, fast=fast, draft=draft)
 
 
 def _notes(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
@@ -87,25 +113,24 @@ def _notes(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
             f"the context is {_STATIC_CONTEXT} tokens on {profile.name}, where each step pays for all of it: "
             "--max-context sets another length"
         )
-    if options.threads is not None and not _has_threads(options):
+    if options.threads is not None and computes_on(profile) != "CPU":
         notes.append(f"{profile.device} takes no number of threads: --threads is left out")
     return tuple(notes)
 
 
-def _has_threads(options: LoadOptions) -> bool:
-    return options.profile.device == "CPU" or options.profile.emulated
+def _threads(options: LoadOptions) -> int | None:
+    return options.threads or os.cpu_count()
 
 
 def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, padded: bool) -> str:
     """Everything that decides which kernels run: what was found out about them is kept under it."""
     profile = options.profile
-    device = "CPU" if profile.emulated else profile.device
     static = {"buckets": profile.buckets, "context": options.max_context} if profile.buckets else {}
     facts: dict[str, Any] = {
         "runtime": ov.get_version(),
-        "processor": ov.Core().get_property(device, "FULL_DEVICE_NAME"),
+        "processor": ov.Core().get_property(computes_on(profile), "FULL_DEVICE_NAME"),
         "weights": files.fingerprint,
-        "threads": options.threads or os.cpu_count(),
+        "threads": _threads(options),
         "padded": padded,
         **static,
         **properties,
@@ -117,7 +142,7 @@ def _compile(
     files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, exact_mode: bool
 ) -> PagedModel | StaticModel:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
-    if options.threads is not None and _has_threads(options):
+    if options.threads is not None and computes_on(options.profile) == "CPU":
         settings["INFERENCE_NUM_THREADS"] = options.threads
     model = graph.read_model(files.folder)
     if options.profile.buckets:

@@ -8,9 +8,10 @@ inputs is `batch.py`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from specport.backends.openvino.batch import Batch, Segment, chain_segment, fork_segments, masked_segment
 from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache, is_cache
 from specport.backends.openvino.graph import HEAD_INPUT
@@ -46,6 +47,8 @@ class PagedModel:
                  ancestors, and the kernels sum in another order around a gap.
     head_rows:   gives rows of the whole head, where that of the graph is cut.
     cached:      requests of the graphs that hold the cache, where it is not that one.
+
+    `widest`: most tokens that the runtime is given at once, 0 = any; a wider step is run in parts.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PagedModel:
         self.max_context = max_context
         self.vocab_size = int(request.compiled.output("logits").get_partial_shape()[2].get_length())
         self._exact = exact
+        self.widest = 0
         ports = [port for part in cached for port in part.compiled.inputs if is_cache(port)]
         kinds = {port.get_element_type().to_string() for port in ports}
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
@@ -127,15 +131,36 @@ class PagedModel:
             row.handle.segments = self._lay_out(row)
             row.handle.pending = row.tree
             batch.add(row, row.handle.segments)
-        seconds = self._request(batch.inputs(pad_head=self._exact))
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> StepOutput:
+        """Run a step, in parts where it is too wide."""
         total = batch.offsets[-1]
-        hidden = {
-            layer: self._request.output(f"hidden.{layer}").data[:total, 0]
-            for layer in self.capabilities.hidden_states
-        }
-        logits = self._request.output("logits").data[:total, 0]
-        read = self._request.output(HEAD_INPUT).data[:total, 0] if self._head_rows else None
-        return StepOutput(logits, tuple(batch.offsets), seconds, hidden, read)
+        if not self._too_wide(batch.num_tokens):
+            seconds = self._infer(batch.inputs(pad_head=self._exact))
+            found = self._outputs(total)
+        else:
+            seconds, found = 0.0, {}
+            for part in batch.parts(self.widest, pad_head=self._exact):
+                seconds += self._infer(part.inputs)
+                for name, rows in self._outputs(len(part.rows)).items():
+                    whole = found.setdefault(name, np.empty((total, *rows.shape[1:]), rows.dtype))
+                    whole[part.rows] = rows
+        hidden = {layer: found[f"hidden.{layer}"] for layer in self.capabilities.hidden_states}
+        return StepOutput(found["logits"], tuple(batch.offsets), seconds, hidden, found.get(HEAD_INPUT))
+
+    def _too_wide(self, num_tokens: int) -> bool:
+        return 0 < self.widest < num_tokens
+
+    def _infer(self, inputs: Mapping[str, Array]) -> float:
+        """Seconds that it took."""
+        return self._request(inputs)
+
+    def _outputs(self, num_rows: int) -> dict[str, Array]:
+        """The first rows of each output, valid until the next step."""
+        names = ["logits", *(f"hidden.{layer}" for layer in self.capabilities.hidden_states)]
+        names += [HEAD_INPUT] if self._head_rows else []
+        return {name: self._request.output(name).data[:num_rows, 0] for name in names}
 
     def head_rows(self, tokens: Sequence[int]) -> Array:
         assert self._head_rows is not None  # as the capabilities say

@@ -31,8 +31,13 @@ def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
     return [_status(profile, core, found, version) for profile in profiles]
 
 
+def computes_on(profile: Profile) -> str:
+    """OpenVINO's name for what does the work: the processor, where it stands in for other hardware."""
+    return "CPU" if profile.emulated else profile.device
+
+
 def _status(profile: Profile, core: ov.Core, found: set[str], version: str) -> DeviceStatus:
-    device = "CPU" if profile.emulated else profile.device
+    device = computes_on(profile)
     if not any(name == device or name.split(".")[0] == device for name in found):
         reason, remedy = missing(device.split(".")[0])
         return DeviceStatus(profile.name, "openvino", profile.device, False, reason, remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -104,6 +104,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             if scheme.decode:
                 how = f"{max(scheme.decode)} tokens of one sequence"
                 notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
+            elif not profile.buckets and not exact.checked_wide(found, key):
+                found = build(replace(widths, read=(exact.NARROW,)), scheme)
             return Loaded(found, notes, key, options.head_tokens)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"

@@ -94,7 +94,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
     add(
         "--prompts", type=Path, metavar="FILE",
-        help="your own prompts, as for specport bench, to choose, heal and measure by",
+        help="your own prompts, as for specport bench, to choose, heal and measure by: the target answers "
+        "each once, those that it is measured on apart, in turns with prompts that it makes up",
     )  # fmt: skip
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, metavar="DIR", help="folder of the bundle; it must not be there yet")

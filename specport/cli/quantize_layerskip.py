@@ -56,7 +56,7 @@ def add_parser(actions: options.Subparsers) -> None:
     add("--every", type=int, metavar="N", help="of the rotational curriculum (default: 8)")
     add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
     add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
-    add("--prompts", type=Path, metavar="FILE", help="your own prompts, as for bench, to write answers to")
+    add("--prompts", type=Path, metavar="FILE", help="your own prompts, as for bench, beside its own")
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, metavar="DIR", help="Hugging Face folder; it must not be there yet")
     add("--json", action="store_true", dest="as_json", help="what came of it as JSON instead of a table")

@@ -27,7 +27,9 @@ from specport.core.pricing import Candidate, Curve, best_cut, row_widths
 from specport.core.tree import TokenTree
 
 _PROBE_DEPTH = 2
-_LINDY = 16  # a text is expected to go on for as many tokens as it has, and these
+# A text is expected to go on for as many tokens as it has, and these: behind a prompt to summarize or correct
+# come a few sentences at least, behind one to search often a few words.
+_LINDY = 32
 _TOKENS_A_ROUND = 2.5
 UNKNOWN_COST = 0.35  # of a plain step: a draft model that was never timed
 

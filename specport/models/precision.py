@@ -88,6 +88,14 @@ def parse(text: str) -> Precision:
     return Precision(base, tuple(name for name in OPTIONS if name in given), group, ratio)
 
 
+def with_zero_points(text: str) -> str:
+    """The precision, with `asym` where it is INT4 and does not say. Raises InvalidInput."""
+    given = parse(text)
+    if given.base != "int4" or {"sym", "asym"} & {*given.options}:
+        return text
+    return str(parse(f"{text}{',' if given.options else ':'}asym"))
+
+
 def _more(base: str) -> str:
     names = [name for name, (bases, _) in OPTIONS.items() if base in bases]
     return f"options of {base} are {', '.join(names)}" if names else f"{base} has no options"

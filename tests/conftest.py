@@ -1,0 +1,23 @@
+"""What every run of the tests says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from specport.profiles import cpu_flags, cpu_name
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The processor, last of all: exactness and speed depend on it, and the end of a log is what is kept."""
+    failed = Counter(
+        report.nodeid.partition("::")[0]
+        for kind in ("failed", "error")
+        for report in terminalreporter.stats.get(kind, ())
+    )
+    for file, count in sorted(failed.items()):
+        terminalreporter.write_line(f"{file}: {count} failed")
+    instructions = ", ".join(sorted(cpu_flags())) or "instructions not known"
+    terminalreporter.write_line(f"on {cpu_name()}, {os.cpu_count()} cores, {instructions}")
