@@ -282,7 +282,7 @@ class _Job:
             "mlp": asked.mlp,
             "head": None if plan.head is None else bundle.ranges(plan.head),
             "shards": [str(path) for path in self.shards],
-            "recipe": {name: getattr(asked, name) for name in names},
+            "recipe": {name: getattr(asked, name) for name in names} | {"precision": self._precision()},
             "trust_remote_code": trust,
         }
         healed = worker.run(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from specport.quantize import batches, training
+from specport.quantize import batches, rounding, training
 from specport.quantize.teacher import Dialogue
 
 from specport.errors import InvalidInput
@@ -33,7 +33,8 @@ class Recipe:
     what sampled acceptance depends on; LK losses, arXiv 2602.23881).
 
     batch_tokens: prompt and answer tokens of a step; epochs: times that each text is read; 0 =
-    no training.
+    no training. precision: what the draft will be stored in; weights that will be INT4 are rounded as it
+    trains (`rounding.py`).
     """
 
     loss: str = "kl"
@@ -41,6 +42,7 @@ class Recipe:
     learning_rate: float = 2e-5
     batch_tokens: int = 1024
     seed: int = 0
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -165,6 +167,19 @@ def distil(
     """
     if not texts or not held_out:
         raise InvalidInput("there is too little text to learn from", "let the target write more")
+    with rounding.rounded(model, recipe.precision):
+        return _distil(model, head, texts, held_out, recipe, work, progress)
+
+
+def _distil(
+    model: Any,
+    head: Sequence[int],
+    texts: Sequence[Dialogue],
+    held_out: Sequence[Dialogue],
+    recipe: Recipe,
+    work: Path,
+    progress: Progress,
+) -> Healed:
     student = Student(model, head, recipe.loss).float()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embed_tokens" not in name)

@@ -100,7 +100,12 @@ def _pruned(
     if not dropped and mlp == 1.0:
         return model, ()
     looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
-    pruned = prune(model, dropped, mlp, looked_at, progress)
+    import torch
+
+    pruned = prune(
+        model.to("cuda" if torch.cuda.is_available() else "cpu"), dropped, mlp, looked_at, progress
+    )
+    model.to("cpu")
     channels = pruned if mlp < 1.0 else ()
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together, the first
         shutil.rmtree(kept, ignore_errors=True)

@@ -136,7 +136,7 @@ def _calls(
     with torch.no_grad():
         for text in texts:
             calls.append([])
-            model.model(torch.tensor([list(text)]), use_cache=False)
+            model.model(torch.tensor([list(text)], device=model.device), use_cache=False)
     for hook in hooks:
         hook.remove()
     return streams, calls
@@ -156,7 +156,7 @@ def _solved(
     tokens have streams a hundred times as long as others.
     """
     size = weight.shape[1]
-    gram, moment = torch.zeros(size, size), torch.zeros(size, weight.shape[0])
+    gram, moment = weight.new_zeros(size, size), weight.new_zeros(size, weight.shape[0])
     for x, r, stream in zip(inputs, missing, wanted, strict=True):
         scale = stream[0].pow(2).mean(dim=-1, keepdim=True).rsqrt()
         gram.addmm_((x[0] * scale).T, x[0] * scale)

@@ -125,7 +125,7 @@ def write_shards(
             else:
                 rng = np.random.default_rng([seed, number + 1, MADE_UP.index(kind)])
                 asked = _user_turns(kind, target, tokenizer, rng)
-            _save(path, dialogues(target, tokenizer, asked, bar))
+            save_shard(path, dialogues(target, tokenizer, asked, bar))
         written += sum(len(d.tokens) - d.start for d in read_shard(path))
     return paths
 
@@ -242,7 +242,8 @@ def _top(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.flo
     return ids.astype(np.int32), (shifted[ids] / shifted.sum(dtype=np.float64)).astype(np.float32)
 
 
-def _save(path: Path, shard: Sequence[Dialogue]) -> None:
+def save_shard(path: Path, shard: Sequence[Dialogue]) -> None:
+    """Raises ModelError when the file cannot be written."""
     temporary = path.with_suffix(f".{os.getpid()}")  # another build may be writing the same shard
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
