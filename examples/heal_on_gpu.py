@@ -33,9 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Heal a draft on a GPU.")
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--source", type=Path, help="what the draft is cut from; without it, the target")
-    parser.add_argument(
-        "--prompts", type=Path, required=True, help="user's turns, as specport bench reads them"
-    )
+    parser.add_argument("--prompts", type=Path, required=True, help="as for specport bench")
     parser.add_argument("--without", type=int, nargs="*", default=[], help="numbers of the layers to drop")
     parser.add_argument("--mlp", type=float, default=1.0, help="share of the feed-forward channels to keep")
     parser.add_argument("--head-tokens", type=int, default=16_384)

@@ -69,7 +69,7 @@ _model: Any = None  # of a writing process
 
 
 def _start(folder: Path) -> None:
-    global _model
+    global _model  # noqa: PLW0603  # a pool's processes have nothing else to keep it in
     from transformers import AutoModelForCausalLM
 
     cuda = torch.cuda.is_available()
