@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 from specport.quantize import export, teacher, torch_text
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
             target, turns, work / "text", processes=args.processes, progress=part(progress, 0.1, 0.4)
         )
     tokenizer = load_tokenizer(target)
-    seen = Counter(t for path in shards for d in teacher.read_shard(path) for t in d.tokens.tolist())
+    seen = teacher.token_counts(shards)
     vocab = json.loads((target / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     always = {*tokenizer.special_ids, *tokenizer.eos_ids}
     head = bundle.ranges(heads.kept_ids(args.head_tokens, vocab, always, seen))

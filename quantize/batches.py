@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from specport.quantize.teacher import Dialogue
 
 if TYPE_CHECKING:
@@ -38,12 +39,7 @@ def plan(
 
 def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
     """Padded on the right; rows and columns point at the places that predict an answer's tokens."""
-    longest = max(len(text.tokens) for text in texts)
-    ids = np.zeros((len(texts), longest), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text.tokens)] = text.tokens
-        mask[row, : len(text.tokens)] = 1
+    ids, mask = padded([text.tokens for text in texts])
     arrays = {
         "ids": ids,
         "mask": mask,
@@ -54,3 +50,13 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
         "top_probs": np.concatenate([t.top_probs for t in texts]).astype(np.float32),
     }
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def padded(texts: Sequence[ArrayLike]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids [texts, longest], with zeros on the right of those that are shorter, and where they are."""
+    rows = [np.asarray(tokens, dtype=np.int64) for tokens in texts]
+    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+    return ids, mask

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -254,7 +253,7 @@ class _Job:
         size = self.request.head_tokens
         if size == 0:
             return (), None
-        seen = Counter(t for path in self.shards for d in teacher.read_shard(path) for t in d.tokens.tolist())
+        seen = teacher.token_counts(self.shards)
         always = {*self.origin.tokenizer.special_ids, *self.origin.tokenizer.eos_ids}
         whole = self.origin.loader.draft_with(self.origin.files, None)
         if size is not None:

@@ -168,36 +168,27 @@ def distil(
     if not texts or not held_out:
         raise InvalidInput("there is too little text to learn from", "let the target write more")
     with rounding.rounded(model, recipe.precision):
-        return _distil(model, head, texts, held_out, recipe, work, progress)
-
-
-def _distil(
-    model: Any,
-    head: Sequence[int],
-    texts: Sequence[Dialogue],
-    held_out: Sequence[Dialogue],
-    recipe: Recipe,
-    work: Path,
-    progress: Progress,
-) -> Healed:
-    student = Student(model, head, recipe.loss).float()
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_("embed_tokens" not in name)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    start = [parameter.detach().clone() for parameter in trained]
-    facts = json.dumps(asdict(recipe), sort_keys=True).encode(), np.asarray(head, dtype=np.int64).tobytes()
-    run, writes = training.train(
-        student, texts, recipe, training.identity(texts, student, *facts), work / training.CHECKPOINT,
-        lambda student, device: _agreement(student, held_out, recipe.batch_tokens, device),
-        "distilling", progress,
-    )  # fmt: skip
-    better = run.after > run.before
-    if not better:
-        with torch.no_grad():
-            for parameter, before in zip(trained, start, strict=True):
-                parameter.copy_(before)
-    after = run.after if better else run.before
-    return Healed(run.before, after, tuple(run.losses), run.num_tokens, run.seconds, writes, better)
+        student = Student(model, head, recipe.loss).float()
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_("embed_tokens" not in name)
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        start = [parameter.detach().clone() for parameter in trained]
+        facts = (
+            json.dumps(asdict(recipe), sort_keys=True).encode(),
+            np.asarray(head, dtype=np.int64).tobytes(),
+        )
+        run, writes = training.train(
+            student, texts, recipe, training.identity(texts, student, *facts), work / training.CHECKPOINT,
+            lambda student, device: _agreement(student, held_out, recipe.batch_tokens, device),
+            "distilling", progress,
+        )  # fmt: skip
+        better = run.after > run.before
+        if not better:
+            with torch.no_grad():
+                for parameter, before in zip(trained, start, strict=True):
+                    parameter.copy_(before)
+        after = run.after if better else run.before
+        return Healed(run.before, after, tuple(run.losses), run.num_tokens, run.seconds, writes, better)
 
 
 def _agreement(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> float:

@@ -62,10 +62,9 @@ def rounded(model: Any, precision: str) -> Iterator[None]:
     """
     wanted = precisions.parse(precision)
     linears = [m for m in decoder_layers(model).modules() if isinstance(m, torch.nn.Linear)]
-    groups = {m: _group(m.in_features, wanted.group) for m in linears if wanted.base == "int4"}
-    stored = {layer: group for layer, group in groups.items() if group}
-    if wanted.ratio < 1.0:  # which layers stay in INT8, NNCF says later
-        stored = {}
+    stored: dict[Any, int] = {}
+    if wanted.base == "int4" and wanted.ratio == 1.0:  # else NNCF says later which layers stay in INT8
+        stored = {m: group for m in linears if (group := _group(m.in_features, wanted.group))}
     for layer, group in stored.items():
         parametrize.register_parametrization(layer, "weight", _Rounded(group, "asym" in wanted.options))
     try:
@@ -77,7 +76,7 @@ def rounded(model: Any, precision: str) -> Iterator[None]:
 
 def _group(width: int, wanted: int) -> int:
     """Weights of a row that share a scale where so many are wanted; 0 = NNCF leaves the row in INT8."""
-    if wanted == precisions.CHANNEL or width % wanted == 0:
-        return width if wanted == precisions.CHANNEL else wanted
-    group = math.gcd(width, wanted)  # the largest power of two that divides both, as `wanted` is one
-    return group if group >= _SMALLEST else 0
+    if wanted == precisions.CHANNEL:
+        return width
+    group = math.gcd(width, wanted)  # where it is smaller: the largest power of two, as `wanted` is one
+    return group if group == wanted or group >= _SMALLEST else 0

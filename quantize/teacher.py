@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,3 +288,8 @@ def read_shard(path: Path) -> list[Dialogue]:
             return [Dialogue(tokens, int(start), ids, probs) for tokens, start, ids, probs in pieces]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error
+
+
+def token_counts(shards: Sequence[Path]) -> Counter[int]:
+    """How often each token id stands in these shards, prompts included. Raises ModelError."""
+    return Counter(t for path in shards for d in read_shard(path) for t in d.tokens.tolist())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from specport.quantize import batches
 from specport.quantize.teacher import ANSWER_TOKENS, TOP_K, Dialogue, save_shard
 
 from specport.calibration.texts import encode
@@ -83,7 +84,6 @@ def _answers(job: tuple[list[list[int]], frozenset[int]]) -> list[Dialogue]:
     return answers(_model, asked, ends)
 
 
-@torch.no_grad()
 def answers(
     model: Any, asked: Sequence[Sequence[int]], ends: frozenset[int], num_tokens: int = ANSWER_TOKENS
 ) -> list[Dialogue]:
@@ -96,17 +96,19 @@ def answers(
     mask = np.zeros_like(prompts)
     for row, ids in enumerate(asked):
         prompts[row, longest - len(ids) :], mask[row, longest - len(ids) :] = ids, 1
-    written = model.generate(
-        input_ids=torch.from_numpy(prompts).to(model.device),
-        attention_mask=torch.from_numpy(mask).to(model.device),
-        max_new_tokens=num_tokens, do_sample=False, repetition_penalty=1.0,
-        eos_token_id=sorted(ends), pad_token_id=min(ends),
-    )[:, longest:].cpu().numpy()  # fmt: skip
+    with torch.no_grad():
+        written = model.generate(
+            input_ids=torch.from_numpy(prompts).to(model.device),
+            attention_mask=torch.from_numpy(mask).to(model.device),
+            max_new_tokens=num_tokens, do_sample=False, repetition_penalty=1.0,
+            eos_token_id=sorted(ends), pad_token_id=min(ends),
+        )[:, longest:].cpu().numpy()  # fmt: skip
     texts = []
     for ids, row in zip(asked, written, strict=True):
         over = np.flatnonzero(np.isin(row, sorted(ends)))
         texts.append(([*ids, *row[: over[0] + 1 if over.size else None].tolist()], len(ids)))
-    return [*_with_tops(model, texts)]
+    with torch.no_grad():
+        return [*_with_tops(model, texts)]
 
 
 def _with_tops(model: Any, texts: Sequence[tuple[list[int], int]]) -> Iterator[Dialogue]:
@@ -121,13 +123,8 @@ def _with_tops(model: Any, texts: Sequence[tuple[list[int], int]]) -> Iterator[D
 
 
 def _read(model: Any, texts: Sequence[tuple[list[int], int]]) -> Iterator[Dialogue]:
-    ids = torch.zeros((len(texts), max(len(tokens) for tokens, _ in texts)), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, (tokens, _) in enumerate(texts):
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
-    hidden = model.model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-    ).last_hidden_state
+    ids, mask = (torch.from_numpy(a).to(model.device) for a in batches.padded([t for t, _ in texts]))
+    hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     answers = torch.cat([hidden[row, start - 1 : len(t) - 1] for row, (t, start) in enumerate(texts)])
     top_probs, top_ids = _tops(model.get_output_embeddings(), answers)
     first = 0
