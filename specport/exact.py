@@ -23,7 +23,7 @@ from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
 from specport.models.cache import cache_root
 
-CHECK = 3  # raise when the check or a model's layout changes: old answers are then asked anew
+CHECK = 4  # raise when the check or a model's layout changes: old answers are then asked anew
 _PAST, _NEW = 37, 11  # a part-filled second block of OpenVINO's cache, so that forks copy one
 NARROW, _WIDE = 64, 200  # without AVX-512, OpenVINO's products round otherwise from about 96 rows on
 

@@ -25,8 +25,9 @@ from specport.core.tree import TokenTree
 from specport.errors import ContextFull
 
 # Rows that the attended length grows by where shapes may vary. torch's attention on processors goes through
-# them in blocks of 512; how bf16 rounds in the last one depends on its size, so it is always a full one.
-_STEP, _STEPS = 128, {torch.bfloat16: 512}
+# them in blocks of 512; how the last one rounds depends on its size (in bf16, and with AVX-512 in f32 too),
+# so it is always a full one.
+_STEP = 512
 _Found = tuple[Array, dict[int, Array]]  # logits and hidden states of one sequence
 
 
@@ -214,8 +215,7 @@ class SlotModel:
     def _length(self, rows: int) -> int:
         if self._static:
             return min(capacity_for(rows), self.cache.capacity)
-        step = _STEPS.get(self.cache.shape.dtype, _STEP)
-        return min(-(-rows // step) * step, self.cache.capacity)
+        return min(-(-rows // _STEP) * _STEP, self.cache.capacity)
 
     def _reserve(self, rows: int) -> None:
         """Room for so many rows in every slot, for the padding behind them and for what idle slots write."""
