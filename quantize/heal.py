@@ -15,6 +15,7 @@ from specport.quantize import export, teacher
 from specport.quantize.distil import Recipe, distil
 from specport.quantize.reconstruct import prune
 
+from specport.errors import InvalidInput
 from specport.models import bundle
 from specport.models.progress import Progress, part
 
@@ -47,6 +48,8 @@ def heal(
     apart = max(1, round(HELD_OUT * len(shards)))
     texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
     unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
+    if not texts:
+        raise InvalidInput("there is too little text to learn from", "let the target write more")
     model, channels = _pruned(
         Path(source),
         Path(work) / FITTED,

@@ -60,7 +60,8 @@ def write(
         # In an order that does not depend on which process was faster.
         found.sort(key=lambda dialogue: dialogue.tokens.tobytes())
         mixed = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
-        groups = [mixed[i : i + SHARD] for i in range(0, len(mixed), SHARD)]
+        size = min(SHARD, -(-len(mixed) // 2))  # two files at least: one is for measuring
+        groups = [mixed[i : i + size] for i in range(0, len(mixed), size)]
         paths = [out / f"text-{number:05}.npz" for number in range(len(groups))]
         pool.starmap(save_shard, zip(paths, groups, strict=True))
     return paths
