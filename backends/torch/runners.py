@@ -88,7 +88,7 @@ class CudaGraphs:
     def __init__(self, module: Module) -> None:
         self._module = module
         self._graphs: dict[Hashable, _Captured] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self.reset()
 
     @property
     def num_graphs(self) -> int:
@@ -118,6 +118,7 @@ class CudaGraphs:
 
     def reset(self) -> None:
         self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # a pool ends with the last graph in it
 
 
 class HpuGraphs:
