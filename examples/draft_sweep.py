@@ -13,7 +13,6 @@ from pathlib import Path
 
 from specport.quantize.build import Request, build
 
-from specport.errors import SpecportError
 from specport.models import bundle
 from specport.models.bundle import Bundle
 from specport.models.progress import progress_bar
@@ -110,14 +109,3 @@ def report(drafts: Sequence[Bundle], out: Path, title: str) -> None:
     plot(drafts, out / "speed-up.svg", title)
     print(table(drafts))
     print(f"\nplot: {out / 'speed-up.svg'}")
-
-
-def run(main: object) -> None:
-    """Run an example; what a user can mend ends in one line."""
-    assert callable(main)
-    try:
-        main()
-    except SpecportError as error:
-        raise SystemExit(f"{error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on") from None

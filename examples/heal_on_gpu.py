@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+import ending
 from specport.quantize import export, teacher, torch_text
 from specport.quantize.heal import heal
 
 from specport.bench.prompts import read_prompts
 from specport.calibration import heads
-from specport.errors import InvalidInput, SpecportError
+from specport.errors import InvalidInput
 from specport.models import bundle
 from specport.models.progress import Progress, part, progress_bar
 from specport.models.tokenizer import load_tokenizer
@@ -77,11 +77,4 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpecportError as error:
-        print(f"{error.message}{': ' + error.hint if error.hint else ''}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; what is written stays", file=sys.stderr)
-        sys.exit(130)
+    ending.run(main)

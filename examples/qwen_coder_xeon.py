@@ -9,6 +9,7 @@ takes ten minutes, or with --epochs 1 an hour and a half; what is done is kept.
 from __future__ import annotations
 
 import draft_sweep
+import ending
 from specport.quantize.build import Request
 
 
@@ -26,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    draft_sweep.run(main)
+    ending.run(main)

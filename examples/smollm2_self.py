@@ -7,6 +7,7 @@ python examples/smollm2_self.py --layers 8 --distil 20000
 from __future__ import annotations
 
 import draft_sweep
+import ending
 from specport.quantize.build import Request
 
 
@@ -18,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    draft_sweep.run(main)
+    ending.run(main)

@@ -25,8 +25,9 @@ from specport.models.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-AT_ONCE, SHARD = 256, 128  # answers that are written at once; dialogues of a file
+AT_ONCE, SHARD = 256, 128  # answers that are written at once at most; dialogues of a file
 LONGEST = 1536  # tokens of a prompt; longer ones are left out
+_CACHED = 131_072  # tokens of the answers that are written at once, prompts and padding included
 _READ, _ROWS = 32_768, 4096  # tokens of a forward pass, and rows of its logits that exist at one time
 
 
@@ -49,8 +50,8 @@ def write(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     longest = min(LONGEST, config.get("max_position_embeddings", LONGEST) - ANSWER_TOKENS)
     asked = [ids for ids in asked if len(ids) <= longest]
-    jobs = [(asked[i : i + AT_ONCE], tokenizer.eos_ids) for i in range(0, len(asked), AT_ONCE)]
-    jobs.reverse()  # the longest first: the end is then even
+    # The longest first: the end is then even.
+    jobs = [(group, tokenizer.eos_ids) for group in reversed(_together(asked))]
     found: list[Dialogue] = []
     # CUDA does not survive a fork.
     with multiprocessing.get_context("spawn").Pool(processes, _start, (folder,)) as pool:
@@ -65,6 +66,17 @@ def write(
         paths = [out / f"text-{number:05}.npz" for number in range(len(groups))]
         pool.starmap(save_shard, zip(paths, groups, strict=True))
     return paths
+
+
+def _together(asked: Sequence[list[int]]) -> list[list[list[int]]]:
+    """Prompts, shortest first, in groups that are answered at once."""
+    groups: list[list[list[int]]] = [[]]
+    for ids in asked:
+        most = min(AT_ONCE, _CACHED // (len(ids) + ANSWER_TOKENS))
+        if len(groups[-1]) >= max(most, 1):
+            groups.append([])
+        groups[-1].append(ids)
+    return [group for group in groups if group]
 
 
 _model: Any = None  # of a writing process
