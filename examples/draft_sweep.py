@@ -30,6 +30,7 @@ def arguments(
     parser.add_argument(
         "--epochs", type=float, default=0.0, help="times that each text is read in training; 0 = fit only"
     )
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--mlp", type=float, default=mlp, help="share of the feed-forward channels to keep")
     parser.add_argument("--device", default="auto")
     return parser

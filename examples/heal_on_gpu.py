@@ -2,8 +2,7 @@
 
     python examples/heal_on_gpu.py --target target.gguf --source sibling.gguf --without 12 13 --mlp 0.36 \
         --head-tokens 16384 --prompts prompts.jsonl --out healed
-    specport quantize --target target.gguf --from healed --precision int4 --draft-precision int4:asym \
-        --head-tokens 16384 --device xeon --out draft
+    specport quantize --target target.gguf --from healed --precision int4 --device xeon --out draft
 
 The target answers the prompts, the source is pruned, fitted and trained on that. Both may be Hugging Face
 folders or GGUF files; without --source the draft is cut from the target itself. Needs torch, transformers
@@ -72,7 +71,6 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
         args.without, args.mlp, head, [str(path) for path in shards],
         {name: getattr(args, name) for name in names}, False, part(progress, 0.4, 1.0),
     )  # fmt: skip
-    (args.out / "healed.json").write_text(json.dumps(healed, indent=1), encoding="utf-8")
     print(f"{args.out}: agreement {healed['agreement_before']:.1%} to {healed['agreement']:.1%}")
 
 

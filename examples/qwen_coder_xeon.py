@@ -18,7 +18,13 @@ def main() -> None:
     parser.add_argument("--target", default="Qwen/Qwen2.5-Coder-1.5B-Instruct")
     parser.add_argument("--source", default="Qwen/Qwen2.5-Coder-0.5B-Instruct")
     args = parser.parse_args()
-    request = Request(distil_tokens=args.distil, epochs=args.epochs, mlp=args.mlp, head_tokens=16_384)
+    request = Request(
+        distil_tokens=args.distil,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        mlp=args.mlp,
+        head_tokens=16_384,
+    )
     out = args.out / "qwen-coder"
     drafts = draft_sweep.sweep(
         args.target, args.source, args.layers, request, out, args.device, precision="int4"

@@ -13,7 +13,9 @@ from specport.quantize.build import Request
 
 def main() -> None:
     args = draft_sweep.arguments("A draft cut from the target itself.", (20, 12, 8, 6), 60_000).parse_args()
-    request = Request(distil_tokens=args.distil, epochs=args.epochs, mlp=args.mlp)
+    request = Request(
+        distil_tokens=args.distil, epochs=args.epochs, learning_rate=args.learning_rate, mlp=args.mlp
+    )
     drafts = draft_sweep.sweep(None, None, args.layers, request, args.out / "smollm2-self", args.device)
     draft_sweep.report(drafts, args.out / "smollm2-self", "SmolLM2-135M INT8, drafts cut from itself")
 

@@ -11,13 +11,14 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specport.quantize import choose, depth, proof, teacher, worker
+from specport.quantize import choose, depth, healed, proof, teacher, worker
+from specport.quantize.healed import Healed
 from specport.quantize.origin import Origin
 from specport.quantize.plan import Plan
 from specport.quantize.prompts import parts
@@ -118,6 +119,7 @@ def build(
 ) -> Built:
     """Build a draft for `target` from `source` (None = the target itself) and write it to the folder `out`.
 
+    source: what was healed elsewhere (`healed.py`) keeps its layers and head, unless others are asked for.
     processes: more than one train together, as `accelerate launch` starts them.
     Other arguments as for `specport.load`. Raises SpecportError; what was done until then is kept.
     """
@@ -125,17 +127,22 @@ def build(
         raise InvalidInput(f"{out} is there already", "choose another --out, or remove it first")
     if processes < 1:
         raise InvalidInput(f"processes is {processes}; it must be 1 or more")
+    spec = source if source is not None else target
+    before = healed.read(Path(spec)) if spec and not request.distil_tokens else Healed({})
+    if before.facts:
+        draft_precision = draft_precision or before.facts["precision"]
+        if request.layers is None and request.speed_up is None:
+            request = replace(request, layers=before.facts["layers"])
     origin = Origin.load(
         target, source, device=device, precision=precision, draft_precision=draft_precision, threads=threads,
         trust_remote_code=trust_remote_code, progress=part(progress, 0.0, 0.05),
     )  # fmt: skip
     # Known now, before anything takes long: healing needs weights that can be trained.
-    spec = source if source is not None else target
     trainable = original(spec) if request.distil_tokens else None
     work = out.with_name(out.name + ".partial")
     prints = {"target": origin.target_files.fingerprint, "source": origin.files.fingerprint}
     with workplace(work, {**asdict(request), **prints}):
-        return _Job(origin, request, work, trainable, processes, progress).run(out)
+        return _Job(origin, request, work, trainable, before, processes, progress).run(out)
 
 
 @dataclass
@@ -146,6 +153,7 @@ class _Job:
     request: Request
     work: Path
     trainable: Path | None
+    before: Healed
     processes: int
     progress: Progress
     shards: list[Path] = field(default_factory=list)
@@ -253,6 +261,8 @@ class _Job:
         size = self.request.head_tokens
         if size == 0:
             return (), None
+        if size is None and self.before.facts:
+            return (), self.before.head
         seen = teacher.token_counts(self.shards)
         always = {*self.origin.tokenizer.special_ids, *self.origin.tokenizer.eos_ids}
         whole = self.origin.loader.draft_with(self.origin.files, None)
@@ -269,7 +279,7 @@ class _Job:
             from specport.quantize import ir
 
             ir.drop_layers(self.origin.files.folder, folder, plan.choice.dropped)
-            return {}
+            return dict(self.before.facts)
         asked, trust = self.request, self.origin.loader.trust_remote_code
         healed_folder = self.work / "healed"
         names = ("loss", "epochs", "learning_rate", "seed")
@@ -284,7 +294,7 @@ class _Job:
             "recipe": {name: getattr(asked, name) for name in names} | {"precision": self._precision()},
             "trust_remote_code": trust,
         }
-        healed = worker.run(
+        found = worker.run(
             "heal", arguments, "the draft cannot be healed",
             processes=self.processes, progress=part(progress, 0.0, 0.85),
         )  # fmt: skip
@@ -293,4 +303,4 @@ class _Job:
             healed_folder, folder, self._precision(),
             progress=part(progress, 0.85, 1.0), trust_remote_code=trust,
         )  # fmt: skip
-        return {**healed, "tokens_written": asked.distil_tokens}
+        return {**found, "tokens_written": asked.distil_tokens}

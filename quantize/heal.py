@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from specport.quantize import export, teacher
+from specport.quantize import export, healed, teacher
 from specport.quantize.distil import Recipe, distil
 from specport.quantize.reconstruct import prune
 
@@ -62,11 +62,7 @@ def heal(
     kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
     about = Recipe(**recipe)
     result = distil(model, kept, texts, unseen, about, Path(work), part(progress, FITTING, 1.0))
-    if result.writes:
-        folder = Path(out)
-        model.save_pretrained(folder, safe_serialization=True)
-        export.finish(Path(source), folder, trust_remote_code)
-    return {
+    facts = {
         "agreement_before": round(result.before, 4),
         "agreement": round(result.after, 4),
         "mlp_channels": channels,
@@ -74,8 +70,15 @@ def heal(
         "tokens_read": result.num_tokens,
         "seconds": round(result.seconds),
         "losses": [round(loss, 3) for loss in result.losses[:: max(1, len(result.losses) // 50)]],
+        "layers": model.config.num_hidden_layers,
         **asdict(about),
     }
+    if result.writes:
+        folder = Path(out)
+        model.save_pretrained(folder, safe_serialization=True)
+        export.finish(Path(source), folder, trust_remote_code)
+        healed.write(folder, facts, head)
+    return facts
 
 
 def _pruned(

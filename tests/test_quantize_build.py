@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 import tiny_models
 from specport.quantize import build as building
+from specport.quantize import healed as healed_elsewhere
 from specport.quantize import passages, prompts, teacher, worker
 from specport.quantize.build import Request, build
 from specport.quantize.plan import Plan
@@ -134,6 +136,20 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same(
     assert (out / IR_BIN).read_bytes() == (healed / IR_BIN).read_bytes()
     assert built.bundle.distilled["losses"] == bundle.read(healed).distilled["losses"]
     assert not out.with_name("draft.partial").exists()
+
+
+def test_what_was_healed_elsewhere_keeps_its_layers_and_its_head(target: str, tmp_path: Path) -> None:
+    source = tmp_path / "healed-elsewhere"
+    shutil.copytree(target, source)
+    facts = {"layers": LAYERS, "precision": "int8", "agreement": 0.5, "agreement_before": 0.25}
+    head = [[0, 90], [100, 110]]
+    healed_elsewhere.write(source, facts, head)
+    made = build(target, tmp_path / "draft", Request(), source=str(source)).bundle
+    assert made.distilled == facts and made.precision == "int8"
+    assert made.head is not None and [list(ids) for ids in made.head] == head and len(made.layers) == LAYERS
+    (source / healed_elsewhere.NAME).write_text('{"layers": 4, "precision": "int8", "head": [[9, 3]]}')
+    with pytest.raises(ModelError, match="damaged"):
+        build(target, tmp_path / "other", Request(), source=str(source))
 
 
 def test_a_full_disk_leaves_no_half_bundle(
