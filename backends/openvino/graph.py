@@ -158,15 +158,15 @@ def _pick_rows(source: ov.Output, vocab: int, pick: Callable[[ov.Node], ov.Outpu
     if kind == "Reshape":  # grouped weights: [vocab, groups, size] -> [vocab, width]
         width = source.get_partial_shape()[1].get_length()
         inputs[1] = ops.constant(np.array([-1, width], dtype=np.int64)).output(0)
-    if kind not in _REBUILD:
+    if kind not in REBUILD:
         raise ModelError(f"cannot cut a head whose weight comes from {kind}")
-    rebuilt = _REBUILD[kind](node, inputs)
+    rebuilt = REBUILD[kind](node, inputs)
     for key, value in node.get_rt_info().items():
         rebuilt.set_rt_info(value, key)  # marks decompression, so that it is not folded away
     return rebuilt.output(0)
 
 
-_REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
+REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
     "Convert": lambda node, inputs: ops.convert(inputs[0], node.get_element_type()),
     "Subtract": lambda _, inputs: ops.subtract(*inputs),
     "Multiply": lambda _, inputs: ops.multiply(*inputs),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import openvino as ov
 from specport.backends.openvino import graph
 from specport.backends.openvino.exit_model import ExitModel
+from specport.backends.openvino.merge import PAIRS, TRIPLES, merge_products
 from specport.backends.openvino.model import PagedModel
 from specport.backends.openvino.probe import computes_on
 from specport.backends.openvino.request import HeadRows, Request
@@ -150,6 +151,8 @@ def _compile(
     limit = _limit(files, options.max_context)
     if options.exit_layer:
         return _early_exit(model, files, options, settings, limit, exact_mode=exact_mode)
+    if computes_on(options.profile) == "CPU":
+        merge_products(model, PAIRS if options.role == "draft" else TRIPLES)
     head_rows = None if options.head_tokens is None else _head_rows(model)  # before the surgery below
     paged = graph.to_paged(
         model, options.hidden_layers, options.head_tokens, head_input=head_rows is not None
