@@ -150,6 +150,12 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: s
     return (own + other).mean(), hits
 
 
+def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None:
+    """Raises InvalidInput where there is nothing to learn from or nothing to measure by."""
+    if not texts or not held_out:
+        raise InvalidInput("there is too little text to learn from", "let the target write more")
+
+
 def distil(
     model: Any,
     head: Sequence[int],
@@ -165,8 +171,7 @@ def distil(
     work: folder of the checkpoint; one of another recipe, model or text is not gone on with.
     Raises InvalidInput, and ModelError when a checkpoint cannot be written.
     """
-    if not texts or not held_out:
-        raise InvalidInput("there is too little text to learn from", "let the target write more")
+    check_texts(texts, held_out)
     with rounding.rounded(model, recipe.precision):
         student = Student(model, head, recipe.loss).float()
         for name, parameter in student.named_parameters():

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from specport.quantize import export, healed, teacher
-from specport.quantize.distil import Recipe, distil
+from specport.quantize.distil import Recipe, check_texts, distil
 from specport.quantize.reconstruct import prune
 
-from specport.errors import InvalidInput
 from specport.models import bundle
 from specport.models.progress import Progress, part
 
@@ -48,8 +47,7 @@ def heal(
     apart = max(1, round(HELD_OUT * len(shards)))
     texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
     unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
-    if not texts:
-        raise InvalidInput("there is too little text to learn from", "let the target write more")
+    check_texts(texts, unseen)  # before what stays is fitted to them
     model, channels = _pruned(
         Path(source),
         Path(work) / FITTED,

@@ -61,7 +61,7 @@ def write(
         # In an order that does not depend on which process was faster.
         found.sort(key=lambda dialogue: dialogue.tokens.tobytes())
         mixed = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
-        size = min(SHARD, -(-len(mixed) // 2))  # two files at least: one is for measuring
+        size = max(1, min(SHARD, -(-len(mixed) // 2)))  # two files at least: one is for measuring
         groups = [mixed[i : i + size] for i in range(0, len(mixed), size)]
         paths = [out / f"text-{number:05}.npz" for number in range(len(groups))]
         pool.starmap(save_shard, zip(paths, groups, strict=True))
@@ -70,13 +70,13 @@ def write(
 
 def _together(asked: Sequence[list[int]]) -> list[list[list[int]]]:
     """Prompts, shortest first, in groups that are answered at once."""
-    groups: list[list[list[int]]] = [[]]
+    groups: list[list[list[int]]] = []
     for ids in asked:
         most = min(AT_ONCE, _CACHED // (len(ids) + ANSWER_TOKENS))
-        if len(groups[-1]) >= max(most, 1):
+        if not groups or len(groups[-1]) >= most:
             groups.append([])
         groups[-1].append(ids)
-    return [group for group in groups if group]
+    return groups
 
 
 _model: Any = None  # of a writing process

@@ -154,19 +154,28 @@ def _pick_rows(source: ov.Output, vocab: int, pick: Callable[[ov.Node], ov.Outpu
         if not node.shape or node.shape[0] != vocab:
             return source  # a scalar or broadcast constant
         return pick(node)
-    inputs = [_pick_rows(port, vocab, pick) for port in node.input_values()]
-    if kind == "Reshape":  # grouped weights: [vocab, groups, size] -> [vocab, width]
-        width = source.get_partial_shape()[1].get_length()
-        inputs[1] = ops.constant(np.array([-1, width], dtype=np.int64)).output(0)
-    if kind not in REBUILD:
+    if not can_rebuild(node):
         raise ModelError(f"cannot cut a head whose weight comes from {kind}")
-    rebuilt = REBUILD[kind](node, inputs)
+    return rebuilt(node, [_pick_rows(port, vocab, pick) for port in node.input_values()])
+
+
+def can_rebuild(node: ov.Node) -> bool:
+    return node.get_type_name() in _REBUILD
+
+
+def rebuilt(node: ov.Node, inputs: list[ov.Output]) -> ov.Output:
+    """A step of a weight's decompression on other inputs, which may have another number of rows."""
+    kind = node.get_type_name()
+    if kind == "Reshape":  # grouped weights: [rows, groups, size] -> [rows, width]
+        width = node.output(0).get_partial_shape()[-1].get_length()
+        inputs = [inputs[0], ops.constant(np.array([-1, width], dtype=np.int64)).output(0)]
+    found = _REBUILD[kind](node, inputs)
     for key, value in node.get_rt_info().items():
-        rebuilt.set_rt_info(value, key)  # marks decompression, so that it is not folded away
-    return rebuilt.output(0)
+        found.set_rt_info(value, key)  # marks decompression, so that it is not folded away
+    return found.output(0)
 
 
-REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
+_REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
     "Convert": lambda node, inputs: ops.convert(inputs[0], node.get_element_type()),
     "Subtract": lambda _, inputs: ops.subtract(*inputs),
     "Multiply": lambda _, inputs: ops.multiply(*inputs),
@@ -177,10 +186,15 @@ REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
 def _slice_constant(node: ov.Node, keep: NDArray[np.int64]) -> ov.Node:
     """Rows `keep` of a constant [vocab, ...]; 4-bit types are sliced as the bytes they are packed in."""
     shape = list(node.shape)
-    tensor = ov.Tensor(node.get_element_type(), ov.Shape([keep.size, *shape[1:]]))
     source = np.asarray(node.data).reshape(shape[0], -1)
+    return constant_like(node, keep.size, source[keep])
+
+
+def constant_like(node: ov.Node, num_rows: int, data: NDArray[np.generic]) -> ov.Node:
+    """A constant of the type of `node` with so many rows. data: its memory, 4-bit types packed."""
+    tensor = ov.Tensor(node.get_element_type(), ov.Shape([num_rows, *list(node.shape)[1:]]))
     # Written into the tensor's own memory: one made from an array would not keep the array alive.
-    tensor.data.reshape(keep.size, -1)[:] = source[keep]
+    tensor.data.reshape(-1)[:] = data.ravel()
     return ops.constant(tensor)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
-from specport.backends.openvino.graph import REBUILD
+from specport.backends.openvino.graph import can_rebuild, constant_like, rebuilt
 
 TRIPLES, PAIRS = 3, 2  # queries, keys and values, which leaves all bits as they were; gate and up as well
 
@@ -61,24 +61,17 @@ def _joined(sources: Sequence[ov.Output]) -> ov.Output | None:
     first, kinds = nodes[0], {node.get_type_name() for node in nodes}
     if len(kinds) > 1 or len({node.get_element_type() for node in nodes}) > 1:
         return None
-    (kind,) = kinds
-    if kind == "Constant":
+    if kinds == {"Constant"}:
         return _joined_constants(nodes)
-    if kind not in REBUILD:
+    if not can_rebuild(first):
         return None
     inputs = []
     for number in range(first.get_input_size()):
-        if kind == "Reshape" and number == 1:  # grouped weights: [out, groups, size] -> [out, width]
-            width = sources[0].get_partial_shape()[-1].get_length()
-            inputs.append(ops.constant(np.array([-1, width], dtype=np.int64)).output(0))
-        elif (found := _joined([node.input_value(number) for node in nodes])) is None:
+        found = _joined([node.input_value(number) for node in nodes])
+        if found is None:
             return None
-        else:
-            inputs.append(found)
-    rebuilt = REBUILD[kind](first, inputs)
-    for key, value in first.get_rt_info().items():
-        rebuilt.set_rt_info(value, key)  # marks decompression, so that it is not folded away
-    return rebuilt.output(0)
+        inputs.append(found)
+    return rebuilt(first, inputs)
 
 
 def _joined_constants(nodes: Sequence[ov.Node]) -> ov.Output | None:
@@ -92,12 +85,8 @@ def _joined_constants(nodes: Sequence[ov.Node]) -> ov.Output | None:
     bits = first.get_element_type().bitwidth
     if any(bits * np.prod(shape) % 8 for shape in shapes):
         return None
-    tensor = ov.Tensor(
-        first.get_element_type(), ov.Shape([sum(shape[0] for shape in shapes), *shapes[0][1:]])
-    )
-    # Written into the tensor's own memory: one made from an array would not keep the array alive.
-    np.concatenate([np.asarray(node.data).ravel() for node in nodes], out=tensor.data.reshape(-1))
-    return ops.constant(tensor).output(0)
+    data = np.concatenate([np.asarray(node.data).ravel() for node in nodes])
+    return constant_like(first, sum(shape[0] for shape in shapes), data).output(0)
 
 
 def _bias(product: ov.Output) -> tuple[ov.Node, NDArray[np.float32]] | None:
