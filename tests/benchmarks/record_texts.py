@@ -1,16 +1,17 @@
 """Record the token ids of every drafter's texts before a change, and compare them with those after it.
 
-    python tests/benchmarks/record_texts.py record OUT.json --models DIR [--device xeon] [--drafters model graft]
+    python tests/benchmarks/record_texts.py record OUT.json --models DIR [--device xeon] [--drafters NAME ...]
     python tests/benchmarks/record_texts.py compare BEFORE.json AFTER.json
 
 24 prompts (`record_prompts.json`) are answered with each setting of `SETTINGS` on each device: greedily, and
 sampled with a seed. Neither text may depend on the clock, so the token ids and the finish reasons of two
-recordings are equal, or `compare` lists what differs and exits with 1. The number of drafted tokens is kept for
-information: the policy "planned" drafts what pays at the moment.
+recordings are equal, or `compare` lists what differs and exits with 1. The number of drafted tokens is kept
+for information: the policy "planned" drafts what pays at the moment.
 
-`record` only uses `specport.load`, `generate` and `stream`, so that one file runs before and after the change. It
-goes on with an OUT.json of the same revision: recorded settings are skipped. Its cache (`--cache`) is one of its
-own, since a calibration in the user's cache would decide how much a seeded text drafts; two recordings may share it.
+`record` only uses `specport.load`, `generate` and `stream`, so that one file runs before and after a change.
+It goes on with an OUT.json of the same revision: recorded settings are skipped. It has a cache of its own
+(`--cache`), since a calibration in the user's cache would decide how much a seeded text drafts. Two
+recordings may share it.
 
 DIR holds the draft models, made once:
 
@@ -173,7 +174,7 @@ def _begun(out: Path) -> dict[str, Any]:
     held: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     if held["about"]["revision"] != about["revision"]:
         sys.exit(
-            f"{out} is of revision {held['about']['revision']}, this is {about['revision']}: name another file"
+            f"{out} is of revision {held['about']['revision']}, not {about['revision']}: name another file"
         )
     return held
 
