@@ -3,10 +3,10 @@
     python tests/benchmarks/text_writing.py write --model MODEL --dialogues 64
     python tests/benchmarks/text_writing.py steps --model MODEL
 
-`write` has the target answer fixed prompts (and, every other shard, prompts that it makes up) and reports
-tokens a second with the share of each part: reading prompts, decoding by the number of sequences in a step, what
-the runtime computes, top-k, and the rest of our own code. `steps` times one step of 1, 2, 4, ... sequences with
-one new token each, in exact and fast mode, with and without the throw-away second token of each sequence.
+`write` has the target answer fixed prompts (and, every other shard, prompts that it makes up). It reports
+tokens a second and the share of each part: reading prompts, decoding by the number of sequences in a step,
+the runtime's inference, top-k, and the rest of our own code. `steps` times one step of 1, 2, 4, ... sequences
+with one new token each, in exact and fast mode, with and without a throw-away second token for each sequence.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ TASKS = (
     "Write unit tests for a function that {}.", "Write a JavaScript function that {}.",
 )  # fmt: skip
 THINGS = (
-    "sorts a list of names by their last letter", "counts the words of a text file", "merges two dictionaries",
-    "checks whether a number is prime", "parses a date such as 2024-05-31", "reverses a linked list",
-    "computes the median of a stream of numbers", "finds all anagrams of a word",
+    "sorts a list of names by their last letter", "counts the words of a text file",
+    "merges two dictionaries", "checks whether a number is prime", "parses a date such as 2024-05-31",
+    "reverses a linked list", "computes the median of a stream of numbers", "finds all anagrams of a word",
 )  # fmt: skip
 PROMPTS = tuple(task.format(thing) for thing in THINGS for task in TASKS)  # 32: one shard of the writer
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -75,7 +75,7 @@ class Watched:
 
 @dataclass
 class Written:
-    """What a run of the writer gave: dialogues, tokens of their prompts and answers, seconds, of them top-k."""
+    """What a run of the writer gave, its seconds, and those of them that went into top-k."""
 
     dialogues: int
     prompt_tokens: int
@@ -118,7 +118,8 @@ def show_writing(written: Written, steps: Sequence[Step]) -> None:
     total = written.seconds
     both = written.prompt_tokens + written.answer_tokens
     print(f"{written.dialogues} dialogues in {total:.1f} s")
-    for name, count in (("answers", written.answer_tokens), ("prompts", written.prompt_tokens), ("all", both)):
+    counts = {"answers": written.answer_tokens, "prompts": written.prompt_tokens, "all": both}
+    for name, count in counts.items():
         print(f"{name:10} {count:7} tokens {count / total:8.1f} tokens/s")
     runtime = sum(step.runtime for step in steps)
     inside = sum(step.seconds for step in steps)
@@ -141,7 +142,8 @@ def show_writing(written: Written, steps: Sequence[Step]) -> None:
             seconds, tokens = sum(step.seconds for step in some), sum(step.tokens for step in some)
             middle = 1e3 * statistics.median(step.seconds for step in some)
             name = f"{low} or more" if high > 1 << 20 else f"{low} to {high}"
-            print(f"{name:>12} {len(some):6} {tokens:7} {middle:10.1f} {seconds:9.2f} {tokens / seconds:9.1f}")
+            cells = f"{len(some):6} {tokens:7} {middle:10.1f} {seconds:9.2f} {tokens / seconds:9.1f}"
+            print(f"{name:>12} {cells}")
 
 
 def step_times(model: Any, padded: bool, context: int, rounds: int) -> dict[int, tuple[float, float]]:
@@ -179,7 +181,7 @@ def main() -> None:
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--device", default="xeon")
     parser.add_argument("--dialogues", type=int, default=64)
-    parser.add_argument("--context", type=int, default=256, help="of `steps`: tokens in each sequence's cache")
+    parser.add_argument("--context", type=int, default=256, help="of `steps`: tokens in each cache")
     parser.add_argument("--rounds", type=int, default=7, help="of `steps`: repetitions")
     args = parser.parse_args()
     loader = Loader.on(args.device)
