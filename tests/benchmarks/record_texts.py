@@ -97,14 +97,15 @@ def record(args: argparse.Namespace) -> int:
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
     held = _begun(args.out)
     for device in args.device or ["xeon", "torch-cpu"]:
-        settings = held["devices"].setdefault(device, {"settings": {}})["settings"]
+        about = held["devices"].setdefault(device, {"threads": args.threads, "settings": {}})
+        if about["threads"] != args.threads:
+            sys.exit(f"{device} was recorded with --threads {about['threads']}: products may round otherwise")
+        settings = about["settings"]
         for name in args.drafters or SETTINGS:
             if name in settings:
                 continue
             began = time.perf_counter()
-            settings[name] = dict(
-                _answers(SETTINGS[name], device, args.models, prompts, held["devices"][device])
-            )
+            settings[name] = dict(_answers(SETTINGS[name], device, args.models, prompts, about))
             plain = settings.get("none", settings[name])
             equal = sum(
                 a["ids"] == plain["greedy"][key]["ids"] for key, a in settings[name]["greedy"].items()
@@ -126,7 +127,9 @@ def _answers(
     import specport
 
     draft = setting.draft.format(model=models / DRAFTS.get(device, DRAFTS["torch-cpu"]), other=models / OTHER)
-    with specport.load(device=device, draft=draft, max_context=MAX_CONTEXT, **setting.options) as pipeline:
+    with specport.load(
+        device=device, draft=draft, max_context=MAX_CONTEXT, threads=about["threads"], **setting.options
+    ) as pipeline:
         about.update(model=pipeline.model_name, device=pipeline.device_name, exact=pipeline.exact)
         for way, options in WAYS.items():
             shared = {"max_new_tokens": NUM_TOKENS, **options}
@@ -281,6 +284,7 @@ def main() -> int:
     recording.add_argument(
         "--drafters", nargs="+", choices=SETTINGS, metavar="NAME", help="of SETTINGS (default: all)"
     )
+    recording.add_argument("--threads", type=int, help="of the runtime; 1 is quicker on a busy machine")
     recording.add_argument(
         "--cache", type=Path, help="specport's cache (default: the folder cache beside OUT.json)"
     )
