@@ -146,30 +146,31 @@ def show_writing(written: Written, steps: Sequence[Step]) -> None:
             print(f"{name:>12} {cells}")
 
 
-def step_times(model: Any, padded: bool, context: int, rounds: int) -> dict[int, tuple[float, float]]:
-    """Return the lowest and the median ms of a step of n sequences with one token each, by n.
+def step_times(model: Any, context: int, rounds: int) -> dict[bool, dict[int, list[float]]]:
+    """Return the ms of steps of n sequences with one token each: by whether each is padded to two, and by n.
 
-    padded: each sequence gets a throw-away second token. Sets how the backend's model lays out its rows.
+    Sets how the backend's model lays out its rows.
     """
-    model._exact = padded
     ids = np.random.default_rng(0).integers(0, 40_000, context).tolist()
     handles = [model.open(context + 2) for _ in range(max(SIZES))]
-    times: dict[int, list[float]] = {n: [] for n in SIZES}
+    times: dict[bool, dict[int, list[float]]] = {padded: {n: [] for n in SIZES} for padded in (True, False)}
     try:
         for handle in handles:
             model.step([Row(handle, TokenTree.chain(ids), logits="last")])
             model.commit(handle, range(context))
         for n in SIZES:
             rows = [Row(handle, TokenTree.chain([7])) for handle in handles[:n]]
-            for number in range(rounds + 2):  # the first ones of a new width prepare its kernels
-                began = time.perf_counter()
-                model.step(rows)
-                if number >= 2:
-                    times[n].append(1e3 * (time.perf_counter() - began))
+            for padded, found in times.items():
+                model._exact = padded
+                for number in range(rounds + 2):  # the first ones of a new width prepare its kernels
+                    began = time.perf_counter()
+                    model.step(rows)
+                    if number >= 2:
+                        found[n].append(1e3 * (time.perf_counter() - began))
     finally:
         for handle in handles:
             model.close(handle)
-    return {n: (min(values), statistics.median(values)) for n, values in times.items()}
+    return times
 
 
 def main() -> None:
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--device", default="xeon")
     parser.add_argument("--dialogues", type=int, default=64)
-    parser.add_argument("--context", type=int, default=256, help="of `steps`: tokens in each cache")
+    parser.add_argument("--context", type=int, default=64, help="of `steps`: tokens in each cache")
     parser.add_argument("--rounds", type=int, default=7, help="of `steps`: repetitions")
     args = parser.parse_args()
     loader = Loader.on(args.device)
@@ -197,9 +198,10 @@ def main() -> None:
     print(f"{'sequences':>22} " + " ".join(f"{n:>15}" for n in SIZES))
     for mode, exact in (("exact", True), ("fast", False)):
         model = loader.target_with(files, exact).model
-        for padded in (True, False):
-            found = step_times(model, padded, args.context, args.rounds)
-            cells = " ".join(f"{low:6.1f} / {middle:6.1f}" for low, middle in found.values())
+        for padded, times in step_times(model, args.context, args.rounds).items():
+            cells = " ".join(
+                f"{min(found):6.1f} / {statistics.median(found):6.1f}" for found in times.values()
+            )
             print(f"{mode:>6} {'padded to two' if padded else 'one token':>15} {cells}", flush=True)
 
 
