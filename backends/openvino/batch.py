@@ -63,26 +63,36 @@ def masked_segment(table: list[int], past: int, tree: TokenTree) -> Segment:
 def fork_segments(
     table: list[int], past: int, tree: TokenTree, cache: BlockCache, *, pad_single: bool
 ) -> list[Segment]:
-    """One chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied.
+    """Return one chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied.
 
     `pad_single`: as for a chain; a path has a lone token where a child of the last cached one is a leaf.
+    Raises ContextFull where the cache has no block left; no block is taken then.
     """
     parents = set(tree.parents)
     whole = past // BLOCK_SIZE
     segments: list[Segment] = []
-    for leaf in (node for node in range(len(tree)) if node not in parents):
-        path = tree.path(leaf)
-        tokens = [tree.tokens[node] for node in path]
-        tokens *= 2 if pad_single and len(path) == 1 else 1
-        fork = table if not segments else table[:whole]
-        segment = Segment(
-            fork, past, tokens, path, range(past, past + len(tokens)), shared=whole * BLOCK_SIZE
-        )
-        if segments and past % BLOCK_SIZE:
-            cache.extend(fork, past)
-            cache.copy_block(table[whole], fork[whole])
-        segments.append(segment)
+    try:
+        for leaf in (node for node in range(len(tree)) if node not in parents):
+            path = tree.path(leaf)
+            tokens = [tree.tokens[node] for node in path]
+            tokens *= 2 if pad_single and len(path) == 1 else 1
+            fork = table if not segments else table[:whole]
+            positions = range(past, past + len(tokens))
+            segments.append(Segment(fork, past, tokens, path, positions, shared=whole * BLOCK_SIZE))
+            if fork is not table and past % BLOCK_SIZE:
+                cache.extend(fork, past)
+                cache.copy_block(table[whole], fork[whole])
+    except BaseException:
+        release_forks(segments, table, cache)
+        raise
     return segments
+
+
+def release_forks(segments: Sequence[Segment], table: list[int], cache: BlockCache) -> None:
+    """Give back the blocks of all segments that are not shared with the sequence's own `table`."""
+    for segment in segments:
+        if segment.table is not table:
+            cache.release(segment.table, segment.shared)
 
 
 @dataclass(frozen=True)

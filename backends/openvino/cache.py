@@ -94,17 +94,19 @@ class BlockCache:
 
     def _allocate(self, num_blocks: int) -> None:
         """Grow all tensors to `num_blocks`, keeping what is stored."""
+        # All of them before any is bound: without the memory for one, nothing has changed.
         arrays = []
         for i, ((shape, _), ports) in enumerate(self._groups.items()):
-            element = ports[0][1].get_element_type()
             # numpy has no bfloat16: rows are only ever copied, so their bytes will do.
-            dtype = np.dtype(f"u{element.size}")
+            dtype = np.dtype(f"u{ports[0][1].get_element_type().size}")
             array = aligned((len(ports), num_blocks, *shape), dtype)
             if self._num_blocks:
                 array[:, : self._num_blocks] = self._arrays[i]
-            for layer, (request, port) in enumerate(ports):
-                request.bind(port, ov.Tensor(array[layer], ov.Shape([num_blocks, *shape]), element))
             arrays.append(array)
+        for array, ((shape, _), ports) in zip(arrays, self._groups.items(), strict=True):
+            for layer, (request, port) in enumerate(ports):
+                tensor = ov.Tensor(array[layer], ov.Shape([num_blocks, *shape]), port.get_element_type())
+                request.bind(port, tensor)
         # The new tensors are bound; only now may the old arrays go.
         self._arrays = arrays
         self._free = [*range(num_blocks - 1, self._num_blocks - 1, -1), *self._free]

@@ -6,7 +6,8 @@ verifies the same tokens runs the front on the others only (LayerSkip's "KVQ cac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -68,57 +69,70 @@ class ExitModel(PagedModel):
     def draft(self, rows: Sequence[Row]) -> StepOutput:
         if len(rows) > 1 and self._too_wide(sum(max(2, len(row.tree)) for row in rows)):
             return self._in_halves(rows)
-        batch = Batch()
         for row in rows:
             if not row.tree.is_chain:
                 raise ValueError("early exit drafts chains only")
             self._check_room(row, len(row.handle.drafted))
-        for row in rows:
-            if not row.handle.drafted:
-                self._drop(row.handle)  # a step that nobody committed
-            batch.add(row, [self._behind(row.handle, len(row.handle.drafted), row.tree)])
-        inputs = batch.inputs(pad_head=self._exact)
-        seconds = self._front(inputs)
-        stream, start = self._front.output(STREAM_OUT), 0
-        for row, (segment,) in zip(rows, batch.segments, strict=True):
-            row.handle.drafted += row.tree.tokens
-            row.handle.stream.append(stream.data[start : start + len(row.tree)].copy())
-            start += len(segment.tokens)
-        return self._scored(batch, inputs, stream, seconds)
+        with self._all_or_nothing(rows):
+            batch = Batch()
+            for row in rows:
+                if not row.handle.drafted:
+                    self._drop(row.handle)  # a step that nobody committed
+                batch.add(row, [self._behind(row.handle, len(row.handle.drafted), row.tree)])
+            inputs = batch.inputs(pad_head=self._exact)
+            seconds = self._front(inputs)
+            stream, start = self._front.output(STREAM_OUT), 0
+            for row, (segment,) in zip(rows, batch.segments, strict=True):
+                row.handle.drafted += row.tree.tokens
+                row.handle.stream.append(stream.data[start : start + len(row.tree)].copy())
+                start += len(segment.tokens)
+            return self._scored(batch, inputs, stream, seconds)
+
+    @contextmanager
+    def _all_or_nothing(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Also keep what was drafted before: a draft that fails is as if nobody had asked for it."""
+        before = [([*row.handle.drafted], [*row.handle.stream]) for row in rows]
+        try:
+            with super()._all_or_nothing(rows):
+                yield
+        except BaseException:
+            for row, (drafted, stream) in zip(rows, before, strict=True):
+                row.handle.drafted, row.handle.stream = drafted, stream
+            raise
 
     def _in_halves(self, rows: Sequence[Row]) -> StepOutput:
         half = len(rows) // 2
-        first = self.draft(rows[:half])
-        logits = first.logits.copy()
-        second = self.draft(rows[half:])
+        with self._all_or_nothing(rows):
+            first = self.draft(rows[:half])
+            logits = first.logits.copy()
+            second = self.draft(rows[half:])
         offsets = (*first.offsets, *(first.offsets[-1] + offset for offset in second.offsets[1:]))
         return StepOutput(np.concatenate([logits, second.logits]), offsets, first.seconds + second.seconds)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         for row in rows:
             self._check_room(row)
-        known = [_known(row.handle, row.tree) for row in rows]
-        batch, ahead = Batch(), Batch()
-        for row, stream in zip(rows, known, strict=True):
-            self._drop(row.handle)
-            row.handle.segments = self._lay_out(row)
-            row.handle.pending = row.tree
-            batch.add(row, row.handle.segments)
-            if not len(stream):
-                ahead.add(row, row.handle.segments)
-            elif len(stream) < len(row.tree):
-                rest = TokenTree.chain(row.tree.tokens[len(stream) :])
-                ahead.add(Row(row.handle, rest), [self._behind(row.handle, len(stream), rest)])
-            else:
-                ahead.skip()
-        if not any(map(len, known)) or self._too_wide(batch.num_tokens):
-            return self._run(batch)
-        inputs = batch.inputs(pad_head=self._exact)
-        seconds = self._front(ahead.inputs(pad_head=False)) if ahead.num_tokens else 0.0
-        joined = self._joined(batch, ahead, known)
-        self._back.bind(STREAM_IN, ov.Tensor(joined, ov.Shape(joined.shape), self._element))
-        seconds += self._back(inputs)
-        return self._scored(batch, inputs, self._back.output(STREAM_OUT), seconds)
+        with self._all_or_nothing(rows):
+            known = [_known(row.handle, row.tree) for row in rows]
+            batch, ahead = Batch(), Batch()
+            for row, stream in zip(rows, known, strict=True):
+                self._lay_out(row)
+                batch.add(row, row.handle.segments)
+                if not len(stream):
+                    ahead.add(row, row.handle.segments)
+                elif len(stream) < len(row.tree):
+                    rest = TokenTree.chain(row.tree.tokens[len(stream) :])
+                    ahead.add(Row(row.handle, rest), [self._behind(row.handle, len(stream), rest)])
+                else:
+                    ahead.skip()
+            if not any(map(len, known)) or self._too_wide(batch.num_tokens):
+                return self._run(batch)
+            inputs = batch.inputs(pad_head=self._exact)
+            seconds = self._front(ahead.inputs(pad_head=False)) if ahead.num_tokens else 0.0
+            joined = self._joined(batch, ahead, known)
+            self._back.bind(STREAM_IN, ov.Tensor(joined, ov.Shape(joined.shape), self._element))
+            seconds += self._back(inputs)
+            return self._scored(batch, inputs, self._back.output(STREAM_OUT), seconds)
 
     def _infer(self, inputs: Mapping[str, Stream]) -> float:
         seconds = self._front(inputs)

@@ -8,11 +8,19 @@ inputs is `batch.py`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from specport.backends.openvino.batch import Batch, Segment, chain_segment, fork_segments, masked_segment
+from specport.backends.openvino.batch import (
+    Batch,
+    Segment,
+    chain_segment,
+    fork_segments,
+    masked_segment,
+    release_forks,
+)
 from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache, is_cache
 from specport.backends.openvino.graph import HEAD_INPUT
 from specport.backends.openvino.request import Array, HeadRows, Request
@@ -117,21 +125,30 @@ class PagedModel:
 
     def _drop(self, handle: PagedSequence) -> None:
         """Forget the last step: give back the blocks of the paths that were not taken."""
-        for segment in handle.segments:
-            if segment.table is not handle.table:
-                self.cache.release(segment.table, segment.shared)
+        release_forks(handle.segments, handle.table, self.cache)
         handle.segments, handle.pending = [], TokenTree()
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         for row in rows:
             self._check_room(row)
-        batch = Batch()
-        for row in rows:
-            self._drop(row.handle)
-            row.handle.segments = self._lay_out(row)
-            row.handle.pending = row.tree
-            batch.add(row, row.handle.segments)
-        return self._run(batch)
+        with self._all_or_nothing(rows):
+            batch = Batch()
+            for row in rows:
+                self._lay_out(row)
+                batch.add(row, row.handle.segments)
+            return self._run(batch)
+
+    @contextmanager
+    def _all_or_nothing(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Give back the blocks that the rows of a step took, all of them, where the step fails."""
+        blocks = [len(row.handle.table) for row in rows]
+        try:
+            yield
+        except BaseException:
+            for row, count in zip(rows, blocks, strict=True):
+                self._drop(row.handle)
+                self.cache.release(row.handle.table, count * BLOCK_SIZE)
+            raise
 
     def _run(self, batch: Batch) -> StepOutput:
         """Run a step, in parts where it is too wide."""
@@ -172,14 +189,17 @@ class PagedModel:
         if deepest > self.max_context:
             raise ContextFull(f"{deepest} tokens do not fit the model's context of {self.max_context}")
 
-    def _lay_out(self, row: Row) -> list[Segment]:
+    def _lay_out(self, row: Row) -> None:
+        """Forget the handle's last step and take the blocks of this one."""
         handle, tree = row.handle, row.tree
+        self._drop(handle)
         if tree.is_chain:
             segments = [chain_segment(handle.table, handle.length, tree, pad_single=self._exact)]
         elif self._mask_trees:
             segments = [masked_segment(handle.table, handle.length, tree)]
         else:
             segments = fork_segments(handle.table, handle.length, tree, self.cache, pad_single=self._exact)
+        # Before any of them grows: what a failure leaves behind is then found here and given back.
+        handle.segments, handle.pending = segments, tree
         for segment in segments:
             self.cache.extend(segment.table, segment.past + len(segment.tokens))
-        return segments
