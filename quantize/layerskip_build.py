@@ -23,7 +23,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.loading import Loader
 from specport.models.progress import Progress, part, silent
 from specport.models.source import original
-from specport.models.tokenizer import load_tokenizer
+from specport.models.tokenizer import load_tokenizer, read_json
 from specport.versions import installed
 
 ABOUT = "layerskip.json"
@@ -121,7 +121,7 @@ def read(folder: Path) -> About:
     """What is kept beside a trained model's weights. Raises ModelError where it cannot be read."""
     path = folder / ABOUT
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         if stored["format"] != FORMAT:
             raise ModelError(f"{path} has format {stored['format']}, this version reads {FORMAT}")
         before, after = (

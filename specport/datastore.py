@@ -20,6 +20,7 @@ from specport.drafters.suffix_index import GAP, Ints, SuffixIndex
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
 from specport.models.progress import Progress, silent
+from specport.models.safe_files import UnsafeFile, inside
 from specport.models.tokenizer import Tokenizer
 
 MANIFEST_FILE = "specport-datastore.json"
@@ -103,7 +104,11 @@ def open_datastore(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Suffi
             f"the datastore {folder} was built for another tokenizer", f"{again} --model MODEL"
         )
     try:
-        tokens, order = (np.fromfile(folder / name, dtype="<i4") for name in (TOKENS_FILE, ORDER_FILE))
+        # By name, whatever the manifest says: it may not name them.
+        paths = [inside(folder, name) for name in (TOKENS_FILE, ORDER_FILE)]
+        tokens, order = (np.fromfile(path, dtype="<i4") for path in paths)
+    except UnsafeFile as error:
+        raise ModelError(f"the datastore {folder} is damaged: {error}", again) from error
     except OSError as error:
         raise ModelError(f"cannot read the datastore {folder}: {error.strerror or error}") from error
     whole = len(tokens) > 1 and len(order) == len(tokens) - 1

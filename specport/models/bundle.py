@@ -17,6 +17,7 @@ from typing import Any
 from specport.errors import ModelError
 from specport.models import manifest
 from specport.models.cache import cache_root
+from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.tokenizer import read_json
 
 BUNDLE_FILE = "specport.json"
@@ -93,8 +94,16 @@ def write(folder: Path, bundle: Bundle) -> None:
 
 
 def read(folder: Path, *, thorough: bool = False) -> Bundle:
-    """Raises ModelError where it is damaged (thorough: hash every file), or newer than this specport."""
+    """Return what is known of the bundle in `folder`.
+
+    Raises ModelError where it is damaged (thorough: hash every file), newer than this specport, or has files
+    that are no regular ones.
+    """
     path = folder / BUNDLE_FILE
+    try:
+        check_folder(folder)  # those too that the manifest does not name: they are opened by name
+    except (UnsafeFile, OSError) as error:
+        raise ModelError(f"the draft bundle {folder} cannot be trusted: {error}", _REBUILD) from error
     if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough):
         raise ModelError(f"the draft bundle {folder} is damaged: {wrong}", _REBUILD)
     about = dict((manifest.read(folder, BUNDLE_FILE) or {}).get("about", {}))

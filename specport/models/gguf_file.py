@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from specport.errors import ModelError
+from specport.models.safe_files import UnsafeFile, regular
 
 Tensor = tuple[tuple[int, ...], int, int]  # shape in ggml order, ggml type, offset from the data's start
 
@@ -61,13 +62,15 @@ class GgufHeader:
 def read_header(path: Path) -> GgufHeader:
     """Parse and check `path`. Raises ModelError when it is no GGUF file, damaged or incomplete."""
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             if file.read(4) != MAGIC:
                 raise ModelError(
                     f"{path} is not a GGUF file", "give a .gguf file, a model folder or a hub id"
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Parser(path, data).header()
+    except UnsafeFile as error:
+        raise ModelError(str(error), "give a .gguf file, a model folder or a hub id") from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -10,9 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from specport.models.safe_files import UnsafeFile, inside
+
 MANIFEST_FILE = "specport-model.json"
 FORMAT = 1
 CHUNK = 1 << 22
+MOST_BYTES = 64 << 20  # of a manifest: a damaged file must not fill the memory
 
 
 def file_sha256(path: Path) -> str:
@@ -25,9 +28,10 @@ def file_sha256(path: Path) -> str:
 
 
 def write(folder: Path, about: Mapping[str, Any], name: str = MANIFEST_FILE) -> None:
-    """Hash every file of `folder` and write its manifest, with `about` in it, last."""
+    """Hash every file of `folder`, links left out, and write its manifest, with `about` in it, last."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != name):
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != name)
+    for path in sorted(found):
         stat = path.stat()
         entry = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(path)}
         files[path.relative_to(folder).as_posix()] = entry
@@ -35,19 +39,28 @@ def write(folder: Path, about: Mapping[str, Any], name: str = MANIFEST_FILE) -> 
 
 
 def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
-    """The manifest of `folder`, or None where there is none or it is damaged."""
+    """Return the manifest of `folder`, or None where there is none or it is damaged.
+
+    The names in it are not checked yet: they are a stranger's (`damage` and `safe_files.inside` do it).
+    """
     try:
-        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        path = inside(folder, name)
+        if path.stat().st_size > MOST_BYTES:
+            return None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         body = {key: manifest[key] for key in ("format", "about", "files")}
         if manifest["check"] != _check(body) or body["format"] != FORMAT or not body["files"]:
             return None
+        dict(body["about"])
+        for entry in body["files"].values():
+            int(entry["size"]), int(entry["mtime_ns"]), str(entry["sha256"])
         return body
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -> str | None:
-    """What is wrong with `folder`, or None when it may be used.
+    """Return what is wrong with `folder`, or None when it may be used.
 
     Sizes and times are compared at every call; a file's hash only when its time has changed (a copied
     folder) or when `thorough`. An unchanged file that passes is noted, so that it is hashed once.
@@ -57,8 +70,8 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
         return "its manifest is missing or damaged"
     touched = False
     for file, entry in manifest["files"].items():
-        path = folder / file
         try:
+            path = inside(folder, file)
             stat = path.stat()
             if stat.st_size != entry["size"]:
                 return f"{file} has {stat.st_size} bytes instead of {entry['size']}"
@@ -67,8 +80,12 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
                     return f"{file} has other content than when it was made"
                 touched |= stat.st_mtime_ns != entry["mtime_ns"]
                 entry["mtime_ns"] = stat.st_mtime_ns
-        except OSError:
+        except UnsafeFile as error:
+            return str(error)
+        except FileNotFoundError:
             return f"{file} is missing"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror or error}"
     if touched:
         with suppress(OSError):  # a read-only cache is hashed again next time
             _store(folder / name, manifest)

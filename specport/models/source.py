@@ -7,7 +7,7 @@ once, into the cache.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.identity import fingerprint
 from specport.models.progress import Progress, part, silent
+from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.models.tokenizer import TOKENIZER_FILE, read_json
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -161,12 +162,25 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
             return _from_gguf(ggufs[0], spec, options)
         what = f"{len(ggufs)} .gguf files" if ggufs else "no config.json with .safetensors, no IR, no .gguf"
         raise ModelError(f"{path} holds {what}", "name the model's folder or one .gguf file")
+    _check_weights(path, weights)
     small = [p.name for p in path.iterdir() if p.suffix in (".json", ".jinja", ".model") and p.is_file()]
     identity = fingerprint(path, small, weights)
     if options.weights == "huggingface" and (path / TOKENIZER_FILE).is_file():
         found = bundle.read(path) if (path / bundle.BUNDLE_FILE).is_file() else None
         return ModelFiles(path, name, options.precision, spec, identity, found)
     return _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
+
+
+def _check_weights(folder: Path, names: Sequence[str]) -> None:
+    """Raise ModelError where weights are no regular files, or the index names some outside of `folder`."""
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    try:
+        for name in names:
+            regular(folder / name)
+        for name in {*map(str, index.values())} if isinstance(index, dict) else ():
+            check_name(name)
+    except (UnsafeFile, OSError) as error:
+        raise ModelError(f"{folder} cannot be used: {error}", "download the model again") from error
 
 
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:

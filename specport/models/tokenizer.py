@@ -16,6 +16,7 @@ import tokenizers
 from specport.errors import InvalidInput, ModelError
 from specport.models.chat import ChatTemplate
 from specport.models.gguf_tokenizer import END_OF_TURN
+from specport.models.safe_files import regular
 
 TOKENIZER_FILE = "tokenizer.json"
 MAX_FILE_BYTES = 1 << 28  # no tokenizer is larger; stops a mistaken or hostile file from filling the memory
@@ -217,9 +218,9 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no such file. Raises ModelError when it is damaged."""
+    """Return the object in a JSON file; empty when there is no such file. Raises ModelError when it is damaged."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        if regular(path).stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{path} is too large")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
