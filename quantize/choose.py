@@ -18,6 +18,7 @@ from specport.calibration.texts import Text
 from specport.core.costs import StepCosts
 from specport.errors import InvalidInput
 from specport.loading import Loader
+from specport.models.atomic import write_json
 from specport.models.progress import Progress
 from specport.models.source import ModelFiles, ir_fingerprint
 
@@ -113,7 +114,7 @@ class Search:
             found = depth.by_measure(streams, request.by, agreement, range(count + 1), progress, floor)
         else:
             found = depth.by_agreement(agreement, total, count, progress, floor)
-        known.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        write_json(known, asdict(found))
         return total, found
 
     def _seconds(self, found: depth.Dropping) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from specport.quantize import compress, gguf_weights
 from specport.errors import ModelError
 from specport.models import gguf_file, gguf_tokenizer
 from specport.models import precision as precisions
+from specport.models.atomic import write_json
 from specport.models.progress import Progress, silent
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
@@ -225,4 +226,4 @@ def _merge_json(path: Path, values: dict[str, Any]) -> None:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     known.pop("_from_model_config", None)  # else transformers would replace the ids again
     known.update({key: value for key, value in values.items() if value is not None})
-    path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    write_json(path, known, indent=2)

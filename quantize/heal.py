@@ -16,6 +16,7 @@ from specport.quantize.distil import Recipe, check_texts, distil
 from specport.quantize.reconstruct import prune
 
 from specport.models import bundle
+from specport.models.atomic import write_json
 from specport.models.progress import Progress, part
 
 HELD_OUT = 0.05  # of the shards; one at least
@@ -115,7 +116,7 @@ def _pruned(
         shutil.rmtree(kept, ignore_errors=True)
         model.save_pretrained(kept, safe_serialization=True)
         # Last: now it is whole.
-        (kept / PRUNED).write_text(json.dumps({**how, "channels": channels}), encoding="utf-8")
+        write_json(kept / PRUNED, {**how, "channels": channels})
     return model, channels
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specport.errors import ModelError
 from specport.models import bundle
+from specport.models.atomic import write_json
 from specport.models.tokenizer import read_json
 
 NAME = "healed.json"
@@ -24,7 +24,7 @@ class Healed(NamedTuple):
 
 def write(folder: Path, facts: Mapping[str, Any], head: Sequence[Sequence[int]] | None) -> None:
     """head: ranges of ids, as in a bundle."""
-    (folder / NAME).write_text(json.dumps({**facts, _HEAD: head}, indent=1), encoding="utf-8")
+    write_json(folder / NAME, {**facts, _HEAD: head})
 
 
 def read(folder: Path) -> Healed:

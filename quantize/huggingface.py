@@ -8,7 +8,6 @@ have to be, the architecture says; whether they are the right ones, a text that 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from specport.quantize.prompts import HELD_OUT
 from specport.calibration.texts import Text, encode
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
+from specport.models.atomic import write_json
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.manifest import MANIFEST_FILE
 from specport.models.progress import Progress, part, silent
@@ -106,7 +106,7 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
         for path in folder.iterdir():
             if path.suffix in _COPIED and path.name not in _WRITTEN:
                 shutil.copyfile(path, work / path.name)
-        (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(work / "config.json", config, indent=2)
         _save(weights, form, work / "model.safetensors", part(progress, 0.1, 0.7))
         progress("comparing the two models", 0.7)
         _compare(folder, work)

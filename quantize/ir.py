@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import openvino as ov
 from specport.backends.openvino import graph, layers
 
+from specport.models.atomic import write_json
 from specport.models.manifest import MANIFEST_FILE
 from specport.models.source import IR_BIN, IR_XML
 from specport.models.tokenizer import read_json
@@ -36,4 +36,4 @@ def drop_layers(source: Path, target: Path, dropped: Collection[int]) -> None:
         if isinstance(table.get("layer_types"), list):
             kinds = table["layer_types"]
             table["layer_types"] = [kind for i, kind in enumerate(kinds) if i not in dropped]
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(target / "config.json", config, indent=2)

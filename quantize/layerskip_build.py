@@ -6,7 +6,6 @@ cache, where drafts for it find it as well. The folder appears at once, when all
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from specport.quantize.workplace import workplace
 
 from specport.errors import InvalidInput, ModelError
 from specport.loading import Loader
+from specport.models.atomic import write_json
 from specport.models.progress import Progress, part, silent
 from specport.models.source import original
 from specport.models.tokenizer import load_tokenizer, read_json
@@ -109,7 +109,7 @@ def build(
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": installed(_PACKAGES),
         }
-        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / ABOUT, about)
         if out.exists():
             out.rmdir()  # empty, as was checked
         os.replace(folder, out)

@@ -6,7 +6,6 @@ Kept, since times decided it: a build that goes on must not decide otherwise the
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from specport.quantize.choose import Choice
 
 from specport.calibration.heads import Head
 from specport.models import bundle
+from specport.models.atomic import write_json
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,13 @@ class Plan:
     choice: Choice
 
     def save(self, path: Path) -> None:
-        """All at once."""
-        text = json.dumps(
-            {
-                "heads": [{**asdict(head), "tokens": _ranges(head.tokens)} for head in self.heads],
-                "head": _ranges(self.head),
-                "choice": asdict(self.choice),
-            }
-        )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        """Write it all at once."""
+        content = {
+            "heads": [{**asdict(head), "tokens": _ranges(head.tokens)} for head in self.heads],
+            "head": _ranges(self.head),
+            "choice": asdict(self.choice),
+        }
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Plan | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from specport.calibration.texts import encode
 from specport.core.ports import Model, Row
 from specport.core.tree import TokenTree
 from specport.errors import ModelError
+from specport.models.atomic import replacing
 from specport.models.cache import cache_root
 from specport.models.progress import Progress
 from specport.models.tokenizer import Tokenizer
@@ -245,14 +245,11 @@ def _top(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.flo
 
 def save_shard(path: Path, shard: Sequence[Dialogue]) -> None:
     """Raises ModelError when the file cannot be written."""
-    temporary = path.with_suffix(f".{os.getpid()}")  # another build may be writing the same shard
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        # Another build may be writing the same shard.
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **_arrays(shard))
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ModelError(
             f"cannot write {path}: {error.strerror or error}", "free some space; what is written stays"
         ) from error

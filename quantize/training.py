@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from specport.quantize import batches
 from specport.quantize.teacher import Dialogue
 
 from specport.errors import ModelError
+from specport.models.atomic import replacing
 from specport.models.progress import Progress
 
 if TYPE_CHECKING:
@@ -144,13 +144,10 @@ class Run:
             tensors |= {f"{i}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq", "step")}
         names = ("identity", "step", "before", "losses", "loss", "agreement", "seconds")
         about = json.dumps({name: getattr(self, name) for name in names})
-        temporary = self.path.with_suffix(".tmp")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise ModelError(f"cannot write {self.path}: {error}", "free some space") from error
 
     def load(self) -> bool:

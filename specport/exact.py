@@ -8,9 +8,8 @@ kept. Knows any backend by its `Model` port, and nothing of what to do when the 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +20,7 @@ from specport.core.model_kinds import EarlyExitModel
 from specport.core.ports import CacheHandle, Model, Row
 from specport.core.sampling import to_host
 from specport.core.tree import TokenTree
+from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 
 CHECK = 4  # raise when the check or a model's layout changes: old answers are then asked anew
@@ -162,15 +162,8 @@ class Answers:
 
     def put(self, key: str, answer: bool) -> None:
         """Best effort: a read-only cache folder only means that the next start checks again."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({**self._read(), f"{CHECK}-{key}": answer}, indent=1)
-            descriptor, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(name, self._path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            write_json(self._path, {**self._read(), f"{CHECK}-{key}": answer})
 
     def _read(self) -> dict[str, object]:
         try:

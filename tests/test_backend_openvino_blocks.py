@@ -152,7 +152,7 @@ def test_a_forked_tree_that_finds_a_full_cache_loses_no_blocks(model: PagedModel
 
 
 def test_a_fork_that_needs_more_than_its_copy_loses_no_blocks(model: PagedModel) -> None:
-    """The trunk fills its block, so that nothing is copied; then each path takes a block, and one finds none."""
+    """The trunk fills its block: nothing is copied, each path takes a block, and one finds none."""
     handle = opened(model, BLOCK_SIZE)
     with pytest.raises(ContextFull):
         model.step([Row(handle, FORKED)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from specport.bench.methods import PLAIN, Method, Run
 from specport.bench.prompts import Prompt
 from specport.errors import InvalidInput
+from specport.models.atomic import write_atomically
 from specport.models.progress import Progress, silent
 
 ROWS, ABOUT = "rows.jsonl", "about.json"
@@ -59,14 +59,12 @@ class Record:
                         f"{folder} holds a benchmark with another {sorted(changed)[0]}",
                         "give another folder with --out, or remove this one",
                     )
-            path.write_text(text + "\n", encoding="utf-8")
+            write_atomically(path, text + "\n")
         except (OSError, ValueError) as error:
             raise InvalidInput(f"cannot use the folder {folder}: {error}") from error
         self.rows: list[Row] = [*_read(folder / ROWS)]
         if self.rows:  # what was torn while it was written is done again, on a line of its own
-            whole = folder / f"{ROWS}.tmp"
-            whole.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-            os.replace(whole, folder / ROWS)
+            write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         done = {(row["id"], row["method"], row["n"]) for row in self.rows}

@@ -27,6 +27,7 @@ from specport.drafting import DraftModel, Retrieval, build, models_in
 from specport.drafting import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.loading import Loader
+from specport.models.atomic import write_atomically
 from specport.models.progress import Progress, part, silent
 from specport.models.source import ModelFiles
 from specport.models.tokenizer import Tokenizer, load_tokenizer
@@ -266,7 +267,7 @@ def _write(record: Record, about: Mapping[str, Any]) -> Report:
         ),
     }
     for name, text in files.items():
-        (record.folder / name).write_text(text, encoding="utf-8")
+        write_atomically(record.folder / name, text)
     return Report(table, about, record.folder)
 
 

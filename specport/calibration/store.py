@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +19,7 @@ from specport.core.costs import StepCosts
 from specport.drafters.graft import Checkpoint, Variant
 from specport.errors import ModelError
 from specport.models import bundle
+from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 
 FORMAT = 1
@@ -167,13 +166,8 @@ def _read(key: str) -> dict[str, Any]:
 
 def _write(key: str, content: Mapping[str, Any]) -> Path:
     path = _path(key)
-    text = json.dumps({"format": FORMAT, **content}, indent=1)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
+        write_json(path, {"format": FORMAT, **content})
     except OSError as error:
         raise ModelError(
             f"cannot write {path}: {error.strerror or error}",

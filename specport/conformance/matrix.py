@@ -18,6 +18,7 @@ import specport
 from specport.conformance.results import CHECKS, FILE, PACKAGES, Cell, DeviceRun, Matrix, cells
 from specport.conformance.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
+from specport.models.atomic import write_atomically
 from specport.profiles import Profile, cpu_name, list_profiles, load_profile
 from specport.registry import DeviceStatus, statuses
 from specport.versions import installed
@@ -163,6 +164,6 @@ def write(matrix: Matrix, folder: Path) -> None:
             ("matrix.md", markdown(matrix)),
             ("matrix.html", page(matrix)),
         ):
-            (folder / name).write_text(content, encoding="utf-8")
+            write_atomically(folder / name, content)
     except OSError as error:
         raise InvalidInput(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 import warnings
@@ -16,6 +15,7 @@ import pytest
 
 from specport.conformance.results import PACKAGES
 from specport.errors import SpecportError
+from specport.models.atomic import write_json
 from specport.profiles import Profile, cpu_name, load_profile
 from specport.registry import DeviceStatus, statuses
 from specport.versions import installed
@@ -127,7 +127,7 @@ class Conformance:
             "seconds": time.time() - self.started,
             "results": [asdict(result) for result in self.results.values()],
         }
-        self.report.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_json(self.report, told)
 
 
 def id_of(item: pytest.Item) -> str:

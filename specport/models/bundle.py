@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from specport.errors import ModelError
 from specport.models import manifest
+from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.tokenizer import read_json
@@ -129,10 +129,7 @@ def register(folder: Path, target_fingerprint: str) -> None:
     """From now on `--draft auto` uses this bundle beside that target. Raises ModelError."""
     path = _registered(target_fingerprint)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"folder": str(folder.resolve())}) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, {"folder": str(folder.resolve())})
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror or error}", "free some space") from error
 

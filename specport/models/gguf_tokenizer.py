@@ -6,7 +6,6 @@ its vocabulary is written as an ordinary Hugging Face tokenizer, so that transfo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from specport.errors import ModelError
+from specport.models.atomic import write_atomically, write_json
 from specport.models.gguf_file import GgufHeader
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
@@ -235,6 +235,6 @@ def save(header: GgufHeader, folder: Path) -> None:
     named = {"bos": vocabulary.bos, "eos": vocabulary.eos}
     named |= {"unk": vocabulary.special("unknown"), "pad": vocabulary.special("padding")}
     config |= {f"{name}_token": vocabulary.tokens[i] for name, i in named.items() if i is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config, indent=2)
     if isinstance(vocabulary.chat_template, str) and vocabulary.chat_template:
-        (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8", newline="")
+        write_atomically(folder / "chat_template.jinja", vocabulary.chat_template)

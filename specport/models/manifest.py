@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from specport.models.atomic import write_json
 from specport.models.safe_files import UnsafeFile, inside
 
 MANIFEST_FILE = "specport-model.json"
@@ -80,12 +80,10 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
                     return f"{file} has other content than when it was made"
                 touched |= stat.st_mtime_ns != entry["mtime_ns"]
                 entry["mtime_ns"] = stat.st_mtime_ns
-        except UnsafeFile as error:
-            return str(error)
         except FileNotFoundError:
             return f"{file} is missing"
-        except OSError as error:
-            return f"{file} cannot be read: {error.strerror or error}"
+        except (UnsafeFile, OSError) as error:
+            return f"{file} cannot be read: {error}"
     if touched:
         with suppress(OSError):  # a read-only cache is hashed again next time
             _store(folder / name, manifest)
@@ -97,7 +95,4 @@ def _check(body: Mapping[str, Any]) -> str:
 
 
 def _store(path: Path, body: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    text = json.dumps({**body, "check": _check(body)}, indent=1, sort_keys=True)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, {**body, "check": _check(body)}, sort_keys=True)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 # Names that Windows keeps for devices, with any ending, in any case; superscript digits count as digits.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *\..*)?", re.IGNORECASE)
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:<>"|?*]')  # separators, drives and streams, and what Windows forbids
+_FORBIDDEN = re.compile(
+    r'[\x00-\x1f\x7f\\:<>"|?*]'
+)  # separators, drives and streams, and what Windows forbids
 
 _LINK_TAGS = (0xA0000003, 0xA000000C)  # Windows: IO_REPARSE_TAG_MOUNT_POINT and _SYMLINK
 
@@ -81,7 +83,7 @@ def _is_link(found: os.stat_result) -> bool:
 
 
 def _is_hub_blob(folder: Path, path: Path) -> bool:
-    """Return whether `folder` is a snapshot of the hub's cache (models--X/snapshots/REVISION), and `path` its blob."""
+    """Return whether `folder` is models--X/snapshots/REVISION of the hub's cache, and `path` a blob of it."""
     place = folder.absolute()
     if place.parent.name != "snapshots":
         return False

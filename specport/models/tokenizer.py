@@ -218,7 +218,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty when there is no such file. Raises ModelError when it is damaged."""
+    """Return the object in a JSON file; empty without the file. Raises ModelError when it is damaged."""
     try:
         if regular(path).stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{path} is too large")

@@ -1,0 +1,75 @@
+"""Write files and folders so that nobody ever sees half of one: beside their place, then moved there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_WINDOWS = os.name == "nt"
+_TRIES, _WAIT_S = 5, 0.05  # Windows refuses a rename while a virus scanner or a reader has the file open
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; it takes the place of `path` where the block succeeds.
+
+    Makes the folder where there is none. What was at `path` stays where the block fails. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _move(temporary, path)
+    except BaseException:  # Ctrl-C as well
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text with the newlines that it has. Raises OSError; an older file then stays as it was."""
+    with replacing(path) as temporary, open(temporary, "x", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave an empty file under the new name
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Write a value as JSON, all at once. Raises OSError, and TypeError for what JSON cannot hold."""
+    write_atomically(path, json.dumps(value, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Move the folder `new` to `out`, on the same file system, in the place of a folder that is there.
+
+    The old one is moved aside and deleted only when the new one is there; where that fails it comes back.
+    No system renames a folder over a full one, so that for an instant neither is there. Raises OSError.
+    """
+    if not os.path.lexists(out):
+        _move(new, out)
+        return
+    old = out.with_name(f".{out.name[:100]}.{secrets.token_hex(4)}.old")
+    _move(out, old)
+    try:
+        _move(new, out)
+    except BaseException:
+        _move(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not _WINDOWS or not left:
+                raise
+            time.sleep(_WAIT_S)
