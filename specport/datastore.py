@@ -19,6 +19,7 @@ import numpy as np
 from specport.drafters.suffix_index import GAP, Ints, SuffixIndex
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
+from specport.models.atomic import replace_folder
 from specport.models.progress import Progress, silent
 from specport.models.safe_files import UnsafeFile, inside
 from specport.models.tokenizer import Tokenizer
@@ -170,9 +171,7 @@ def _write(out: Path, index: SuffixIndex, about: dict[str, object]) -> None:
         index.order.astype("<i4").tofile(work / ORDER_FILE)
         manifest.write(work, about, MANIFEST_FILE)
         work.chmod(0o755)  # mkdtemp's is for secrets
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(work, out)
+        replace_folder(work, out)
     except BaseException:  # Ctrl-C as well
         shutil.rmtree(work, ignore_errors=True)
         raise

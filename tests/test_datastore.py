@@ -137,6 +137,34 @@ def test_an_older_datastore_is_replaced(tmp_path: Path) -> None:
         assert texts(tmp_path / "store") == [name * 5]
 
 
+def test_the_old_datastore_stays_until_the_new_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last rename fails, as on Windows where a program has a file of the folder open."""
+
+    source = tmp_path / "a"
+    source.write_text("abc")
+    out = tmp_path / "store"
+    build_([source], out)
+    before = open_(out).tokens.tolist()
+    real = os.replace
+
+    def failing(old: Path, new: Path) -> None:
+        if Path(new) == out and (Path(old) / MANIFEST_FILE).is_file() and old not in aside:
+            raise PermissionError(13, "in use")
+        aside.append(new)
+        real(old, new)
+
+    aside: list[Path] = []
+    monkeypatch.setattr(os, "replace", failing)
+    source.write_text("cba")
+    with pytest.raises(InvalidInput, match="in use"):
+        build_([source], out)
+    monkeypatch.undo()
+    assert open_(out).tokens.tolist() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "store"]
+
+
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("abc")
     build_([tmp_path / "a"], tmp_path / "store")
