@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import SpecportError
+from specport.models.os_errors import cause
 
 # name -> (module, function, seconds that it may take to put its work in order when it is to stop)
 JOBS = {
@@ -66,8 +67,8 @@ def main() -> int:
         say({"error": MEMORY[0], "hint": MEMORY[1]})
         return 2
     except OSError as error:
-        reason = f"cannot write: {error.strerror or error}"
-        say({"error": reason, "hint": "free some space and run the same command again"})
+        why = cause(error)
+        say({"error": why.message, "hint": why.hint})
         return 2
     except KeyboardInterrupt:
         return 130

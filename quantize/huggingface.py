@@ -32,6 +32,7 @@ from specport.models import bundle
 from specport.models.atomic import write_json
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.manifest import MANIFEST_FILE
+from specport.models.os_errors import cause
 from specport.models.progress import Progress, part, silent
 from specport.models.tokenizer import load_tokenizer, read_json
 
@@ -248,9 +249,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
         yield work
         os.rename(work, out)
     except OSError as error:
-        raise ModelError(
-            f"cannot write {out}: {error.strerror or error}", "free some space, or choose another folder"
-        ) from error
+        message, hint = cause(error, "free some space, or choose another folder")
+        raise ModelError(f"cannot make {out}: {message}", hint) from error
     except MemoryError as error:
         raise ModelError("there is not enough memory to write this model", "close other programs") from error
     finally:

@@ -31,6 +31,7 @@ from specport.core.tree import TokenTree
 from specport.errors import ModelError
 from specport.models.atomic import replacing
 from specport.models.cache import cache_root
+from specport.models.os_errors import cause
 from specport.models.progress import Progress
 from specport.models.tokenizer import Tokenizer
 
@@ -250,9 +251,8 @@ def save_shard(path: Path, shard: Sequence[Dialogue]) -> None:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **_arrays(shard))
     except OSError as error:
-        raise ModelError(
-            f"cannot write {path}: {error.strerror or error}", "free some space; what is written stays"
-        ) from error
+        message, hint = cause(error, "free some space; what is written stays")
+        raise ModelError(f"cannot write {path}: {message}", hint) from error
 
 
 def _arrays(shard: Sequence[Dialogue]) -> dict[str, Any]:
@@ -283,7 +283,10 @@ def read_shard(path: Path) -> list[Dialogue]:
                 strict=True,
             )
             return [Dialogue(tokens, int(start), ids, probs) for tokens, start, ids, probs in pieces]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        message, hint = cause(error)
+        raise ModelError(f"cannot read {path}: {message}", hint) from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error
 
 

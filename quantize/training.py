@@ -21,6 +21,7 @@ from specport.quantize.teacher import Dialogue
 
 from specport.errors import ModelError
 from specport.models.atomic import replacing
+from specport.models.os_errors import cause
 from specport.models.progress import Progress
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Run:
             with replacing(self.path) as temporary:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot write {self.path}: {error}", "free some space") from error
+            message, hint = cause(error)
+            raise ModelError(f"cannot write {self.path}: {message}", hint) from error
 
     def load(self) -> bool:
         """Whether there was something to go on with."""
@@ -170,7 +172,10 @@ class Run:
                         )
                         for name in names
                     }
-        except (OSError, SafetensorError, ValueError) as error:
+        except OSError as error:
+            message, hint = cause(error)
+            raise ModelError(f"cannot read {self.path}: {message}", hint) from error
+        except (SafetensorError, ValueError) as error:
             raise ModelError(f"{self.path} is damaged: {error}", "remove it and start again") from error
         for name, value in about.items():
             setattr(self, name, value)

@@ -221,13 +221,13 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(llama: Path, tmp_path: Path) -> No
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))  # the weights are larger, all else is smaller
     try:
-        with pytest.raises(ModelError, match=r"cannot write .*File too large.*free some space"):
+        with pytest.raises(ModelError, match=r"cannot make .*File too large.*free some space"):
             to_hugging_face(llama, tmp_path / "hf")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [*tmp_path.iterdir()]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="cannot write"):
+    with pytest.raises(ModelError, match="cannot make"):
         to_hugging_face(llama, tmp_path / "file" / "hf")
     with pytest.raises(InvalidInput, match="is there already"):
         to_hugging_face(llama, tmp_path / "file")

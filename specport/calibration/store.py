@@ -21,6 +21,7 @@ from specport.errors import ModelError
 from specport.models import bundle
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
+from specport.models.os_errors import cause
 
 FORMAT = 1
 
@@ -169,10 +170,9 @@ def _write(key: str, content: Mapping[str, Any]) -> Path:
     try:
         write_json(path, {"format": FORMAT, **content})
     except OSError as error:
-        raise ModelError(
-            f"cannot write {path}: {error.strerror or error}",
-            "free some space or set SPECPORT_CACHE to another folder",
-        ) from error
+        message, _ = cause(error)
+        hint = "free some space or set SPECPORT_CACHE to another folder"
+        raise ModelError(f"cannot write {path}: {message}", hint) from error
     return path
 
 

@@ -17,6 +17,7 @@ from specport.errors import ModelError
 from specport.models import manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
+from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.tokenizer import read_json
 
@@ -131,7 +132,8 @@ def register(folder: Path, target_fingerprint: str) -> None:
     try:
         write_json(path, {"folder": str(folder.resolve())})
     except OSError as error:
-        raise ModelError(f"cannot write {path}: {error.strerror or error}", "free some space") from error
+        message, hint = cause(error)
+        raise ModelError(f"cannot write {path}: {message}", hint) from error
 
 
 def registered(target_fingerprint: str) -> Path | None:

@@ -22,6 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
+from specport.models.os_errors import cause
 from specport.models.progress import Progress, silent
 
 ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
@@ -67,11 +68,9 @@ def entry(
             found = _usable(folder, also_damaged)  # another process may have built it meanwhile
             return found if found is not None else _build(name, folder, build)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ModelError(
-            f"cannot write to the cache {cache_root()}: {reason}",
-            "free some space or set SPECPORT_CACHE to another folder",
-        ) from error
+        # `build` reads as well: the file that is named need not be one of the cache.
+        message, hint = cause(error, "free some space or set SPECPORT_CACHE to another folder")
+        raise ModelError(f"cannot make {name} in the cache {cache_root()}: {message}", hint) from error
 
 
 def entries() -> list[Entry]:

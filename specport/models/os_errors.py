@@ -1,0 +1,42 @@
+"""Say what an OSError means to the user: which file, what is wrong with it, and the next step."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import NamedTuple
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust, as safetensors, write one
+
+
+class Cause(NamedTuple):
+    """What went wrong, and the next step."""
+
+    message: str
+    hint: str
+
+
+def cause(error: Exception, full: str = "free some space and run the same command again") -> Cause:
+    """Return the true cause of a failed read or write.
+
+    full: the next step where the disk is full. Errors of other libraries are read from their text.
+    """
+    code = getattr(error, "errno", None)
+    if code is None and (found := _IN_TEXT.search(str(error))):
+        code = int(found[1])
+    names = [str(name) for name in (getattr(error, n, None) for n in ("filename", "filename2")) if name]
+    where = " and ".join(names)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if code in _FULL:
+        return Cause(f"the disk is full{f' at {where}' if where else ''} ({reason})", full)
+    if code == errno.EFBIG:
+        return Cause(f"{where}: {reason}" if where else reason, full)
+    if code in _FORBIDDEN:
+        return Cause(
+            f"no permission for {where or 'a file'} ({reason})", "change it, or choose another folder"
+        )
+    if code == errno.ENOENT:
+        return Cause(f"{where or 'a file'} is missing ({reason})", "run the same command again")
+    return Cause(f"{where}: {reason}" if where else reason, "mend that and run the same command again")
