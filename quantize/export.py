@@ -134,13 +134,20 @@ def _load_gguf(source: Path, target: Path) -> Any:
     try:
         import torch
 
-        config = AutoConfig.from_pretrained(target, gguf_file=slim.name)
+        config = AutoConfig.from_pretrained(
+            target, gguf_file=slim.name, local_files_only=True, trust_remote_code=False
+        )
         gguf_weights.complete_config(config, header)
         big = 4 * sum(_count(shape) for shape, _, _ in header.tensors.values()) > FLOAT32_BYTES
         dtype = torch.float16 if big else torch.float32
         with gguf_weights.lean_loader(half=big):
             return AutoModelForCausalLM.from_pretrained(
-                target, gguf_file=slim.name, config=config, dtype=dtype
+                target,
+                gguf_file=slim.name,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
             )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(

@@ -228,7 +228,7 @@ def _compare(folder: Path, made: Path) -> None:
     tokens = encode(load_tokenizer(folder), HELD_OUT[0])[:_TOKENS]
     want = Probe(folder, "CPU", _F32).logits(Text(tuple(tokens[:1]), tuple(tokens[1:]))).copy()
     model = AutoModelForCausalLM.from_pretrained(
-        made, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        made, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
     with torch.no_grad():
         got = model(torch.tensor([tokens[:-1]])).logits[0].numpy()

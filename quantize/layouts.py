@@ -30,7 +30,7 @@ def genai(folder: Path, out: Path, *, link: bool = False) -> Path:
         if path.is_file() and path.name not in (BUNDLE_FILE, MANIFEST_FILE):
             _put(path, out / path.name, link)
     if not (out / "openvino_tokenizer.xml").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         converted = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
         for name, model in zip(("tokenizer", "detokenizer"), converted, strict=True):
             ov.save_model(model, out / f"openvino_{name}.xml")

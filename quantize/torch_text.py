@@ -88,7 +88,9 @@ def _start(folder: Path) -> None:
 
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda else torch.float32
-    _model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    _model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
     _model.to("cuda" if cuda else "cpu").eval()
 
 

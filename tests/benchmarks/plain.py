@@ -51,7 +51,8 @@ def genai(folder: Path, ids: list[int], n: int) -> Callable[[], float]:
     work = Path(tempfile.mkdtemp())
     shutil.copytree(folder, work, dirs_exist_ok=True)
     converted = openvino_tokenizers.convert_tokenizer(
-        AutoTokenizer.from_pretrained(folder), with_detokenizer=True
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        with_detokenizer=True,
     )
     for name, model in zip(("tokenizer", "detokenizer"), converted, strict=True):
         ov.save_model(model, work / f"openvino_{name}.xml")

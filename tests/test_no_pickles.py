@@ -1,0 +1,56 @@
+"""No weights are unpickled and no code of a model runs that nobody asked for, wherever a model is read."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+UNPICKLING = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("joblib", "load")}
+
+
+def calls() -> list[tuple[str, ast.Call]]:
+    return [
+        (f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", node)
+        for top in ("specport", "quantize", "backends", "examples")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+
+
+def test_every_load_says_what_it_trusts() -> None:
+    loads, wrong = 0, []
+    for where, node in calls():
+        assert isinstance(node.func, ast.Attribute)
+        given = {word.arg: word.value for word in node.keywords}
+        owner = getattr(node.func.value, "id", "")
+        if (owner, node.func.attr) in UNPICKLING:
+            wrong.append(f"{where} unpickles")
+        if owner in ("np", "numpy") and node.func.attr == "load":
+            allowed = given.get("allow_pickle")
+            if not (isinstance(allowed, ast.Constant) and allowed.value is False):
+                wrong.append(f"{where}: allow_pickle")
+        if node.func.attr != "from_pretrained":
+            continue
+        loads += 1
+        wrong += [f"{where}: {n}" for n in ("trust_remote_code", "local_files_only") if n not in given]
+        if "Model" in owner and "gguf_file" not in given and "use_safetensors" not in given:
+            wrong.append(f"{where}: use_safetensors")
+    assert loads > 5 and not wrong
+
+
+def test_a_folder_with_pickles_only_is_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    sys.path.insert(0, str(Path(__file__).parent / "data"))
+    import tiny_models
+    from specport.quantize import torch_text
+
+    tiny_models.hf_model("llama").save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "pytorch_model.bin").is_file() and not [*tmp_path.glob("*.safetensors")]
+    with pytest.raises(OSError, match="safetensors"):
+        torch_text._start(tmp_path)
