@@ -34,6 +34,7 @@ from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.progress import Progress, part, silent
 from specport.models.source import ModelFiles, ir_fingerprint, original
+from specport.models.weight_sketch import sketch
 from specport.registry import Loaded
 from specport.versions import installed
 
@@ -184,6 +185,7 @@ class _Job:
             target=origin.target_files.name,
             target_shape=bundle.shape(origin.target_files.folder),
             target_fingerprint=origin.target_files.fingerprint,
+            target_sketch=sketch(origin.target_files.folder),
             tokenizer=origin.tokenizer.fingerprint,
             source=name,
             precision=precision,

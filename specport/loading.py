@@ -212,7 +212,7 @@ class Loader:
         """Raises ModelError for a bundle that was built for another target than `beside`."""
         files = self.files(spec, precision or self.profile.draft_precision)
         if files.bundle:
-            files.bundle.check_target(beside.folder, beside.name)
+            files.bundle.check_target(beside.folder, beside.name, beside.fingerprint, files.folder)
         return files
 
     def draft_with(self, files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Loaded:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+pytest.importorskip("tokenizers")
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+
+import tiny_models
 
 from specport.cli import main
 from specport.errors import ModelError
 from specport.models import bundle, manifest
 from specport.models.bundle import Bundle
 from specport.models.source import IR_BIN, IR_XML, resolve
+from specport.models.tokenizer import load_tokenizer
+from specport.models.weight_sketch import same, sketch
 
 MADE = Bundle(
     target="big", target_shape="", target_fingerprint="f" * 64, tokenizer="t", source="small",
@@ -105,6 +114,96 @@ def test_only_its_kind_of_target_will_do(made: Path, target: Path) -> None:
     (target / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 11, "num_hidden_layers": 5}))
     with pytest.raises(ModelError, match="built for big, not for other"):
         found.check_target(target, "other")
+
+
+def with_norm(folder: Path, seed: int, dtype: str = "F32") -> Path:
+    """A Hugging Face folder of the target's form, with the tiny tokenizer and weights by the seed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 11}))
+    tiny_models.save_tokenizer(folder)
+    weights = np.random.default_rng(seed).normal(2.0, 0.2, 96).astype(np.float32)
+    bits = weights.view(np.uint32)
+    if dtype == "BF16":
+        data = ((bits + 0x8000) >> 16).astype("<u2").tobytes()
+    else:
+        data = weights.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+    header = {"model.norm.weight": {"dtype": dtype, "shape": [96], "data_offsets": [0, len(data)]}}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return folder
+
+
+def as_ir(folder: Path, out: Path, converted: bool, shift: float = 0.0) -> Path:
+    """The same last norm as OpenVINO writes it."""
+    out.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (out / name).write_bytes((folder / name).read_bytes())
+    data = (folder / "model.safetensors").read_bytes()
+    weights = np.frombuffer(data[8 + int.from_bytes(data[:8], "little") :], "<f4") + np.float32(shift)
+    stored = weights.astype("<f2" if converted else "<f4").tobytes()
+    (out / IR_BIN).write_bytes(b"12345678" + stored)
+    element = "f16" if converted else "f32"
+    const = f'<data element_type="{element}" shape="1, 1, 96" offset="8" size="{len(stored)}" />'
+    edges = [(0, 1), (1, 2)] if converted else [(0, 2)]
+    (out / IR_XML).write_text(
+        "<net><layers>"
+        f'<layer id="0" name="c" type="Const">{const}</layer><layer id="1" name="d" type="Convert" />'
+        '<layer id="2" name="__module.model.norm/aten::mul/Multiply_1" type="Multiply" />'
+        "</layers><edges>"
+        + "".join(f'<edge from-layer="{a}" to-layer="{b}" />' for a, b in edges)
+        + "</edges></net>\n"
+    )
+    return out
+
+
+def test_a_model_of_the_same_form_with_other_weights_is_refused(tmp_path: Path) -> None:
+    """As Qwen2.5-1.5B beside a draft for Qwen2.5-Coder-1.5B; any format of the right one does."""
+    right, wrong = with_norm(tmp_path / "right", 1), with_norm(tmp_path / "wrong", 2)
+    made = replace(
+        MADE, target_shape=bundle.shape(right), tokenizer=load_tokenizer(right).fingerprint,
+        target_sketch=sketch(right),
+    )  # fmt: skip
+    for dtype in ("F16", "BF16"):
+        made.check_target(with_norm(tmp_path / dtype, 1, dtype), "same", "e" * 64, right)
+    for n, (converted, shift) in enumerate([(False, 0.0), (True, 0.0), (False, 1.0)]):
+        assert sketch(as_ir(right, tmp_path / f"ir{n}", converted, shift))
+        made.check_target(tmp_path / f"ir{n}", "same", "e" * 64, right)
+    for folder in (wrong, as_ir(wrong, tmp_path / "wrong-ir", True)):
+        with pytest.raises(ModelError, match=r"for big, not for other: its weights.*specport quantize"):
+            made.check_target(folder, "other", "e" * 64, right)
+    replace(made, target_sketch=()).check_target(
+        wrong, "other", "e" * 64, right
+    )  # an older bundle: not known
+    made.check_target(wrong, "other", MADE.target_fingerprint, right)  # the very weights of the build
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    right = with_norm(tmp_path / "right", 1)
+    made = replace(MADE, target_shape=bundle.shape(right), tokenizer=load_tokenizer(right).fingerprint)
+    other = with_norm(tmp_path / "other", 1)
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    stored = json.loads(text)
+    vocab = stored["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match=r"for big, not for other: its tokenizer is another: token \d+"):
+        made.check_target(other, "other", MADE.target_fingerprint, right)
+    stored = json.loads(text)  # padding that only one of them has is no other tokenizer
+    stored["added_tokens"].append({**stored["added_tokens"][0], "id": len(vocab), "content": "<|pad|>"})
+    (other / "tokenizer.json").write_text(json.dumps(stored))
+    assert load_tokenizer(other).fingerprint != made.tokenizer
+    made.check_target(other, "other", MADE.target_fingerprint, right)
+
+
+def test_what_is_no_model_has_no_sketch(tmp_path: Path) -> None:
+    folder = with_norm(tmp_path / "a", 1)
+    data = (folder / "model.safetensors").read_bytes()
+    for damaged in (b"", data[:20], b"\xff" * 16, data[:-8]):
+        (folder / "model.safetensors").write_bytes(damaged)
+        assert len(sketch(folder)) in (0, 65)
+    (folder / IR_XML).write_text("<net>")
+    assert sketch(folder) == () and sketch(tmp_path) == ()
+    assert same((), (1.0,)) and not same((1.0, 2.0), (1.0,))
 
 
 def test_auto_finds_the_bundle_that_was_built_last(

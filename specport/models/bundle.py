@@ -19,7 +19,8 @@ from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, check_folder
-from specport.models.tokenizer import read_json
+from specport.models.tokenizer import Tokenizer, load_tokenizer, read_json
+from specport.models.weight_sketch import same, sketch
 
 BUNDLE_FILE = "specport.json"
 FORMAT = 1
@@ -32,7 +33,8 @@ class Bundle:
     """What is known of a draft.
 
     target, target_shape: name of the model it drafts for, and `shape` of that model's configuration.
-    target_fingerprint:   of the very weights that it was measured with.
+    target_fingerprint:   of the very weights that it was measured with: other at another precision.
+    target_sketch:        of the target's weights, the same at any precision (`weight_sketch`); () = unknown.
     tokenizer:  fingerprint of the tokenizer that both speak.
     source, precision: what it was made from, and its weights' format.
     layers:     decoder layers that were kept, of `num_layers`.
@@ -54,6 +56,7 @@ class Bundle:
     distilled: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    target_sketch: tuple[float, ...] = ()
 
     @property
     def head_tokens(self) -> tuple[int, ...] | None:
@@ -70,13 +73,29 @@ class Bundle:
         """Measured share of its drafts that were accepted to depth 1, 2, ...; () = not measured."""
         return tuple(float(share) for share in self.measured.get("acceptance_by_depth", ()))
 
-    def check_target(self, folder: Path, name: str) -> None:
-        """Raises ModelError when the model in `folder` is not the kind that the draft was built for."""
+    def check_target(self, folder: Path, name: str, fingerprint: str = "", own: Path | None = None) -> None:
+        """Raise ModelError where the model in `folder` is not the one that the draft was built for.
+
+        Another precision or format of that model will do. fingerprint: of the model's weights. own: the
+        draft's folder, whose tokenizer decides where the target's is another than at the build: vocabularies
+        of one model may be padded differently (`Tokenizer.mismatch`).
+        """
+        hint = "choose that model, or build a draft for this one with: specport quantize"
+        wrong = ""
         if shape(folder) != self.target_shape:
-            raise ModelError(
-                f"the draft was built for {self.target}, not for {name}",
-                "choose that model, or build a draft for this one with: specport quantize",
-            )
+            wrong = "its configuration is another"
+        elif fingerprint != self.target_fingerprint and not same(self.target_sketch, sketch(folder)):
+            wrong = "its weights are others"
+        elif own is not None and (different := self._speaks_another(own, load_tokenizer(folder))):
+            wrong = f"its tokenizer is another: {different}"
+        if wrong:
+            raise ModelError(f"the draft was built for {self.target}, not for {name}: {wrong}", hint)
+
+    def _speaks_another(self, own: Path, target: Tokenizer) -> str | None:
+        """Return why the target's tokenizer cannot be the one of the build, or None."""
+        if target.fingerprint == self.tokenizer:
+            return None
+        return load_tokenizer(own).mismatch(target)
 
 
 def shape(folder: Path) -> str:
@@ -112,6 +131,7 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
     if isinstance(version, int) and version > FORMAT:
         raise ModelError(f"{path} is of format {version}; this specport reads {FORMAT}", "update specport")
     try:
+        about["target_sketch"] = tuple(float(value) for value in about.get("target_sketch", ()))
         about["layers"] = tuple(int(layer) for layer in about["layers"])
         about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
         bundle = Bundle(**about)

@@ -1,0 +1,108 @@
+"""Recognise a model's weights at any precision and in any format, by the weights of its last norm.
+
+Quantisation and conversion leave norms as they are, so that INT4 and INT8 IR, float16 safetensors and what
+was made of a GGUF file have the same ones but for rounding; a model that was trained further has others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.models.safe_files import UnsafeFile, regular
+
+SIZE = 64  # numbers of a sketch
+# Mean difference of two sketches, in standard deviations of the weights, beside what rounding to bfloat16
+# (8 bits) makes of their mean. INT4, INT8 and BF16 of SmolLM2-135M differ by 0, and from Qwen2.5-1.5B by 0.6.
+_TOLERANCE, _ROUNDING = 0.02, 2.0**-9
+_XML, _BIN = "openvino_model.xml", "openvino_model.bin"
+_MOST_BYTES = 1 << 28
+_NORM = re.compile(r"(?:[\w]+\.)*?(?:model|language_model)\.norm")
+_OPERATION = re.compile(rf"__module\.{_NORM.pattern}/aten::mul/Multiply\w*")
+_DTYPES = {"F32": "<f4", "F16": "<f2", "f32": "<f4", "f16": "<f2"}
+_BFLOAT16 = ("BF16", "bf16")
+
+Array = NDArray[np.float32]
+
+
+def sketch(folder: Path) -> tuple[float, ...]:
+    """Return the last norm's mean in deviations, then SIZE of its weights, scaled to mean 0, deviation 1.
+
+    Shifted, since converters add the 1 of gemma's norms to their weights. Empty where no such norm is found,
+    or where all its weights are equal.
+    """
+    try:
+        values = _of_ir(folder) if (folder / _XML).is_file() else _of_safetensors(folder)
+    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, ET.ParseError):
+        return ()
+    if values is None or values.size < SIZE // 2 or not np.isfinite(values).all() or not values.std() > 1e-6:
+        return ()
+    mean, deviation = values.mean(), values.std()
+    chosen = values[np.linspace(0, values.size - 1, min(SIZE, values.size)).round().astype(int)]
+    return tuple(round(float(value), 4) for value in (mean / deviation, *(chosen - mean) / deviation))
+
+
+def same(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether two sketches are of the same weights; also where one is empty: nothing is known."""
+    if not one or not other:
+        return True
+    if len(one) != len(other):
+        return False
+    allowed = _TOLERANCE + _ROUNDING * max(abs(one[0]), abs(other[0]))
+    return bool(np.abs(np.subtract(one[1:], other[1:])).mean() <= allowed)
+
+
+def _of_ir(folder: Path) -> Array | None:
+    """The constant that the last norm multiplies by, if need be through a conversion to float32."""
+    path = regular(folder / _XML)
+    if path.stat().st_size > _MOST_BYTES:
+        return None
+    root = ET.parse(path).getroot()  # no entities are resolved, and the runtime parses it next
+    layers = {layer.get("id"): layer for layer in root.iterfind("layers/layer")}
+    sources: dict[str | None, list[str | None]] = {}
+    for edge in root.iterfind("edges/edge"):
+        sources.setdefault(edge.get("to-layer"), []).append(edge.get("from-layer"))
+    for number, layer in layers.items():
+        if layer.get("type") != "Multiply" or not _OPERATION.fullmatch(layer.get("name", "")):
+            continue
+        for source in sources.get(number, ()):
+            found = layers[source]
+            if found.get("type") == "Convert":
+                found = layers[sources[source][0]]
+            data = found.find("data")
+            if found.get("type") == "Const" and data is not None and int(data.attrib["size"]) >= SIZE:
+                start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+                return _read(folder / _BIN, start, size, data.attrib["element_type"])
+    return None
+
+
+def _of_safetensors(folder: Path) -> Array | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(regular(path), "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MOST_BYTES:
+                raise ValueError("the header is too long")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name.endswith(".weight") and _NORM.fullmatch(name.removesuffix(".weight")):
+                first, end = entry["data_offsets"]
+                return _read(path, 8 + length + int(first), int(end) - int(first), entry["dtype"])
+    return None
+
+
+def _read(path: Path, start: int, size: int, dtype: str) -> Array:
+    """A vector of floating-point numbers in a file, as float32."""
+    if not (start >= 0 and 0 <= size <= _MOST_BYTES):
+        raise ValueError("outside of the file")
+    with open(regular(path), "rb") as file:
+        file.seek(start)
+        data = file.read(size)
+    if dtype in _BFLOAT16:
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
+    return np.frombuffer(data, _DTYPES[dtype]).astype(np.float32)
