@@ -15,7 +15,7 @@ from specport.quantize.build import Request, build
 
 from specport.models import bundle
 from specport.models.bundle import Bundle
-from specport.models.progress import progress_bar
+from specport.progress import progress_bar
 
 
 def arguments(

@@ -16,15 +16,16 @@ import json
 from pathlib import Path
 
 import ending
-from specport.quantize import export, teacher, torch_text
-from specport.quantize.heal import heal
+from specport.quantize.convert import export
+from specport.quantize.text import teacher, torch_text
+from specport.quantize.train.heal import heal
 
 from specport.bench.prompts import read_prompts
 from specport.calibration import heads
 from specport.errors import InvalidInput
 from specport.models import bundle
-from specport.models.progress import Progress, part, progress_bar
-from specport.models.tokenizer import load_tokenizer
+from specport.progress import Progress, part, progress_bar
+from specport.text.tokenizer import load_tokenizer
 
 
 def main() -> None:

@@ -17,26 +17,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specport.quantize import choose, depth, healed, proof, teacher, worker
-from specport.quantize.healed import Healed
-from specport.quantize.origin import Origin
+from specport.quantize.evaluate import pair as proof
+from specport.quantize.inputs import Origin
 from specport.quantize.plan import Plan
-from specport.quantize.prompts import parts
-from specport.quantize.workplace import workplace
+from specport.quantize.prune import choose, depth
+from specport.quantize.text import teacher
+from specport.quantize.text.prompts import parts
+from specport.quantize.train import distilled as healed
+from specport.quantize.train.distilled import Healed
 
-from specport.calibration import calibrate, heads, store, texts
+from specport.calibration import calibrate, heads
 from specport.calibration.measure import measure
-from specport.core.costs import StepCosts
+from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
+from specport.jobs import worker
+from specport.jobs.workdir import workplace
 from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
-from specport.models.progress import Progress, part, silent
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
-from specport.registry import Loaded
-from specport.versions import installed
+from specport.progress import Progress, part, silent
+from specport.runtime import measurements
+from specport.runtime.registry import Loaded
+from specport.runtime.versions import installed
+from specport.text import builtin_prompts
 
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 AGREEMENT = "agreement"
@@ -120,7 +126,8 @@ def build(
 ) -> Built:
     """Build a draft for `target` from `source` (None = the target itself) and write it to the folder `out`.
 
-    source: what was healed elsewhere (`healed.py`) keeps its layers and head, unless others are asked for.
+    source: what was healed elsewhere (`train/distilled.py`) keeps its layers and head, unless others are
+    asked for.
     processes: more than one train together, as `accelerate launch` starts them.
     Other arguments as for `specport.load`. Raises SpecportError; what was done until then is kept.
     """
@@ -231,7 +238,9 @@ class _Job:
             return known
         origin = self.origin
         bar = part(progress, 0.0, 0.2)
-        written = texts.write(origin.target.model, origin.tokenizer, choosing, _CHOOSING_TOKENS, bar)
+        written = builtin_prompts.write(
+            origin.target.model, origin.tokenizer, choosing, _CHOOSING_TOKENS, bar
+        )
         tried, head = self._head(written, costs, part(progress, 0.2, 0.4))
         search = choose.Search(origin.files.folder, origin.loader, origin.files, head, self.work / "half")
         order = self.work / "layers.json"
@@ -246,7 +255,7 @@ class _Job:
         keep: files of the draft, whose costs are kept: it is new, and has to be planned by something until it
         is calibrated.
         """
-        if found := store.find(loaded.key):
+        if found := measurements.find(loaded.key):
             return found.costs
         if keep is None:
             return measure(
@@ -257,7 +266,7 @@ class _Job:
         return report.measured.costs
 
     def _head(
-        self, written: Sequence[texts.Text], costs: StepCosts, progress: Progress
+        self, written: Sequence[builtin_prompts.Text], costs: StepCosts, progress: Progress
     ) -> tuple[tuple[heads.Head, ...], tuple[int, ...] | None]:
         """The ids that the head keeps: what the target writes most often, the first ones, special ones."""
         size = self.request.head_tokens
@@ -278,7 +287,7 @@ class _Job:
     def _weights(self, plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write the draft's IR to `folder`; returns how it was healed."""
         if self.trainable is None:
-            from specport.quantize import ir
+            from specport.quantize.convert import ir
 
             ir.drop_layers(self.origin.files.folder, folder, plan.choice.dropped)
             return dict(self.before.facts)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.choose import Choice
+from specport.quantize.prune.choose import Choice
 
 from specport.calibration.heads import Head
 from specport.models import bundle

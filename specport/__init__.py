@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specport.api import Chat, GenerationOptions, Pipeline
     from specport.errors import SpecportError
-    from specport.loading import load
+    from specport.runtime.loading import load
     from specport.stream import Chunk, Result, Stream
 
 # Run from a checkout (`python -m specport` there finds this folder, not the installed copy): what
@@ -33,5 +33,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     streaming = dict.fromkeys(("Chunk", "Result", "Stream"), "stream")
-    homes = {"load": "loading", "SpecportError": "errors", **streaming}
+    homes = {"load": "runtime.loading", "SpecportError": "errors", **streaming}
     return getattr(import_module(f"specport.{homes.get(name, 'api')}"), name)

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from specport.core.acceptance import AcceptanceRule, rule_for
 from specport.core.engine import Engine, Generation
-from specport.core.policies import make_policy
+from specport.core.planning.policies import make_policy
 from specport.core.ports import CacheHandle, Policy, StopRule
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
+from specport.core.verify.rules import AcceptanceRule, rule_for
 from specport.errors import InvalidInput
-from specport.models.tokenizer import Tokenizer
 from specport.stream import Result, Stream, finished
-from specport.text import TextStream
+from specport.text.detokenize import TextStream
+from specport.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 Prompt = str | Sequence[Message]

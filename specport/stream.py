@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from specport.core.engine import Engine, FinishReason, Generation
 from specport.core.metrics import Metrics
-from specport.text import Span, TextStream
+from specport.text.detokenize import Span, TextStream
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from specport.profiles import cpu_flags, cpu_name
+from specport.runtime.profiles import cpu_flags, cpu_name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,13 +6,13 @@ import gc
 import threading
 
 import pytest
-import toy_pipeline
-from toy_model import ToyModel
+from support import toy_pipeline
+from support.toy_model import ToyModel
 
 from specport.api import Drafting, Pipeline
 from specport.core.engine import Engine
-from specport.drafters.model import ModelDrafter
-from specport.drafters.ngram import NgramDrafter
+from specport.drafters.model.drafter import ModelDrafter
+from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.errors import InvalidInput, SpecportError
 
 

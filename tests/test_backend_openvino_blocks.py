@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,21 +11,20 @@ import pytest
 
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
-sys.path.insert(0, str(Path(__file__).parent / "data"))
 
-import tiny_models  # noqa: E402
-from specport.backends.openvino import batch, cache  # noqa: E402
-from specport.backends.openvino.cache import BLOCK_SIZE, BlockCache  # noqa: E402
-from specport.backends.openvino.exit_model import ExitModel  # noqa: E402
 from specport.backends.openvino.load import load  # noqa: E402
-from specport.backends.openvino.model import PagedModel  # noqa: E402
+from specport.backends.openvino.paged import batch, cache  # noqa: E402
+from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache  # noqa: E402
+from specport.backends.openvino.paged.early_exit import ExitModel  # noqa: E402
+from specport.backends.openvino.paged.model import PagedModel  # noqa: E402
+from support import tiny_models  # noqa: E402
 
 from specport.core.ports import Row  # noqa: E402
 from specport.core.tree import TokenTree  # noqa: E402
 from specport.errors import ContextFull  # noqa: E402
 from specport.models.source import ModelFiles, resolve  # noqa: E402
-from specport.profiles import load_profile  # noqa: E402
-from specport.registry import LoadOptions  # noqa: E402
+from specport.runtime.profiles import load_profile  # noqa: E402
+from specport.runtime.registry import LoadOptions  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 200)]
 FORKED = TokenTree((5, 6, 7, 8, 9), (-1, 0, 0, 0, 0))  # four paths

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specport import exact
 from specport.errors import ModelError
 from specport.models import atomic, bundle, manifest
 from specport.models.atomic import replace_folder, replacing, write_atomically, write_json
+from specport.runtime import numerics
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +79,7 @@ def test_a_folder_is_swapped(tmp_path: Path) -> None:
 
 
 WRITERS = {
-    "answers": lambda folder: exact.Answers(folder / "exact.json").put("key", True),
+    "answers": lambda folder: numerics.Answers(folder / "exact.json").put("key", True),
     "manifest": lambda folder: manifest.write(folder, {}),
     "register": lambda folder: bundle.register(folder, "f" * 64),
 }
@@ -105,7 +105,7 @@ def test_no_state_is_written_in_place() -> None:
     in_place = re.compile(r"\.write_text\(|json\.dump\(|open\([^)]*\"w\"")
     allowed = {
         "specport/models/atomic.py", "specport/cli/terminal.py", "specport/conformance/tiny.py",
-        "specport/conformance/matrix.py", "quantize/worker.py", "quantize/child.py",
+        "specport/conformance/matrix.py", "specport/jobs/worker.py", "specport/jobs/entry.py",
     }  # fmt: skip
     found = {
         path.relative_to(ROOT).as_posix()

@@ -47,8 +47,8 @@ def test_a_folder_with_pickles_only_is_not_read(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("accelerate")
     sys.path.insert(0, str(Path(__file__).parent / "data"))
-    import tiny_models
-    from specport.quantize import torch_text
+    from specport.quantize.text import torch_text
+    from support import tiny_models
 
     tiny_models.hf_model("llama").save_pretrained(tmp_path, safe_serialization=False)
     assert (tmp_path / "pytorch_model.bin").is_file() and not [*tmp_path.glob("*.safetensors")]

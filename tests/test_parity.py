@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from specport.quantize.prompts import CHOOSING, HELD_OUT
+from specport.quantize.text.prompts import CHOOSING, HELD_OUT
 
 import specport
 

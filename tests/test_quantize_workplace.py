@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from specport.quantize import workplace
 
 from specport.errors import InvalidInput, ModelError
+from specport.jobs import workdir
 from specport.models.os_errors import cause
 
 IDENTITY = {"layers": 3}
@@ -21,19 +21,19 @@ IDENTITY = {"layers": 3}
 def test_it_is_deleted_while_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another build that starts during the deletion is refused: else it would lose what it writes."""
     work = tmp_path / "draft.partial"
-    real, refused = workplace.shutil.rmtree, []
+    real, refused = workdir.shutil.rmtree, []
 
     def slow(path: Path, *arguments: Any, **options: Any) -> None:
-        with pytest.raises(InvalidInput, match="another process"), workplace.workplace(work, IDENTITY):
+        with pytest.raises(InvalidInput, match="another process"), workdir.workplace(work, IDENTITY):
             pass
         refused.append(path)
         real(path, *arguments, **options)
 
-    with workplace.workplace(work, IDENTITY):
+    with workdir.workplace(work, IDENTITY):
         (work / "half").mkdir()
-        monkeypatch.setattr(workplace.shutil, "rmtree", slow)
+        monkeypatch.setattr(workdir.shutil, "rmtree", slow)
     assert refused and not work.exists()
-    with workplace.workplace(work, IDENTITY):  # and the next build may start
+    with workdir.workplace(work, IDENTITY):  # and the next build may start
         pass
     assert not work.exists()
 
@@ -42,19 +42,19 @@ def test_what_was_done_stays_after_an_error_and_goes_for_another_request(tmp_pat
     work = tmp_path / "draft.partial"
 
     def stopped() -> None:
-        with workplace.workplace(work, IDENTITY):
+        with workdir.workplace(work, IDENTITY):
             (work / "half").mkdir()
             (work / "half" / "x").write_text("x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    with workplace.workplace(work, IDENTITY):
+    with workdir.workplace(work, IDENTITY):
         assert (work / "half" / "x").read_text() == "x"
         (work / "half" / "x").write_text("y")
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    with workplace.workplace(work, {"layers": 2}):
+    with workdir.workplace(work, {"layers": 2}):
         assert sorted(path.name for path in work.iterdir()) == ["lock", "request.json"]
     assert not work.exists()
 
@@ -89,7 +89,7 @@ if sys.platform != "win32":
 @pytest.mark.parametrize(("act", "says"), CAUSES, ids=[says for _, says in CAUSES])
 def test_an_error_is_told_by_its_cause(tmp_path: Path, act: Callable[[Path], None], says: str) -> None:
     work = tmp_path / "draft.partial"
-    with pytest.raises(ModelError, match=says) as caught, workplace.workplace(work, IDENTITY):
+    with pytest.raises(ModelError, match=says) as caught, workdir.workplace(work, IDENTITY):
         act(tmp_path)
     assert "cannot write" not in str(caught.value)
     if "disk" not in says:

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from specport.datastore import MANIFEST_FILE, ORDER_FILE, TOKENS_FILE, open_datastore
+from specport.drafters.retrieval.datastore import MANIFEST_FILE, ORDER_FILE, TOKENS_FILE, open_datastore
 from specport.errors import ModelError
-from specport.models import bundle, gguf_file, manifest
+from specport.models import bundle, manifest
 from specport.models.bundle import BUNDLE_FILE
+from specport.models.gguf import file as gguf_file
 from specport.models.safe_files import UnsafeFile, check_folder, check_name, inside, regular
 from specport.models.source import resolve
-from specport.models.tokenizer import read_json
+from specport.text.tokenizer import read_json
 
 BAD = (
     "/dev/zero", "/etc/passwd", "../x", "a/../../x", "a/..", "..", ".", "", "./a", "a//b", "a/",

@@ -1,6 +1,6 @@
 """Loads an IR folder on a device: properties, compilation, and the check that exact is exact.
 
-A profile with step widths gets the model of fixed shapes (`static_model.py`), any other the paged one.
+A profile with step widths gets the model of fixed shapes (`static/model.py`), any other the paged one.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import openvino as ov
-from specport.backends.openvino import graph
-from specport.backends.openvino.exit_model import ExitModel
-from specport.backends.openvino.merge import PAIRS, TRIPLES, merge_products
-from specport.backends.openvino.model import PagedModel
+from specport.backends.openvino.graph import surgery as graph
+from specport.backends.openvino.graph.halves import split
+from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products
+from specport.backends.openvino.paged.early_exit import ExitModel
+from specport.backends.openvino.paged.model import PagedModel
 from specport.backends.openvino.probe import computes_on
 from specport.backends.openvino.request import HeadRows, Request
-from specport.backends.openvino.split import split
-from specport.backends.openvino.static_graph import to_static
-from specport.backends.openvino.static_model import StaticModel
-from specport.backends.openvino.static_runner import StaticRunner
+from specport.backends.openvino.static.graph import to_static
+from specport.backends.openvino.static.model import StaticModel
+from specport.backends.openvino.static.runner import StaticRunner
 
-from specport import exact
 from specport.errors import DeviceError, ModelError
-from specport.models.tokenizer import read_json
-from specport.profiles import Profile, cpu_flags
-from specport.registry import Loaded, LoadOptions, settings_key
+from specport.runtime import numerics as exact
+from specport.runtime.profiles import Profile, cpu_flags
+from specport.runtime.registry import Loaded, LoadOptions, settings_key
+from specport.text.tokenizer import read_json
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

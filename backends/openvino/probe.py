@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from specport.backends.openvino.drivers import missing
 
-from specport.profiles import Profile
-from specport.registry import DeviceStatus
+from specport.runtime.profiles import Profile
+from specport.runtime.registry import DeviceStatus
 
 if TYPE_CHECKING:
     import openvino as ov

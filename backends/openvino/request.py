@@ -45,7 +45,7 @@ class Request:
 
 
 class HeadRows:
-    """Rows of a head that a model was cut from; compiled from `graph.head_rows`."""
+    """Rows of a head that a model was cut from; compiled from `surgery.head_rows`."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._request = compiled.create_infer_request()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from specport.backends.torch.probe import probe
 
-from specport.profiles import Profile
-from specport.registry import DeviceStatus, Loaded, LoadOptions, Weights
+from specport.runtime.profiles import Profile
+from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

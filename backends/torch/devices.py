@@ -12,7 +12,7 @@ import torch
 from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Module, Runner
 
 from specport.errors import DeviceError
-from specport.profiles import Profile
+from specport.runtime.profiles import Profile
 
 LAZY = "PT_HPU_LAZY_MODE"
 COMPILE = "SPECPORT_TORCH_COMPILE"
@@ -73,10 +73,10 @@ def _gaudi() -> Place:
 
 
 def _emulated_gaudi() -> Place:
-    from specport.backends.torch import standin
+    from specport.backends.torch import fake_hpu
 
     def runner(module: Module) -> Runner:
-        return HpuGraphs(module, standin.Hpu(), standin.Core(), "cpu")
+        return HpuGraphs(module, fake_hpu.Hpu(), fake_hpu.Core(), "cpu")
 
     return Place("cpu", runner, _free_memory, whole=True)
 

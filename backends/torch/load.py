@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from specport.backends.torch import devices, runners, weights
-from specport.backends.torch.batch import WIDEST, Widths
-from specport.backends.torch.cache import SlotCache
-from specport.backends.torch.chain import ChainModel, ChainModule
-from specport.backends.torch.early_exit import ExitModel
-from specport.backends.torch.model import SlotModel
-from specport.backends.torch.step import StepModule
+from specport.backends.torch.slots.batch import WIDEST, Widths
+from specport.backends.torch.slots.cache import SlotCache
+from specport.backends.torch.slots.chain import ChainModel, ChainModule
+from specport.backends.torch.slots.early_exit import ExitModel
+from specport.backends.torch.slots.model import SlotModel
+from specport.backends.torch.slots.step import StepModule
 
-from specport import exact
 from specport.errors import ContextFull, DeviceError
-from specport.profiles import cpu_name
-from specport.registry import Loaded, LoadOptions, settings_key
+from specport.runtime import numerics
+from specport.runtime.profiles import cpu_name
+from specport.runtime.registry import Loaded, LoadOptions, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -39,7 +39,7 @@ class Scheme:
 # What is tried for exact mode, in this order, until the logits do not depend on how tokens are split. Matrix
 # products may choose their kernels, and with them their rounding, by the number of rows, so that one width
 # alone is alike; around the gaps that a tree's mask leaves, attention sums in another order. A Xeon with
-# packed weights (`linear.py`) needs no more than to leave out trees.
+# packed weights (`packed_linear.py`) needs no more than to leave out trees.
 _EXACT = (Scheme(), Scheme(tree=False), Scheme((8,), batch=False), Scheme((8,), batch=False, tree=False))
 _PAST = 122  # tokens before those that the check compares: they cross the end of an attended length
 
@@ -100,12 +100,12 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         widths = Widths(scheme.decode or buckets, profile.buckets, 2)
         key = _key(files, options, widths, scheme)
         found = build(widths, scheme)
-        if exact.checked(found, key, _PAST):
+        if numerics.checked(found, key, _PAST):
             if scheme.decode:
                 how = f"{max(scheme.decode)} tokens of one sequence"
                 notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
-            elif not profile.buckets and not exact.checked_wide(found, key):
-                found = build(replace(widths, read=(exact.NARROW,)), scheme)
+            elif not profile.buckets and not numerics.checked_wide(found, key):
+                found = build(replace(widths, read=(numerics.NARROW,)), scheme)
             return Loaded(found, notes, key, options.head_tokens)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from specport.backends.torch.step import StepModule
+from specport.backends.torch.slots.step import StepModule
 
 from specport.errors import DeviceError
 

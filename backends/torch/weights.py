@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from specport.backends.torch import linear
-from specport.backends.torch.cache import Shape
-from specport.backends.torch.step import ATTENTION, attention
+from specport.backends.torch import packed_linear
+from specport.backends.torch.slots.cache import Shape
+from specport.backends.torch.slots.step import ATTENTION, attention
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from specport.errors import DeviceError, ModelError
@@ -43,8 +43,8 @@ def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) ->
         _cut_head(model, head_tokens)
     try:
         model.eval().requires_grad_(False).to(device)
-        if device == "cpu" and linear.available(model.dtype):
-            linear.pack(model)
+        if device == "cpu" and packed_linear.available(model.dtype):
+            packed_linear.pack(model)
         return model
     except RuntimeError as error:
         if "out of memory" not in str(error):

@@ -20,8 +20,8 @@ from specport.core.ports import Capabilities, Row, StepOutput
 from specport.core.tree import TokenTree
 from specport.errors import ContextFull, ModelError
 from specport.models.source import ModelFiles
-from specport.profiles import Profile
-from specport.registry import DeviceStatus, Loaded, LoadOptions, Weights
+from specport.runtime.profiles import Profile
+from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from specport.api import Drafting
 from specport.core.engine import Engine, Generation
 from specport.core.ports import Drafter
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
 from specport.errors import InvalidInput
 
 PLAIN = "plain"

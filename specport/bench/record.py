@@ -12,7 +12,7 @@ from specport.bench.methods import PLAIN, Method, Run
 from specport.bench.prompts import Prompt
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
-from specport.models.progress import Progress, silent
+from specport.progress import Progress, silent
 
 ROWS, ABOUT = "rows.jsonl", "about.json"
 Row = dict[str, Any]

@@ -20,21 +20,21 @@ from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
-from specport.calibration.texts import encode
 from specport.core.engine import Engine
-from specport.core.policies import CLASSIFIER
-from specport.drafting import DraftModel, Retrieval, build, models_in
-from specport.drafting import parse as parse_draft
+from specport.core.planning.policies import CLASSIFIER
+from specport.drafters.retrieval.folders import Folders
+from specport.drafters.spec import DraftModel, Retrieval, build, models_in
+from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
-from specport.loading import Loader
 from specport.models.atomic import write_atomically
-from specport.models.progress import Progress, part, silent
 from specport.models.source import ModelFiles
-from specport.models.tokenizer import Tokenizer, load_tokenizer
-from specport.profiles import cpu_name
-from specport.registry import Loaded
-from specport.retrieval import Folders
-from specport.versions import installed
+from specport.progress import Progress, part, silent
+from specport.runtime.loading import Loader
+from specport.runtime.profiles import cpu_name
+from specport.runtime.registry import Loaded
+from specport.runtime.versions import installed
+from specport.text.builtin_prompts import encode
+from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 PEERS = ("genai:", "transformers:", "llama.cpp:")
 PACKAGES = (
@@ -191,7 +191,7 @@ class _Shared:
         return peers[library](mode)
 
     def _genai(self, mode: str) -> Method:
-        from specport.bench.genai import GenAi
+        from specport.bench.peers.genai import GenAi
 
         draft = self._draft_model()[1].folder if self.draft else None
         profile, properties = self.loader.profile, dict(self.loader.profile.fast)
@@ -200,7 +200,7 @@ class _Shared:
         return GenAi(mode, self.files.folder, draft, profile.device, self.tokenizer.eos_ids, properties)
 
     def _transformers(self, mode: str) -> Method:
-        from specport.bench.transformers_peer import Transformers
+        from specport.bench.peers.transformers import Transformers
 
         return Transformers(
             mode,
@@ -214,7 +214,7 @@ class _Shared:
         )
 
     def _llama_cpp(self, mode: str) -> Method:
-        from specport.bench.llama_cpp_peer import LlamaCpp
+        from specport.bench.peers.llama_cpp import LlamaCpp
 
         context = self.longest + 64  # room for what is drafted beyond the end
         eos_ids = self.tokenizer.eos_ids

@@ -15,26 +15,28 @@ from typing import cast
 
 import numpy as np
 
-from specport.calibration import exits, grafts, heads, stopping, store, texts
+from specport.calibration import exits, grafts, heads, stopping
 from specport.calibration.heads import Head
 from specport.calibration.measure import CONTEXTS, Measured, measure
-from specport.core.classifier import TOP_K
-from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
 from specport.core.model_kinds import EarlyExitModel
-from specport.core.policies import Fixed
+from specport.core.planning.policies import Fixed
+from specport.core.planning.step_costs import StepCosts
+from specport.core.planning.stop_classifier import TOP_K
 from specport.core.ports import Model
-from specport.core.sampling import SamplingParams
-from specport.drafters.graft import Variant
-from specport.drafters.graft_thresholds import Choice
-from specport.drafting import GRAFT, DraftModel, check_tokenizer, exit_in, models_in, parse
+from specport.core.sampling.sampler import SamplingParams
+from specport.drafters.spec import GRAFT, DraftModel, check_tokenizer, exit_in, models_in, parse
+from specport.drafters.tree.graft import Variant
+from specport.drafters.tree.graft_thresholds import Choice
 from specport.errors import InvalidInput
-from specport.loading import Loader
-from specport.models.progress import Progress, part, silent
 from specport.models.source import ModelFiles
-from specport.models.tokenizer import load_tokenizer
-from specport.profiles import cpu_name
-from specport.registry import Loaded
+from specport.progress import Progress, part, silent
+from specport.runtime import measurements
+from specport.runtime.loading import Loader
+from specport.runtime.profiles import cpu_name
+from specport.runtime.registry import Loaded
+from specport.text import builtin_prompts
+from specport.text.tokenizer import load_tokenizer
 
 _LOOP_TOKENS, _SAMPLE_TOKENS = 24, 64
 _TARGET_S, _DRAFT_S = 30.0, 15.0  # of measuring steps
@@ -105,7 +107,9 @@ def calibrate(
     if not drafts:
         return reports
     tokenizer = load_tokenizer(files.folder)
-    written = texts.write(target.model, tokenizer, texts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0))
+    written = builtin_prompts.write(
+        target.model, tokenizer, builtin_prompts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0)
+    )
     key, beside = target.key, files
     del target  # before the drafts come: two models need not fit
     if layer is not None:
@@ -131,10 +135,10 @@ def calibrate(
             loaded = loader.draft_with(files, tokens)
         traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K) if speaks else ()
         trained = stopping.train(traces, costs, heads.step_seconds(loaded.model)) if traces else None
-        before = store.find_pair(key, files.fingerprint)
+        before = measurements.find_pair(key, files.fingerprint)
         graft = before.graft if before.head_tokens == tokens else None  # found with another head
-        pair = store.Pair(tokens, trained.classifier if trained else None, graft)
-        store.save_pair(key, files.fingerprint, pair)
+        pair = measurements.Pair(tokens, trained.classifier if trained else None, graft)
+        measurements.save_pair(key, files.fingerprint, pair)
         end = 0.6 if spec in grafted else 1.0
         found = report("draft", files, loaded, loader, part(bar, 0.4, end), _DRAFT_S)
         choices: tuple[Choice, ...] = ()
@@ -148,7 +152,7 @@ def calibrate(
                 part(bar, end, 1.0),
             )
             kept = Variant(tuple(choice.checkpoint for choice in choices))
-            store.save_pair(key, files.fingerprint, replace(pair, graft=kept))
+            measurements.save_pair(key, files.fingerprint, replace(pair, graft=kept))
         reports.append(replace(found, heads=tried, trained=trained, grafts=choices))
         del loaded
     return reports
@@ -159,7 +163,7 @@ def _exit(
     files: ModelFiles,
     exact: bool,
     loader: Loader,
-    written: Sequence[texts.Text],
+    written: Sequence[builtin_prompts.Text],
     costs: StepCosts,
     progress: Progress,
 ) -> list[Report]:
@@ -172,11 +176,11 @@ def _exit(
             part(progress, 0.0, 0.5),
         )  # fmt: skip
         layer = exits.best(tried).layer
-        store.save_exit(files.fingerprint, loader.profile.name, layer)
+        measurements.save_exit(files.fingerprint, loader.profile.name, layer)
     target = loader.target_with(files, exact, layer)
     whole = report("target", files, target, loader, part(progress, 0.5, 0.8), _TARGET_S)
     first = replace(target, model=exits.FirstLayers(cast(EarlyExitModel, target.model)))
-    first = replace(first, key=store.of_exit(target.key))
+    first = replace(first, key=measurements.of_exit(target.key))
     found = report("early exit", files, first, loader, part(progress, 0.8, 1.0), _DRAFT_S)
     return [replace(whole, exit_layer=layer), replace(found, exit_layer=layer, exits=tried)]
 
@@ -212,7 +216,9 @@ def report(
         "outliers": len(measured.outliers),
         "loop_s": loop,
     }
-    path = store.save(loaded.key, store.Calibration(measured.costs, about)) if loaded.key else None
+    path = (
+        measurements.save(loaded.key, measurements.Calibration(measured.costs, about)) if loaded.key else None
+    )
     return Report(role, files.name, files.precision, measured, loop, path)
 
 

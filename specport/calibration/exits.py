@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from specport.calibration.heads import agreements, rate, step_seconds
-from specport.calibration.texts import Text
-from specport.core.costs import StepCosts
 from specport.core.model_kinds import EarlyExitModel
+from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Row, StepOutput
 from specport.errors import ModelError
-from specport.models.progress import Progress
-from specport.models.tokenizer import read_json
+from specport.progress import Progress
+from specport.text.builtin_prompts import Text
+from specport.text.tokenizer import read_json
 
 _MOST_TRIED = 9
 

@@ -8,26 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from specport.calibration import texts
-from specport.core.costs import StepCosts
 from specport.core.engine import Engine, Generation
-from specport.core.planner import Planner, Source
-from specport.core.policies import Fixed, Planned
+from specport.core.planning.planner import Planner, Source
+from specport.core.planning.policies import Fixed, Planned
+from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Drafter, Model
-from specport.core.sampling import SamplingParams
-from specport.drafters.graft import (
-    BUDGET,
-    CHECKPOINTS,
-    Checkpoint,
-    DraftedRound,
-    Variant,
-    level_width,
-)
-from specport.drafters.graft_thresholds import ALWAYS, NEVER, Choice, RoundCosts, choose
-from specport.drafting import DraftModel, graft_drafter, reading_window
-from specport.models.progress import Progress, part
-from specport.models.tokenizer import Tokenizer
-from specport.profiles import Profile
+from specport.core.sampling.sampler import SamplingParams
+from specport.drafters.spec import DraftModel, graft_drafter, reading_window
+from specport.drafters.tree.graft import BUDGET, CHECKPOINTS, Checkpoint, DraftedRound, Variant, level_width
+from specport.drafters.tree.graft_thresholds import ALWAYS, NEVER, Choice, RoundCosts, choose
+from specport.progress import Progress, part
+from specport.runtime.profiles import Profile
+from specport.text import builtin_prompts
+from specport.text.tokenizer import Tokenizer
 
 TOKENS = 64  # written behind each prompt
 Tell = Callable[[DraftedRound], None]
@@ -62,7 +55,8 @@ def calibrate(
         return Planner([source], costs.fixed(), target.capabilities, clock=lambda: 0.0)
 
     return thresholds(
-        target, make, CHECKPOINTS, [texts.encode(tokenizer, p) for p in texts.PROMPTS], tokenizer.eos_ids,
+        target, make, CHECKPOINTS,
+        [builtin_prompts.encode(tokenizer, p) for p in builtin_prompts.PROMPTS], tokenizer.eos_ids,
         policy, RoundCosts(costs, draft.costs, width, target.capabilities.forked_trees), progress,
     )  # fmt: skip
 

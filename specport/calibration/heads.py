@@ -5,7 +5,7 @@ go (FR-Spec, arXiv 2502.14856): the target verifies with its whole head, so the 
 only the agreement suffers. Byte-pair vocabularies are numbered by how early a pair was merged, which
 ranks tokens by frequency without any corpus: a cut keeps the first ids and all special tokens. Where text of
 the target is at hand, what occurs there most often goes first. The rare words and names that a text is about
-no such head has: where a backend can, they join it as they occur (`drafters/context_head.py`).
+no such head has: where a backend can, they join it as they occur (`drafters/model/context_head.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from specport.calibration.texts import Text, along
-from specport.core.costs import StepCosts
+from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model, Row
 from specport.core.tree import TokenTree
-from specport.models.progress import Progress
-from specport.registry import Loaded
+from specport.progress import Progress
+from specport.runtime.registry import Loaded
+from specport.text.builtin_prompts import Text, along
 
 SIZES = (65_536, 32_768, 16_384, 8_192)
 WORTH = 1.02  # how much faster a cut head must come out

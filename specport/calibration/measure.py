@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specport.core.costs import StepCosts
+from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model, Row
 from specport.core.tree import TokenTree
-from specport.models.progress import Progress, silent
+from specport.progress import Progress, silent
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 CONTEXTS = (64, 512, 2048)

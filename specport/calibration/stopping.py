@@ -14,13 +14,13 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from specport.calibration.texts import Text, along
-from specport.core.classifier import DEPTH, Classifier, features, fit
-from specport.core.costs import StepCosts
+from specport.core.planning.confidence import Spread, spread_of
+from specport.core.planning.step_costs import StepCosts
+from specport.core.planning.stop_classifier import DEPTH, Classifier, features, fit
 from specport.core.ports import Array, Drafted, Model
-from specport.core.spread import Spread, spread_of
-from specport.drafters.context_head import ContextHead
-from specport.drafters.growth import DraftHead
+from specport.drafters.model.context_head import ContextHead
+from specport.drafters.model.expand import DraftHead
+from specport.text.builtin_prompts import Text, along
 
 MIN_SAMPLES = 50  # guesses; with fewer nothing is learnt
 _THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())

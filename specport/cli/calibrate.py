@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from specport.calibration.calibrate import Report
-    from specport.drafters.graft_thresholds import Choice
+    from specport.drafters.tree.graft_thresholds import Choice
 
 EXAMPLES = """\
 examples:

@@ -37,10 +37,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.datastore import build
-    from specport.loading import Loader
-    from specport.models.progress import part
-    from specport.models.tokenizer import load_tokenizer
+    from specport.drafters.retrieval.datastore import build
+    from specport.progress import part
+    from specport.runtime.loading import Loader
+    from specport.text.tokenizer import load_tokenizer
 
     with terminal.progress(args.quiet) as progress:
         trust = bool(args.trust_remote_code)

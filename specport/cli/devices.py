@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 
 from specport.cli import options, terminal
-from specport.versions import installed
+from specport.runtime.versions import installed
 
 GREEN, YELLOW = "32", "33"  # ANSI codes
 
@@ -24,8 +24,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.profiles import cpu_flags, cpu_name, detect, list_profiles
-    from specport.registry import statuses
+    from specport.runtime.profiles import cpu_flags, cpu_name, detect, list_profiles
+    from specport.runtime.registry import statuses
 
     profiles = list_profiles()
     found = statuses(profiles)

@@ -45,7 +45,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from specport.conformance import matrix, results, table
-    from specport.profiles import list_profiles
+    from specport.runtime.profiles import list_profiles
 
     if args.list or args.collect:
         wrong = [name for name in ("device", "model") if getattr(args, name)]

@@ -159,7 +159,7 @@ def _without(gone: Sequence[Sequence[int]], count: int) -> str:
 
 def _inspect(args: argparse.Namespace) -> int:
     from specport.models import bundle
-    from specport.quantize import layerskip_build
+    from specport.quantize.train.layerskip import build as layerskip_build
 
     folder, as_json = args.folder, args.json
     if (folder / layerskip_build.ABOUT).is_file():
@@ -220,13 +220,13 @@ def _export(args: argparse.Namespace) -> int:
     bundle.read(folder, thorough=True)
     with terminal.progress(args.quiet) as progress:
         if to == "genai":
-            from specport.quantize import layouts
+            from specport.quantize.convert import to_genai
 
             progress("converting the tokenizer", 0.0)
-            layouts.genai(folder, out)
+            to_genai.genai(folder, out)
             use = f"openvino_genai.draft_model({str(out)!r}, ...)"
         else:
-            from specport.quantize.huggingface import to_hugging_face
+            from specport.quantize.convert.to_huggingface import to_hugging_face
 
             to_hugging_face(folder, out, progress)
             use = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"

@@ -13,7 +13,7 @@ from specport.cli import options, terminal
 from specport.models.precision import OPTIONS
 
 if TYPE_CHECKING:
-    from specport.quantize.compare import Comparison
+    from specport.quantize.evaluate.compare import Comparison
 
 EXAMPLES = """\
 examples:
@@ -55,7 +55,7 @@ def add_parser(actions: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from specport.bench.prompts import read_prompts
-    from specport.quantize.compare import compare
+    from specport.quantize.evaluate.compare import compare
 
     own = tuple(prompt.text for prompt in read_prompts(args.prompts)) if args.prompts else ()
     precisions = args.precisions or ([args.precision] if args.precision else [])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from specport.cli import options, terminal
 
 if TYPE_CHECKING:
-    from specport.quantize.importance import Importance
+    from specport.quantize.prune.importance import Importance
 
 EXPLAINED = """\
 angle      angular distance between the residual stream before and behind the layer, in half turns
@@ -36,8 +36,8 @@ def add_parser(actions: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from specport.bench.prompts import read_prompts
-    from specport.quantize.importance import look
-    from specport.quantize.origin import Origin
+    from specport.quantize.inputs import Origin
+    from specport.quantize.prune.importance import look
 
     own = [prompt.text for prompt in read_prompts(args.prompts)] if args.prompts else []
     with terminal.progress(args.quiet) as progress:

@@ -12,7 +12,7 @@ from specport.cli import options, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from specport.quantize.layerskip_build import About
+    from specport.quantize.train.layerskip.build import About
 
 EXPLAINED = """\
 Layers are left out at random while it trains, the more the deeper, and every layer learns to say through the
@@ -65,8 +65,8 @@ def add_parser(actions: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from specport.bench.prompts import read_prompts
-    from specport.quantize.layerskip_build import build
-    from specport.quantize.layerskip_recipe import Recipe
+    from specport.quantize.train.layerskip.build import build
+    from specport.quantize.train.layerskip.recipe import Recipe
 
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder that the model is to be written to")

@@ -15,7 +15,7 @@ import specport
 from specport.cli import options, terminal
 from specport.cli.render import Printer
 from specport.errors import InvalidInput
-from specport.versions import installed
+from specport.runtime.versions import installed
 
 if TYPE_CHECKING:
     from specport.api import GenerationOptions, Pipeline

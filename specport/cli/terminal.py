@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from specport.errors import InvalidInput, SpecportError
 
 if TYPE_CHECKING:
-    from specport.models.progress import Progress
+    from specport.progress import Progress
 
 BOLD, DIM, RED = "1", "2", "31"  # ANSI codes
 
@@ -101,7 +101,7 @@ def stopped() -> None:
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """A progress callback: a bar on a terminal, else a line on stderr for each stage, or nothing."""
-    from specport.models.progress import progress_bar, silent
+    from specport.progress import progress_bar, silent
 
     if quiet:
         yield silent

@@ -19,9 +19,9 @@ from specport.conformance.results import CHECKS, FILE, PACKAGES, Cell, DeviceRun
 from specport.conformance.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.models.atomic import write_atomically
-from specport.profiles import Profile, cpu_name, list_profiles, load_profile
-from specport.registry import DeviceStatus, statuses
-from specport.versions import installed
+from specport.runtime.profiles import Profile, cpu_name, list_profiles, load_profile
+from specport.runtime.registry import DeviceStatus, statuses
+from specport.runtime.versions import installed
 
 LIMIT_S = 1800  # a device that hangs must not keep the others from their turn
 # GitHub's own machines: what a profile says of processors is asked of this one.

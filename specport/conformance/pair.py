@@ -8,17 +8,17 @@ from pathlib import Path
 from specport.conformance import tiny
 from specport.core.ports import Drafter
 from specport.drafters.cascade import Cascade
-from specport.drafters.graft import GraftDrafter
-from specport.drafters.history import History
-from specport.drafters.levels import ModelLevels
-from specport.drafters.model import ModelDrafter
-from specport.drafters.ngram import NgramDrafter
-from specport.drafters.recycle import RecycleDrafter
-from specport.drafters.suffix import SuffixDrafter
+from specport.drafters.model.drafter import ModelDrafter
+from specport.drafters.retrieval.history import History
+from specport.drafters.retrieval.ngram import NgramDrafter
+from specport.drafters.retrieval.recycle import RecycleDrafter
+from specport.drafters.retrieval.suffix import SuffixDrafter
+from specport.drafters.tree.graft import GraftDrafter
+from specport.drafters.tree.level_proposer import ModelLevels
 from specport.errors import DeviceError
-from specport.loading import Loader
 from specport.models.source import ModelFiles
-from specport.registry import Loaded
+from specport.runtime.loading import Loader
+from specport.runtime.registry import Loaded
 
 DRAFTERS = ("ngram", "suffix", "recycle", "model", "ngram|model", "graft")
 MAX_CONTEXT = 1024  # a larger model is tested up to here

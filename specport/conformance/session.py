@@ -16,9 +16,9 @@ import pytest
 from specport.conformance.results import PACKAGES
 from specport.errors import SpecportError
 from specport.models.atomic import write_json
-from specport.profiles import Profile, cpu_name, load_profile
-from specport.registry import DeviceStatus, statuses
-from specport.versions import installed
+from specport.runtime.profiles import Profile, cpu_name, load_profile
+from specport.runtime.registry import DeviceStatus, statuses
+from specport.runtime.versions import installed
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from specport.core.ports import CacheHandle, Model, Row, StepOutput
-from specport.core.sampling import to_host
+from specport.core.sampling.sampler import to_host
 from specport.core.tree import TokenTree
 
 Array = NDArray[np.floating[Any]]

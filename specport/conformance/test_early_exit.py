@@ -11,13 +11,13 @@ from specport.conformance.pair import Pair
 from specport.conformance.steps import Array, Probe, host
 from specport.core.engine import Engine, Generation
 from specport.core.model_kinds import EarlyExitModel
-from specport.core.policies import Fixed
+from specport.core.planning.policies import Fixed
 from specport.core.ports import CacheHandle, Row
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
 from specport.core.tree import TokenTree
-from specport.drafters.model import EarlyExitDrafter
+from specport.drafters.model.drafter import EarlyExitDrafter
 from specport.errors import SpecportError
-from specport.registry import LoadOptions
+from specport.runtime.registry import LoadOptions
 
 PAST = 30
 

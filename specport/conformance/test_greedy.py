@@ -8,9 +8,9 @@ import pytest
 
 from specport.conformance.pair import DRAFTERS, Pair, drafter
 from specport.core.engine import Engine, Generation
-from specport.core.policies import Fixed, Heuristic
+from specport.core.planning.policies import Fixed, Heuristic
 from specport.core.ports import Model, Policy
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
 
 pytestmark = pytest.mark.needs("exact")
 NUM_TOKENS = 48

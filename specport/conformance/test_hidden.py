@@ -12,7 +12,7 @@ from specport.conformance.steps import Array, Probe, cut, host
 from specport.core.ports import CacheHandle, Row, StepOutput
 from specport.core.tree import TokenTree
 from specport.errors import SpecportError
-from specport.registry import LoadOptions
+from specport.runtime.registry import LoadOptions
 
 
 @pytest.fixture(scope="module")

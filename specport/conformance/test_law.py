@@ -9,11 +9,11 @@ import pytest
 from specport.conformance.laws import Law, Text, laws_of
 from specport.conformance.pair import DRAFTERS, Pair, drafter
 from specport.conformance.steps import Probe
-from specport.core.acceptance import RULES, rule_for
 from specport.core.engine import Engine, Generation
-from specport.core.policies import Fixed
+from specport.core.planning.policies import Fixed
 from specport.core.ports import Drafter
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
+from specport.core.verify.rules import RULES, rule_for
 
 NUM_TEXTS, LENGTH, TEMPERATURE = 600, 3, 0.6
 TOGETHER = 8  # sequences of a batch

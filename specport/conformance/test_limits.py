@@ -6,11 +6,11 @@ import pytest
 
 from specport.conformance.steps import Probe
 from specport.core.engine import Engine, Generation
-from specport.core.policies import Fixed
+from specport.core.planning.policies import Fixed
 from specport.core.ports import CacheHandle, Model, Row
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
 from specport.core.tree import TokenTree
-from specport.drafters.ngram import NgramDrafter
+from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.errors import ContextFull
 
 CHAIN = TokenTree.chain

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from specport.core.acceptance import AcceptanceRule, TargetScores, rule_for
 from specport.core.metrics import Metrics
 from specport.core.ports import (
     Array,
@@ -28,9 +27,10 @@ from specport.core.ports import (
     Row,
     top_k_of,
 )
-from specport.core.sampling import Sampler, SamplingParams
-from specport.core.topk import largest
+from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.topk import largest
 from specport.core.tree import TokenTree
+from specport.core.verify.rules import AcceptanceRule, TargetScores, rule_for
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

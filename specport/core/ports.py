@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from specport.core.tree import TokenTree
 
 if TYPE_CHECKING:  # the sampler itself needs nothing of the ports
-    from specport.core.sampling import Sampler
+    from specport.core.sampling.sampler import Sampler
 
 Array = Any  # an array-API array; the standard defines no common static type
 
@@ -250,7 +250,7 @@ class PlannedDrafter(Drafter, Protocol):
 
     @property
     def prior(self) -> Sequence[float]:
-        """Acceptance by bin of confidence (`estimates.EDGES`) before anything was observed."""
+        """Acceptance by bin of confidence (`acceptance_rates.EDGES`) before anything was observed."""
         ...
 
     def behind(self, request: DraftRequest) -> int:

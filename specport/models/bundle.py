@@ -19,8 +19,8 @@ from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, check_folder
-from specport.models.tokenizer import Tokenizer, load_tokenizer, read_json
 from specport.models.weight_sketch import same, sketch
+from specport.text.tokenizer import Tokenizer, load_tokenizer, read_json
 
 BUNDLE_FILE = "specport.json"
 FORMAT = 1

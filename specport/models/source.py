@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, cache, download, gguf_file, hub
+from specport.models import bundle, cache, download, hub
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
+from specport.models.gguf import file as gguf_file
 from specport.models.identity import fingerprint
-from specport.models.progress import Progress, part, silent
 from specport.models.safe_files import UnsafeFile, check_name, regular
-from specport.models.tokenizer import TOKENIZER_FILE, read_json
+from specport.progress import Progress, part, silent
+from specport.text.tokenizer import TOKENIZER_FILE, read_json
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 RECIPE = 1  # raise when converting the same model again would give other files
@@ -196,7 +197,7 @@ def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) 
 
 
 def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) -> Mapping[str, Any]:
-    from specport.quantize import worker  # needs the converter's packages; running IR does not
+    from specport.jobs import worker  # needs the converter's packages; running IR does not
 
     versions = worker.convert(
         source, work, options.precision,

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from specport.core.ports import Row
-from specport.core.sampling import to_host
+from specport.core.sampling.sampler import to_host
 from specport.core.tree import TokenTree
-from specport.loading import Loader
-from specport.profiles import cpu_name
+from specport.runtime.loading import Loader
+from specport.runtime.profiles import cpu_name
 
 WARM = 2
 PARTS = ("plain", "draft", "shared", "weights")

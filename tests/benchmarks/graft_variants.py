@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from specport.bench.prompts import read_prompts
-from specport.calibration import grafts, store
+from specport.calibration import grafts
 from specport.core.engine import Engine, Generation
 from specport.core.metrics import Metrics
-from specport.core.policies import Fixed
+from specport.core.planning.policies import Fixed
 from specport.core.ports import Drafter
-from specport.core.sampling import SamplingParams
-from specport.drafters.graft import (
+from specport.core.sampling.sampler import SamplingParams
+from specport.drafters.model.drafter import ModelDrafter
+from specport.drafters.retrieval.recycle import RecycleDrafter
+from specport.drafters.retrieval.suffix import SuffixDrafter
+from specport.drafters.tree.graft import (
     CHECKPOINTS,
     VARIANTS,
     DraftedRound,
@@ -35,15 +38,13 @@ from specport.drafters.graft import (
     Variant,
     level_width,
 )
-from specport.drafters.graft_thresholds import RoundCosts
-from specport.drafters.levels import ModelLevels
-from specport.drafters.model import ModelDrafter
-from specport.drafters.recycle import RecycleDrafter
-from specport.drafters.suffix import SuffixDrafter
-from specport.loading import Loader
-from specport.models.progress import progress_bar
-from specport.models.tokenizer import load_tokenizer
-from specport.profiles import cpu_name
+from specport.drafters.tree.graft_thresholds import RoundCosts
+from specport.drafters.tree.level_proposer import ModelLevels
+from specport.progress import progress_bar
+from specport.runtime import measurements
+from specport.runtime.loading import Loader
+from specport.runtime.profiles import cpu_name
+from specport.text.tokenizer import load_tokenizer
 
 LABELS = {
     "dynamic": "EAGLE-2's tree", "root": "Graft(ROOT)", "tail": "Graft(TAIL)", "graft": "Graft",
@@ -63,7 +64,7 @@ class Pair:
         self.policy = Fixed(args.depth, tuple(args.branches))
         self.budget = min(args.budget, self.policy.plan().max_nodes)
         self.window, self.num = args.window, args.max_new_tokens
-        self.kept = store.find_pair(self.target.key, draft_files.fingerprint).graft
+        self.kept = measurements.find_pair(self.target.key, draft_files.fingerprint).graft
 
     def levels(self) -> ModelLevels:
         vocab = self.target.model.vocab_size

@@ -35,21 +35,21 @@ from humaneval_answers import INSTRUCTION, Problem, program, question
 from humaneval_results import Results, Row, markdown, parse_row
 
 from specport.bench.methods import Method, own
-from specport.calibration.texts import BATCH, encode
 from specport.cli import terminal
 from specport.core.engine import Engine, Generation
-from specport.core.policies import CLASSIFIER, Fixed
-from specport.core.sampling import SamplingParams
-from specport.drafting import DraftModel, build, models_in
-from specport.drafting import parse as parse_draft
+from specport.core.planning.policies import CLASSIFIER, Fixed
+from specport.core.sampling.sampler import SamplingParams
+from specport.drafters.spec import DraftModel, build, models_in
+from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput, SpecportError
-from specport.loading import Loader
-from specport.models.progress import Progress, part
 from specport.models.source import ModelFiles, resolve
-from specport.models.tokenizer import Tokenizer, load_tokenizer
-from specport.profiles import cpu_name
-from specport.registry import Loaded
-from specport.versions import installed
+from specport.progress import Progress, part
+from specport.runtime.loading import Loader
+from specport.runtime.profiles import cpu_name
+from specport.runtime.registry import Loaded
+from specport.runtime.versions import installed
+from specport.text.builtin_prompts import BATCH, encode
+from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 ROWS = ("fp16", "int8", "int4")
 DRAFTED = ("int8+draft", "int4+draft")

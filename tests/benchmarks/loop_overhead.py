@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.engine import Engine, Generation
-from specport.core.policies import Fixed
+from specport.core.planning.policies import Fixed
 from specport.core.ports import Capabilities, DraftRequest, Outcome, Row, StepOutput
-from specport.core.sampling import SamplingParams
+from specport.core.sampling.sampler import SamplingParams
 from specport.core.tree import TokenTree
 
 VOCAB = 151_936  # Qwen2.5's logits

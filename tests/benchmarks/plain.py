@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from specport.core.engine import Engine, Generation
-from specport.core.policies import Fixed
-from specport.core.sampling import SamplingParams
+from specport.core.planning.policies import Fixed
+from specport.core.sampling.sampler import SamplingParams
 from specport.models.source import resolve
-from specport.models.tokenizer import load_tokenizer
-from specport.profiles import cpu_name, load_profile
-from specport.registry import LoadOptions, backend_for
+from specport.runtime.profiles import cpu_name, load_profile
+from specport.runtime.registry import LoadOptions, backend_for
+from specport.text.tokenizer import load_tokenizer
 
 PROMPT = "Write a long story about a lighthouse keeper and the sea."
 

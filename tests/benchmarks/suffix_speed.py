@@ -21,13 +21,13 @@ import numpy as np
 
 import specport
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling import Sampler, SamplingParams
-from specport.drafters.history import History
-from specport.drafters.ngram import NgramDrafter
-from specport.drafters.suffix import SuffixDrafter
-from specport.drafters.suffix_index import Ending, SuffixIndex
-from specport.drafting import LEAST_PLANNED
-from specport.profiles import cpu_name
+from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.drafters.retrieval.history import History
+from specport.drafters.retrieval.ngram import NgramDrafter
+from specport.drafters.retrieval.suffix import SuffixDrafter
+from specport.drafters.retrieval.suffix_index import Ending, SuffixIndex
+from specport.drafters.spec import LEAST_PLANNED
+from specport.runtime.profiles import cpu_name
 
 ROUNDS = 2000
 

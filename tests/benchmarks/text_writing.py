@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from specport.quantize import teacher
+from specport.quantize.text import teacher
 
 from specport.core.ports import Row, StepOutput
 from specport.core.tree import TokenTree
-from specport.loading import Loader
-from specport.models.progress import silent
-from specport.models.tokenizer import Tokenizer, load_tokenizer
+from specport.progress import silent
+from specport.runtime.loading import Loader
+from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 TASKS = (
     "Write a Python function that {}.", "Explain in three sentences how to write code that {}.",

@@ -19,8 +19,8 @@ from specport.backends.torch.runners import Eager
 from specport.core.ports import Row
 from specport.core.tree import TokenTree
 from specport.models.source import resolve
-from specport.profiles import load_profile
-from specport.registry import LoadOptions
+from specport.runtime.profiles import load_profile
+from specport.runtime.registry import LoadOptions
 
 PROMPT = 256
 

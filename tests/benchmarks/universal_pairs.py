@@ -19,22 +19,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from translation_fuzz import fuzz
+from support.translation_fuzz import fuzz
 
 from specport.bench.prompts import read_prompts
 from specport.core.engine import Engine, Generation
-from specport.core.planner import Planner, Source
-from specport.core.policies import make_policy
+from specport.core.planning.planner import Planner, Source
+from specport.core.planning.policies import make_policy
 from specport.core.ports import Drafter
-from specport.core.sampling import SamplingParams
-from specport.drafters.translator import Translator
-from specport.drafters.universal import UniversalDrafter
-from specport.drafting import reading_window
-from specport.loading import Loader
-from specport.models import gguf_tokenizer
-from specport.models.gguf_file import read_header
-from specport.models.tokenizer import load_tokenizer
-from specport.profiles import cpu_name
+from specport.core.sampling.sampler import SamplingParams
+from specport.drafters.cross_vocab.translator import Translator
+from specport.drafters.cross_vocab.universal import UniversalDrafter
+from specport.drafters.spec import reading_window
+from specport.models.gguf import tokenizer as gguf_tokenizer
+from specport.models.gguf.file import read_header
+from specport.runtime.loading import Loader
+from specport.runtime.profiles import cpu_name
+from specport.text.tokenizer import load_tokenizer
 
 CODER, SMALL_CODER = "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"
 SMOL, GEMMA = "smollm2-135m-instruct", "gemma3-270m"

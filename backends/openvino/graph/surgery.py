@@ -1,0 +1,204 @@
+"""Turns a stateful OpenVINO IR into the paged form that the backend runs. Graph surgery only.
+
+Needs no torch and no copy of the model's source: any IR that optimum-intel or a user exported as
+stateful text generation will do. Knows nothing of caches, sequences or devices.
+
+The paged form takes flat tokens of many sequences and explicit caches (see `paged/model.py`), and two
+things are added to it here: the rows whose logits are wanted are gathered before the head, so that a
+prompt does not pay for its whole vocabulary matrix, and hidden states are extra outputs on request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset15 as ops
+from openvino._offline_transformations import paged_attention_transformation
+
+from specport.errors import ModelError
+
+LOGITS_INDICES, HEAD_INPUT = "logits_indices", "head_input"
+
+
+def read_model(folder: Path) -> ov.Model:
+    """The IR in `folder`. Raises ModelError when it is damaged or is not stateful text generation."""
+    path = folder / "openvino_model.xml"
+    try:
+        model = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot be read as OpenVINO IR: {first_line(error)}") from error
+    names = {name for port in model.inputs for name in port.names}
+    if "input_ids" not in names or not model.get_sinks():
+        raise ModelError(
+            f"{path} is not a stateful text-generation model",
+            "export it with: optimum-cli export openvino --task text-generation-with-past",
+        )
+    return model
+
+
+def to_paged(
+    model: ov.Model,
+    hidden_layers: Sequence[int] = (),
+    head_tokens: Sequence[int] | None = None,
+    *,
+    head_input: bool = False,
+) -> ov.Model:
+    """Rewrite `model` in place for PagedAttention and return it.
+
+    hidden_layers: decoder layers whose output becomes an output `hidden.N`, [rows, 1, width].
+    head_tokens:   token ids that the head keeps, in this order; None keeps all. Column j of the
+                   logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856).
+    head_input:    what the head reads becomes the output HEAD_INPUT, [rows, 1, width].
+    """
+    hidden = {layer: layer_output(model, layer) for layer in hidden_layers}
+    head, _ = _head(model)
+    if head_tokens is not None:
+        _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
+    indices = ops.parameter([-1], np.int32, name=LOGITS_INDICES)
+    indices.output(0).set_names({LOGITS_INDICES})
+    model.add_parameters([indices])
+    try:
+        paged_attention_transformation(model, allow_qq_bias=True)
+    except RuntimeError as error:
+        raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
+    # After the transformation the tokens of all sequences lie along axis 0.
+    head.input(0).replace_source_output(gather(head.input_value(0), indices))
+    if head_input:
+        _add_output(model, head.input_value(0), HEAD_INPUT)
+    for layer, output in hidden.items():
+        _add_output(model, gather(output, indices), f"hidden.{layer}")
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> None:
+    """Of a stateful model: logits of these tokens (axis 1) only, and of these ids (None = all)."""
+    head, _ = _head(model)
+    if head_tokens is not None:
+        _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
+    head.input(0).replace_source_output(gather(head.input_value(0), rows, axis=1))
+
+
+def head_rows(model: ov.Model) -> ov.Model | None:
+    """Of a model whose head is whole yet: from ids [n] to rows [n, width] of its head, float32.
+
+    None where something comes between the products with these rows and the logits, such as a soft cap.
+    """
+    head, behind = _head(model)
+    if behind - {"Convert"}:
+        return None
+    ids = ops.parameter([-1], np.int64, name="ids")
+    vocab = head.input_value(1).get_partial_shape()[0].get_length()
+    rows = _pick_rows(head.input_value(1), vocab, lambda constant: gather(constant.output(0), ids))
+    return ov.Model([ops.convert(rows, np.float32)], [ids], "head_rows")
+
+
+def _add_output(model: ov.Model, source: ov.Output, name: str) -> None:
+    # A node of its own, since a name that is there already would be taken away from its port.
+    output = ops.convert(source, np.float32).output(0)
+    output.set_names({name})
+    model.add_outputs([output])
+
+
+def gather(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
+    return ops.gather(source, indices, ops.constant(np.int64(axis))).output(0)
+
+
+def _head(model: ov.Model) -> tuple[ov.Node, set[str]]:
+    """The MatMul that makes the logits, and what kinds of nodes come behind it: soft caps and converts."""
+    behind: set[str] = set()
+    node = next(port for port in model.outputs if "logits" in port.names).node.input_value(0).node
+    while node.get_type_name() != "MatMul":
+        # Final_logit_softcapping and output converts are unary chains on input 0.
+        if not node.get_input_size():
+            raise ModelError("the model's language-model head was not found")
+        behind.add(node.get_type_name())
+        node = node.input_value(0).node
+    return node, behind
+
+
+def layer_output(model: ov.Model, layer: int) -> ov.Output:
+    name = f"layers.{layer}/aten::add/Add_1"
+    for node in model.get_ops():
+        if node.get_friendly_name().endswith(name):
+            return node.output(0)
+    raise ModelError(f"hidden states of layer {layer} were not found in the model's graph")
+
+
+def _cut_head(head: ov.Node, keep: NDArray[np.int64]) -> None:
+    """Slice the head's weight, zero point and scale to the rows `keep`. Embeddings stay whole.
+
+    The head's weight may be shared with the embedding (tied), so its constants are copied.
+    """
+    vocab = head.input_value(1).get_partial_shape()[0].get_length()
+    if keep.size == 0 or keep.min() < 0 or keep.max() >= vocab or np.unique(keep).size != keep.size:
+        raise ModelError(f"head tokens must be distinct ids from 0 to {vocab - 1}")
+    sliced = _pick_rows(
+        head.input_value(1), vocab, lambda constant: _slice_constant(constant, keep).output(0)
+    )
+    head.input(1).replace_source_output(sliced)
+
+
+def _pick_rows(source: ov.Output, vocab: int, pick: Callable[[ov.Node], ov.Output]) -> ov.Output:
+    """Rebuild the weight's decompression chain (Convert, Subtract, Multiply, Reshape) on some of its rows.
+
+    pick: rows of a constant [vocab, ...].
+    """
+    node = source.node
+    kind = node.get_type_name()
+    if kind == "Constant":
+        if not node.shape or node.shape[0] != vocab:
+            return source  # a scalar or broadcast constant
+        return pick(node)
+    if not can_rebuild(node):
+        raise ModelError(f"cannot cut a head whose weight comes from {kind}")
+    return rebuilt(node, [_pick_rows(port, vocab, pick) for port in node.input_values()])
+
+
+def can_rebuild(node: ov.Node) -> bool:
+    return node.get_type_name() in _REBUILD
+
+
+def rebuilt(node: ov.Node, inputs: list[ov.Output]) -> ov.Output:
+    """A step of a weight's decompression on other inputs, which may have another number of rows."""
+    kind = node.get_type_name()
+    if kind == "Reshape":  # grouped weights: [rows, groups, size] -> [rows, width]
+        width = node.output(0).get_partial_shape()[-1].get_length()
+        inputs = [inputs[0], ops.constant(np.array([-1, width], dtype=np.int64)).output(0)]
+    found = _REBUILD[kind](node, inputs)
+    for key, value in node.get_rt_info().items():
+        found.set_rt_info(value, key)  # marks decompression, so that it is not folded away
+    return found.output(0)
+
+
+_REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
+    "Convert": lambda node, inputs: ops.convert(inputs[0], node.get_element_type()),
+    "Subtract": lambda _, inputs: ops.subtract(*inputs),
+    "Multiply": lambda _, inputs: ops.multiply(*inputs),
+    "Reshape": lambda _, inputs: ops.reshape(*inputs, special_zero=False),
+}
+
+
+def _slice_constant(node: ov.Node, keep: NDArray[np.int64]) -> ov.Node:
+    """Rows `keep` of a constant [vocab, ...]; 4-bit types are sliced as the bytes they are packed in."""
+    shape = list(node.shape)
+    source = np.asarray(node.data).reshape(shape[0], -1)
+    return constant_like(node, keep.size, source[keep])
+
+
+def constant_like(node: ov.Node, num_rows: int, data: NDArray[np.generic]) -> ov.Node:
+    """A constant of the type of `node` with so many rows. data: its memory, 4-bit types packed."""
+    tensor = ov.Tensor(node.get_element_type(), ov.Shape([num_rows, *list(node.shape)[1:]]))
+    # Written into the tensor's own memory: one made from an array would not keep the array alive.
+    tensor.data.reshape(-1)[:] = data.ravel()
+    return ops.constant(tensor)
+
+
+def first_line(error: Exception) -> str:
+    """The telling line of the runtime's long messages: the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

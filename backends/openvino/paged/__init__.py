@@ -1,0 +1,1 @@
+"""The model with a paged cache and dynamic shapes."""

@@ -1,0 +1,1 @@
+"""The model of fixed shapes, for the NPU."""

@@ -1,0 +1,71 @@
+"""Early exit: a decoder as two that share its layers, the front and the back. Knows transformers only.
+
+The parts are the library's own decoders with fewer layers, so that whatever an architecture does before its
+first layer and behind its last one stays its own code: the front's head is the exit of LayerSkip (arXiv
+2404.16710), and the back does what comes before its layers in vain, a look-up in a table.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.nn import ModuleList
+
+from specport.errors import ModelError
+
+if TYPE_CHECKING:
+    from specport.backends.torch.slots.cache import SlotCache
+
+# whole: all layers. front: those below the exit. back: the others, on what the front has left in the cache.
+Part = Literal["whole", "front", "back"]
+
+
+def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[int, ...]) -> dict[Part, Any]:
+    """The parts of a transformers decoder that exits after `exit_layer` layers; 0 = it is whole.
+
+    A split model's layers are hooked up to `cache.hold` and `cache.held`: it must not be run whole any more.
+    Raises ModelError where it cannot be split there.
+    """
+    if not exit_layer:
+        return {"whole": model}
+    decoder = model.get_decoder()
+    if decoder not in [*model.children()]:
+        raise ModelError(f"no early exit: {type(model).__name__} is no plain decoder with a head")
+    layers = decoder.layers
+    if not 0 < exit_layer < len(layers):
+        raise ModelError(
+            f"no early exit after layer {exit_layer}: the model has {len(layers)} layers",
+            f"choose an exit layer from 1 to {len(layers) - 1}",
+        )
+    if min(hidden_layers, default=exit_layer) < exit_layer:
+        raise ModelError(
+            f"with an early exit after layer {exit_layer}, steps return hidden states of layers from "
+            f"{exit_layer} on only, not of {min(hidden_layers)}",
+            "choose an earlier exit, or a draft that needs no hidden states",
+        )
+    layers[exit_layer - 1].register_forward_hook(
+        lambda layer, inputs, output: cache.hold(output[0] if isinstance(output, tuple) else output)
+    )
+    layers[exit_layer].register_forward_pre_hook(lambda layer, inputs: (cache.held(), *inputs[1:]))
+    return {"front": _cut(model, slice(exit_layer)), "back": _cut(model, slice(exit_layer, None))}
+
+
+def _cut(model: Any, which: slice) -> Any:
+    """A model with these layers of another, which it shares with it as all else."""
+    whole = model.get_decoder()
+    decoder, cut = _shallow(whole), _shallow(model)
+    decoder.layers = ModuleList(whole.layers[which])
+    if getattr(whole.config, "layer_types", None):  # some decoders look a layer's kind up by its place
+        decoder.config = copy.copy(whole.config)
+        decoder.config.layer_types = whole.config.layer_types[which]
+    (name,) = (name for name, child in model.named_children() if child is whole)
+    setattr(cut, name, decoder)
+    return cut
+
+
+def _shallow(module: Any) -> Any:
+    """A module with the same parameters and children, which others can be set on."""
+    new = copy.copy(module)
+    new._modules = {**module._modules}
+    return new

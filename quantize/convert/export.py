@@ -1,0 +1,238 @@
+"""Converts a GGUF file or a Hugging Face folder to OpenVINO IR with compressed weights.
+
+transformers reads the weights (GGUF is dequantised exactly), optimum-intel traces the model to a stateful
+IR, NNCF compresses it. `jobs/worker.py` runs it in a process of its own; `export` may also be called
+directly.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from specport.quantize.convert import compress, gguf_weights
+
+from specport.errors import ModelError
+from specport.models import precision as precisions
+from specport.models.atomic import write_json
+from specport.models.gguf import file as gguf_file
+from specport.models.gguf import tokenizer as gguf_tokenizer
+from specport.progress import Progress, silent
+
+PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
+COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+# Above this many bytes in float32, memory and disk are kept low by tracing 16-bit weights instead.
+FLOAT32_BYTES = 4 << 30
+
+
+def export(
+    source: str | Path,
+    target: str | Path,
+    precision: str,
+    *,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
+    """Write openvino_model.xml/.bin, config, generation config and tokenizer into `target`.
+
+    precision: as `specport.models.precision` reads it. Returns package versions. Raises ModelError.
+    """
+    source, target = Path(source), Path(target)
+    wanted = precisions.parse(precision)
+    progress("loading the converter", 0.0)
+    try:
+        from optimum.exporters.openvino import export_from_model
+        from optimum.intel import OVConfig
+    except ImportError as error:
+        raise ModelError(
+            f"converting needs more packages: {error}", "pip install 'specport[openvino]'"
+        ) from error
+    progress("reading weights", 0.15)
+    model = load_source(source, target, trust_remote_code)
+    _check_config(model.config, source)
+    progress("converting to OpenVINO", 0.4)
+    draft = target / "uncompressed"
+    compressed = wanted.base.startswith("int")
+    export_from_model(
+        model,
+        draft if compressed else target,
+        task="text-generation-with-past",
+        ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
+        stateful=True,
+        patch_16bit_model=_is_16bit(model),
+        trust_remote_code=trust_remote_code,
+    )
+    del model
+    gc.collect()
+    for path in draft.glob("*.json"):
+        shutil.copyfile(path, target / path.name)
+    progress("writing the tokenizer", 0.6)
+    finish(source, target, trust_remote_code)
+    if compressed:
+        compress.compress(draft, target, wanted, progress)
+        shutil.rmtree(draft)
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def save(
+    source: str | Path,
+    target: str | Path,
+    precision: str,
+    *,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
+    """Write `source` as a Hugging Face folder with safetensors into `target`, for torch to load.
+
+    precision: "fp32", "bf16" or "fp16". Returns package versions. Raises ModelError.
+    """
+    source, target = Path(source), Path(target)
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"reading weights needs more packages: {error}", "pip install torch transformers"
+        ) from error
+    progress("reading weights", 0.1)
+    dtype = getattr(torch, precisions.TORCH_DTYPES[precision])
+    model = load_source(source, target, trust_remote_code).to(dtype)
+    progress("writing weights", 0.7)
+    model.save_pretrained(target, safe_serialization=True)
+    finish(source, target, trust_remote_code)
+    return {package: metadata.version(package) for package in ("torch", "transformers")}
+
+
+def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:
+    """The transformers model in a GGUF file or a Hugging Face folder; `work` is for temporary files.
+
+    Raises ModelError.
+    """
+    return _load_gguf(source, work) if source.is_file() else _load_folder(source, trust_remote_code)
+
+
+def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
+    """Tokenizer and token ids of `source` into the folder `target`, which has the model."""
+    if source.is_file():
+        _finish_gguf(source, target)
+    else:
+        _finish_folder(source, target, trust_remote_code)
+
+
+def _load_gguf(source: Path, target: Path) -> Any:
+    """The model in a GGUF file, dequantised exactly to float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    header = gguf_file.read_header(source)
+    slim = target / "weights.gguf"
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise ModelError(f"{source} has no vocabulary", "use a GGUF file that holds its tokenizer")
+    gguf_file.write_without_tokenizer(header, slim, len(tokens))
+    try:
+        import torch
+
+        config = AutoConfig.from_pretrained(
+            target, gguf_file=slim.name, local_files_only=True, trust_remote_code=False
+        )
+        gguf_weights.complete_config(config, header)
+        big = 4 * sum(_count(shape) for shape, _, _ in header.tensors.values()) > FLOAT32_BYTES
+        dtype = torch.float16 if big else torch.float32
+        with gguf_weights.lean_loader(half=big):
+            return AutoModelForCausalLM.from_pretrained(
+                target,
+                gguf_file=slim.name,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"{source} cannot be read: {error}", "use the model's Hugging Face folder"
+        ) from error
+    finally:
+        slim.unlink()
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    elements = 1
+    for extent in shape:
+        elements *= extent
+    return elements
+
+
+def _load_folder(source: Path, trust_remote_code: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    dtype: Any = torch.float32 if 2 * stored <= FLOAT32_BYTES else "auto"
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+    except Exception as error:  # whatever transformers says about files that it cannot use
+        text = str(error).strip().splitlines()
+        reason = text[0][:300] if text else type(error).__name__
+        raise ModelError(
+            f"{source} cannot be read: {reason}", "check that it is a complete language model"
+        ) from error
+
+
+def _is_16bit(model: Any) -> bool:
+    import torch
+
+    return model.dtype in (torch.float16, torch.bfloat16)
+
+
+def _check_config(config: Any, source: Path) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source} is an encoder-decoder model", "use a decoder-only language model")
+
+
+def _finish_gguf(source: Path, target: Path) -> None:
+    """Tokenizer from the GGUF file; token ids into the configs, where any runtime looks for them."""
+    header = gguf_file.read_header(source)
+    gguf_tokenizer.save(header, target)
+    vocabulary = gguf_tokenizer.Vocabulary(header)
+    ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.end_ids() or None}
+    ids["pad_token_id"] = vocabulary.special("padding")
+    _merge_json(target / "generation_config.json", ids)
+    _merge_json(target / "config.json", {**ids, "eos_token_id": vocabulary.eos})
+
+
+def _finish_folder(source: Path, target: Path, trust_remote_code: bool) -> None:
+    """The folder's own tokenizer files, unchanged; a slow tokenizer is converted to a fast one."""
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (source / "tokenizer.json").is_file():
+        shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    except Exception as error:  # sentencepiece missing, files missing, python-only tokenizers
+        raise ModelError(
+            f"{source} has no tokenizer that can be used", "put the model's tokenizer.json into the folder"
+        ) from error
+
+
+def _merge_json(path: Path, values: dict[str, Any]) -> None:
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known.pop("_from_model_config", None)  # else transformers would replace the ids again
+    known.update({key: value for key, value in values.items() if value is not None})
+    write_json(path, known, indent=2)

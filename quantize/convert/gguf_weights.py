@@ -1,0 +1,88 @@
+"""What transformers' GGUF loader leaves out of the configuration, read from the GGUF file itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from specport.errors import ModelError
+from specport.models.gguf.file import GgufHeader
+
+ROPE_FACTORS = "rope_freqs.weight"
+# Llama 3.1 to 3.3 share these; only the factor differs.
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@contextmanager
+def lean_loader(half: bool) -> Iterator[None]:
+    """Make transformers' GGUF loader affordable while the context lasts.
+
+    It builds gguf's table of tensor names again for each module of the model; once is enough. And it
+    holds every tensor in float32 until the last is read; with `half`, matrices are held in float16.
+    """
+    import gguf
+
+    name_map, dequantize = gguf.get_tensor_name_map, gguf.dequantize
+
+    def halved(data: Any, kind: Any) -> Any:
+        array = dequantize(data, kind)
+        return array.astype(np.float16) if array.ndim > 1 else array
+
+    gguf.get_tensor_name_map = functools.cache(name_map)
+    gguf.dequantize = halved if half else dequantize
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map, gguf.dequantize = name_map, dequantize
+
+
+def complete_config(config: Any, header: GgufHeader) -> None:
+    """Mend `config` in place. Raises ModelError where the file needs what cannot be expressed."""
+    meta, prefix = header.metadata, header.architecture
+    head_dim = meta.get(f"{prefix}.attention.key_length")
+    if head_dim is not None:
+        config.head_dim = int(head_dim)
+    if ROPE_FACTORS in header.tensors:
+        config.rope_scaling = _llama3_rope(config, header)
+    scaling = meta.get(f"{prefix}.rope.scaling.type")
+    if scaling not in (None, "none") and ROPE_FACTORS not in header.tensors:
+        factor = float(meta.get(f"{prefix}.rope.scaling.factor", 1.0))
+        if scaling not in ("linear", "yarn"):
+            raise ModelError(f"{header.path}: rope scaling {scaling!r} is not supported")
+        config.rope_scaling = {"rope_type": scaling, "factor": factor}
+        original = meta.get(f"{prefix}.rope.scaling.original_context_length")
+        if scaling == "yarn" and original is not None:
+            config.rope_scaling["original_max_position_embeddings"] = int(original)
+
+
+def _llama3_rope(config: Any, header: GgufHeader) -> dict[str, Any]:
+    """Llama 3's rope scaling, recovered from the frequency factors that the file holds instead."""
+    (count,), kind, offset = header.tensors[ROPE_FACTORS]
+    if kind != 0:
+        raise ModelError(f"{header.path}: {ROPE_FACTORS} is not float32")
+    factors = np.fromfile(header.path, "<f4", count, offset=header.data_start + offset)
+    factor = round(float(factors.max()), 3)
+    rope = {"rope_type": "llama3", "factor": factor, **LLAMA3_ROPE}
+    expected = [_llama3_factor(config.rope_theta ** (i / count), factor) for i in range(count)]
+    if not np.allclose(factors, expected, rtol=1e-3):
+        raise ModelError(
+            f"{header.path}: unknown rope frequency factors", "use the model's Hugging Face folder"
+        )
+    return rope
+
+
+def _llama3_factor(inverse_frequency: float, factor: float) -> float:
+    context = LLAMA3_ROPE["original_max_position_embeddings"]
+    low, high = LLAMA3_ROPE["low_freq_factor"], LLAMA3_ROPE["high_freq_factor"]
+    wavelength = 2 * math.pi * inverse_frequency
+    if wavelength < context / high:
+        return 1.0
+    if wavelength > context / low:
+        return factor
+    smooth = (context / wavelength - low) / (high - low)
+    return 1 / ((1 - smooth) / factor + smooth)

@@ -1,0 +1,1 @@
+"""How good a converted model or a draft is."""

@@ -1,0 +1,97 @@
+"""Measures a draft beside its target: what the bundle says of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from specport.bench.methods import Run, own, parse
+from specport.calibration import heads
+from specport.core.engine import Engine
+from specport.core.planning.step_costs import StepCosts
+from specport.drafters.spec import DraftModel, build
+from specport.progress import Progress
+from specport.runtime.profiles import cpu_name
+from specport.runtime.registry import Loaded
+from specport.text.builtin_prompts import encode
+from specport.text.tokenizer import Tokenizer
+
+DEPTH, NUM_TOKENS = 4, 64
+METHODS = ("plain", f"draft@fixed={DEPTH}", "draft")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is measured together. costs: of the target's steps, and of the draft's."""
+
+    target: Loaded
+    draft: Loaded
+    tokenizer: Tokenizer
+    name: str
+    costs: StepCosts
+    draft_costs: StepCosts
+
+
+def measure(pair: Pair, prompts: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Acceptance by depth, milliseconds a token and speed-up over plain decoding, each prompt in turns."""
+    methods = {name: _method(pair, name) for name in METHODS}
+    encoded = [encode(pair.tokenizer, prompt) for prompt in prompts]
+    encoded = [ids for ids in encoded if len(ids) + NUM_TOKENS <= pair.target.model.max_context]
+    for method in methods.values():
+        method.run(encoded[0], 8)  # warms up
+    runs: dict[str, list[Run]] = {name: [] for name in METHODS}
+    for number, ids in enumerate(encoded):
+        for name, method in methods.items():
+            progress("measuring the draft", number / len(encoded))
+            runs[name].append(method.run(ids, NUM_TOKENS))
+    plain, fixed, planned = (runs[name] for name in METHODS)
+    drafted = [sum(_at(run, "drafted_per_depth", d) for run in fixed) for d in range(DEPTH)]
+    accepted = [sum(_at(run, "accepted_per_depth", d) for run in fixed) for d in range(DEPTH)]
+    steps = sum(run.metrics["num_drafts"] for run in fixed)
+    speed_ups = sorted(_tpot(a) / _tpot(b) for a, b in zip(plain, planned, strict=True) if len(a.tokens) > 1)
+    same = [a.tokens == b.tokens == c.tokens for a, b, c in zip(plain, fixed, planned, strict=True)]
+    target_ms = 1e3 * statistics.median(_tpot(run) for run in plain if len(run.tokens) > 1)
+    draft_ms = 1e3 * heads.step_seconds(pair.draft.model)
+    return {
+        "processor": cpu_name(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "prompts": len(encoded),
+        "max_new_tokens": NUM_TOKENS,
+        "draft_ms": round(draft_ms, 3),
+        "target_ms": round(target_ms, 3),
+        "cost": round(draft_ms / target_ms, 4),
+        "depth": DEPTH,
+        "mean_acceptance_length": round(1 + sum(accepted) / max(steps, 1), 3),
+        "acceptance_by_depth": [round(a / max(d, 1), 3) for a, d in zip(accepted, drafted, strict=True)],
+        "speed_up": round(statistics.geometric_mean(speed_ups), 3),
+        "speed_up_range": [round(speed_ups[0], 3), round(speed_ups[-1], 3)],
+        "same_text": sum(same),
+    }
+
+
+def _method(pair: Pair, name: str) -> Any:
+    spec = parse(name)
+    planned = spec.drafting.policy == "planned"
+    drafter = build(
+        [] if spec.draft == "none" else ["model:draft"],
+        pair.target.model,
+        pair.tokenizer,
+        lambda _: DraftModel(
+            pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens
+        ),
+        planned=planned,
+        costs=pair.costs,
+    )
+    return own(spec, drafter, Engine(pair.target.model), pair.tokenizer.eos_ids, {})
+
+
+def _at(run: Run, name: str, depth: int) -> int:
+    counts = run.metrics[name]
+    return int(counts[depth]) if depth < len(counts) else 0
+
+
+def _tpot(run: Run) -> float:
+    return (run.total_s - run.ttft_s) / max(len(run.tokens) - 1, 1)

@@ -1,0 +1,54 @@
+"""What a draft is made for, and what from: the two models of a build, on the device at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specport.errors import InvalidInput, ModelError
+from specport.models.source import ModelFiles
+from specport.progress import Progress, silent
+from specport.runtime.loading import Loader
+from specport.runtime.registry import Loaded
+from specport.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """files: what the draft is made from, IR with all its layers. target: loaded, in exact mode."""
+
+    loader: Loader
+    target_files: ModelFiles
+    target: Loaded
+    files: ModelFiles
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        target: str | None,
+        source: str | None = None,
+        *,
+        device: str = "auto",
+        precision: str | None = None,
+        draft_precision: str | None = None,
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+        progress: Progress = silent,
+    ) -> Origin:
+        """source: None = the target itself. Other arguments as for `specport.load`. Raises SpecportError."""
+        loader = Loader.on(device, threads, None, trust_remote_code, progress)
+        if loader.backend.weights != "ir":
+            raise InvalidInput(
+                f"drafts are built by steps of OpenVINO, which {loader.profile.name} does not run",
+                "build with --device xeon; specport quantize export DIR --to hf then makes one that "
+                f"{loader.profile.name} runs",
+            )
+        spec = source if source is not None else (target or "default")
+        target_files, loaded = loader.target(target, precision, exact=True)
+        files = loader.draft_files(spec, draft_precision, target_files)
+        if files.bundle:
+            raise InvalidInput(f"{spec} is a draft bundle already", "give the model that it was made from")
+        tokenizer = load_tokenizer(target_files.folder)
+        if wrong := load_tokenizer(files.folder).mismatch(tokenizer):
+            raise ModelError(f"{files.name} has another tokenizer than the target: {wrong}")
+        return cls(loader, target_files, loaded, files, tokenizer)

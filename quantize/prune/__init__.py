@@ -1,0 +1,1 @@
+"""Choosing and removing layers and channels of a draft."""

@@ -1,0 +1,95 @@
+"""Reads texts with some of a model's layers switched off: what is each layer worth?
+
+One compiled graph serves every combination: each layer's part of the residual stream is multiplied by an
+input. A layer that is switched off gives bit for bit what dropping it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset15 as ops
+from specport.backends.openvino.graph import layers, surgery
+
+from specport.text.builtin_prompts import Text
+
+
+class Probe:
+    """A draft candidate with switchable layers.
+
+    folder:     stateful IR. head: token ids that the draft's head will keep, beside those of the text.
+    properties: of the runtime, as a draft is loaded with.
+    """
+
+    def __init__(
+        self, folder: Path, device: str, properties: Mapping[str, Any], head: Sequence[int] | None = None
+    ) -> None:
+        model = surgery.read_model(folder)
+        found = layers.find(model)
+        self.num_layers = len(found)
+        streams = [layer.entry for layer in found] + [found[-1].exit]
+        self._head = None if head is None else np.asarray(head, dtype=np.int64)
+        rows = ops.parameter([-1], np.int32, name="rows")
+        rows.output(0).set_names({"rows"})
+        model.add_parameters([rows])
+        surgery.trim(model, rows, None)
+        for number, stream in enumerate(streams):
+            kept = ops.gather(stream, rows, ops.constant(np.int64(1))).output(0)
+            kept.set_names({f"stream.{number}"})
+            model.add_outputs([kept])
+        layers.gate(model)
+        self._request = ov.Core().compile_model(model, device, dict(properties)).create_infer_request()
+        self._plain = np.ones(self.num_layers, dtype=np.float32)
+
+    def logits(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.float32]:
+        """[answer, vocab] before each token of the answer. Valid until the next reading."""
+        self._read(text, dropped)
+        found: NDArray[np.float32] = self._request.get_tensor("logits").data[0]
+        return found
+
+    def choices(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.int64]:
+        """[answer] the token it would propose before each token of the answer."""
+        logits = self.logits(text, dropped)
+        if self._head is None:
+            best: NDArray[np.int64] = logits.argmax(axis=1)
+            return best
+        ids, first = np.unique([*text.prompt, *text.answer[:-1]], return_index=True)
+        # A head takes up a token once the text has it (`drafters/model/context_head.py`).
+        unseen = first >= len(text.prompt) + np.arange(len(logits))[:, None]
+        candidates = np.concatenate([self._head, ids])
+        columns = np.concatenate([logits[:, self._head], np.where(unseen, -np.inf, logits[:, ids])], axis=1)
+        chosen: NDArray[np.int64] = candidates[columns.argmax(axis=1)]
+        return chosen
+
+    def agreement(self, texts: Sequence[Text], dropped: Collection[int] = ()) -> float:
+        """Share of the target's tokens that it would propose."""
+        right = [self.choices(text, dropped) == np.asarray(text.answer) for text in texts]
+        return float(np.concatenate(right).mean())
+
+    def streams(self, text: Text) -> NDArray[np.float32]:
+        """[layers + 1, answer, width] the residual stream before each layer and behind the last."""
+        self._read(text, ())
+        rows = [self._request.get_tensor(f"stream.{n}").data[0] for n in range(self.num_layers + 1)]
+        return np.stack(rows).astype(np.float32)
+
+    def _read(self, text: Text, dropped: Collection[int]) -> None:
+        tokens = np.array([[*text.prompt, *text.answer[:-1]]], dtype=np.int64)
+        length = tokens.shape[1]
+        gates = self._plain.copy()
+        gates[list(dropped)] = 0.0
+        self._request.reset_state()
+        self._request.infer(
+            {
+                "input_ids": tokens,
+                "attention_mask": np.ones((1, length), dtype=np.int64),
+                "position_ids": np.arange(length, dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, dtype=np.int32),
+                "gates": gates,
+                "rows": np.arange(len(text.prompt) - 1, length, dtype=np.int32),
+            }
+        )

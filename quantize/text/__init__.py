@@ -1,0 +1,1 @@
+"""Text that the target writes, for a draft to learn from."""

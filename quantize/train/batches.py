@@ -1,0 +1,62 @@
+"""How dialogues are laid out in batches for training: which go together, in which order, and how padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from specport.quantize.text.teacher import Dialogue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def plan(
+    texts: Sequence[Dialogue], epochs: float, batch_tokens: int, seed: int, processes: int = 1
+) -> Iterator[list[list[int]]]:
+    """For each step the texts of each process. Texts of like length go together: less padding."""
+    rng = np.random.default_rng(seed)
+    lengths = np.array([len(text.tokens) for text in texts])
+    left = epochs
+    while left > 0:
+        order = rng.permutation(len(texts))
+        order = order[: max(1, round(min(left, 1.0) * len(texts)))]
+        order = order[np.argsort(lengths[order], kind="stable")]
+        batches: list[list[int]] = [[]]
+        for i in order:
+            if batches[-1] and lengths[i] * (len(batches[-1]) + 1) > batch_tokens:
+                batches.append([])
+            batches[-1].append(int(i))
+        groups = [batches[i : i + processes] for i in range(0, len(batches), processes)]
+        full = [group for group in groups if len(group) == processes]  # every process has work in every step
+        for index in rng.permutation(len(full)):
+            yield full[index]
+        left -= 1.0
+
+
+def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
+    """Padded on the right; rows and columns point at the places that predict an answer's tokens."""
+    ids, mask = padded([text.tokens for text in texts])
+    arrays = {
+        "ids": ids,
+        "mask": mask,
+        "rows": np.concatenate([np.full(len(t.tokens) - t.start, row) for row, t in enumerate(texts)]),
+        "columns": np.concatenate([np.arange(t.start - 1, len(t.tokens) - 1) for t in texts]),
+        "answer": np.concatenate([t.tokens[t.start :] for t in texts]).astype(np.int64),
+        "top_ids": np.concatenate([t.top_ids for t in texts]).astype(np.int64),
+        "top_probs": np.concatenate([t.top_probs for t in texts]).astype(np.float32),
+    }
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def padded(texts: Sequence[ArrayLike]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids [texts, longest], with zeros on the right of those that are shorter, and where they are."""
+    rows = [np.asarray(tokens, dtype=np.int64) for tokens in texts]
+    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+    return ids, mask

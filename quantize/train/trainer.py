@@ -1,0 +1,201 @@
+"""The loop that trains a model on what a target wrote: steps, learning rate, checkpoints.
+
+What is minimised is the caller's business. Runs on CPU and CUDA, and with `accelerate launch` on several GPUs
+or machines. A checkpoint holds everything that the next step depends on, so that a run that was stopped gives
+the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from specport.quantize.text.teacher import Dialogue
+from specport.quantize.train import batches
+
+from specport.errors import ModelError
+from specport.models.atomic import replacing
+from specport.models.os_errors import cause
+from specport.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKPOINT, SAVE_EVERY_S = "checkpoint.safetensors", 600.0
+_WARM_UP, _LAST_RATE, _SMOOTH = 0.05, 0.1, 0.95
+
+
+class Pace(Protocol):
+    """What a recipe says of the loop. batch_tokens: prompt and answer tokens of a step; epochs: times that
+    each text is read."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def batch_tokens(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def train(
+    student: Any,
+    texts: Sequence[Dialogue],
+    pace: Pace,
+    identity: str,
+    path: Path,
+    examine: Callable[[Any, Any], Any],
+    stage: str,
+    progress: Progress,
+) -> tuple[Run, bool]:
+    """Train in place. Returns the run and whether it is this process, of several, that writes the model.
+
+    student:  a module; called with a batch, the number of the step and how many steps there are. It gives the
+              loss and how many of the batch's answer tokens it would propose. Its parameters that require a
+              gradient are trained.
+    identity: of the work; a checkpoint at `path` of other work is not gone on with.
+    examine:  called with student and device before the first step and behind the last; plain data, kept as
+              `Run.before` and `Run.after`.
+    stage:    for the progress bar.
+    Raises ModelError when a checkpoint cannot be read or written.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=_mixed(), cpu=not torch.cuda.is_available())
+    torch.manual_seed(pace.seed)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=pace.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    student, optimizer = accelerator.prepare(student, optimizer)
+    plan = [*batches.plan(texts, pace.epochs, pace.batch_tokens, pace.seed, accelerator.num_processes)]
+    run = Run(identity, path, trained, optimizer)
+    if not run.load():
+        run.before = examine(student, accelerator.device)
+    saved = time.monotonic()
+    try:
+        for step in range(run.step, len(plan)):
+            began = time.monotonic()
+            for group in optimizer.param_groups:
+                group["lr"] = pace.learning_rate * _rate(step / len(plan))
+            chosen = [texts[i] for i in plan[step][accelerator.process_index]]
+            loss, hits = student(batches.batch(chosen, accelerator.device), step, len(plan))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            run.seconds += time.monotonic() - began
+            run.record(loss.item(), hits.item() / sum(len(d.tokens) - d.start for d in chosen))
+            progress(f"{stage} (loss {run.loss:.3f}, agreement {run.agreement:.1%})", step / len(plan))
+            if accelerator.is_main_process and time.monotonic() - saved > SAVE_EVERY_S:
+                run.save()
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            run.save()
+        raise
+    if not plan:
+        run.after = run.before
+        return run, accelerator.is_main_process
+    if accelerator.is_main_process:
+        run.save()
+    run.after = examine(student, accelerator.device)
+    run.num_tokens = sum(len(texts[i].tokens) for groups in plan for share in groups for i in share)
+    return run, accelerator.is_main_process
+
+
+def _mixed() -> str:
+    """bf16 where the machine has units for it. AVX-512's own bf16 took 1.6 times as long as f32 on a Xeon."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if torch.cuda.is_available() or amx() else "no"
+
+
+class Run:
+    """Where a training stands; kept in one file, which appears all at once. No pickles."""
+
+    def __init__(self, identity: str, path: Path, trained: list[Any], optimizer: Any) -> None:
+        self.identity, self.path, self.trained, self.optimizer = identity, path, trained, optimizer
+        self.step, self.seconds, self.num_tokens = 0, 0.0, 0
+        self.before: Any = None
+        self.after: Any = None
+        self.losses: list[float] = []
+        self.loss = self.agreement = 0.0
+
+    def record(self, loss: float, agreement: float) -> None:
+        """Also running means, for the progress bar."""
+        self.losses.append(round(loss, 5))
+        keep = _SMOOTH if self.step else 0.0
+        self.loss = keep * self.loss + (1 - keep) * loss
+        self.agreement = keep * self.agreement + (1 - keep) * agreement
+        self.step += 1
+
+    def save(self) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        for i, parameter in enumerate(self.trained):
+            state = self.optimizer.state[parameter]
+            tensors |= {f"{i}.weight": parameter.detach()}
+            tensors |= {f"{i}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq", "step")}
+        names = ("identity", "step", "before", "losses", "loss", "agreement", "seconds")
+        about = json.dumps({name: getattr(self, name) for name in names})
+        try:
+            with replacing(self.path) as temporary:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
+        except (OSError, SafetensorError) as error:
+            message, hint = cause(error)
+            raise ModelError(f"cannot write {self.path}: {message}", hint) from error
+
+    def load(self) -> bool:
+        """Whether there was something to go on with."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.is_file():
+            return False
+        try:
+            with safe_open(self.path, "pt") as stored:
+                about = json.loads((stored.metadata() or {}).get("about", "{}"))
+                if about.get("identity") != self.identity:
+                    return False
+                for i, parameter in enumerate(self.trained):
+                    parameter.data.copy_(stored.get_tensor(f"{i}.weight"))
+                    names = ("exp_avg", "exp_avg_sq", "step")
+                    self.optimizer.state[parameter] = {
+                        name: stored.get_tensor(f"{i}.{name}").to(
+                            parameter.device if name != "step" else "cpu"
+                        )
+                        for name in names
+                    }
+        except OSError as error:
+            message, hint = cause(error)
+            raise ModelError(f"cannot read {self.path}: {message}", hint) from error
+        except (SafetensorError, ValueError) as error:
+            raise ModelError(f"{self.path} is damaged: {error}", "remove it and start again") from error
+        for name, value in about.items():
+            setattr(self, name, value)
+        return True
+
+
+def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:
+    """Names the work: the text, what is trained, and the facts that decide how."""
+    digest = hashlib.sha256(b"".join(facts))
+    for text in texts:
+        digest.update(text.tokens.tobytes())
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            digest.update(str(tuple(parameter.shape)).encode())
+    return digest.hexdigest()[:24]
+
+
+def _rate(done: float) -> float:
+    """Share of the learning rate: warm-up, then a cosine."""
+    if done < _WARM_UP:
+        return (done + 1e-3) / (_WARM_UP + 1e-3)
+    rest = (done - _WARM_UP) / (1.0 - _WARM_UP)
+    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * rest))

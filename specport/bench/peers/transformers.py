@@ -1,0 +1,142 @@
+"""Peer: transformers' own `generate` on PyTorch, plain, with prompt lookup, or with an assistant model.
+
+It runs the weights that the compared model was converted from: transformers rolls its cache back after a
+rejection, which the stateful form that OpenVINO runs does not allow. Beside the torch backend it computes in
+the same precision, beside any other in bfloat16. It is fed token ids, so that every method reads the same
+prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from specport.bench.methods import Run
+from specport.errors import InvalidInput, SpecportError
+from specport.models.precision import TORCH_DTYPES
+from specport.models.source import original
+
+# The modes, and the settings that make them; everything else is the library's default.
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lookup": {"prompt_lookup_num_tokens": 10},
+    "draft": {},
+}
+_ASSISTED = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+
+
+class Transformers:
+    """One mode of `generate`. Raises SpecportError where the packages are missing.
+
+    model, draft: what the user named; converted models will not do.
+    loaded:       models by their files, which several modes share.
+    precision:    one of TORCH_DTYPES.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        model: str,
+        draft: str | None,
+        eos_ids: frozenset[int],
+        threads: int | None,
+        trust_remote_code: bool,
+        loaded: dict[Path, Any],
+        precision: str = "bf16",
+    ) -> None:
+        if mode not in MODES:
+            raise InvalidInput(f"unknown method 'transformers:{mode}'", f"choose one of {', '.join(MODES)}")
+        if mode == "draft" and draft is None:
+            raise InvalidInput("transformers:draft needs a draft model", "give one with --draft")
+        try:
+            import torch
+            from transformers import GenerationConfig
+        except ImportError as error:
+            raise SpecportError(
+                f"transformers:{mode} needs torch and transformers", "pip install 'specport[openvino]'"
+            ) from error
+        self.name = f"transformers:{mode}"
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+        def shared(spec: str) -> tuple[Path, Any]:
+            path = original(spec)
+            if path not in loaded:
+                loaded[path] = _load(path, trust_remote_code, TORCH_DTYPES[precision])
+            return path, loaded[path]
+
+        weights, self._model = shared(model)
+        self._options: dict[str, Any] = {}
+        self._config = GenerationConfig(do_sample=False, use_cache=True, **MODES[mode])
+        self._config.eos_token_id = sorted(eos_ids) or None
+        self._config.pad_token_id = min(eos_ids, default=0)
+        settings: dict[str, Any] = {
+            "transformers": version("transformers"),
+            "torch": version("torch"),
+            "weights": weights.name,
+            "dtype": TORCH_DTYPES[precision],
+            "threads": torch.get_num_threads(),
+            **MODES[mode],
+        }
+        if mode == "draft":
+            assert draft is not None
+            path, assistant = shared(draft)
+            config = GenerationConfig()  # the library's defaults; it reads them from the assistant
+            assistant.generation_config = config
+            self._options["assistant_model"] = assistant
+            settings |= {"draft weights": path.name, **{name: getattr(config, name) for name in _ASSISTED}}
+        self.settings: Mapping[str, Any] = settings
+
+    def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
+        import torch
+
+        ids = torch.tensor([list(prompt)])
+        self._config.max_new_tokens = max_new_tokens
+        clock = _Clock()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            output = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._config,
+                streamer=clock,
+                **self._options,
+            )
+        total = time.perf_counter() - began
+        tokens = [int(token) for token in output[0, len(prompt) :]]
+        return Run(tokens, (clock.first or began + total) - began, total, num_first=clock.num_first)
+
+
+class _Clock:
+    """A streamer that notes when the first tokens come, and how many; the prompt comes before them."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.num_first = 1
+        self._after_prompt = False
+
+    def put(self, value: Any) -> None:
+        if self._after_prompt and self.first is None:
+            self.first, self.num_first = time.perf_counter(), value.numel()
+        self._after_prompt = True
+
+    def end(self) -> None: ...
+
+
+def _load(weights: Path, trust_remote_code: bool, dtype: str) -> Any:
+    import torch
+
+    from specport.quantize.convert.export import load_source
+
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
+        contextlib.redirect_stderr(io.StringIO()),  # the library's own progress bars
+    ):
+        model = load_source(weights, Path(work), trust_remote_code)
+    return model.to(getattr(torch, dtype)).eval()

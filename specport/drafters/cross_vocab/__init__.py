@@ -1,0 +1,1 @@
+"""Draft models whose tokenizer differs from the target's."""

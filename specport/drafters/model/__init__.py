@@ -1,0 +1,1 @@
+"""Drafts of a draft model: its cache, its trees, its head."""

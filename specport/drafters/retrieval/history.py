@@ -1,0 +1,68 @@
+"""Earlier texts that suffix decoding drafts from: bounded, the oldest go first. Knows token ids only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from specport.drafters.retrieval.suffix_index import GAP, Ints, SuffixIndex
+
+MAX_TOKENS = 1_000_000  # 12 MB, and a quarter of a second to sort
+_KEPT_SHARE = 0.75  # what is left when the oldest go: so they seldom have to
+
+
+class Store(Protocol):
+    """Keeps texts beyond this process."""
+
+    def add(self, tokens: Ints) -> list[Ints]:
+        """Keep a text; returns it and what other processes added since the last call, in order."""
+        ...
+
+
+class History:
+    """Texts in the order in which they were added, in one index.
+
+    max_tokens: beyond it the oldest texts are dropped. store: where they are kept as well.
+    learn:      False = what is added is ignored.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[Ints] = (),
+        *,
+        max_tokens: int = MAX_TOKENS,
+        store: Store | None = None,
+        learn: bool = True,
+    ) -> None:
+        self._learn = learn
+        self._max_tokens = max_tokens
+        self._store = store
+        self._texts: deque[Ints] = deque()
+        self._num_tokens = 0
+        self.index = SuffixIndex()
+        self._extend(texts)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Remember a text. One that cannot be continued, or is larger than the history, is left out."""
+        text = np.asarray(tokens, dtype=np.int32)
+        if self._learn and 1 < len(text) <= self._max_tokens:
+            self._extend([text] if self._store is None else self._store.add(text))
+
+    def _extend(self, texts: Sequence[Ints]) -> None:
+        self._texts.extend(texts)
+        self._num_tokens += sum(map(len, texts))
+        if self._num_tokens <= self._max_tokens:
+            self.index.extend(_joined(texts))
+            return
+        while self._num_tokens > self._max_tokens * _KEPT_SHARE and len(self._texts) > 1:
+            self._num_tokens -= len(self._texts.popleft())
+        self.index = SuffixIndex(_joined(self._texts))
+
+
+def _joined(texts: Sequence[Ints] | deque[Ints]) -> Ints:
+    """One after the other, a GAP behind each."""
+    gap = np.array([GAP], dtype=np.int32)
+    return np.concatenate([piece for text in texts for piece in (text, gap)] or [gap[:0]])

@@ -1,0 +1,1 @@
+"""From names to a loaded model: backends, profiles, numerics, stored measurements."""

@@ -1,0 +1,180 @@
+"""Keeps what was measured, one small JSON file each: step costs of a model, what suits a pair.
+
+Knows nothing of how it is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specport.core.planning.step_costs import StepCosts
+from specport.core.planning.stop_classifier import NUM_FEATURES, Classifier
+from specport.drafters.tree.graft import Checkpoint, Variant
+from specport.errors import ModelError
+from specport.models import bundle
+from specport.models.atomic import write_json
+from specport.models.cache import cache_root
+from specport.models.os_errors import cause
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured costs of one model as it was loaded.
+
+    about: device, model, precision, mode, runtime versions, threads, date: for people.
+    """
+
+    costs: StepCosts
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find(key: str) -> Calibration | None:
+    """What was measured under `Loaded.key`, or None. A damaged file counts as none."""
+    try:
+        stored = _read(key)
+        table = stored["costs"]
+        costs = StepCosts(
+            tuple(table["widths"]),
+            tuple(table["contexts"]),
+            tuple(tuple(row) for row in table["seconds"]),
+            float(table["change"]),
+            measured=True,
+        )
+        return Calibration(costs, dict(stored["about"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(key: str, calibration: Calibration) -> Path:
+    """Write the file, all at once. Raises ModelError when the cache cannot be written."""
+    costs = calibration.costs
+    table = {
+        "widths": costs.widths,
+        "contexts": costs.contexts,
+        "seconds": costs.seconds,
+        "change": costs.change,
+    }
+    return _write(key, {"about": dict(calibration.about), "costs": table})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What was found best for a draft beside a target.
+
+    head_tokens: ids that the draft's head keeps; None = all.
+    classifier:  for the policy of that name; None = not trained.
+    graft:       for graft(MODEL); None = not calibrated. Only its checkpoints are kept.
+    """
+
+    head_tokens: tuple[int, ...] | None = None
+    classifier: Classifier | None = None
+    graft: Variant | None = None
+
+
+def find_pair(target_key: str, draft_fingerprint: str) -> Pair:
+    """What is kept of this target (`Loaded.key`) and draft; nothing where a file is missing or damaged."""
+    try:
+        stored = _read(_pair(target_key, draft_fingerprint))
+        return Pair(
+            bundle.expand(stored["head"]) or None,
+            _classifier(stored["classifier"]),
+            _graft(stored.get("graft")),  # files of earlier versions have none
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return Pair()
+
+
+def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | None:
+    """None without a key. Raises ModelError when the cache cannot be written."""
+    key = _pair(target_key, draft_fingerprint)
+    if not key:
+        return None
+    ranges = bundle.ranges(pair.head_tokens or ())
+    table: dict[str, Any] | None = None
+    if pair.classifier is not None:
+        table = {f.name: np.asarray(getattr(pair.classifier, f.name)).tolist() for f in fields(Classifier)}
+    graft = None if pair.graft is None else [asdict(checkpoint) for checkpoint in pair.graft.checkpoints]
+    return _write(key, {"head": ranges, "classifier": table, "graft": graft})
+
+
+def of_exit(target_key: str) -> str:
+    """The key under which the costs of a target's first layers are kept."""
+    return f"{target_key}-exit" if target_key else ""
+
+
+def find_exit(fingerprint: str, device: str) -> int | None:
+    """After how many layers this model (weights and device's name) exits best; None = not calibrated."""
+    try:
+        layer = _read(_exit(fingerprint, device))["exit_layer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return layer if isinstance(layer, int) and layer > 0 else None
+
+
+def save_exit(fingerprint: str, device: str, layer: int) -> Path:
+    """Raises ModelError when the cache cannot be written."""
+    return _write(_exit(fingerprint, device), {"exit_layer": layer})
+
+
+def _exit(fingerprint: str, device: str) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {device}".encode()).hexdigest()  # a device may be a path
+    return f"exit-{digest[:24]}"
+
+
+def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:
+    if table is None:
+        return None
+    arrays = {f.name: np.asarray(table[f.name], dtype=np.float64) for f in fields(Classifier)}
+    hidden = arrays["outer"].size
+    shapes = {"mean": (NUM_FEATURES,), "scale": (NUM_FEATURES,), "inner": (NUM_FEATURES, hidden),
+              "inner_bias": (hidden,), "outer": (hidden,), "outer_bias": (), "threshold": ()}  # fmt: skip
+    if any(array.shape != shapes[n] or not np.isfinite(array).all() for n, array in arrays.items()):
+        raise ValueError("the classifier's numbers do not fit together")
+    return Classifier(**{**arrays, "threshold": float(arrays["threshold"])})  # type: ignore[arg-type]
+
+
+def _graft(table: Sequence[Mapping[str, Any]] | None) -> Variant | None:
+    if table is None:
+        return None
+    found = tuple(Checkpoint(int(c["level"]), float(c["threshold"]), float(c["share"])) for c in table)
+    levels = [c.level for c in found]
+    good = all(c.level >= 1 and c.threshold >= 0 and 0 < c.share <= 1 for c in found)
+    if not found or not good or levels != sorted({*levels}):
+        raise ValueError("these are no checkpoints")
+    return Variant(found)
+
+
+def _pair(target_key: str, draft_fingerprint: str) -> str:
+    return f"{target_key}-{draft_fingerprint[:24]}" if target_key and draft_fingerprint else ""
+
+
+def _read(key: str) -> dict[str, Any]:
+    """Raises an OSError, ValueError, KeyError or TypeError where there is nothing good."""
+    stored: dict[str, Any] = json.loads(_path(key).read_text(encoding="utf-8"))
+    if not key or stored["format"] != FORMAT:
+        raise ValueError(key)
+    return stored
+
+
+def _write(key: str, content: Mapping[str, Any]) -> Path:
+    path = _path(key)
+    try:
+        write_json(path, {"format": FORMAT, **content})
+    except OSError as error:
+        message, _ = cause(error)
+        hint = "free some space or set SPECPORT_CACHE to another folder"
+        raise ModelError(f"cannot write {path}: {message}", hint) from error
+    return path
+
+
+def _path(key: str) -> Path:
+    return cache_root() / "calibration" / f"{key}.json"

@@ -1,0 +1,240 @@
+"""Hardware profiles: what is known of a device before anything is measured on it.
+
+Reads and checks the TOML files of `specport.hw_profiles` or a user's own. Imports no vendor package;
+recognises CPUs from what the operating system says.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from specport.core.planning.policies import POLICIES
+from specport.errors import DeviceError, InvalidInput
+from specport.models import precision as precisions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One device.
+
+    recognise:  `cpu`, a regular expression for the processor's name. Empty: never picked by itself;
+                an accelerator is there when its backend finds `device`.
+    backend:    name in the entry-point group `specport.backends`; device: its name for the device.
+    exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
+                exact targets where the start-up check finds the default kernels not invariant.
+    amx:        what to add to the first three for INT8 and INT4 weights where the processor has AMX.
+    precision, draft_precision: what a model is converted to unless the user says otherwise.
+    emulated:   whether other hardware stands in for the device's own: said wherever a result is shown.
+    symmetric:  whether the device runs weights without zero points only (option `sym`).
+    policy, num_draft_tokens: default drafting; None = the policy's own number.
+    buckets:    static step widths; empty = any.
+    cost:       new tokens -> time of a step over that of one token, before calibration.
+    width_change: how much longer a step takes when the one before had another width, as a share of
+                a one-token step.
+    cost_source: "measured" or "estimate".
+    """
+
+    name: str
+    description: str
+    backend: str
+    device: str
+    cost: Mapping[int, float]
+    cost_source: str
+    recognise: Mapping[str, str]
+    exact: Mapping[str, Any]
+    fast: Mapping[str, Any]
+    draft: Mapping[str, Any]
+    fallback: Mapping[str, Any]
+    amx: Mapping[str, Any]
+    precision: str = "int8"
+    draft_precision: str = "int8"
+    emulated: bool = False
+    symmetric: bool = False
+    policy: str = "planned"
+    num_draft_tokens: int | None = None
+    width_change: float = 0.0
+    buckets: tuple[int, ...] = ()
+
+    @property
+    def emulation(self) -> str | None:
+        """A note for the user where other hardware stands in for the device's own."""
+        return (
+            f"{self.name} is emulated: nothing about its speed is true of the hardware"
+            if self.emulated
+            else None
+        )
+
+    def mismatch(self, cpu: str) -> str | None:
+        """A note for the user when this machine's processor is not the one the profile describes."""
+        pattern = self.recognise.get("cpu")
+        if pattern is None or re.search(pattern, cpu, re.IGNORECASE):
+            return None
+        return f"profile {self.name} does not describe this processor ({cpu}); its cost figures may not hold"
+
+
+def list_profiles() -> list[Profile]:
+    """Every profile that comes with specport, the one that runs everywhere first."""
+    return [load_profile(name) for name in _names()]
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """A profile by name, or from a file that ends in .toml.
+
+    Raises DeviceError for an unknown name and for a file with a missing, unknown or wrong entry.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        try:
+            return _parse(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DeviceError(f"cannot read the profile {path}: {error}") from error
+    if name_or_path not in _names():
+        raise DeviceError(
+            f"unknown device {str(name_or_path)!r}",
+            f"choose one of {', '.join(_names())}, auto, or a profile file; see: specport devices",
+        )
+    text = (
+        resources.files("specport.hw_profiles").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+    )
+    return _parse(text, f"{name_or_path}.toml")
+
+
+def detect(cpu: str | None = None) -> Profile:
+    """The profile for this machine's processor; xeon where none is more specific."""
+    cpu = cpu_name() if cpu is None else cpu
+    for profile in list_profiles():
+        pattern = profile.recognise.get("cpu")
+        if pattern and re.search(pattern, cpu, re.IGNORECASE):
+            return profile
+    return load_profile("xeon")
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        if found:
+            return found[1].strip()
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        import winreg
+
+        path = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets that matter here, where the operating system lists them; else empty."""
+    wanted = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)
+    return frozenset(wanted & set(found[1].split())) if found else frozenset()
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    files = resources.files("specport.hw_profiles").iterdir()
+    names = sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+    return tuple(sorted(names, key=lambda name: name != "xeon"))  # what runs everywhere comes first
+
+
+_TABLES = ("recognise", "exact", "fast", "draft", "fallback", "amx", "cost")
+
+
+def _parse(text: str, where: str) -> Profile:
+    def fail(what: str, allowed: str = "") -> DeviceError:
+        return DeviceError(f"profile {where}: {what}", allowed)
+
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise fail(f"not valid TOML: {error}") from error
+    kinds: dict[str, type] = {f.name: str for f in fields(Profile)}
+    kinds |= dict.fromkeys(_TABLES, dict) | {
+        "num_draft_tokens": int,
+        "emulated": bool,
+        "symmetric": bool,
+        "width_change": float,
+        "buckets": list,
+    }
+    for key, value in raw.items():
+        if key not in kinds:
+            raise fail(f"unknown entry {key!r}", f"entries are {', '.join(kinds)}")
+        if type(value) is not kinds[key]:
+            raise fail(f"{key} is {value!r}", f"it must be a {kinds[key].__name__}")
+    missing = [
+        key for key in ("name", "description", "backend", "device", "cost", "cost_source") if key not in raw
+    ]
+    if missing:
+        raise fail(f"{missing[0]} is missing")
+    for key, allowed in (
+        ("policy", tuple(POLICIES)),
+        ("cost_source", ("measured", "estimate")),
+    ):
+        if raw.get(key, allowed[0]) not in allowed:
+            raise fail(f"{key} is {raw[key]!r}", f"choose one of {', '.join(allowed)}")
+    _check_precisions(raw, fail)
+    if raw.get("num_draft_tokens", 1) < 1:
+        raise fail(f"num_draft_tokens is {raw['num_draft_tokens']}", "it must be 1 or more")
+    if not 0 <= raw.get("width_change", 0.0) < 10:
+        raise fail(f"width_change is {raw['width_change']}", "it must be a share of a step, 0 or more")
+    buckets = raw.get("buckets", [])
+    if not all(type(b) is int and b > 0 for b in buckets) or buckets != sorted(set(buckets)):
+        raise fail(f"buckets is {buckets}", "they must be whole numbers that rise from 1 or more")
+    _check_recognise(raw.get("recognise", {}), fail)
+    tables = {key: raw.get(key, {}) for key in _TABLES}
+    return Profile(**{**raw, **tables, "buckets": tuple(buckets), "cost": _cost(raw["cost"], fail)})
+
+
+def _check_precisions(raw: Mapping[str, Any], fail: Any) -> None:
+    for key in ("precision", "draft_precision"):
+        try:
+            chosen = precisions.parse(raw.get(key, "int8"))
+        except InvalidInput as error:
+            raise fail(f"{key}: {error.message}", error.hint) from error
+        if raw.get("symmetric") and not chosen.symmetric:
+            raise fail(f"symmetric is true, but {key} is {chosen}", f"add the option sym: {key} = 'int4:sym'")
+
+
+def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:
+    for key, pattern in table.items():
+        if key != "cpu":
+            raise fail(f"unknown entry recognise.{key}", "the only entry is cpu")
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise fail(f"recognise.{key} is no regular expression: {error}") from error
+
+
+def _cost(table: Mapping[str, Any], fail: Any) -> dict[int, float]:
+    """{"1": 1.0, "8": 1.4} -> {1: 1.0, 8: 1.4}, checked to rise."""
+    cost: dict[int, float] = {}
+    for key, value in table.items():
+        if not key.isdigit() or int(key) < 1 or type(value) not in (int, float) or not 0 < value < 1e6:
+            raise fail(f"cost.{key} is {value!r}", "entries are NEW_TOKENS = TIME_OVER_THAT_OF_ONE_TOKEN")
+        cost[int(key)] = float(value)
+    if cost.get(1) != 1.0 or [*cost] != sorted(cost) or [*cost.values()] != sorted(cost.values()):
+        raise fail("cost must start with 1 = 1.0 and rise")
+    return cost

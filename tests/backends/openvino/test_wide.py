@@ -1,0 +1,122 @@
+"""Steps that are too wide for one call of the runtime, where wide ones round otherwise than narrow ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from specport.core.ports import Row
+from specport.core.tree import TokenTree
+from specport.models.source import resolve
+from specport.runtime import numerics
+from specport.runtime.profiles import load_profile
+from specport.runtime.registry import LoadOptions
+
+pytest.importorskip("openvino")
+
+from specport.backends.openvino.load import load
+from specport.backends.openvino.paged.model import PagedModel
+
+pytestmark = pytest.mark.real_model
+
+IDS = [int(i) for i in np.random.default_rng(7).integers(0, 49000, 200)]
+LAYER = 5
+
+
+def loaded(**options: Any) -> PagedModel:
+    model = load(resolve(), LoadOptions(load_profile("xeon"), max_context=512, **options)).model
+    assert isinstance(model, PagedModel)
+    return model
+
+
+def feed(model: PagedModel, sizes: Sequence[int]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Logits of IDS stepped in these sizes, and the hidden states where the model gives them."""
+    handle = model.open()
+    logits, hidden = [], []
+    for size in sizes:
+        start = handle.length
+        output = model.step([Row(handle, TokenTree.chain(IDS[start : start + size]))])
+        logits.append(output.logits.copy())
+        hidden += [states.copy() for states in output.hidden.values()]
+        model.commit(handle, range(size))
+    model.close(handle)
+    assert model.cache.num_used_blocks == 0
+    return np.concatenate(logits), hidden
+
+
+@pytest.mark.parametrize("options", [{"hidden_layers": (LAYER,)}, {"exit_layer": 10}], ids=str)
+def test_a_step_in_parts_gives_the_bits_of_narrow_steps(options: dict[str, Any]) -> None:
+    model = loaded(**options)
+    narrow, states = feed(model, [20] * 10)
+    model.widest = 24
+    for sizes in ([200], [25, 49, 24, 1, 101]):
+        logits, hidden = feed(model, sizes)
+        assert np.array_equal(logits, narrow)
+        if states:
+            assert np.array_equal(np.concatenate(hidden), np.concatenate(states))
+    # A tree with paths of 40 and 30 tokens, a prompt of which the last logits are wanted, a lone token.
+    first, second, third = model.open(), model.open(), model.open()
+    for handle, count in ((first, 30), (third, 11)):
+        model.step([Row(handle, TokenTree.chain(IDS[:count]), logits="last")])
+        model.commit(handle, range(count))
+    tree = TokenTree((*IDS[30:70], *IDS[50:70]), (-1, *range(39), 9, *range(40, 59)))
+    rows = [
+        Row(first, tree),
+        Row(second, TokenTree.chain(IDS[:150]), logits="last"),
+        Row(third, TokenTree.chain(IDS[11:12])),
+    ]
+    output = model.step(rows)
+    assert output.offsets == (0, 60, 61, 62)
+    assert np.array_equal(output.logits[:40], narrow[30:70])
+    assert np.array_equal(output.logits[60:], narrow[[149, 11]])
+    model.commit(first, range(10))
+    again = model.step([Row(first, TokenTree.chain(IDS[40:43]))]).logits
+    assert np.array_equal(again, narrow[40:43])
+
+
+def test_many_rows_are_drafted_in_parts() -> None:
+    model = loaded(exit_layer=10)
+    handles = [model.open() for _ in range(5)]
+    for handle in handles:
+        model.step([Row(handle, TokenTree.chain(IDS[:30]), logits="last")])
+        model.commit(handle, range(30))
+    alone = [model.draft([Row(h, TokenTree.chain(IDS[30:33]))]).logits.copy() for h in handles]
+    wanted = model.step([Row(handles[0], TokenTree.chain(IDS[30:35]))]).logits.copy()
+    for handle in handles:
+        model.truncate(handle, 30)
+    model.widest = 8
+    output = model.draft([Row(h, TokenTree.chain(IDS[30:33])) for h in handles])
+    assert output.offsets == (0, 3, 6, 9, 12, 15)
+    assert np.array_equal(output.logits, np.concatenate(alone))
+    logits = model.step([Row(h, TokenTree.chain(IDS[30:35])) for h in handles]).logits
+    assert np.array_equal(logits, np.concatenate([wanted] * 5))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_whether_wide_steps_are_alike_is_asked(
+    wide: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(numerics, "is_wide", lambda model: wide)
+    assert loaded().widest == (0 if wide else numerics.NARROW)
+    assert loaded(exact=False).widest == 0
+
+
+def test_the_check_of_wide_steps_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded()
+    assert numerics.is_wide(model)
+    step = model.step
+
+    def worse(rows: Sequence[Row]) -> Any:
+        output = step(rows)
+        if sum(len(row.tree) for row in rows) > 100:
+            output.logits[0, 0] = np.nextafter(output.logits[0, 0], np.float32(np.inf))
+        return output
+
+    monkeypatch.setattr(model, "step", worse)
+    assert not numerics.is_wide(model)

@@ -1,0 +1,418 @@
+"""The torch backend on tiny random models, against transformers' own forward pass."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.toy_model import ToyModel
+
+import specport
+from specport.core.engine import Engine, Generation
+from specport.core.planning.policies import Fixed
+from specport.core.ports import Row
+from specport.core.sampling.sampler import SamplingParams, to_host
+from specport.core.tree import TokenTree
+from specport.core.verify.rules import rule_for
+from specport.drafters.model.drafter import ModelDrafter
+from specport.errors import ContextFull, DeviceError, InvalidInput, ModelError
+from specport.models.source import ModelFiles, resolve
+from specport.runtime import numerics
+from specport.runtime.profiles import load_profile
+from specport.runtime.registry import LoadOptions, backend_for
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from specport.backends.torch import devices, fake_hpu, packed_linear  # noqa: E402
+from specport.backends.torch.load import load  # noqa: E402
+from specport.backends.torch.slots.batch import Widths, window  # noqa: E402
+from specport.backends.torch.slots.model import SlotModel  # noqa: E402
+from support import tiny_models  # noqa: E402
+
+KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
+DEVICES = ("torch-cpu", "gaudi-emulated")
+IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 240)]
+TREE = TokenTree((5, IDS[157], 6, IDS[158], 7, IDS[159]), (-1, -1, 1, 1, 3, 3))
+PATH = [1, 3, 5]
+FAR = 1e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return tiny_models.save_kinds(tmp_path_factory.mktemp("models"), KINDS)
+
+
+def files(folder: Path, precision: str = "fp32") -> ModelFiles:
+    return resolve(str(folder), precision=precision, weights="huggingface")
+
+
+def model_on(folder: Path, device: str = "torch-cpu", precision: str = "fp32", **options: Any) -> SlotModel:
+    profile = load_profile(device)
+    found = load(files(folder, precision), LoadOptions(profile, **options)).model
+    assert isinstance(found, SlotModel)
+    return found
+
+
+@pytest.fixture(scope="module")
+def llama(folders: dict[str, Path]) -> SlotModel:
+    return model_on(folders["llama"])
+
+
+def logits(model: SlotModel, handle: Any, tokens: Sequence[int], which: Any = "all") -> Any:
+    output = model.step([Row(handle, TokenTree.chain(tokens), logits=which)])
+    return to_host(output.logits).copy()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_transformers(kind: str, device: str, folders: dict[str, Path]) -> None:
+    with torch.no_grad():
+        want = tiny_models.hf_model(kind)(torch.tensor([IDS])).logits[0].numpy()
+    model = model_on(folders[kind], device, exact=False)
+    handle = model.open()
+    last = logits(model, handle, IDS[:150], "last")
+    assert last.shape[0] == 1 and abs(last - want[149]).max() < FAR
+    model.commit(handle, range(150))
+    assert abs(logits(model, handle, IDS[150:157]) - want[150:157]).max() < FAR
+    model.commit(handle, range(7))
+    tree = to_host(model.step([Row(handle, TREE)]).logits)
+    assert abs(tree[PATH] - want[157:160]).max() < FAR
+    model.commit(handle, PATH)
+    assert abs(logits(model, handle, IDS[160:]) - want[160:]).max() < FAR  # past the sliding window
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_exact_means_bit_identical(device: str, precision: str, folders: dict[str, Path]) -> None:
+    model = model_on(folders["qwen2"], device, precision)
+    assert model.capabilities.exact and model.capabilities.min_width > 1
+    assert numerics.is_invariant(model) and numerics.is_invariant(model, past=120)
+
+
+def test_the_check_fails_where_rounding_depends_on_the_split(folders: dict[str, Path]) -> None:
+    # A lone token takes other kernels than two or more.
+    lone = model_on(folders["qwen2"], exact=False)
+    assert lone.capabilities.min_width == 1 and not numerics.is_invariant(lone)
+
+
+def test_no_exact_mode_is_said(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "is_invariant", lambda model, past: False)
+    monkeypatch.setattr(numerics.Answers, "get", lambda self, key: None)
+    monkeypatch.setattr(numerics.Answers, "put", lambda self, key, answer: None)
+    with pytest.raises(DeviceError, match="no exact mode"):
+        model_on(folders["llama"])
+
+
+def test_prompts_are_read_in_pieces_where_wide_steps_round_otherwise(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numerics.Answers, "get", lambda self, key: None)
+    for wide, read in ((True, ()), (False, (numerics.NARROW,))):
+        monkeypatch.setattr(numerics, "is_wide", lambda model, wide=wide: wide)
+        assert model_on(folders["llama"]).widths.read == read
+
+
+def test_packed_layers_compute_what_linear_layers_do() -> None:
+    if not packed_linear.available(torch.float32):
+        pytest.skip("this torch has no packed layers")
+    torch.manual_seed(0)
+    inner = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Linear(48, 80, bias=False))
+    with torch.no_grad():
+        want = inner(x := torch.randn(2, 9, 64))
+        packed_linear.pack(inner)
+        assert all(isinstance(part, packed_linear.PackedLinear) for part in inner)
+        assert torch.allclose(inner(x), want, atol=1e-5)
+        rows = inner(x[:, :2])
+        assert torch.equal(inner(x)[:, :2], rows)
+
+
+def test_ragged_batches_equal_single_rows(llama: SlotModel) -> None:
+    def run(handles: list[Any], chunks: list[list[int]]) -> list[Any]:
+        rows = [Row(h, TokenTree.chain(c)) for h, c in zip(handles, chunks, strict=True)]
+        output = model.step(rows)
+        found = [
+            to_host(output.logits[output.offsets[i] : output.offsets[i + 1]]).copy() for i in range(len(rows))
+        ]
+        for row in rows:
+            model.commit(row.handle, range(len(row.tree)))
+        return found
+
+    model = llama
+    chunks = [IDS[:5], IDS[20:23], IDS[40:100], IDS[100:101]]  # one is read in pieces beside the others
+    handles = [model.open() for _ in chunks]
+    together = [run(handles, chunks), run(handles, [[7], [8, 9], [10], [11, 12, 13]])]
+    for handle in handles:
+        model.close(handle)
+    for i, chunk in enumerate(chunks):
+        handle = model.open()
+        alone = run([handle], [chunk])[0]
+        assert np.array_equal(alone, together[0][i])
+        assert np.array_equal(run([handle], [[[7], [8, 9], [10], [11, 12, 13]][i]])[0], together[1][i])
+        model.close(handle)
+
+
+def test_closed_slots_are_used_again_and_others_keep_their_content(llama: SlotModel) -> None:
+    handles = [llama.open() for _ in range(3)]
+    for i, handle in enumerate(handles):
+        logits(llama, handle, IDS[i : i + 30], "last")
+        llama.commit(handle, range(30))
+    before = logits(llama, handles[1], [3, 4])
+    llama.close(handles[0])
+    llama.close(handles[0])  # twice is harmless
+    again = llama.open()
+    assert again.slot == 0 and llama.cache.slots == 4
+    logits(llama, again, IDS[:100], "last")
+    llama.commit(again, range(100))
+    assert np.array_equal(logits(llama, handles[1], [3, 4]), before)
+    for handle in (again, *handles[1:]):
+        llama.close(handle)
+
+
+def test_a_cache_that_grows_keeps_what_it_holds(folders: dict[str, Path]) -> None:
+    grown, whole = model_on(folders["llama"]), model_on(folders["llama"])
+    handle, room = grown.open(), whole.open(256)
+    for start in range(0, 240, 30):
+        a, b = (logits(m, h, IDS[start : start + 30]) for m, h in ((grown, handle), (whole, room)))
+        assert np.array_equal(a, b)
+        grown.commit(handle, range(30))
+        whole.commit(room, range(30))
+    assert grown.cache.capacity >= whole.cache.capacity
+
+
+def test_limits_are_said_before_anything_changes(llama: SlotModel) -> None:
+    handle = llama.open()
+    logits(llama, handle, IDS[:200], "last")
+    llama.commit(handle, range(200))
+    with pytest.raises(ContextFull, match="256"):
+        llama.step([Row(handle, TokenTree.chain(range(3, 60)))])
+    assert handle.length == 200 and not len(handle.pending)
+    with pytest.raises(ValueError, match="truncate"):
+        llama.truncate(handle, 201)
+    llama.step([Row(handle, TokenTree.chain([3, 4]))])
+    with pytest.raises(ValueError, match="no path"):
+        llama.commit(handle, [1])
+    llama.close(handle)
+
+
+def test_trees_where_they_would_not_be_exact_are_refused(llama: SlotModel) -> None:
+    assert not llama.capabilities.tree
+    handle = llama.open()
+    with pytest.raises(ValueError, match="a tree of 6 nodes"):
+        llama.step([Row(handle, TREE)])
+    llama.close(handle)
+
+
+def test_memory_is_asked_for_before_it_is_taken(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_free_memory", lambda: 100_000)
+    model = model_on(folders["llama"], exact=False)
+    with pytest.raises(ContextFull, match="GB are free"):
+        model.open()
+    assert model.cache.slots == 0
+
+
+def test_hidden_states_are_those_of_the_layers(folders: dict[str, Path]) -> None:
+    model = model_on(folders["llama"], hidden_layers=(0, 1))
+    with torch.no_grad():
+        body = tiny_models.hf_model("llama").model
+        seen: dict[int, Any] = {}
+        for i, layer in enumerate(body.layers):
+            layer.register_forward_hook(lambda m, x, y, i=i: seen.update({i: y}))
+        body(torch.tensor([IDS[:80]]))
+    handle = model.open()
+    output = model.step([Row(handle, TokenTree.chain(IDS[:80]))])
+    for layer in (0, 1):
+        assert abs(to_host(output.hidden[layer]) - seen[layer][0].numpy()).max() < FAR
+    last = model.step([Row(handle, TokenTree.chain(IDS[:80]), logits="last")])
+    assert last.hidden[1].shape[0] == 1
+    assert abs(to_host(last.hidden[1])[0] - seen[1][0, -1].numpy()).max() < FAR
+
+
+def test_a_cut_head_gives_the_same_logits(folders: dict[str, Path]) -> None:
+    keep = (3, 7, 100, 200)
+    whole, cut = model_on(folders["qwen2"]), model_on(folders["qwen2"], role="draft", head_tokens=keep)
+    a, b = logits(whole, whole.open(), IDS[:20]), logits(cut, cut.open(), IDS[:20])
+    assert cut.vocab_size == 4 and abs(a[:, list(keep)] - b).max() < FAR
+    with pytest.raises(ModelError, match="cannot be cut"):
+        model_on(folders["qwen2"], role="draft", head_tokens=(3, 10_000))
+
+
+def generate(model: SlotModel, drafter: Any, prompts: Sequence[Sequence[int]], depth: int) -> list[list[int]]:
+    engine = Engine(model, drafter)
+    group = [Generation([*p], engine.open(len(p) + 60), SamplingParams(), Fixed(depth), 60) for p in prompts]
+    for _ in engine.run(group):
+        pass
+    for generation in group:
+        engine.close(generation.handle)
+    return [g.tokens[g.num_prompt_tokens :] for g in group]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafted_text_equals_plain_text(kind: str, device: str, folders: dict[str, Path]) -> None:
+    target = model_on(folders[kind], device)
+    draft = model_on(folders["llama"], device, role="draft")
+    prompts = [IDS[:17], IDS[50:90]]
+    plain = generate(target, None, prompts, 0)
+    assert plain == [generate(target, None, [p], 0)[0] for p in prompts]
+    drafter = ModelDrafter(draft, target.vocab_size)
+    assert generate(target, drafter, prompts, 3) == plain
+    twin = ModelDrafter(model_on(folders[kind], device, role="draft"), target.vocab_size)  # accepts most
+    assert generate(target, twin, prompts, 5) == plain
+
+
+def test_a_generation_compiles_no_more_graphs_than_there_are_buckets(folders: dict[str, Path]) -> None:
+    target = model_on(folders["llama"], "gaudi-emulated")
+    draft = model_on(folders["qwen2"], "gaudi-emulated", role="draft")
+    target.open(200), draft.open(200)  # the cache has its size: growing it would start anew
+    buckets = len(load_profile("gaudi-emulated").buckets)
+    generate(target, ModelDrafter(draft, target.vocab_size), [IDS[:70]], 5)
+    counts = [target.runner.num_graphs, draft.runner.num_graphs]
+    assert sum(counts) <= 2 * buckets and min(counts) > 1
+    generate(target, ModelDrafter(draft, target.vocab_size), [IDS[100:170]], 6)
+    assert [target.runner.num_graphs, draft.runner.num_graphs] == counts
+
+
+class _Module(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Any, extra: int = 0) -> Any:
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool(x[0] > 0), lambda x: int(x[0]),
+        torch.nonzero, lambda x: x[x > 0], lambda x: torch.equal(x, x), lambda x: x.numpy(),
+        lambda x: x[1:].index_copy_(0, torch.tensor([0]), x[:1]), lambda x: x[:2].zero_(),
+    ],
+)  # fmt: skip
+def test_the_stand_in_fails_where_a_gaudi_would(body: Any) -> None:
+    wrapped = fake_hpu.Hpu().wrap_in_hpu_graph(_Module(body))
+    with pytest.raises(fake_hpu.HpuError):
+        wrapped(torch.arange(4.0))
+
+
+def test_the_stand_in_counts_what_a_gaudi_would_compile() -> None:
+    hpu = fake_hpu.Hpu()
+    wrapped = hpu.wrap_in_hpu_graph(_Module(lambda x: x + 1))
+    for size, extra in ((4, 0), (4, 0), (5, 0), (4, 1), (5, 0)):
+        wrapped(torch.arange(float(size)), extra)
+    assert len(hpu.compiled) == 3
+
+
+def test_lazy_mode_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = load_profile("gaudi")
+    monkeypatch.setenv(devices.LAZY, "0")
+    monkeypatch.setitem(sys.modules, "habana_frameworks.torch", types.ModuleType("habana_frameworks.torch"))
+    with pytest.raises(DeviceError, match="lazy mode") as caught:
+        devices.place(profile)
+    assert f"{devices.LAZY}=1" in caught.value.hint
+
+
+def test_windows_are_few_and_hold_their_slots() -> None:
+    assert window([0], 1) == (0, 1) and window([5], 8) == (5, 1)
+    assert window([2, 3], 8) == (2, 2) and window([1, 2], 8) == (0, 4) and window([0, 7], 8) == (0, 8)
+    for total in (1, 2, 4, 8):
+        for low in range(total):
+            for high in range(low, total):
+                first, size = window([low, high], total)
+                assert first <= low and high < first + size <= total
+
+
+def test_long_rows_are_read_in_pieces_of_allowed_widths() -> None:
+    widths = Widths((2, 4, 8), (2, 4, 8, 64), 2)
+    assert widths.most == 8 and widths.decoded(1) == 2 and widths.decoded(5) == 8
+    assert widths.pieces(130) == [(64, 64), (64, 64), (2, 2)] and widths.pieces(9) == [(9, 64)]
+    free = Widths((), (), 2)
+    assert free.decoded(1) == 2 and free.decoded(7) == 7 and free.pieces(300) == [(300, 300)]
+
+
+def test_weights_of_the_wrong_kind_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="int4"):
+        files(folders["llama"], "int4")
+    (tmp_path / "openvino_model.xml").write_text("</net>")
+    with pytest.raises(ModelError, match="OpenVINO IR") as caught:
+        files(tmp_path)
+    assert "export --to hf" in caught.value.hint
+    broken = tmp_path / "broken"
+    tiny_models.save_hf(broken, "llama")
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="cannot be read"):
+        model_on(broken)
+
+
+def test_the_cli_runs_it(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from specport.cli import main
+
+    arguments = [
+        "run",
+        "--model",
+        str(folders["llama"]),
+        "--precision",
+        "fp32",
+        "--max-new-tokens",
+        "8",
+        "hi",
+    ]
+    assert main([*arguments, "--device", "torch-cpu", "--json"]) == 0
+    first = capsys.readouterr().out
+    assert main([*arguments, "--device", "gaudi-emulated", "--json", "--draft", str(folders["llama"]),
+                 "--draft-precision", "fp32", "--policy", "fixed"]) == 0  # fmt: skip
+    second = capsys.readouterr()
+    assert json.loads(first)["token_ids"] == json.loads(second.out)["token_ids"]
+    assert "emulated" in second.out
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_a_draft_may_run_in_another_library(rule: str, folders: dict[str, Path]) -> None:
+    """The target's logits are numpy's, the draft's are torch's."""
+    draft = model_on(folders["llama"], role="draft")
+    texts = []
+    for drafter in (None, ModelDrafter(draft, 11)):
+        target = ToyModel(max_context=256)
+        engine = Engine(target, drafter)
+        params = SamplingParams(temperature=1.0, seed=3)
+        generation = Generation([1, 2], engine.open(), params, Fixed(3), 40, rule=rule_for(params, rule))
+        for _ in engine.run([generation]):
+            pass
+        texts.append(generation.tokens)
+        assert all(0 <= token < 11 for token in generation.tokens)
+    assert all(len(text) == 42 for text in texts)
+
+
+def test_a_draft_device_needs_a_draft(folders: dict[str, Path]) -> None:
+    with pytest.raises(InvalidInput, match="no draft model"):
+        specport.load(str(folders["llama"]), draft="ngram", device="torch-cpu", draft_device="torch-cpu")
+    pipeline = specport.load(
+        str(folders["llama"]), draft=str(folders["qwen2"]), device="gaudi-emulated", draft_device="torch-cpu",
+        draft_precision="fp32",
+    )  # fmt: skip
+    plain = specport.load(str(folders["llama"]), draft="none", device="gaudi-emulated")
+    texts = [p.generate("hello world", max_new_tokens=20).token_ids for p in (pipeline, plain)]
+    assert texts[0] == texts[1]
+
+
+def test_a_backend_is_found_by_its_profile() -> None:
+    assert backend_for(load_profile("torch-cpu")).name == "torch"
+    with pytest.raises(DeviceError, match="cannot be used"):
+        backend_for(replace(load_profile("gaudi"), name="gaudi"))

@@ -1,0 +1,141 @@
+"""The command line as a whole: help, exit codes, errors on one line, output that nobody reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support import toy_pipeline
+
+import specport
+from specport.cli import COMMANDS, main
+
+TOY = toy_pipeline.PROGRAM
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setattr(specport, "load", toy_pipeline.load, raising=False)
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"    {name} " in out for name in COMMANDS) and "examples:" in out
+
+
+def test_without_a_command(capsys):
+    assert main([]) == 2
+    assert "usage: specport" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"specport {specport.__version__}\n"
+
+
+def test_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "specport", "--version"], capture_output=True, check=True)
+    assert done.stdout.split() == [b"specport", specport.__version__.encode()]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["models", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; from specport.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'openvino', 'torch', 'transformers', 'tokenizers', 'rich', 'tqdm'}\n"
+        "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["walk"], "invalid choice: 'walk'"),
+        (["run", "Hi", "--model", "missing"], "there is no model 'missing' (name another)"),
+        (["run", "Hi", "--top-k", "x"], "invalid int value: 'x' (see specport run --help)"),
+        (["run", "Hi", "--temp", "1"], "unrecognized arguments"),
+        (["run", "Hi", "--exact", "--fast"], "not allowed with"),
+        (["run", "Hi", "--branches", "3,b"], "'3,b' is not a list of whole numbers like 3,2,1"),
+        (["run", "Hi", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
+        (["run", "Hi", "--max-new-tokens", "-4"], "max_new_tokens is -4"),
+        (["run", "Hi", "--temperature", "-1"], "temperature is -1.0; it must be 0 or more"),
+        (["run", "Hi", "--temperature", "nan"], "temperature is nan"),
+        (["run", "Hi", "--stop", ""], "a stop string is empty"),
+        (["run", " \n"], "the prompt is empty"),
+        (["run", "Hi", "--prompt-file", "x"], "there are two prompts"),
+        (["run", "--prompt-file", "no/such/file"], "cannot read the prompt file"),
+        (["run", "--chat", "--json"], "--json does not go with --chat"),
+        (["run", "--chat", "--raw"], "--raw does not go with --chat"),
+        (["run", "x" * 5000], "the prompt has 5000 tokens"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments, said):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert out == "" and last.startswith("specport: error: ") and said in last
+    assert "Traceback" not in err
+
+
+def test_mistakes_are_found_before_the_model_is_loaded():
+    toy_pipeline.calls.clear()
+    assert main(["run", "Hi", "--temperature", "-1"]) == 2
+    assert main(["run", ""]) == 2
+    assert not toy_pipeline.calls
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["run", "Hi", "--model", "broken"])
+
+
+def test_ctrl_c_while_loading(monkeypatch, capsys):
+    def load(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(specport, "load", load)
+    assert main(["run", "Hi"]) == 130
+    assert capsys.readouterr().err == "specport: stopped\n"
+
+
+def test_output_of_any_language_on_any_platform():
+    done = subprocess.run(
+        [*TOY, "run", "--prompt-file", "\N{SNOWMAN}"], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot read the prompt file \N{SNOWMAN}" in done.stderr.decode("utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.parametrize("arguments", [["run", "Hi", "--max-new-tokens", "4000"], ["run", "Hi", "--json"]])
+def test_reader_that_goes_away(arguments):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [*TOY, *arguments, "--quiet"], stdout=write_end, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*TOY, "run", "Hi", "--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("specport: error: cannot write to standard output: No space left")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,60 @@
+"""Learnt acceptance: from the prior to what was observed, by confidence and depth and by sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from specport.core.planning.acceptance_rates import CENTRES, EDGES, Acceptance, Local
+from specport.core.tree import TokenTree
+
+
+def test_before_anything_is_observed_the_prior_holds() -> None:
+    acceptance = Acceptance()
+    for confidence, expected in ((0.05, 0.05), (0.5, 0.55), (0.99, 0.99), (1.0, 0.99)):
+        assert acceptance.rate(confidence, 1) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="priors"):
+        Acceptance((0.5,))
+    assert len(CENTRES) == len(EDGES)
+
+
+def test_rates_become_what_is_observed_by_confidence_and_by_depth() -> None:
+    acceptance, rng = Acceptance(), np.random.default_rng(0)
+    true = {(0.3, 1): 0.6, (0.3, 5): 0.2, (0.85, 1): 0.9, (0.85, 5): 0.7}
+    for _ in range(1500):
+        for (confidence, depth), rate in true.items():
+            acceptance.observe(confidence, depth, bool(rng.random() < rate))
+    acceptance.refresh()
+    for (confidence, depth), rate in true.items():
+        assert acceptance.rate(confidence, depth) == pytest.approx(rate, abs=0.05)
+    assert acceptance.rate(0.55, 1) == pytest.approx(0.55)  # nothing was seen there
+
+
+def test_a_sequence_departs_from_the_rest_and_leaves_it_alone() -> None:
+    shared = Acceptance()
+    good, bad = Local(shared), Local(shared)
+    hit, miss = TokenTree.chain([1], confidence=(0.5,)), TokenTree.chain([1], confidence=(0.5,))
+    for _ in range(20):
+        good.observe(hit, (0,))
+        bad.observe(miss, ())
+    assert good.rate(0.5, 1) > 0.8 and bad.rate(0.5, 1) < 0.25
+    assert shared.rate(0.5, 1) == pytest.approx(0.5, abs=0.1)
+    assert Local(shared).rate(0.5, 1) == shared.rate(0.5, 1)
+
+
+def test_chances_multiply_along_paths() -> None:
+    local = Local(Acceptance())
+    tree = TokenTree((1, 2, 3, 4), (-1, 0, 0, 2), confidence=(0.99, 0.85, 0.05, 0.55))
+    first, second, third, fourth = local.chances(tree)
+    assert first == pytest.approx(0.99) and second == pytest.approx(0.99 * 0.85)
+    assert third == pytest.approx(0.99 * 0.05) and fourth == pytest.approx(0.99 * 0.05 * 0.55)
+    assert local.path([0.99, 0.05, 0.55]) == pytest.approx(fourth)
+
+
+def test_only_nodes_whose_parent_was_accepted_are_judged() -> None:
+    shared = Acceptance()
+    judged: list[tuple[float, int, bool]] = []
+    shared.observe = lambda *seen: judged.append(seen)  # type: ignore[method-assign]
+    tree = TokenTree((1, 2, 3, 4, 5), (-1, -1, 1, 2, 0), confidence=(0.1, 0.2, 0.3, 0.4, 0.5))
+    Local(shared).observe(tree, (1, 2))
+    assert judged == [(0.1, 1, False), (0.2, 1, True), (0.3, 2, True), (0.4, 3, False)]

@@ -1,0 +1,149 @@
+"""Conversion: Hugging Face folders and GGUF files become IR that computes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+pytest.importorskip("optimum.intel")
+
+from specport.quantize.convert import gguf_weights
+from specport.quantize.convert.export import export
+from support import tiny_models
+
+from specport.errors import ModelError
+from specport.models import cache
+from specport.models.gguf.file import read_header
+from specport.models.source import ir_problem, resolve
+from specport.text.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too
+
+PROMPT = [0, 7, 90, 41, 33, 200, 12, 5]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
+
+
+def ir_logits(folder: Path) -> np.ndarray:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
+    request = core.compile_model(folder / "openvino_model.xml", "CPU").create_infer_request()
+    n = len(PROMPT)
+    inputs = {"input_ids": np.array([PROMPT]), "attention_mask": np.ones((1, n), np.int64)}
+    inputs |= {"position_ids": np.arange(n)[None], "beam_idx": np.zeros(1, np.int32)}
+    return request.infer(inputs)["logits"][0]
+
+
+def torch_logits(model) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([PROMPT])).logits[0].numpy()
+
+
+def weight_types(folder: Path) -> set[str]:
+    text = (folder / "openvino_model.xml").read_text()
+    return {kind for kind in ("u8", "i4", "u4", "f16", "f32") if f'element_type="{kind}"' in text}
+
+
+KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gguf_computes_what_the_model_computes(kind, tmp_path):
+    model = tiny_models.hf_model(KINDS[kind])
+    tiny_models.write_gguf(tmp_path / "m.gguf", kind, model)
+    (tmp_path / "ir").mkdir()
+    export(tmp_path / "m.gguf", tmp_path / "ir", "fp16")
+    want, got = torch_logits(model), ir_logits(tmp_path / "ir")
+    assert np.abs(want - got).max() < 0.02 * np.abs(want).max()
+    assert ir_problem(tmp_path / "ir") is None
+    assert not list((tmp_path / "ir").glob("*.gguf"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_large_models_are_traced_in_16_bits(precision, tmp_path, monkeypatch):
+    monkeypatch.setattr("specport.quantize.convert.export.FLOAT32_BYTES", 0)
+    model = tiny_models.hf_model("llama")
+    tiny_models.write_gguf(tmp_path / "m.gguf", "llama", model)
+    (tmp_path / "ir").mkdir()
+    export(tmp_path / "m.gguf", tmp_path / "ir", precision)
+    want, got = torch_logits(model), ir_logits(tmp_path / "ir")
+    assert np.abs(want - got).max() < 0.1 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("precision", "types", "error"), [("int8", {"u8"}, 0.1), ("int4", {"i4", "u8"}, 1.0)]
+)
+def test_folder_is_compressed(precision, types, error, tmp_path):
+    model = tiny_models.save_hf(tmp_path / "hf", "qwen2")
+    (tmp_path / "ir").mkdir()
+    stages = []
+    export(tmp_path / "hf", tmp_path / "ir", precision, progress=lambda what, share: stages.append(share))
+    assert types <= weight_types(tmp_path / "ir")
+    assert ("i4" in weight_types(tmp_path / "ir")) == (precision == "int4")
+    want, got = torch_logits(model), ir_logits(tmp_path / "ir")
+    assert np.abs(want - got).max() < error * np.abs(want).max()
+    assert stages == sorted(stages)
+    assert sorted(p.name for p in (tmp_path / "ir").iterdir() if p.is_dir()) == []
+
+
+def test_resolve_converts_once_in_a_process_of_its_own(tmp_path):
+    tiny_models.write_gguf(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
+    seen = []
+    first = resolve(str(tmp_path / "tiny.gguf"), progress=lambda what, share: seen.append(what))
+    assert "converting to OpenVINO" in seen
+    seen.clear()
+    again = resolve(str(tmp_path / "tiny.gguf"), progress=lambda what, share: seen.append(what))
+    assert again == first
+    assert not seen
+    tokenizer = load_tokenizer(first.folder)
+    assert tokenizer.eos_ids == {0, 2}
+    assert tokenizer.decode(tokenizer.encode("hello world 12")) == "hello world 12"
+
+    as_ir = resolve(str(first.folder))
+    assert (as_ir.fingerprint, as_ir.precision) == (first.fingerprint, "int8")
+    assert [entry.name for entry in cache.entries()] == [first.folder.name]
+
+
+def test_a_folder_that_cannot_be_converted_is_said_plainly(tmp_path):
+    tiny_models.save_hf(tmp_path / "hf", "llama")
+    (tmp_path / "hf" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{broken")
+    (tmp_path / "ir").mkdir()
+    with pytest.raises(ModelError) as caught:
+        export(tmp_path / "hf", tmp_path / "ir", "int8")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "hf") in str(caught.value)
+
+
+def test_llama3_rope_is_recovered_from_its_factors(tmp_path):
+    """A GGUF file holds Llama 3's rope scaling as frequency factors, which transformers does not read."""
+    import gguf
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "llama3", "factor": 32.0, **gguf_weights.LLAMA3_ROPE}
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "rope_theta": 500000.0}
+    config = LlamaConfig(**shape, rope_scaling=rope)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1.0 / 500000.0 ** (np.arange(0, 64, 2) / 64)
+    for factors, fits in ((plain / scaled.numpy(), True), (np.linspace(1, 9, 32), False)):
+        writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        read = LlamaConfig(**shape)
+        if fits:
+            gguf_weights.complete_config(read, read_header(tmp_path / "m.gguf"))
+            assert read.rope_scaling["factor"] == pytest.approx(32.0)
+        else:
+            with pytest.raises(ModelError, match="rope"):
+                gguf_weights.complete_config(read, read_header(tmp_path / "m.gguf"))

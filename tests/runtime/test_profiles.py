@@ -1,0 +1,107 @@
+"""Profiles: the shipped ones are sound, a user's own is checked entry by entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specport.errors import DeviceError
+from specport.runtime import profiles
+from specport.runtime.profiles import detect, list_profiles, load_profile
+
+GOOD = """
+name = "mine"
+description = "a machine of my own"
+backend = "openvino"
+device = "CPU"
+cost_source = "estimate"
+[cost]
+1 = 1.0
+8 = 1.5
+"""
+
+
+def test_every_device_has_a_profile() -> None:
+    names = {profile.name for profile in list_profiles()}
+    openvino = {"xeon", "core-ultra-cpu", "core-ultra-gpu", "core-ultra-npu", "core-ultra-npu-emulated"}
+    assert names == openvino | {"torch-cpu", "cuda", "gaudi", "gaudi-emulated"}
+    for profile in list_profiles():
+        assert profile == load_profile(profile.name)
+        assert profile.backend in ("openvino", "torch")
+        assert profile.cost[1] == 1.0
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD, encoding="utf-8")
+    profile = load_profile(path)
+    assert (profile.name, profile.device, profile.cost) == ("mine", "CPU", {1: 1.0, 8: 1.5})
+    assert profile.exact == {} and profile.buckets == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("name =", "nome ="), "unknown entry 'nome'"),
+        (('name = "mine"', ""), "name is missing"),
+        (('device = "CPU"', "device = 3"), "device is 3"),
+        (('cost_source = "estimate"', 'cost_source = "guess"'), "cost_source is 'guess'"),
+        (('name = "mine"', 'name = "mine"\nprecision = "int2"'), "unknown precision 'int2'"),
+        (('name = "mine"', 'name = "mine"\nsymmetric = 1'), "symmetric is 1"),
+        (('name = "mine"', 'name = "mine"\nsymmetric = true'), "symmetric is true, but precision is int8"),
+        (('name = "mine"', 'name = "mine"\npolicy = "oracle"'), "policy is 'oracle'"),
+        (('name = "mine"', 'name = "mine"\nnum_draft_tokens = 0'), "num_draft_tokens is 0"),
+        (('name = "mine"', 'name = "mine"\nnum_draft_tokens = true'), "num_draft_tokens is True"),
+        (('name = "mine"', 'name = "mine"\nbuckets = [4, 2]'), "buckets is"),
+        (("8 = 1.5", "8 = 0.5"), "cost must start"),
+        (("1 = 1.0\n", ""), "cost must start"),
+        (("8 = 1.5", "8 = -1"), "cost.8 is -1"),
+        (("8 = 1.5", "many = 2.0"), "cost.many"),
+        (("[cost]", '[recognise]\ncpu = "("\n[cost]'), "recognise.cpu"),
+        (("[cost]", '[recognise]\ncolour = "x"\n[cost]'), "recognise.colour"),
+        (("[cost]", "[cost"), "not valid TOML"),
+    ],
+)
+def test_each_wrong_entry_is_named_with_its_file(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    assert change[0] in GOOD
+    path.write_text(GOOD.replace(*change), encoding="utf-8")
+    with pytest.raises(DeviceError) as caught:
+        load_profile(path)
+    assert message in str(caught.value) and "mine.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["xeno", "", "xeon.toml", "../xeon"])
+def test_unknown_names_and_missing_files(name: str) -> None:
+    with pytest.raises(DeviceError):
+        load_profile(name)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        ("Intel(R) Xeon(R) Gold 6430", "xeon"),
+        ("AMD EPYC", "xeon"),
+        ("Intel(R) Core(TM) Ultra 7 268V", "core-ultra-cpu"),
+        ("13th Gen Intel(R) Core(TM) i7-1365U", "core-ultra-cpu"),
+        ("AMD Ryzen 7 7840U w/ Radeon 780M Graphics", "core-ultra-cpu"),
+        ("something else", "xeon"),
+        ("", "xeon"),
+    ],
+)
+def test_detection_by_processor(cpu: str, name: str) -> None:
+    assert detect(cpu).name == name
+
+
+def test_a_profile_that_does_not_fit_says_so() -> None:
+    assert load_profile("xeon").mismatch("AMD EPYC") is None
+    assert "Ryzen" in (load_profile("xeon").mismatch("AMD Ryzen 7") or "")
+    assert load_profile("cuda").mismatch("anything") is None
+
+
+def test_this_machine_has_a_name() -> None:
+    assert profiles.cpu_name()

@@ -1,0 +1,1 @@
+"""Helpers of the tests: toy models and backends, tiny checkpoints, exact sampling laws."""
