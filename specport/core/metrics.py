@@ -1,4 +1,4 @@
-"""What a generation cost and what speculation brought. Names are vLLM's (`spec_decode/metrics.py`).
+"""Counters of a generation and of its speculation. Names are vLLM's (`spec_decode/metrics.py`).
 
 Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a verify step:
 
@@ -7,7 +7,7 @@ Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a 
     acceptance rate at depth d   = accepted_per_depth[d] / drafted_per_depth[d]
     TTFT = first token - start;  TPOT = (last token - first token) / (num_output_tokens - 1)
 
-`num_drafts` counts verify steps that carried at least one draft token; `num_steps` counts all.
+`num_drafts` counts verify steps with at least one draft token; `num_steps` counts all verify steps.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from specport.core.ports import Outcome
 
 @dataclass
 class Metrics:
-    """Counters of one sequence. Times are wall-clock seconds; in a batch, step times are shared."""
+    """Hold the counters of one sequence. Times are wall-clock seconds; rows of a batch share step times."""
 
     num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0  # prompt tokens that were in the cache already (chat)
+    num_cached_tokens: int = 0  # prompt tokens that a kept cache already held (chat)
     num_output_tokens: int = 0
     num_steps: int = 0  # target calls after the prompt's
     num_drafts: int = 0
@@ -32,7 +32,9 @@ class Metrics:
     accepted_per_depth: list[int] = field(default_factory=list)
     drafted_by: dict[str, int] = field(default_factory=dict)  # drafter -> tokens
     accepted_by: dict[str, int] = field(default_factory=dict)
-    ttft_s: float = 0.0
+    num_preemptions: int = 0  # times that its cache was freed and computed again
+    queue_s: float = 0.0  # until it was first admitted
+    ttft_s: float = 0.0  # includes the time in the queue
     decode_s: float = 0.0  # first token to last token
     draft_s: float = 0.0  # in drafters
     verify_s: float = 0.0  # in the target's inference call, after the prompt
@@ -51,7 +53,7 @@ class Metrics:
         self.drafted_per_depth.extend([0] * missing)
         self.accepted_per_depth.extend([0] * missing)
         for depth in set(depths):
-            # Siblings compete for one position: the position is drafted once, however many try.
+            # Siblings compete for one position, which counts as drafted once.
             self.drafted_per_depth[depth - 1] += 1
         for node in outcome.path:
             self.accepted_per_depth[depths[node] - 1] += 1
@@ -66,7 +68,7 @@ class Metrics:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens a drafted verify step commits, bonus token counted; 1.0 when nothing was drafted."""
+        """Return the tokens per drafted verify step, bonus token included; 1.0 when nothing was drafted."""
         return 1.0 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 1.0
 
     @property
@@ -78,17 +80,17 @@ class Metrics:
 
     @property
     def tpot_s(self) -> float:
-        """Seconds an output token after the first; 0 when there is only one."""
+        """Return the seconds per output token after the first; 0 for fewer than two tokens."""
         return self.decode_s / (self.num_output_tokens - 1) if self.num_output_tokens > 1 else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Output tokens over the whole time, prompt included."""
+        """Return the output tokens per second of the whole time, prefill included."""
         total = self.ttft_s + self.decode_s
         return self.num_output_tokens / total if total else 0.0
 
     def as_dict(self) -> dict[str, object]:
-        """All counters and derived figures, JSON-ready."""
+        """Return all counters and derived figures, ready for JSON."""
         derived = (
             "acceptance_rate",
             "mean_acceptance_length",

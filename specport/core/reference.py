@@ -1,6 +1,6 @@
-"""Speculative decoding, slow and obviously right: the oracle of the tests.
+"""Reference implementation of speculative decoding: slow and simple, the oracle of the tests.
 
-Plain numpy over callables `model(prefix) -> probabilities [vocab]`; no trees, no caches, no batches.
+Plain numpy over callables `model(prefix) -> probabilities [vocab]`; no trees, caches or batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LanguageModel = Callable[[Tokens], Probs]
 
 
 def plain(target: LanguageModel, prompt: Tokens, length: int, rng: np.random.Generator) -> Tokens:
-    """`length` tokens decoded one by one."""
+    """Return `length` tokens sampled one by one."""
     out = prompt
     for _ in range(length):
         p = target(out)
@@ -25,12 +25,12 @@ def plain(target: LanguageModel, prompt: Tokens, length: int, rng: np.random.Gen
 
 
 def plain_law(target: LanguageModel, prompt: Tokens, length: int) -> dict[Tokens, float]:
-    """The exact law of `plain`: text -> probability, for every text of `length` tokens."""
+    """Return the exact distribution of `plain`: text -> probability, for every text of `length` tokens."""
     law: dict[Tokens, float] = {(): 1.0}
     for _ in range(length):
         law = {
-            (*text, token): chance * float(p)
-            for text, chance in law.items()
+            (*text, token): probability * float(p)
+            for text, probability in law.items()
             for token, p in enumerate(target(prompt + text))
             if p > 0
         }
@@ -45,7 +45,7 @@ def speculative(
     num_draft_tokens: int,
     rng: np.random.Generator,
 ) -> Tokens:
-    """`length` tokens by Leviathan et al., arXiv 2211.17192, algorithm 1."""
+    """Return `length` tokens sampled by Leviathan et al., arXiv 2211.17192, algorithm 1."""
     out = prompt
     while len(out) - len(prompt) < length:
         start, drafted = out, out

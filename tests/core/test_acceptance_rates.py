@@ -12,7 +12,7 @@ from specport.core.tree import TokenTree
 def test_before_anything_is_observed_the_prior_holds() -> None:
     acceptance = Acceptance()
     for confidence, expected in ((0.05, 0.05), (0.5, 0.55), (0.99, 0.99), (1.0, 0.99)):
-        assert acceptance.rate(confidence, 1) == pytest.approx(expected)
+        assert acceptance.probability(confidence, 1) == pytest.approx(expected)
     with pytest.raises(ValueError, match="priors"):
         Acceptance((0.5,))
     assert len(CENTRES) == len(EDGES)
@@ -26,8 +26,8 @@ def test_rates_become_what_is_observed_by_confidence_and_by_depth() -> None:
             acceptance.observe(confidence, depth, bool(rng.random() < rate))
     acceptance.refresh()
     for (confidence, depth), rate in true.items():
-        assert acceptance.rate(confidence, depth) == pytest.approx(rate, abs=0.05)
-    assert acceptance.rate(0.55, 1) == pytest.approx(0.55)  # nothing was seen there
+        assert acceptance.probability(confidence, depth) == pytest.approx(rate, abs=0.05)
+    assert acceptance.probability(0.55, 1) == pytest.approx(0.55)  # nothing was seen there
 
 
 def test_a_sequence_departs_from_the_rest_and_leaves_it_alone() -> None:
@@ -37,18 +37,18 @@ def test_a_sequence_departs_from_the_rest_and_leaves_it_alone() -> None:
     for _ in range(20):
         good.observe(hit, (0,))
         bad.observe(miss, ())
-    assert good.rate(0.5, 1) > 0.8 and bad.rate(0.5, 1) < 0.25
-    assert shared.rate(0.5, 1) == pytest.approx(0.5, abs=0.1)
-    assert Local(shared).rate(0.5, 1) == shared.rate(0.5, 1)
+    assert good.probability(0.5, 1) > 0.8 and bad.probability(0.5, 1) < 0.25
+    assert shared.probability(0.5, 1) == pytest.approx(0.5, abs=0.1)
+    assert Local(shared).probability(0.5, 1) == shared.probability(0.5, 1)
 
 
 def test_chances_multiply_along_paths() -> None:
     local = Local(Acceptance())
     tree = TokenTree((1, 2, 3, 4), (-1, 0, 0, 2), confidence=(0.99, 0.85, 0.05, 0.55))
-    first, second, third, fourth = local.chances(tree)
+    first, second, third, fourth = local.path_probabilities(tree)
     assert first == pytest.approx(0.99) and second == pytest.approx(0.99 * 0.85)
     assert third == pytest.approx(0.99 * 0.05) and fourth == pytest.approx(0.99 * 0.05 * 0.55)
-    assert local.path([0.99, 0.05, 0.55]) == pytest.approx(fourth)
+    assert local.path_probability([0.99, 0.05, 0.55]) == pytest.approx(fourth)
 
 
 def test_only_nodes_whose_parent_was_accepted_are_judged() -> None:

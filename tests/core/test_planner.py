@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from specport.core.planning.acceptance_rates import CENTRES
-from specport.core.planning.planner import Planner, Source
+from specport.core.planning.planner import Planner
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Capabilities, Drafted, DraftRequest, Outcome, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.ports import Capabilities, Drafted, DraftRequest, Needs, Outcome, Plan, Prefilled
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
 
 SLOPE = 0.1  # of a one-token step, for each further token
@@ -37,6 +39,7 @@ class Fake:
     """Drafts chains of any depth, each level in `cost` seconds, all tokens of one confidence."""
 
     prior = CENTRES
+    needs = Needs()
 
     def __init__(self, world: World, name: str, confidence: float = 0.75, cost: float = 0.0) -> None:
         self.world, self.name, self.confidence, self.cost = world, name, confidence, cost
@@ -61,6 +64,8 @@ class Fake:
         confidence = (self.confidence,) * depth
         return TokenTree.chain(range(depth), self.name, confidence=confidence)
 
+    def prefilled(self, events: Sequence[Prefilled]) -> None: ...
+
     def observe(self, outcomes: Sequence[Outcome]) -> None: ...
 
     def forget(self, key: int) -> None:
@@ -76,13 +81,13 @@ def play(planner: Planner, world: World, rounds: int, key: int = 0, **params: fl
     """Rounds of one sequence; returns the trees that were verified."""
     sampler, context, trees = Sampler(SamplingParams(**params)), [0] * 20, []  # type: ignore[arg-type]
     for _ in range(rounds):
-        (tree,) = planner.propose([DraftRequest(key, context, Plan(16), sampler, num_left=500)])
+        (tree,) = planner.draft([DraftRequest(key, context, Plan(16), sampler, num_left=500)])
         accepted = 0
         while accepted < len(tree) and world.rng.random() < world.rates[tree.sources[0]]:
             accepted += 1
         seconds = 1.0 + SLOPE * len(tree)
         world.now += seconds
-        planner.observe([Outcome(key, tree, tuple(range(accepted)), Plan(16), seconds, len(context))])
+        planner.observe([Outcome(key, tree, tuple(range(accepted)), seconds, len(context))])
         context += [0] * (accepted + 1)
         trees.append(tree)
     return trees
@@ -202,10 +207,10 @@ def test_reading_a_long_context_waits_until_the_text_is_long_enough() -> None:
         sampler, context = Sampler(SamplingParams()), [0] * length
         for written in range(120):
             model.unread = len(context)
-            planner.propose([DraftRequest(0, context, Plan(16), sampler, num_left=num_left - written)])
+            planner.draft([DraftRequest(0, context, Plan(16), sampler, num_left=num_left - written)])
             if model.asked:
                 return written
-            planner.observe([Outcome(0, TokenTree(), (), Plan(16), 1.0, len(context))])
+            planner.observe([Outcome(0, TokenTree(), (), 1.0, len(context))])
             context.append(0)
         return 120
 
@@ -245,9 +250,28 @@ def test_a_draft_that_cannot_read_all_of_a_long_text_is_expected_to_do_worse() -
         request = DraftRequest(0, [0] * length, Plan(16), Sampler(SamplingParams()), num_left=10**6)
         planner._states[0] = state = planner._open(request)
         state.num_prompt_tokens = -(10**6)  # a text that goes on for long: reading does not matter
-        planner.propose([request])
+        planner.draft([request])
         asked.append(len(model.asked))
     assert asked == [1, 0]
+
+
+def test_the_end_of_a_text_is_planned_where_rows_are_padded_wider_than_what_is_left() -> None:
+    planner = Planner([Source(Fake(World({}), "free"))], table(), Capabilities(min_width=8))
+    for left in range(1, 8):
+        request = DraftRequest(left, [0] * 9, Plan(left), Sampler(SamplingParams()), num_left=left + 1)
+        (tree,) = planner.draft([request])
+        assert len(tree) == left  # padding is free
+
+
+def test_a_measured_draft_is_not_compared_in_seconds_with_a_target_that_was_never_timed() -> None:
+    plans = []
+    for one in (1e-3, 1.0, 50.0):
+        world = World({"model": 0.8})
+        model = Fake(world, "model", confidence=0.8)
+        target = StepCosts.prior({1: 1.0, 32: 4.1})
+        planner = Planner([Source(model, table(one))], target, clock=world.clock)
+        plans.append(depths(play(planner, world, 40, temperature=1.0, seed=1)))
+    assert plans[0] == plans[1] == plans[2] and max(plans[0]) > 0
 
 
 def test_a_seeded_sampled_text_gets_the_same_plans_whatever_the_clock_says() -> None:
@@ -273,10 +297,12 @@ def test_a_seeded_sampled_text_is_planned_alike_alone_and_in_a_batch() -> None:
     planner = Planner([Source(Fake(world, "free"))], steep, clock=world.clock)
 
     def request(key: int) -> DraftRequest:
-        return DraftRequest(key, [0] * 9, Plan(8), Sampler(SamplingParams(temperature=1.0, seed=1)), 100)
+        return DraftRequest(
+            key, [0] * 9, Plan(8), Sampler(SamplingParams(temperature=1.0, seed=1)), num_left=100
+        )
 
-    (alone,) = planner.propose([request(0)])
-    assert len(alone) and planner.propose([request(key) for key in range(1, 5)])[0] == alone
+    (alone,) = planner.draft([request(0)])
+    assert len(alone) and planner.draft([request(key) for key in range(1, 5)])[0] == alone
 
 
 def test_sequences_of_a_batch_are_planned_together_and_forgotten() -> None:
@@ -284,8 +310,10 @@ def test_sequences_of_a_batch_are_planned_together_and_forgotten() -> None:
     free, model = Fake(world, "free", confidence=0.1), Fake(world, "model", confidence=0.8, cost=0.1)
     planner = Planner([Source(free), Source(model, table(0.1))], table(), clock=world.clock)
     sampler = Sampler(SamplingParams())
-    requests = [DraftRequest(key, [0] * 9, Plan(depth), sampler, 100) for key, depth in enumerate((4, 1, 8))]
-    trees = planner.propose(requests)
+    requests = [
+        DraftRequest(key, [0] * 9, Plan(depth), sampler, num_left=100) for key, depth in enumerate((4, 1, 8))
+    ]
+    trees = planner.draft(requests)
     assert len(trees) == 3 and all(len(t) <= r.plan.depth for t, r in zip(trees, requests, strict=True))
     assert planner.name == "free|model"
     for key in range(3):

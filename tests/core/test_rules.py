@@ -20,66 +20,22 @@ from support.acceptance_law import (
     SAMPLED,
     TARGET,
     VOCAB,
-    Propose,
     assert_same_law,
     branches,
     committed,
+    drafting,
     law_of_round,
     oracle,
     verify,
 )
 
 from specport.core import reference
-from specport.core.sampling.sampler import Prefix, Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
-from specport.core.verify.rules import (
-    BlockVerification,
-    Greedy,
-    RejectionSampling,
-    TargetScores,
-    Verdict,
-    rule_for,
-)
+from specport.core.verify.rules import BlockVerification, Greedy, RejectionSampling, Verdict, rule_for
+from specport.core.verify.scores import TargetScores
 from specport.errors import InvalidInput
-
-
-def drafting(*patterns: str, replacement: bool = True, stop_below: float = 0.0, xp=np) -> Propose:
-    """A drafter that gives every node of depth d the children patterns[d], in that order.
-
-    "r": drawn from q; "d": the likeliest token under q that no earlier sibling has.
-    """
-
-    def propose(context: Sequence[int], depth: int, sampler: Sampler) -> TokenTree:
-        tokens: list[int] = []
-        parents: list[int] = []
-        probs: list[object] = []
-        level: list[tuple[int, tuple[int, ...]]] = [(-1, ())]
-        for pattern in patterns[:depth]:
-            below = []
-            for node, path in level:
-                text = [*context, *path]
-                logits = xp.asarray(DRAFT[tuple(text[-2:])])
-                q = sampler.distribution(logits, Prefix(context, path))
-                siblings: list[int] = []
-                left = np.asarray(q).copy()
-                for kind in pattern:
-                    if kind == "r" and left.sum() > 0:
-                        token = sampler.draw(left)
-                        if not replacement:
-                            left[token] = 0
-                    else:
-                        token = next(t for t in np.argsort(-np.asarray(q)).tolist() if t not in siblings)
-                    siblings.append(token)
-                    tokens.append(token)
-                    parents.append(node)
-                    probs.append(q if kind == "r" else None)
-                    if float(q[token]) >= stop_below:
-                        below.append((len(tokens) - 1, (*path, token)))
-            level = below
-        return TokenTree(tuple(tokens), tuple(parents), probs, replacement)
-
-    return propose
-
 
 CHAINS = [("r", "r"), ("d", "d"), ("r", "d"), ("d", "r")]
 TREES = [("rr", "r"), ("rrr",), ("dd", "d"), ("rd", "r"), ("dr", "d"), ("drr",), ("rdr",), ("rrd",)]

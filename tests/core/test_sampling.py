@@ -8,7 +8,9 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from specport.core.sampling.sampler import BLOCK, Prefix, Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.processors import Prefix
+from specport.core.sampling.sampler import BLOCK, Sampler
 from specport.errors import InvalidInput
 
 PREFIX = (3, 17, 3, 900)
@@ -59,9 +61,9 @@ def test_bad_parameters_are_refused_by_name(name, value) -> None:
 
 
 def test_greedy_properties() -> None:
-    assert SamplingParams().plain_greedy
+    assert Sampler(SamplingParams()).plain_greedy
     assert SamplingParams(repetition_penalty=1.1).greedy
-    assert not SamplingParams(repetition_penalty=1.1).plain_greedy
+    assert not Sampler(SamplingParams(repetition_penalty=1.1)).plain_greedy
     assert not SamplingParams(temperature=0.1).greedy
 
 

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import pytest
+from support.generations import PROMPT, begin, output, run
 from support.strict_model import StrictModel
+from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
 
-from specport.core.engine import Engine, Generation
-from specport.core.planning.planner import Planner, Source
-from specport.core.planning.policies import ConfidenceThreshold, Fixed, Planned
+from specport.core.engine import Engine
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import ConfidenceThreshold, FirstProposal, Fixed, LengthRule
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Drafter, Policy
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.ports import Drafter, Needs, Policy
+from specport.core.sampling.params import SamplingParams
 from specport.core.verify.rules import rule_for
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
 
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 COSTS = StepCosts.prior({1: 1.0, 8: 1.5})
+RULES: dict[str, LengthRule] = {"chain": Fixed(3), "tree": Fixed(3, (2, 2))}
 
 
-def text(kind: type[ToyModel], policy: Policy, planned: bool, params: SamplingParams, rule: str) -> list[int]:
-    target, draft = kind(), ModelDrafter(kind(noise=0.4), ToyModel().vocab_size)
-    drafter: Drafter = draft
-    if planned:
-        sources = [Source(NgramDrafter(tokens_per_match=None)), Source(draft, COSTS)]
-        drafter = Planner(sources, COSTS, target.capabilities)
-    engine = Engine(target, drafter)
-    generation = Generation(PROMPT[:], engine.open(), params, policy, 40, rule=rule_for(params, rule))
-    for _ in engine.run([generation]):
-        pass
-    assert generation.metrics.num_draft_tokens > 0
-    return generation.tokens[len(PROMPT) :]
+def text(kind: type[ToyModel], plan: str, params: SamplingParams, rule: str, draft: str) -> list[int]:
+    target = kind()
+    needs = Needs(hidden=True, top_k=2)
+    drafter: Drafter = ToyDrafter(ToyModel(noise=0.4), needs=needs)
+    if draft == "model":
+        drafter = ModelDrafter(kind(noise=0.4), target.vocab_size)
+    policy: Policy
+    if plan == "planned":
+        sources = [Source(NgramDrafter(tokens_per_match=None)), Source(drafter, COSTS)]
+        policy = Planner(sources, COSTS, target.capabilities)
+    else:
+        policy = FirstProposal([drafter], lambda: RULES.get(plan) or ConfidenceThreshold())
+    generation = begin(PROMPT, 40, params=params, rule=rule_for(params, rule), logprobs=True)
+    run(Engine(target, policy), generation)
+    assert generation.metrics.num_draft_tokens > 0 and len(generation.token_logprobs) == 40
+    return output(generation)
 
 
 @pytest.mark.parametrize("rule", ["rejection", "block"])
@@ -45,15 +52,8 @@ def text(kind: type[ToyModel], policy: Policy, planned: bool, params: SamplingPa
     ids=["greedy", "penalty", "sampled"],
 )
 @pytest.mark.parametrize("plan", ["chain", "tree", "confidence", "planned"])
-def test_strict_arrays_give_the_text_that_numpy_gives(plan: str, params: SamplingParams, rule: str) -> None:
-    def policy() -> Policy:
-        chosen: dict[str, Policy] = {
-            "chain": Fixed(3),
-            "tree": Fixed(3, (2, 2)),
-            "confidence": ConfidenceThreshold(),
-            "planned": Planned(),
-        }
-        return chosen[plan]
-
-    strict = text(StrictModel, policy(), plan == "planned", params, rule)
-    assert strict == text(ToyModel, policy(), plan == "planned", params, rule)
+@pytest.mark.parametrize("draft", ["toy", "model"])
+def test_strict_arrays_give_the_text_that_numpy_gives(
+    draft: str, plan: str, params: SamplingParams, rule: str
+) -> None:
+    assert text(StrictModel, plan, params, rule, draft) == text(ToyModel, plan, params, rule, draft)

@@ -24,14 +24,6 @@ def test_depths_children_and_paths() -> None:
     assert len(TREE) == 5
 
 
-def test_only_paths_from_the_root_pass() -> None:
-    for path in ([], [0], [0, 2], [0, 4], [1, 3]):
-        assert TREE.checked_path(path) == path
-    for wrong in ([2], [0, 1], [2, 0], [0, 0], [5], [-1], [0, 2, 4]):
-        with pytest.raises(ValueError, match="no path of the last step's 5 nodes"):
-            TREE.checked_path(wrong)
-
-
 def test_ancestor_mask_agrees_with_paths() -> None:
     mask = TREE.ancestor_mask()
     for node in range(len(TREE)):
@@ -74,9 +66,3 @@ def test_lengths_must_agree(fields) -> None:
 )
 def test_max_nodes_of_a_plan(plan, nodes) -> None:
     assert plan.max_nodes == nodes
-
-
-def test_how_far_a_tree_follows_a_chain() -> None:
-    chain, tree = TokenTree.chain([5, 6, 7]), TokenTree((5, 6, 8, 7), (-1, 0, 0, 1))
-    assert [chain.beginning(t) for t in ([], [4], [5], [5, 6, 9], [5, 6, 7, 8])] == [0, 0, 1, 2, 3]
-    assert tree.beginning([5, 6, 8]) == 2  # the third node hangs elsewhere

@@ -38,7 +38,7 @@ def test_the_best_cut_of_a_masked_tree_is_found(seed: int, rate: float | None) -
     rng = np.random.default_rng(seed)
     tree, chances = random_tree(rng, 7)
     curve = np.concatenate([[0.0], 1.0 + np.cumsum(rng.uniform(0.0, 0.3, 8))])
-    found = best_cut(tree, chances, curve, forked=False, rate=rate)
+    found = best_cut(tree, chances, curve, forked=False, seconds_per_token=rate)
     assert found is not None
 
     def score(tokens: float, width: int) -> float:
@@ -80,5 +80,7 @@ def test_a_cut_keeps_all_that_belongs_to_its_nodes() -> None:
 def test_value_and_rate_of_a_candidate() -> None:
     curve = np.asarray([0.0, 1.0, 1.5])
     plain, drafted = Candidate(), Candidate(TokenTree.chain([1]), 1.8, 2)
-    assert plain.rate(curve) == 1.0 and drafted.rate(curve) == pytest.approx(1.5 / 1.8)
+    assert plain.seconds_per_token(curve) == 1.0 and drafted.seconds_per_token(curve) == pytest.approx(
+        1.5 / 1.8
+    )
     assert plain.value(curve, 1.0) == 0.0 and drafted.value(curve, 1.0) == pytest.approx(0.3)

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from specport.core import reference
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.processors import LogitsProcessor, Prefix
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
-from specport.core.verify.rules import (
-    BlockVerification,
-    RejectionSampling,
-    TargetScores,
-    Verdict,
-)
+from specport.core.verify.rules import BlockVerification, RejectionSampling, Verdict
+from specport.core.verify.scores import TargetScores
 
 VOCAB = 3
 PROMPT = (2, 0)
@@ -61,8 +59,10 @@ def oracle(params: SamplingParams, table: np.ndarray = TARGET) -> reference.Lang
 class Branching(Sampler):
     """Takes the branches named by `script`, then the first possible one; keeps track of the weight."""
 
-    def __init__(self, params: SamplingParams, script: Sequence[int]) -> None:
-        super().__init__(params)
+    def __init__(
+        self, params: SamplingParams, script: Sequence[int], processors: Sequence[LogitsProcessor] = ()
+    ) -> None:
+        super().__init__(params, processors)
         self.script = script
         self.taken: list[tuple[int, list[int]]] = []  # option, all possible options
         self.weight = 1.0
@@ -85,12 +85,14 @@ class Branching(Sampler):
 
 
 def branches(
-    run: Callable[[Sampler], tuple[int, ...]], params: SamplingParams
+    run: Callable[[Sampler], tuple[int, ...]],
+    params: SamplingParams,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[tuple[tuple[int, ...], float]]:
     """(result, weight) of every way the random choices inside `run` can fall."""
     script: list[int] = []
     while True:
-        sampler = Branching(params, script)
+        sampler = Branching(params, script, processors)
         yield run(sampler), sampler.weight
         taken = sampler.taken
         while taken and taken[-1][0] == taken[-1][1][-1]:
@@ -114,8 +116,20 @@ def committed(tree: TokenTree, verdict: Verdict) -> tuple[int, ...]:
     return (*(tree.tokens[node] for node in verdict.path), verdict.token)
 
 
-def law_of_round(rule, propose: Propose, depth: int, params: SamplingParams, xp=np):
-    """Law of the next depth + 1 tokens when one round is followed by plain decoding; mean length."""
+def law_of_round(
+    rule,
+    propose: Propose,
+    depth: int,
+    params: SamplingParams,
+    xp=np,
+    *,
+    processors: Sequence[LogitsProcessor] = (),
+    plain: reference.LanguageModel | None = None,
+):
+    """Law of the next depth + 1 tokens when one round is followed by plain decoding; mean length.
+
+    plain: the processed model where there are processors, which `oracle` knows nothing of.
+    """
     law: Counter[tuple[int, ...]] = Counter()
     mean = 0.0
 
@@ -123,9 +137,9 @@ def law_of_round(rule, propose: Propose, depth: int, params: SamplingParams, xp=
         tree = propose(PROMPT, depth, sampler)
         return committed(tree, verify(rule, tree, PROMPT, sampler, xp))
 
-    for text, weight in branches(run, params):
+    for text, weight in branches(run, params, processors):
         mean += weight * len(text)
-        rest = reference.plain_law(oracle(params), PROMPT + text, depth + 1 - len(text))
+        rest = reference.plain_law(plain or oracle(params), PROMPT + text, depth + 1 - len(text))
         for tail, chance in rest.items():
             law[text + tail] += weight * chance
     return law, mean
@@ -134,6 +148,44 @@ def law_of_round(rule, propose: Propose, depth: int, params: SamplingParams, xp=
 def assert_same_law(law, expected) -> None:
     for text in {*law, *expected}:
         assert law.get(text, 0.0) == pytest.approx(expected.get(text, 0.0), abs=1e-12), text
+
+
+def drafting(*patterns: str, replacement: bool = True, stop_below: float = 0.0, xp=np) -> Propose:
+    """A drafter that gives every node of depth d the children patterns[d], in that order.
+
+    "r": drawn from q; "d": the likeliest token under q that no earlier sibling has.
+    """
+
+    def propose(context: Sequence[int], depth: int, sampler: Sampler) -> TokenTree:
+        tokens: list[int] = []
+        parents: list[int] = []
+        probs: list[object] = []
+        level: list[tuple[int, tuple[int, ...]]] = [(-1, ())]
+        for pattern in patterns[:depth]:
+            below = []
+            for node, path in level:
+                text = [*context, *path]
+                logits = xp.asarray(DRAFT[tuple(text[-2:])])
+                q = sampler.distribution(logits, Prefix(context, path))
+                siblings: list[int] = []
+                left = np.asarray(q).copy()
+                for kind in pattern:
+                    if kind == "r" and left.sum() > 0:
+                        token = sampler.draw(left)
+                        if not replacement:
+                            left[token] = 0
+                    else:
+                        token = next(t for t in np.argsort(-np.asarray(q)).tolist() if t not in siblings)
+                    siblings.append(token)
+                    tokens.append(token)
+                    parents.append(node)
+                    probs.append(q if kind == "r" else None)
+                    if float(q[token]) >= stop_below:
+                        below.append((len(tokens) - 1, (*path, token)))
+            level = below
+        return TokenTree(tuple(tokens), tuple(parents), probs, replacement)
+
+    return propose
 
 
 RULES = [RejectionSampling(), BlockVerification()]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from support.toy_model import ToyModel
 
 

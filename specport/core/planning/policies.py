@@ -1,35 +1,94 @@
-"""Policies: how much to draft in the next round. One instance serves one sequence.
+"""Policies with a length rule: the first drafter with a proposal drafts as many tokens as the rule allows.
 
-`Planned` leaves it all to the planner; the others are the published answers to the same question. A
-drafter that asks no stop rule (n-gram) drafts as deep as the plan says: under `Fixed` and `Heuristic`
-that is what the policy means, under `ConfidenceThreshold` and `Classified` it is the cap.
+The length rules are published alternatives to the cost-based planner. A drafter that ignores stop rules
+(n-gram) drafts to the plan's depth: the rule's own number under `Fixed` and `Heuristic`, the cap under
+`ConfidenceThreshold` and `Classified`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from specport.core.planning.stop_classifier import DEPTH
-from specport.core.ports import Drafted, Outcome, Plan, Policy, StopRule
+from specport.core.ports import Drafted, Drafter, DraftRequest, Needs, Outcome, Plan, Prefilled, StopRule
+from specport.core.tree import TokenTree
 from specport.errors import InvalidInput
 
-# Most tokens that a growing plan drafts (num_assistant_tokens of transformers' dynamic speculation).
+# Maximum depth of an adaptive plan (num_assistant_tokens of transformers' dynamic speculation).
 CAP = 20
-CLASSIFIER = "classifier"  # the policy that needs a trained one
-# (draft probability, matched?) pairs that an adapting threshold looks back on, and the fewest it
-# learns from. transformers keeps them all; a window follows the text and bounds the cost.
+PLANNED, CLASSIFIER = "planned", "classifier"  # the planner, and the length rule that needs training
+# Window of (draft probability, accepted) pairs for the adaptive threshold, and the fewest it learns from.
+# transformers keeps all pairs; a window follows the text and bounds the cost.
 WINDOW = 500
 MIN_SAMPLES = 6
 
 
+class LengthRule(Protocol):
+    """Decide how much to draft next. One instance per sequence, so that seeded text is repeatable."""
+
+    def plan(self) -> Plan: ...
+
+    def observe(self, outcome: Outcome) -> None: ...
+
+
+class FirstProposal:
+    """Ask drafters in order; each gets only the requests for which all earlier ones proposed nothing.
+
+    make_rule: makes the length rule of each new sequence.
+    tree:      whether the target verifies trees.
+    """
+
+    def __init__(
+        self, drafters: Sequence[Drafter], make_rule: Callable[[], LengthRule], *, tree: bool = True
+    ) -> None:
+        self.name = "|".join(dict.fromkeys(drafter.name for drafter in drafters))
+        self.needs = Needs.of(*drafters)
+        self._drafters, self._make_rule, self._tree = [*drafters], make_rule, tree
+        self._rules: dict[int, LengthRule] = {}
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        planned = [self._planned(request) for request in requests]
+        trees = [TokenTree()] * len(requests)
+        for drafter in self._drafters:
+            left = [i for i, tree in enumerate(trees) if not len(tree) and planned[i].plan.depth > 0]
+            if not left:
+                break
+            for i, tree in zip(left, drafter.propose([planned[i] for i in left]), strict=True):
+                trees[i] = tree
+        return trees
+
+    def prefilled(self, events: Sequence[Prefilled]) -> None:
+        for drafter in self._drafters:
+            drafter.prefilled(events)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if len(outcome.tree) and outcome.key in self._rules:
+                self._rules[outcome.key].observe(outcome)
+        for drafter in self._drafters:
+            drafter.observe(outcomes)
+
+    def forget(self, key: int) -> None:
+        self._rules.pop(key, None)
+        for drafter in self._drafters:
+            drafter.forget(key)
+
+    def _planned(self, request: DraftRequest) -> DraftRequest:
+        rule = self._rules.get(request.key)
+        if rule is None:
+            rule = self._rules[request.key] = self._make_rule()
+        plan = rule.plan().within(request.plan.depth, request.max_nodes, tree=self._tree)
+        return replace(request, plan=plan)
+
+
 @dataclass(frozen=True)
 class Threshold:
-    """Stop behind a token whose probability is below `least` (Assisted Generation, transformers)."""
+    """Stop after a token whose probability is below `least` (Assisted Generation, transformers)."""
 
     least: float
     top_k: ClassVar[int] = 0
@@ -39,33 +98,14 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """As much as pays: the `Planner` that drafts decides. The default.
-
-    num_draft_tokens: most tokens of a path.
-    """
-
-    num_draft_tokens: int = CAP
-
-    def __post_init__(self) -> None:
-        _require_at_least(1, self.num_draft_tokens)
-
-    def plan(self) -> Plan:
-        return Plan(self.num_draft_tokens)
-
-    def observe(self, outcome: Outcome) -> None:
-        pass
-
-
-@dataclass(frozen=True)
 class Fixed:
-    """The same plan in every round. branches: see `Plan`."""
+    """Draft by the same plan in every round. branches: see `Plan`."""
 
     num_draft_tokens: int = 5
     branches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_at_least(0, self.num_draft_tokens)
+        require_at_least(0, self.num_draft_tokens)
 
     def plan(self) -> Plan:
         return Plan(self.num_draft_tokens, self.branches)
@@ -76,16 +116,16 @@ class Fixed:
 
 @dataclass
 class Heuristic:
-    """2 tokens more after a round that accepted every level, 1 less after any other.
+    """Draft 2 tokens more after a round that accepted every level, 1 less after any other.
 
-    The schedule "heuristic_transient" of transformers' assisted generation, with a cap.
+    This is the schedule "heuristic_transient" of transformers' assisted generation, with a cap.
     """
 
     num_draft_tokens: int = 5
     cap: int = CAP
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self.num_draft_tokens)
+        require_at_least(1, self.num_draft_tokens)
         self.cap = max(self.cap, self.num_draft_tokens)
 
     def plan(self) -> Plan:
@@ -100,11 +140,11 @@ class Heuristic:
 
 @dataclass
 class ConfidenceThreshold:
-    """Draft until the draft model is unsure: stop behind a token whose probability is below threshold.
+    """Draft until the draft model is unsure: stop after a token whose probability is below the threshold.
 
-    adapt: after each round the threshold moves to where false positives (drafted in vain) plus three
-    times the false negatives (stopped too early) are fewest. Dynamic speculation, Intel Labs and
-    Hugging Face (transformers' AssistedCandidateGenerator); see `best_threshold`.
+    adapt: move the threshold after each round to minimize FPR + 3 FNR, where a false positive was drafted in
+           vain and a false negative stopped too early (`best_threshold`). Dynamic speculation, Intel Labs
+           and Hugging Face (transformers' AssistedCandidateGenerator).
     """
 
     threshold: float = 0.4
@@ -115,7 +155,7 @@ class ConfidenceThreshold:
     )
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self.cap)
+        require_at_least(1, self.cap)
         if not 0 <= self.threshold <= 1:
             raise InvalidInput(f"the confidence threshold is {self.threshold}; it must be between 0 and 1")
 
@@ -127,8 +167,8 @@ class ConfidenceThreshold:
         if not self.adapt or not tree.confidence:
             return
         self._samples.extend((tree.confidence[node], True) for node in path)
-        # The first miss ends the record: what was drafted behind it was never judged. In a tree the
-        # miss is the first, likeliest child.
+        # Tokens behind the first rejected one were never judged. In a tree the first, likeliest child
+        # stands for the rejection.
         end = path[-1] if path else -1
         missed = next((node for node, parent in enumerate(tree.parents) if parent == end), None)
         if missed is not None:
@@ -138,16 +178,16 @@ class ConfidenceThreshold:
 
 @dataclass(frozen=True)
 class Classified:
-    """Draft until a trained classifier says stop (DISCO, arXiv 2405.04304; see `core.classifier`).
+    """Draft until a trained classifier says stop (DISCO, arXiv 2405.04304; see `stop_classifier`).
 
-    classifier: None where no drafter asks one: n-grams draft to the cap.
+    classifier: None where no drafter asks one: n-gram drafters draft to the cap.
     """
 
     classifier: StopRule | None = None
     cap: int = DEPTH
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self.cap)
+        require_at_least(1, self.cap)
 
     def plan(self) -> Plan:
         return Plan(self.cap, stop=self.classifier)
@@ -157,10 +197,10 @@ class Classified:
 
 
 def best_threshold(samples: Iterable[tuple[float, bool]], default: float) -> float:
-    """The sampled probability t that minimises FPR + 3 FNR when "probability >= t" means "will match".
+    """Return the sampled probability t that minimizes FPR + 3 FNR if "probability >= t" predicts acceptance.
 
-    The highest such t where several are as good. `default` with fewer than 6 samples, or when all
-    matched or none did: there is no ROC curve then.
+    samples: (probability, accepted). Of several equally good t, the highest. Returns `default` for fewer than
+    MIN_SAMPLES samples, or where all or none were accepted: there is no ROC curve then.
     """
     pairs = np.asarray([*samples], dtype=np.float64).reshape(-1, 2)  # [samples, 2]
     matched = pairs[:, 1] > 0
@@ -178,40 +218,48 @@ def best_threshold(samples: Iterable[tuple[float, bool]], default: float) -> flo
     return float(probs[last][np.argmin(cost)])
 
 
-def _require_at_least(least: int, value: int) -> None:
-    if value < least:
-        raise InvalidInput(f"the number of draft tokens is {value}; it must be {least} or more")
-
-
-POLICIES: dict[str, Callable[..., Policy]] = {
-    "planned": Planned,
+LENGTH_RULES: dict[str, Callable[..., LengthRule]] = {
     "fixed": Fixed,
     "heuristic": Heuristic,
     "confidence": lambda num_draft_tokens=CAP: ConfidenceThreshold(cap=num_draft_tokens),
     CLASSIFIER: lambda num_draft_tokens=DEPTH, classifier=None: Classified(classifier, num_draft_tokens),
 }
+POLICIES = (PLANNED, *LENGTH_RULES)
 
 
-def make_policy(
+def make_length_rule(
     name: str,
     num_draft_tokens: int | None = None,
     branches: tuple[int, ...] = (),
     classifier: StopRule | None = None,
-) -> Policy:
-    """A new policy for one sequence.
+) -> LengthRule:
+    """Make a length rule for one sequence.
 
-    num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "planned",
-    "confidence" and "classifier"; None = that policy's default. branches: see `Plan`; only "fixed"
-    drafts trees. classifier: what "classifier" asks; the others ignore it. Raises InvalidInput for an
-    unknown name, a bad number, or branches where they mean nothing.
+    num_draft_tokens: the constant of "fixed", the start of "heuristic", the cap of "confidence" and
+                      "classifier"; None = that rule's default.
+    branches:         see `Plan`; only "fixed" drafts trees.
+    classifier:       the stop rule of "classifier"; other rules ignore it.
+
+    Raises InvalidInput for an unknown name, a bad number, or branches under a rule that drafts chains.
     """
-    if name not in POLICIES:
+    if name not in LENGTH_RULES:
         raise InvalidInput(f"unknown policy {name!r}", f"choose one of {', '.join(POLICIES)}")
-    if branches and (name != "fixed" or min(branches) < 1):
-        raise InvalidInput("branches must be 1 or more each, with the policy fixed", "add --policy fixed")
+    check_branches(name, branches)
     options: dict[str, Any] = {"branches": branches} if branches else {}
     if num_draft_tokens is not None:
         options["num_draft_tokens"] = num_draft_tokens
     if name == CLASSIFIER:
         options["classifier"] = classifier
-    return POLICIES[name](**options)
+    return LENGTH_RULES[name](**options)
+
+
+def check_branches(policy: str, branches: tuple[int, ...]) -> None:
+    """Raise InvalidInput for branches that a policy cannot draft."""
+    if branches and (policy != "fixed" or min(branches) < 1):
+        raise InvalidInput("branches must be 1 or more each, with the policy fixed", "add --policy fixed")
+
+
+def require_at_least(least: int, value: int) -> None:
+    """Raise InvalidInput for a number of draft tokens below `least`."""
+    if value < least:
+        raise InvalidInput(f"the number of draft tokens is {value}; it must be {least} or more")

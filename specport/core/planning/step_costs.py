@@ -1,8 +1,8 @@
-"""What a step costs: seconds by new tokens and by tokens in the cache. Knows numbers only.
+"""Seconds of a step by new tokens and by tokens in the cache. Knows numbers only.
 
-A table gives the shape of the curve: measured (`specport calibrate`), or the profile's prior, which has
-no unit until the first step was timed. Every step that is timed anyway corrects it: one factor for the
-machine's drift, and a slower one for each width.
+A table gives the shape of the curve. It is measured (`specport calibrate`), or the profile's prior, which has
+no unit until the first step is timed. Every timed step corrects the table by two factors: a global one for
+the machine's drift, and a slower one for each width.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_WIDTH = 64  # widest step that `curve` answers for
-_DRIFT, _SHAPE, _PRIOR_SHAPE = 0.1, 0.03, 0.15  # how much one step corrects the two factors
-_SURPRISE = 0.5  # most that a single step counts for, as the log of its ratio to what was expected
+MAX_WIDTH = 64  # widest step of one sequence
+_DRIFT, _SHAPE, _PRIOR_SHAPE = 0.1, 0.03, 0.15  # learning rates of the global factor and the widths' factors
+_SURPRISE = 0.5  # bound on one step's log ratio of observed to expected seconds
 
 
 @dataclass
 class StepCosts:
-    """Seconds of a step of one model on one device.
+    """Estimate the seconds of a step of one model on one device.
 
-    widths:   [w] new tokens of a step, rising from 1.
-    contexts: [c] tokens in the cache, rising.
+    widths:   [w] new tokens of a step, strictly rising from 1.
+    contexts: [c] tokens in the cache, strictly rising.
     seconds:  [c][w]. For a prior these are ratios to a step of one token.
-    change:   how much longer a step takes when the step before had another width, as a share of a
-              step of one token: the runtime prepares its kernels anew.
-    measured: whether the table was measured on this machine, so that its figures are seconds.
+    change:   extra time of a step whose width differs from the previous step's, as a share of a step of one
+              token: the runtime prepares its kernels again.
+    measured: whether the table was measured on this machine, so that its entries are seconds.
+
+    Raises ValueError for a table of another shape or with entries that are not positive.
     """
 
     widths: tuple[int, ...]
@@ -52,32 +54,36 @@ class StepCosts:
 
     @classmethod
     def prior(cls, cost: Mapping[int, float], change: float = 0.0) -> StepCosts:
-        """The curve of a profile: new tokens -> time over that of one token."""
+        """Return the costs of a profile. cost: new tokens -> time relative to a step of one token."""
         return cls(tuple(cost), (0,), (tuple(cost.values()),), change)
 
     def fixed(self) -> StepCosts:
-        """The table as it was before any step was observed."""
+        """Return a copy without what was learnt from observed steps."""
         return replace(self)
 
     def assume(self, one: float) -> None:
-        """Take `one` for the seconds of a one-token step until the first step is observed."""
+        """Assume `one` seconds for a one-token step until the first step is observed."""
         self._drift = math.log(one / self._table[0, 0])
 
-    def curve(self, context: int) -> NDArray[np.float64]:
-        """[MAX_WIDTH + 1] seconds of a step by its width, none cheaper than a narrower one; [0] is 0."""
-        curve = self._interpolated(np.arange(MAX_WIDTH + 1), context)
+    def curve(self, context: int, widest: int = MAX_WIDTH) -> NDArray[np.float64]:
+        """Return [widest + 1] seconds of a step by its width, made monotone; entry 0 is 0."""
+        curve = self._interpolated(np.arange(widest + 1), context)
         curve[0] = 0.0
         return np.maximum.accumulate(curve)
 
     def step(self, width: int, context: int) -> float:
-        """Seconds of a step of `width` new tokens."""
+        """Return the seconds of a step of `width` new tokens."""
         return float(self._interpolated(np.asarray([width]), context)[0])
 
     def change_seconds(self, context: int) -> float:
+        """Return the extra seconds of a step whose width differs from the previous step's."""
         return self.change * self.step(1, context)
 
     def observe(self, width: int, context: int, seconds: float, *, changed: bool = False) -> None:
-        """Learn from a timed step. One that is wider than the table says too little of it."""
+        """Learn from a timed step; steps wider than the table are ignored.
+
+        changed: whether the previous step had another width.
+        """
         if not 1 <= width <= self.widths[-1] or seconds <= 0:
             return
         expected = self.step(width, context) + (self.change_seconds(context) if changed else 0.0)
@@ -93,13 +99,13 @@ class StepCosts:
     def _interpolated(self, at: NDArray[np.int64], context: int) -> NDArray[np.float64]:
         row = self._row(context) * np.exp(self._shape + self._drift)
         values: NDArray[np.float64] = np.interp(at, self.widths, row)
-        if len(row) > 1:  # beyond its end the table goes on with the slope of its last stretch
+        if len(row) > 1:  # beyond the last width, extrapolate with the slope of the last segment
             slope = (row[-1] - row[-2]) / (self.widths[-1] - self.widths[-2])
             values += slope * np.maximum(at - self.widths[-1], 0)
         return values
 
     def _row(self, context: int) -> NDArray[np.float64]:
-        """[w] the table's line for a context, interpolated; the outermost line beyond its ends."""
+        """Return [w] the table's row for a context, interpolated linearly and constant beyond the ends."""
         place = float(np.interp(context, self.contexts, np.arange(len(self.contexts))))
         low = int(place)
         high = min(low + 1, len(self.contexts) - 1)

@@ -1,8 +1,8 @@
-"""A small network that says whether drafting further pays: the stop rule of DISCO (arXiv 2405.04304).
+"""A small neural network that decides whether to draft further: the stop rule of DISCO (arXiv 2405.04304).
 
-After each drafted token two layers look at the largest draft probabilities, their entropy and the
-token's position, and guess whether the target will accept the token. Below a threshold drafting stops.
-Trained on what a draft would have proposed along texts of its target (`fit`); numbers only, no files.
+After each drafted token a two-layer network predicts from the largest draft probabilities, their entropy and
+the token's position whether the target accepts the token. Drafting stops below a threshold. The network is
+trained on a draft's proposals along texts of its target (`fit`). Numbers only, no files.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 
 from specport.core.ports import Drafted
 
-TOP_K = 10  # of the paper's features; reconstructed, techniques.md 9
-DEPTH = 10  # most tokens of a draft that the classifier is asked about
+TOP_K = 10  # largest probabilities among the features; our reconstruction of the paper's
+DEPTH = 10  # maximum depth of a draft under the classifier
 NUM_FEATURES = TOP_K + 2
 _HIDDEN, _ROUNDS, _RATE, _DECAY = 16, 400, 0.02, 1e-3
 Floats = NDArray[np.float64]
 
 
 def features(token: Drafted) -> list[float]:
-    """[NUM_FEATURES] of a drafted token."""
+    """Return the [NUM_FEATURES] features of a drafted token."""
     top = [*token.top[:TOP_K], *(0.0 for _ in range(TOP_K - len(token.top)))]
     return [*top, token.entropy, token.position / DEPTH]
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Weights of the two layers, for features that are first centred and scaled.
+    """Hold the weights of the two layers, and the features' mean and scale.
 
     mean, scale: [features]; inner: [features, hidden]; inner_bias, outer: [hidden]; outer_bias: 0-dim.
-    threshold:   least chance of acceptance at which drafting goes on.
+    threshold:   least probability of acceptance at which drafting continues.
     """
 
     mean: Floats
@@ -49,20 +49,19 @@ class Classifier:
         return TOP_K
 
     def goes_on(self, token: Drafted) -> bool:
-        return float(self.chances(np.asarray([features(token)]))[0]) >= self.threshold
+        return float(self.probabilities(np.asarray([features(token)]))[0]) >= self.threshold
 
-    def chances(self, rows: Floats) -> Floats:
-        """[n] chance that each token is accepted; rows: [n, features]."""
+    def probabilities(self, rows: Floats) -> Floats:
+        """Return [n] the probability that each token is accepted. rows: [n, features]."""
         hidden = np.maximum(((rows - self.mean) / self.scale) @ self.inner + self.inner_bias, 0.0)
-        chances: Floats = _sigmoid(hidden @ self.outer + self.outer_bias)
-        return chances
+        probabilities: Floats = _sigmoid(hidden @ self.outer + self.outer_bias)
+        return probabilities
 
 
 def fit(rows: Sequence[Sequence[float]], accepted: Sequence[bool]) -> Classifier:
-    """The classifier with the least cross-entropy on these tokens; the same for the same input.
+    """Train a classifier by cross-entropy on these tokens; deterministic.
 
-    rows: [n][features]. Adam over all of them at once, with a little weight decay. Raises ValueError
-    without rows.
+    rows: [n][features]. Full-batch Adam with weight decay. Raises ValueError without rows.
     """
     x, y = np.asarray(rows, dtype=np.float64), np.asarray(accepted, dtype=np.float64)
     if not len(x):
@@ -70,7 +69,7 @@ def fit(rows: Sequence[Sequence[float]], accepted: Sequence[bool]) -> Classifier
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     z = (x - mean) / scale
     rng = np.random.default_rng(0)
-    # Starts as what most tokens are.
+    # Start from the log odds of acceptance over all tokens.
     bias = np.log((y.sum() + 1.0) / (len(y) - y.sum() + 1.0))
     weights = [
         rng.normal(size=(x.shape[1], _HIDDEN)) * np.sqrt(2.0 / x.shape[1]),

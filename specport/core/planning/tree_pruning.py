@@ -1,6 +1,6 @@
-"""What a drafted tree is worth: its expected tokens against the step that verifies it.
+"""Prune a drafted tree: weigh its expected tokens against the cost of the step that verifies it.
 
-Pure functions over trees, chances and a cost curve; where those come from is the caller's business.
+Pure functions over trees, acceptance probabilities and a cost curve.
 """
 
 from __future__ import annotations
@@ -15,63 +15,73 @@ from numpy.typing import NDArray
 from specport.core.tree import TokenTree
 
 T = TypeVar("T")
-Curve = NDArray[np.float64]  # [width] seconds of a step whose row has that many new tokens
+Curve = NDArray[np.float64]  # [width] seconds of a step, indexed by the row's number of new tokens
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree that might be verified; by default the empty one, which is plain decoding.
+    """Hold a tree that might be verified; the default, an empty tree, is plain decoding.
 
-    tokens: expected tokens that the step commits, bonus token counted.
-    width:  new tokens of the step's row, the root token counted.
+    tokens: expected number of tokens that the step commits, bonus token included.
+    width:  new tokens of the step's row, root token included.
     """
 
     tree: TokenTree = field(default_factory=TokenTree)
     tokens: float = 1.0
     width: int = 1
 
-    def rate(self, curve: Curve) -> float:
-        """Seconds a token."""
+    def seconds_per_token(self, curve: Curve) -> float:
+        """Return the seconds per expected token."""
         return float(curve[self.width]) / self.tokens
 
-    def value(self, curve: Curve, rate: float) -> float:
-        """Seconds that the step saves where a token is worth `rate` seconds."""
-        return rate * self.tokens - float(curve[self.width])
+    def value(self, curve: Curve, seconds_per_token: float) -> float:
+        """Return the seconds that the step saves where a token is worth `seconds_per_token`."""
+        return seconds_per_token * self.tokens - float(curve[self.width])
 
 
 def best_cut(
-    tree: TokenTree, chances: Sequence[float], curve: Curve, *, forked: bool, rate: float | None = None
+    tree: TokenTree,
+    probabilities: Sequence[float],
+    curve: Curve,
+    *,
+    forked: bool,
+    seconds_per_token: float | None = None,
 ) -> Candidate | None:
-    """The part of `tree` that pays best: nodes are taken best-first, by path probability.
+    """Return the most profitable part of `tree`: nodes are taken best-first, by path probability.
 
-    chances: [n] that a node and all its ancestors are accepted.
-    rate:    what a token is worth, in seconds: the cut has the greatest value. None: it has the most
-             tokens a second.
-    A drawn tree stays whole, since which drawn nodes are shown must not depend on what was drawn. None
-    where nothing fits the curve.
+    probabilities:     [n] that a node and all its ancestors are accepted.
+    forked:            as `Capabilities.forked_trees`.
+    seconds_per_token: worth of a token: the cut maximises `Candidate.value`. None: the cut maximises tokens
+                       per second.
+
+    A sampled tree stays whole, since which sampled nodes are verified must not depend on their tokens.
+    None where nothing fits the curve.
     """
     if not len(tree):
         return None
     drawn = tree.probs is not None
     # A node is never likelier than its parent; the stable sort keeps parents first where they tie.
-    order = list(range(len(tree))) if drawn else sorted(range(len(tree)), key=lambda node: -chances[node])
+    order = (
+        list(range(len(tree))) if drawn else sorted(range(len(tree)), key=lambda node: -probabilities[node])
+    )
     width = row_widths(tree, order, forked=forked)
     fits = int(np.searchsorted(width, len(curve)))
     if not fits or (drawn and fits < len(tree)):
         return None
-    tokens = 1.0 + np.cumsum(np.asarray(chances, dtype=np.float64)[order[:fits]])
+    tokens = 1.0 + np.cumsum(np.asarray(probabilities, dtype=np.float64)[order[:fits]])
     seconds = curve[width[:fits]]
-    best = int(np.argmin(seconds / tokens if rate is None else seconds - rate * tokens))
+    cost = seconds / tokens if seconds_per_token is None else seconds - seconds_per_token * tokens
+    best = int(np.argmin(cost))
     if drawn:
         best = len(tree) - 1
     return Candidate(subtree(tree, order[: best + 1]), float(tokens[best]), int(width[best]))
 
 
 def row_widths(tree: TokenTree, order: Sequence[int], *, forked: bool) -> NDArray[np.int64]:
-    """[n] new tokens of the row, root token counted, once each of `order`'s nodes has been added.
+    """Return [n] the row's new tokens, root token included, after each node of `order` is added.
 
-    forked: the model steps each root-to-leaf path as a chain of its own, so a node below one that has
-    a child already brings its whole path again; otherwise each node is one token.
+    forked: the model steps each root-to-leaf path as a separate chain, so a further child of a node repeats
+            the whole path; otherwise each node is one token.
     """
     if not forked or tree.is_chain:
         return np.arange(2, len(order) + 2)
@@ -86,7 +96,7 @@ def row_widths(tree: TokenTree, order: Sequence[int], *, forked: bool) -> NDArra
 
 
 def subtree(tree: TokenTree, nodes: Sequence[int]) -> TokenTree:
-    """The tree of these nodes, each of which has its parent among them, in the tree's own order."""
+    """Return the tree of these nodes in the tree's own order; each node's parent must be among them."""
     if len(nodes) == len(tree):
         return tree
     kept = sorted(nodes)

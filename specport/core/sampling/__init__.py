@@ -1,1 +1,1 @@
-"""Sampling from the target's distribution, and the largest logits of a row."""
+"""Choice of the next token: sampling parameters, logits processors, the sampler, top-k."""

@@ -1,4 +1,4 @@
-"""The likeliest tokens of many rows of logits, brought to the host in one small transfer."""
+"""Top-k of many rows, brought to the host in one small transfer."""
 
 from __future__ import annotations
 
@@ -8,36 +8,42 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
 from numpy.typing import NDArray
 
-from specport.core.ports import Array
-from specport.core.sampling.sampler import to_host
+from specport.core.arrays import Array, to_host
 
-_BLOCK = 256  # entries of a row that are looked at as one
+_BLOCK = 256  # entries of a row per block maximum
 
 
 def largest(scores: Array, k: int) -> NDArray[np.int64]:
-    """[n, min(k, vocab)] ids of each row's largest entries, largest first, of [n, vocab] scores."""
+    """Return [n, min(k, vocab)] the ids of each row's largest entries, largest first.
+
+    scores: [n, vocab].
+    """
     k = min(k, scores.shape[1])
     if is_numpy_array(scores):
         return _largest_on_host(scores, k)
     xp = array_namespace(scores)
     if is_torch_array(scores):
-        if str(device(scores)) == "cpu":  # torch's own takes 25 times as long there; numpy has no bfloat16
+        if str(device(scores)) == "cpu":  # torch.topk takes 25 times as long there; numpy has no bfloat16
             return _largest_on_host(to_host(xp.astype(scores, xp.float32, copy=False)), k)
         # The standard has no top-k.
         return to_host(xp.topk(scores, k, dim=-1).indices).astype(np.int64)
     ids = xp.arange(scores.shape[1], device=device(scores))
-    found = []
+    columns = []
     for _ in range(k):
         best = xp.argmax(scores, axis=-1, keepdims=True)  # [n, 1]
-        found.append(best)
+        columns.append(best)
         scores = xp.where(ids == best, -xp.inf, scores)
-    return to_host(xp.concat(found, axis=1)).astype(np.int64)
+    return to_host(xp.concat(columns, axis=1)).astype(np.int64)
 
 
 def _largest_on_host(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """The k largest lie in the k blocks of the largest maxima, or in the odd end: a tenth of the time."""
+    """Return `largest` on the host.
+
+    The k largest entries lie in the k blocks with the largest maxima, or behind the last whole block: a tenth
+    of the time of a partition of the whole row.
+    """
     num_blocks = scores.shape[1] // _BLOCK
-    columns: NDArray[np.int64] | None = None  # [n, few] where `scores` stood
+    columns: NDArray[np.int64] | None = None  # [n, few] original columns of the reduced `scores`
     if num_blocks > 2 * k:
         full = num_blocks * _BLOCK
         maxima = scores[:, :full].reshape(len(scores), num_blocks, _BLOCK).max(axis=2)

@@ -1,1 +1,1 @@
-"""Acceptance rules: which drafted tokens the target keeps."""
+"""Verification: the acceptance rules, the target's scores, and the verifier that owns the target's step."""

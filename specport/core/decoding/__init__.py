@@ -1,0 +1,1 @@
+"""Ways to decode: one round of the engine over the running sequences."""

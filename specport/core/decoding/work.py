@@ -1,0 +1,29 @@
+"""A round of the engine: what each sequence works on, and what came of it. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specport.core.ports import Refusal
+from specport.core.sequence import Commit, Generation
+
+
+@dataclass(frozen=True)
+class Work:
+    """Hold a sequence's part of a round.
+
+    count: number of unread tokens to read: a chunk of the prompt, or 1 for the root token.
+    draft: whether to draft below the root token.
+    """
+
+    generation: Generation
+    count: int
+    draft: bool = True
+
+
+@dataclass
+class Round:
+    """Collect the results of a round: commits, and refused sequences."""
+
+    commits: list[Commit] = field(default_factory=list)
+    refused: list[tuple[Generation, Refusal]] = field(default_factory=list)

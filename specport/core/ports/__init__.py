@@ -1,0 +1,53 @@
+"""The ports of the core: interfaces of model, drafter and policy, and the plain data that they exchange."""
+
+from specport.core.arrays import Array
+from specport.core.block import Block
+from specport.core.ports.drafter import (
+    Drafter,
+    DraftRequest,
+    Needs,
+    Outcome,
+    PlannedDrafter,
+    Prefilled,
+)
+from specport.core.ports.model import (
+    CacheHandle,
+    Capabilities,
+    Chains,
+    EarlyExit,
+    GreedyChain,
+    HeadRows,
+    Model,
+    Refusal,
+    Row,
+    StepOutput,
+    Wanted,
+)
+from specport.core.ports.plan import Drafted, Plan, StopRule
+from specport.core.ports.policy import Policy
+
+__all__ = [
+    "Array",
+    "Block",
+    "CacheHandle",
+    "Capabilities",
+    "Chains",
+    "DraftRequest",
+    "Drafted",
+    "Drafter",
+    "EarlyExit",
+    "GreedyChain",
+    "HeadRows",
+    "Model",
+    "Needs",
+    "Outcome",
+    "Plan",
+    "PlannedDrafter",
+    "Policy",
+    "Prefilled",
+    "Refusal",
+    "Row",
+    "StepOutput",
+    "StopRule",
+    "Wanted",
+]

@@ -1,0 +1,144 @@
+"""The verifier: step the target on trees, judge them, and commit what was accepted to the target's cache.
+
+The standard verifier steps the target once on all rows, prompts and trees, and applies each sequence's
+acceptance rule. Other verifiers (e.g. with a cheaper tier before the target) have the same port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.core.arrays import Array, to_host
+from specport.core.ports import Block, Model, Needs, Refusal, Row, Wanted
+from specport.core.sampling.sampler import Sampler
+from specport.core.sampling.topk import largest
+from specport.core.tree import TokenTree
+from specport.core.verify.rules import AcceptanceRule, Verdict
+from specport.core.verify.scores import TargetScores
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """Hold what the target reads of one sequence in a round.
+
+    handle:  the sequence in the target's cache.
+    context: all committed token ids; those that are not in the cache are unread.
+    count:   number of unread tokens to read now. If these are all, the next token is chosen.
+    tree:    drafted below the last committed token; empty where count is not 1.
+    logprobs: whether to return log-probabilities.
+    """
+
+    handle: Any
+    context: Sequence[int]
+    count: int
+    tree: TokenTree
+    rule: AcceptanceRule
+    sampler: Sampler
+    logprobs: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Return whether the row reaches the end of the context, so that a token is chosen."""
+        return int(self.handle.length) + self.count == len(self.context)
+
+    def block(self) -> Block:
+        """Return the tokens to read: a part of the context, or the root token with its tree."""
+        start = self.handle.length
+        unread = self.context[start : start + self.count]
+        return self.tree.rooted(unread[0]).as_block() if len(self.tree) else Block.chain(unread)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Hold the result of a round for one sequence.
+
+    path:     accepted nodes of the tree, from the root's child down.
+    tokens:   tokens to append to the text: the path's tokens, then the correction or bonus token; () where
+              the row ended inside a prompt.
+    tier:     the model that verified the tokens; 0 = the target itself.
+    logprobs: [tokens] under the target's raw logits; () where not requested.
+    top, hidden: as in `Outcome`; for a prompt, hidden states of the tokens that were read.
+    """
+
+    path: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    tier: int = 0
+    logprobs: tuple[float, ...] = ()
+    top: NDArray[np.int64] | None = field(default=None, compare=False)
+    hidden: Mapping[int, Array] = field(default_factory=dict, compare=False)
+
+
+class Verifier(Protocol):
+    """Step the target, judge trees, and commit accepted tokens to the target's cache."""
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> tuple[list[Verification | Refusal], float]:
+        """Return one answer per request, in order, and the seconds inside the runtime.
+
+        A refused request leaves its sequence unchanged.
+        """
+        ...
+
+
+Watcher = Callable[[VerifyRequest, Verdict, Array], None]
+
+
+class TargetVerifier:
+    """Verify with one step of the target and each sequence's acceptance rule.
+
+    needs: hidden states and top-k to return with each answer.
+    watch: called with each verdict and its logits [n + 1, vocab], before anything is committed.
+    """
+
+    def __init__(self, model: Model, needs: Needs = Needs(), watch: Watcher | None = None) -> None:  # noqa: B008
+        self._model = model
+        self._needs = needs
+        self._watch = watch
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> tuple[list[Verification | Refusal], float]:
+        output = self._model.step([self._row(request) for request in requests])
+        answers: list[Verification | Refusal] = []
+        for i, request in enumerate(requests):
+            if i in output.refused:
+                answers.append(output.refused[i])
+                continue
+            answer = self._judged(request, output.logits_of(i)) if request.ends else self._read(request)
+            answers.append(replace(answer, hidden=output.hidden_of(i)) if self._needs.hidden else answer)
+        return answers, output.seconds
+
+    def _row(self, request: VerifyRequest) -> Row:
+        hidden: Wanted = "all" if self._needs.hidden else "none"
+        if not request.ends:
+            return Row(request.handle, request.block(), logits="none", hidden=hidden)
+        wanted: Wanted = "all" if request.count == 1 else "last"
+        return Row(request.handle, request.block(), logits=wanted, hidden=hidden)
+
+    def _read(self, request: VerifyRequest) -> Verification:
+        self._model.commit(request.handle, range(request.count))
+        return Verification()
+
+    def _judged(self, request: VerifyRequest, logits: Array) -> Verification:
+        tree = request.tree
+        scores = TargetScores(tree, logits, request.sampler, request.context)
+        verdict = request.rule.accept(tree, scores, request.sampler)
+        if self._watch is not None:
+            self._watch(request, verdict, logits)
+        top = largest(logits, self._needs.top_k) if self._needs.top_k else None
+        tokens = (*(tree.tokens[node] for node in verdict.path), verdict.token)
+        logprobs = _logprobs(logits, verdict, tokens) if request.logprobs else ()
+        self._model.commit(request.handle, [*range(request.count), *(n + 1 for n in verdict.path)])
+        return Verification(verdict.path, tokens, logprobs=logprobs, top=top)
+
+
+def _logprobs(logits: Array, verdict: Verdict, tokens: Sequence[int]) -> tuple[float, ...]:
+    """Return the log-probability of each committed token, before processors and temperature."""
+    logprobs = []
+    for node, token in zip((-1, *verdict.path), tokens, strict=True):
+        row = to_host(logits[node + 1, :]).astype(np.float64)
+        best = row.max()
+        logprobs.append(float(row[token] - best - np.log(np.exp(row - best).sum())))
+    return tuple(logprobs)
