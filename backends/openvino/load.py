@@ -1,6 +1,6 @@
-"""Loads an IR folder on a device: properties, compilation, and the check that exact is exact.
+"""Load an IR folder on a device: properties, compilation, and the check of exact mode.
 
-A profile with step widths gets the model of fixed shapes (`static/model.py`), any other the paged one.
+A profile with step widths uses the model of fixed shapes (`static/model.py`), all others the paged model.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import openvino as ov
 from specport.backends.openvino.graph import surgery as graph
@@ -22,38 +22,41 @@ from specport.backends.openvino.static.graph import to_static
 from specport.backends.openvino.static.model import StaticModel
 from specport.backends.openvino.static.runner import StaticRunner
 
-from specport.errors import DeviceError, ModelError
+from specport.errors import DeviceError, InvalidInput, ModelError
+from specport.models.json_file import read_json
+from specport.runtime import memory
 from specport.runtime import numerics as exact
 from specport.runtime.profiles import Profile, cpu_flags
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
-from specport.text.tokenizer import read_json
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 _DEFAULT_CONTEXT = 2048  # for a config.json that names no limit
-_STATIC_CONTEXT = 1024  # with fixed shapes every step pays for the whole context, full or not
-_NARROWEST = 2  # a lone token takes another attention kernel, which on the CPU is wrong in bf16 (2026.4)
+_STATIC_CONTEXT = 1024  # with fixed shapes every step reads the whole context
+_NARROWEST = 2  # one token uses another attention kernel, which is wrong in bf16 on the CPU (2026.4)
 _DECODE = 64  # wider steps are for prompts
 _PRECISION = "INFERENCE_PRECISION_HINT"
-_ALIGNMENT = 64  # the rows of a static cache are a multiple
+_ALIGNMENT = 64  # the number of rows of a static cache is a multiple of it
 
 
 def load(files: ModelFiles, options: LoadOptions) -> Loaded:
-    """The model in `files.folder`, ready to step. Raises ModelError or DeviceError.
+    """Load the model in `files.folder`, ready to step.
 
-    An exact target is checked once for each runtime, processor, model and settings; where the default
-    kernels turn out to round differently for different splits, it is loaded again in full f32.
+    An exact target is checked once for each runtime, processor, model and settings. Where the default kernels
+    round differently for different splits, it is loaded again in full f32.
+
+    Raises ModelError, DeviceError, and InvalidInput for a cache that is too small for any text.
     """
     profile = _for_processor(options, files.precision)
     notes = _notes(files, options)
     if files.precision == "fp32" and profile.fallback:
-        # Whoever asks for these weights wants the arithmetic as well.
+        # fp32 weights imply f32 arithmetic.
         f32 = profile.fallback
         profile = replace(profile, exact=f32, fast=f32, draft=f32)
     if options.role == "draft":
-        # Padded like an exact target, though nothing depends on its rounding: one or two new tokens
-        # are then the same shape, and a change of shape costs more than the second token.
+        # Pad like an exact target, although the rounding of a draft does not matter: one and two new
+        # tokens then have the same shape, and a change of shape costs more than the second token.
         model = _compile(files, options, profile.draft, exact_mode=True)
         key = _key(files, options, profile.draft, padded=True)
         return Loaded(model, notes, key, options.head_tokens)
@@ -77,7 +80,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 def _exact(
     files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], notes: tuple[str, ...]
 ) -> Loaded | None:
-    """The model with these properties, if its logits do not depend on the split."""
+    """Return the model with these properties, or None where its logits depend on the split."""
     model = _compile(files, options, properties, exact_mode=True)
     key = _key(files, options, properties, padded=True)
     if not exact.checked(model, key):
@@ -88,34 +91,34 @@ def _exact(
 
 
 def _for_processor(options: LoadOptions, precision: str) -> Profile:
-    """The profile with what AMX needs, where it is there."""
+    """Return the profile with the properties for AMX, where the processor has it."""
     profile = options.profile
     if computes_on(profile) != "CPU" or "amx_bf16" not in cpu_flags():
         return profile
     extra = profile.amx
-    if precision.startswith(("fp", "bf")):  # of other IR, most is INT8 or INT4
+    if precision.startswith(("fp", "bf")):  # "ir" of unknown precision is mostly INT8 or INT4
         if _threads(options) != 1:
             return profile
-        # The bf16 kernel of an MLP (LLMMLP) shares its work among pairs of threads: with one, OpenVINO
-        # 2026.4 divides by zero, and the process is gone.
+        # The bf16 kernel of an MLP (LLMMLP) shares work among pairs of threads. With one thread, OpenVINO
+        # 2026.4 divides by zero and the process dies.
         extra = {_PRECISION: "f32"}
     exact, fast, draft = ({**table, **extra} for table in (profile.exact, profile.fast, profile.draft))
     return replace(profile, exact=exact, fast=fast, draft=draft)
 
 
 def _notes(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
-    """What the user should know of the target's device; a draft on it has nothing to add."""
+    """Return notes for the user about the target's device; none for a draft."""
     if options.role == "draft":
         return ()
     profile = options.profile
     notes = [profile.emulation] if profile.emulation else []
     if profile.buckets and options.max_context is None and _limit(files, None) > _STATIC_CONTEXT:
         notes.append(
-            f"the context is {_STATIC_CONTEXT} tokens on {profile.name}, where each step pays for all of it: "
+            f"the context is {_STATIC_CONTEXT} tokens on {profile.name}, where each step reads all of it: "
             "--max-context sets another length"
         )
     if options.threads is not None and computes_on(profile) != "CPU":
-        notes.append(f"{profile.device} takes no number of threads: --threads is left out")
+        notes.append(f"{profile.device} has no setting for the number of threads: --threads is ignored")
     return tuple(notes)
 
 
@@ -124,7 +127,7 @@ def _threads(options: LoadOptions) -> int | None:
 
 
 def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, padded: bool) -> str:
-    """Everything that decides which kernels run: what was found out about them is kept under it."""
+    """Return a key of everything that decides which kernels run; measurements are stored under it."""
     profile = options.profile
     static = {"buckets": profile.buckets, "context": options.max_context} if profile.buckets else {}
     facts: dict[str, Any] = {
@@ -145,35 +148,60 @@ def _compile(
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
     if options.threads is not None and computes_on(options.profile) == "CPU":
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    # Before the weights are read: mapped weights fill free memory page by page.
+    given = options.cache_bytes
+    cache_bytes = memory.default_share(options.role) if given is None else given
     model = graph.read_model(files.folder)
     if options.profile.buckets:
-        return _static(model, files, options, settings, exact_mode=exact_mode)
+        return _with_room(_static(model, files, options, settings, cache_bytes, exact_mode=exact_mode))
     limit = _limit(files, options.max_context)
     if options.exit_layer:
-        return _early_exit(model, files, options, settings, limit, exact_mode=exact_mode)
+        parts = _early_exit(model, files, options, settings, limit, cache_bytes, exact_mode=exact_mode)
+        return _with_room(parts)
     if computes_on(options.profile) == "CPU":
         merge_products(model, PAIRS if options.role == "draft" else TRIPLES)
-    head_rows = None if options.head_tokens is None else _head_rows(model)  # before the surgery below
+    head_rows = None if options.head_tokens is None else _head_rows(model)  # before the graph is cut below
     paged = graph.to_paged(
-        model, options.hidden_layers, options.head_tokens, head_input=head_rows is not None
+        model,
+        options.hidden_layers,
+        options.head_tokens,
+        head_input=head_rows is not None,
+        # In exact mode each path of a tree is run as a chain. Only the CPU's kernels do this correctly.
+        looks_ahead=not exact_mode and computes_on(options.profile) == "CPU",
     )
     request = Request(_on_device(paged, files, options, settings))
-    return PagedModel(
-        request,
-        max_context=limit,
-        exact=exact_mode,
-        hidden_layers=options.hidden_layers,
-        head_rows=head_rows,
+    return _with_room(
+        PagedModel(
+            request,
+            max_context=limit,
+            exact=exact_mode,
+            hidden_layers=options.hidden_layers,
+            head_rows=head_rows,
+            cache_bytes=cache_bytes,
+        )
     )
+
+
+_AnyModel = TypeVar("_AnyModel", PagedModel, StaticModel)
+
+
+def _with_room(model: _AnyModel) -> _AnyModel:
+    """Return a model whose cache has room for a text. Raises InvalidInput."""
+    if not model.room():
+        raise InvalidInput(
+            "the key/value cache may take less memory than the shortest text needs",
+            "free some memory, or allow more with --cache-memory",
+        )
+    return model
 
 
 def _head_rows(model: ov.Model) -> HeadRows | None:
-    """None where the model's form or this machine does not allow it: the draft then does without."""
+    """Return rows of the head; None where the model's structure or this machine does not allow it."""
     rows = graph.head_rows(model)
     if rows is None:
         return None
     try:
-        # A few rows at a time, wherever the model itself runs: one thread is enough.
+        # Runs on the CPU wherever the model runs. One thread is enough for a few rows at a time.
         return HeadRows(ov.Core().compile_model(rows, "CPU", {"INFERENCE_NUM_THREADS": 1}))
     except RuntimeError:
         return None
@@ -185,24 +213,39 @@ def _early_exit(
     options: LoadOptions,
     settings: dict[str, Any],
     limit: int,
+    cache_bytes: int,
     *,
     exact_mode: bool,
 ) -> ExitModel:
     if options.hidden_layers or options.head_tokens is not None:
-        raise ModelError("a model that exits early gives no hidden states and keeps its whole head")
+        raise ModelError("a model with an early exit returns no hidden states and keeps its whole head")
     asked = settings.get(_PRECISION)
     default = ov.Core().get_property(options.profile.device, _PRECISION)
     parts = split(model, options.exit_layer, getattr(ov.Type, asked) if asked else default)
     front, back, head = (
         _on_device(part, files, options, settings) for part in (parts.front, parts.back, parts.head)
     )
-    return ExitModel(front, back, head, exit_layer=options.exit_layer, max_context=limit, exact=exact_mode)
+    return ExitModel(
+        front,
+        back,
+        head,
+        exit_layer=options.exit_layer,
+        max_context=limit,
+        exact=exact_mode,
+        cache_bytes=cache_bytes,
+    )
 
 
 def _static(
-    model: ov.Model, files: ModelFiles, options: LoadOptions, settings: dict[str, Any], *, exact_mode: bool
+    model: ov.Model,
+    files: ModelFiles,
+    options: LoadOptions,
+    settings: dict[str, Any],
+    cache_bytes: int,
+    *,
+    exact_mode: bool,
 ) -> StaticModel:
-    """The model at each width. An exact target decodes at one only, since widths may round differently."""
+    """Compile the model at each width; an exact target at one only, since widths may round differently."""
     widths = sorted({max(width, _NARROWEST) for width in options.profile.buckets})
     decode = [width for width in widths if width <= _DECODE] or widths[:1]
     one_width = exact_mode and options.role == "target"
@@ -221,6 +264,7 @@ def _static(
         max_context=limit,
         exact=one_width,
         hidden_layers=options.hidden_layers,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -242,7 +286,7 @@ def _limit(files: ModelFiles, most: int | None) -> int:
 
 
 def _context_limit(config: Mapping[str, Any]) -> int:
-    """The model's own limit; multimodal configs keep it one level down."""
+    """Return the model's own limit; multimodal configs keep it one level down."""
     text = config.get("text_config")
     for table in (config, text if isinstance(text, dict) else {}):
         value = table.get("max_position_embeddings")

@@ -1,4 +1,4 @@
-"""What OpenVINO finds on this machine, and what is missing where it finds nothing. Never raises."""
+"""Report the OpenVINO devices of this machine, and what is missing where there are none. Never raises."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     import openvino as ov
 
 INSTALL = "pip install 'specport[openvino]'"
-_EMULATION = "no NPU is used: OpenVINO's NPU pipeline (NPUW) prepares the model for one and the CPU runs it"
+_EMULATION = "no NPU is used: OpenVINO's NPU pipeline (NPUW) prepares the model and the CPU runs it"
 
 
 def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
-    """One status for each profile, in order."""
+    """Return one status for each profile, in order."""
     try:
         import openvino as ov
 
         core = ov.Core()
         found = set(core.available_devices)
         version = ov.get_version()
-    except Exception as error:  # not installed, or installed and broken: both are said, not raised
+    except Exception as error:  # not installed or broken: report it, do not raise
         reason = f"OpenVINO cannot be imported: {error}"
         return [DeviceStatus(p.name, "openvino", p.device, False, reason, INSTALL) for p in profiles]
     return [_status(profile, core, found, version) for profile in profiles]
 
 
 def computes_on(profile: Profile) -> str:
-    """OpenVINO's name for what does the work: the processor, where it stands in for other hardware."""
+    """Return OpenVINO's name of the device that does the work: the CPU where it emulates other hardware."""
     return "CPU" if profile.emulated else profile.device
 
 
@@ -56,7 +56,7 @@ def _status(profile: Profile, core: ov.Core, found: set[str], version: str) -> D
 
 
 def _has_plugin(core: ov.Core, device: str) -> bool:
-    """Whether the plugin can be asked: without a driver it still can."""
+    """Return whether the plugin responds, which it does even without a driver."""
     try:
         core.get_property(device, "SUPPORTED_PROPERTIES")
     except RuntimeError:

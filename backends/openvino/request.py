@@ -1,4 +1,4 @@
-"""One compiled graph at run time: what is bound to its inputs, and a call of it. Knows no tokens."""
+"""Run a compiled graph: bind tensors to its inputs, and call it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[np.generic]
 
 
 class Request:
-    """Runs a compiled graph. Inputs that it does not have are left out, so that graphs can share a batch."""
+    """Run a compiled graph. Inputs that it lacks are ignored, so that several graphs can share a batch."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self.compiled = compiled
@@ -23,15 +23,15 @@ class Request:
         self._arrays: dict[str, Array] = {}
 
     def bind(self, port: Any, tensor: ov.Tensor) -> None:
-        """Give an input (a port or its name) this tensor until it gets another."""
+        """Bind an input (a port or its name) to this tensor until the next call of `bind`."""
         self._request.set_tensor(port, tensor)
 
     def __call__(self, inputs: Mapping[str, Array]) -> float:
-        """Seconds inside the runtime's call."""
+        """Run the graph on these inputs and return the seconds inside the runtime's call."""
         for name, values in inputs.items():
             bound = self._arrays.get(name)
             if bound is not None and bound.shape == values.shape:
-                bound[...] = values  # the tensor shares this memory; binding anew costs far more
+                bound[...] = values  # the tensor shares this memory; a new binding is far slower
             elif name in self._names:
                 self._arrays[name] = values
                 self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
@@ -40,18 +40,18 @@ class Request:
         return time.perf_counter() - start
 
     def output(self, name: str) -> ov.Tensor:
-        """Valid until the next call."""
+        """Return an output, valid until the next call."""
         return self._request.get_tensor(name)
 
 
 class HeadRows:
-    """Rows of a head that a model was cut from; compiled from `surgery.head_rows`."""
+    """Compute rows of the head that a model was cut from; compiled from `surgery.head_rows`."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._request = compiled.create_infer_request()
 
     def __call__(self, tokens: Sequence[int]) -> Array:
-        """[tokens, width] float32."""
+        """Return [tokens, width] float32."""
         self._request.infer([np.asarray(tokens, dtype=np.int64)])
         rows: Array = self._request.get_output_tensor().data.copy()
         return rows

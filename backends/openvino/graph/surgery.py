@@ -3,9 +3,10 @@
 Needs no torch and no copy of the model's source: any IR that optimum-intel or a user exported as
 stateful text generation will do. Knows nothing of caches, sequences or devices.
 
-The paged form takes flat tokens of many sequences and explicit caches (see `paged/model.py`), and two
+The paged form takes flat tokens of many sequences and explicit caches (see `paged/model.py`). Two
 things are added to it here: the rows whose logits are wanted are gathered before the head, so that a
-prompt does not pay for its whole vocabulary matrix, and hidden states are extra outputs on request.
+prompt does not pay for its whole vocabulary matrix, and hidden states are extra outputs on request, whose
+rows are chosen by an input of their own.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from openvino._offline_transformations import paged_attention_transformation
 
 from specport.errors import ModelError
 
-LOGITS_INDICES, HEAD_INPUT = "logits_indices", "head_input"
+LOGITS_INDICES, HIDDEN_INDICES, HEAD_INPUT = "logits_indices", "hidden_indices", "head_input"
+TOKEN_TYPES = "token_type_ids"
+_TYPES_OF_ATTENTION = 25  # the input of PagedAttention that takes them (2026.4)
 
 
 def read_model(folder: Path) -> ov.Model:
-    """The IR in `folder`. Raises ModelError when it is damaged or is not stateful text generation."""
+    """Return the IR in `folder`. Raises ModelError when it is damaged or is not stateful text generation."""
     path = folder / "openvino_model.xml"
     try:
         model = ov.Core().read_model(path)
@@ -46,37 +49,60 @@ def to_paged(
     head_tokens: Sequence[int] | None = None,
     *,
     head_input: bool = False,
+    looks_ahead: bool = False,
 ) -> ov.Model:
     """Rewrite `model` in place for PagedAttention and return it.
 
-    hidden_layers: decoder layers whose output becomes an output `hidden.N`, [rows, 1, width].
+    hidden_layers: decoder layers whose output becomes an output `hidden.N`, [rows, 1, width], of the tokens
+                   that the input HIDDEN_INDICES names.
     head_tokens:   token ids that the head keeps, in this order; None keeps all. Column j of the
                    logits is then token head_tokens[j] (FR-Spec, arXiv 2502.14856).
     head_input:    what the head reads becomes the output HEAD_INPUT, [rows, 1, width].
+    looks_ahead:   the input TOKEN_TYPES is 1 at tokens that see those behind them as well, as far as the mask
+                   of their segment allows; empty where no token does.
+
+    Logits are those of the tokens that the input LOGITS_INDICES names.
     """
     hidden = {layer: layer_output(model, layer) for layer in hidden_layers}
     head, _ = _head(model)
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
-    indices = ops.parameter([-1], np.int32, name=LOGITS_INDICES)
-    indices.output(0).set_names({LOGITS_INDICES})
-    model.add_parameters([indices])
+    indices, wanted = _indices(LOGITS_INDICES), _indices(HIDDEN_INDICES)
+    model.add_parameters([indices, wanted] if hidden else [indices])
     try:
         paged_attention_transformation(model, allow_qq_bias=True)
     except RuntimeError as error:
         raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
+    if looks_ahead:
+        _add_token_types(model)
     # After the transformation the tokens of all sequences lie along axis 0.
     head.input(0).replace_source_output(gather(head.input_value(0), indices))
     if head_input:
         _add_output(model, head.input_value(0), HEAD_INPUT)
     for layer, output in hidden.items():
-        _add_output(model, gather(output, indices), f"hidden.{layer}")
+        _add_output(model, gather(output, wanted), f"hidden.{layer}")
     model.validate_nodes_and_infer_types()
     return model
 
 
+def _add_token_types(model: ov.Model) -> None:
+    """Let every attention know which tokens look ahead: what Gemma 3 needs for the tokens of an image."""
+    types = _indices(TOKEN_TYPES)
+    for node in model.get_ops():
+        if node.get_type_name() == "PagedAttentionExtension":
+            node.input(_TYPES_OF_ATTENTION).replace_source_output(types.output(0))
+    model.add_parameters([types])
+
+
+def _indices(name: str) -> ov.Node:
+    """Return an input of numbers, [n] int32."""
+    indices = ops.parameter([-1], np.int32, name=name)
+    indices.output(0).set_names({name})
+    return indices
+
+
 def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> None:
-    """Of a stateful model: logits of these tokens (axis 1) only, and of these ids (None = all)."""
+    """Let a stateful model give the logits of these tokens (axis 1) only, and of these ids (None = all)."""
     head, _ = _head(model)
     if head_tokens is not None:
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
@@ -84,9 +110,9 @@ def trim(model: ov.Model, rows: ov.Node, head_tokens: Sequence[int] | None) -> N
 
 
 def head_rows(model: ov.Model) -> ov.Model | None:
-    """Of a model whose head is whole yet: from ids [n] to rows [n, width] of its head, float32.
+    """Return a graph from ids [n] to rows [n, width] of the head of a model that is not cut yet, float32.
 
-    None where something comes between the products with these rows and the logits, such as a soft cap.
+    Return None where something comes between the products with these rows and the logits, such as a soft cap.
     """
     head, behind = _head(model)
     if behind - {"Convert"}:
@@ -109,7 +135,7 @@ def gather(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
 
 
 def _head(model: ov.Model) -> tuple[ov.Node, set[str]]:
-    """The MatMul that makes the logits, and what kinds of nodes come behind it: soft caps and converts."""
+    """Return the MatMul that makes the logits, and the kinds of nodes behind it: soft caps and converts."""
     behind: set[str] = set()
     node = next(port for port in model.outputs if "logits" in port.names).node.input_value(0).node
     while node.get_type_name() != "MatMul":
@@ -164,7 +190,7 @@ def can_rebuild(node: ov.Node) -> bool:
 
 
 def rebuilt(node: ov.Node, inputs: list[ov.Output]) -> ov.Output:
-    """A step of a weight's decompression on other inputs, which may have another number of rows."""
+    """Return a step of a weight's decompression on other inputs, which may have another number of rows."""
     kind = node.get_type_name()
     if kind == "Reshape":  # grouped weights: [rows, groups, size] -> [rows, width]
         width = node.output(0).get_partial_shape()[-1].get_length()
@@ -184,14 +210,14 @@ _REBUILD: dict[str, Callable[[ov.Node, list[ov.Output]], ov.Node]] = {
 
 
 def _slice_constant(node: ov.Node, keep: NDArray[np.int64]) -> ov.Node:
-    """Rows `keep` of a constant [vocab, ...]; 4-bit types are sliced as the bytes they are packed in."""
+    """Return rows `keep` of a constant [vocab, ...]; 4-bit types are sliced as packed bytes."""
     shape = list(node.shape)
     source = np.asarray(node.data).reshape(shape[0], -1)
     return constant_like(node, keep.size, source[keep])
 
 
 def constant_like(node: ov.Node, num_rows: int, data: NDArray[np.generic]) -> ov.Node:
-    """A constant of the type of `node` with so many rows. data: its memory, 4-bit types packed."""
+    """Return a constant of the type of `node` with so many rows. data: its memory, 4-bit types packed."""
     tensor = ov.Tensor(node.get_element_type(), ov.Shape([num_rows, *list(node.shape)[1:]]))
     # Written into the tensor's own memory: one made from an array would not keep the array alive.
     tensor.data.reshape(-1)[:] = data.ravel()
@@ -199,6 +225,6 @@ def constant_like(node: ov.Node, num_rows: int, data: NDArray[np.generic]) -> ov
 
 
 def first_line(error: Exception) -> str:
-    """The telling line of the runtime's long messages: the last one."""
+    """Return the telling line of the runtime's long messages: the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,16 +1,19 @@
 """Lays the rows of a step out as the inputs of a paged model. Knows no runtime call, only arrays.
 
 A *segment* is what the runtime takes for one sequence: new tokens behind `past` cached ones. A chain
-is one segment. A tree is one segment with a mask, or one segment for each root-to-leaf path.
+is one segment. Any other block is one segment with a mask; a tree may instead be one segment for each
+root-to-leaf path.
 
 Inputs, for S segments that bring N tokens together:
 
-    input_ids, position_ids [N]      the tokens; a tree node's position is its depth
+    input_ids, position_ids [N]      the tokens and their positions in the text
     past_lens [S]                    tokens of each segment that are in the cache: rollback is a smaller one
     subsequence_begins [S + 1]       where each segment's tokens start
     block_indices, *_begins [S + 1]  each segment's blocks
     qq_bias, *_begins [S + 1]        u8 n * n for each masked segment, 1 = visible; nothing for a chain
     logits_indices [R]               tokens whose logits are wanted
+    hidden_indices [H]               tokens whose hidden states are wanted
+    token_type_ids [N] or [0]        1 at the tokens of segments that look ahead
 """
 
 from __future__ import annotations
@@ -21,21 +24,27 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from specport.backends.openvino.graph.surgery import LOGITS_INDICES
-from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache
+from specport.backends.openvino.graph.surgery import HIDDEN_INDICES, LOGITS_INDICES, TOKEN_TYPES
+from specport.backends.openvino.paged.cache import BlockCache
 
-from specport.core.ports import Row
-from specport.core.tree import TokenTree
+from specport.core.block import Block
+from specport.core.ports import Row, Wanted
+from specport.core.tree import path_to
 
 _NO_BIAS = np.zeros(0, dtype=np.uint8)
+Inputs = dict[str, NDArray[np.generic]]
 
 
 @dataclass
 class Segment:
     """New tokens of one sequence as the runtime sees it.
 
-    table:  the sequence's blocks; the first `shared` tokens of them belong to the trunk as well.
-    nodes:  the tree's node behind each token; padding has none.
+    table:     the sequence's own list of blocks, or a fork's.
+    past:      cached tokens before the new ones.
+    nodes:     the block's token behind each token; padding has none.
+    positions: of each token in the text.
+    bias:      u8 [n * n] which tokens see which; empty for a chain.
+    ahead:     a token sees one behind it.
     """
 
     table: list[int]
@@ -44,44 +53,52 @@ class Segment:
     nodes: Sequence[int]
     positions: Sequence[int]
     bias: NDArray[np.uint8] = field(default_factory=lambda: _NO_BIAS)
-    shared: int = 0
+    ahead: bool = False
+
+    @property
+    def end(self) -> int:
+        """Tokens that the table must hold."""
+        return self.past + len(self.tokens)
 
 
-def chain_segment(table: list[int], past: int, tree: TokenTree, *, pad_single: bool) -> Segment:
-    """A chain; `pad_single` gives a lone token a throw-away companion."""
-    tokens = tree.tokens * 2 if pad_single and len(tree) == 1 else tree.tokens
-    return Segment(table, past, tokens, range(len(tree)), range(past, past + len(tokens)))
+def chain_segment(table: list[int], past: int, block: Block, *, pad_single: bool) -> Segment:
+    """Return a chain's segment; `pad_single` gives a lone token a throw-away companion."""
+    tokens = block.tokens * 2 if pad_single and len(block) == 1 else block.tokens
+    return Segment(table, past, tokens, range(len(block)), range(past, past + len(tokens)))
 
 
-def masked_segment(table: list[int], past: int, tree: TokenTree) -> Segment:
-    """A tree whose nodes see their ancestors through the mask."""
-    positions = [past + depth - 1 for depth in tree.depths()]
-    bias = tree.ancestor_mask().astype(np.uint8).ravel()
-    return Segment(table, past, tree.tokens, range(len(tree)), positions, bias)
+def masked_segment(table: list[int], past: int, block: Block) -> Segment:
+    """Return one segment for any block: its tokens see one another through the mask."""
+    positions = [past + position for position in block.positions]
+    bias = _NO_BIAS if block.visible is None else block.visible.astype(np.uint8).ravel()
+    ahead = looks_ahead(block)
+    return Segment(table, past, block.tokens, range(len(block)), positions, bias, ahead)
+
+
+def looks_ahead(block: Block) -> bool:
+    """Return whether a token of a block sees one behind it."""
+    return block.visible is not None and bool(np.triu(block.visible, 1).any())
 
 
 def fork_segments(
-    table: list[int], past: int, tree: TokenTree, cache: BlockCache, *, pad_single: bool
+    table: list[int], past: int, block: Block, parents: Sequence[int], cache: BlockCache, *, pad_single: bool
 ) -> list[Segment]:
-    """Return one chain for each root-to-leaf path. Full blocks are shared, a part-filled one is copied.
+    """Return one chain for each root-to-leaf path of a tree; the first one writes to `table` itself.
 
-    `pad_single`: as for a chain; a path has a lone token where a child of the last cached one is a leaf.
+    parents:    [n] as `Block.parents` gives them.
+    pad_single: as for a chain; a path has a lone token where a child of the last cached one is a leaf.
+
     Raises ContextFull where the cache has no block left; no block is taken then.
     """
-    parents = set(tree.parents)
-    whole = past // BLOCK_SIZE
+    inner = set(parents)
     segments: list[Segment] = []
     try:
-        for leaf in (node for node in range(len(tree)) if node not in parents):
-            path = tree.path(leaf)
-            tokens = [tree.tokens[node] for node in path]
+        for leaf in (node for node in range(len(block)) if node not in inner):
+            path = path_to(parents, leaf)
+            tokens = [block.tokens[node] for node in path]
             tokens *= 2 if pad_single and len(path) == 1 else 1
-            fork = table if not segments else table[:whole]
-            positions = range(past, past + len(tokens))
-            segments.append(Segment(fork, past, tokens, path, positions, shared=whole * BLOCK_SIZE))
-            if fork is not table and past % BLOCK_SIZE:
-                cache.extend(fork, past)
-                cache.copy_block(table[whole], fork[whole])
+            fork = cache.fork(table, past) if segments else table
+            segments.append(Segment(fork, past, tokens, path, range(past, past + len(tokens))))
     except BaseException:
         release_forks(segments, table, cache)
         raise
@@ -89,33 +106,52 @@ def fork_segments(
 
 
 def release_forks(segments: Sequence[Segment], table: list[int], cache: BlockCache) -> None:
-    """Give back the blocks of all segments that are not shared with the sequence's own `table`."""
+    """Give back the tables of all segments but the sequence's own."""
     for segment in segments:
         if segment.table is not table:
-            cache.release(segment.table, segment.shared)
+            cache.release(segment.table)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step: the runtime's inputs, and which rows of the step's logits it gives, in its order."""
+    """A part of a step: the runtime's inputs, and which rows of the step's outputs it gives, in its order."""
 
-    inputs: dict[str, NDArray[np.generic]]
-    rows: list[int]
+    inputs: Inputs
+    logits: list[int]
+    hidden: list[int]
+
+
+class Wishes:
+    """Tokens of a step that an output is wanted of, and where each row's begin in that output."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.offsets = [0]
+
+    def add(self, wanted: Wanted, where: Sequence[int]) -> None:
+        """Add a row. where: its tokens' places in the step."""
+        if wanted != "none":
+            self.tokens.extend(where if wanted == "all" else where[-1:])
+        self.offsets.append(len(self.tokens))
+
+    def within(self, start: int, stop: int) -> tuple[list[int], list[int]]:
+        """Return the wishes from one token of the step to another: their rows, their tokens from `start`."""
+        rows = [i for i, token in enumerate(self.tokens) if start <= token < stop]
+        return rows, [self.tokens[i] - start for i in rows]
 
 
 class Batch:
     """The segments of a step, laid end to end.
 
-    offsets:    [rows + 1] where each row's logits start.
-    segments:   of each row.
+    segments:   of each row; () for one that brings nothing.
     num_tokens: of all segments, padding too.
+    logits, hidden: what is wanted, row by row.
     """
 
     def __init__(self) -> None:
-        self.offsets = [0]
         self.segments: list[Sequence[Segment]] = []
         self.num_tokens = 0
-        self._wanted: list[int] = []
+        self.logits, self.hidden = Wishes(), Wishes()
 
     def add(self, row: Row, segments: Sequence[Segment]) -> None:
         where: dict[int, int] = {}
@@ -125,22 +161,23 @@ class Batch:
                 where.setdefault(node, self.num_tokens + i)
             self.num_tokens += len(segment.tokens)
         self.segments.append(segments)
-        last = len(row.tree) - 1
-        self._wanted.extend(where[node] for node in (range(last + 1) if row.logits == "all" else (last,)))
-        self.offsets.append(len(self._wanted))
+        places = [where[node] for node in range(len(row.block))]
+        self.logits.add(row.logits, places)
+        self.hidden.add(row.hidden, places)
 
     def skip(self) -> None:
-        """A row that brings nothing."""
+        """Add a row that brings nothing."""
         self.segments.append(())
-        self.offsets.append(len(self._wanted))
+        self.logits.add("none", ())
+        self.hidden.add("none", ())
 
-    def inputs(self, *, pad_head: bool) -> dict[str, NDArray[np.generic]]:
-        """The runtime's inputs. `pad_head`: a lone row of logits gets a throw-away companion too."""
+    def inputs(self, *, pad_head: bool) -> Inputs:
+        """Return the runtime's inputs. `pad_head`: a lone row of logits gets a throw-away companion too."""
         segments = [segment for row in self.segments for segment in row]
-        return _inputs(segments, self._wanted, pad_head=pad_head)
+        return _inputs(segments, self.logits.tokens, self.hidden.tokens, pad_head=pad_head)
 
     def parts(self, widest: int, *, pad_head: bool) -> Iterator[Part]:
-        """The step as several of at most `widest` tokens, each to be run behind the one before."""
+        """Yield the step as several of at most `widest` tokens, each to be run behind the one before."""
         group: list[Segment] = []
         start = size = 0
         for segment in (piece for row in self.segments for s in row for piece in _cut(s, widest)):
@@ -152,35 +189,35 @@ class Batch:
         yield self._part(group, start, size, pad_head=pad_head)
 
     def _part(self, group: Sequence[Segment], start: int, size: int, *, pad_head: bool) -> Part:
-        here = [i for i, token in enumerate(self._wanted) if start <= token < start + size]
-        # A graph wants some row of logits even in the middle of a prompt.
-        wanted = [self._wanted[i] - start for i in here] or [0]
-        return Part(_inputs(group, wanted, pad_head=pad_head), here)
+        logits, scored = self.logits.within(start, start + size)
+        hidden, seen = self.hidden.within(start, start + size)
+        return Part(_inputs(group, scored, seen, pad_head=pad_head), logits, hidden)
 
 
 def _inputs(
-    segments: Sequence[Segment], wanted: list[int], *, pad_head: bool
-) -> dict[str, NDArray[np.generic]]:
+    segments: Sequence[Segment], logits: Sequence[int], hidden: Sequence[int], *, pad_head: bool
+) -> Inputs:
     counts = [len(s.tokens) for s in segments]
-    wanted = wanted * 2 if pad_head and len(wanted) == 1 else wanted
+    logits = [*logits, *logits] if pad_head and len(logits) == 1 else logits
+    types = [s.ahead for s in segments for _ in s.tokens] if any(s.ahead for s in segments) else []
     return {
         "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
         "position_ids": np.array([p for s in segments for p in s.positions], dtype=np.int64),
         "past_lens": np.array([s.past for s in segments], dtype=np.int32),
         "subsequence_begins": _begins(counts),
-        "max_context_len": np.array(
-            max(s.past + n for s, n in zip(segments, counts, strict=True)), dtype=np.int32
-        ),
+        "max_context_len": np.array(max(s.end for s in segments), dtype=np.int32),
         "block_indices": np.array([b for s in segments for b in s.table], dtype=np.int32),
         "block_indices_begins": _begins([len(s.table) for s in segments]),
         "qq_bias": np.concatenate([s.bias for s in segments]),
         "qq_bias_begins": _begins([s.bias.size for s in segments]),
-        LOGITS_INDICES: np.array(wanted, dtype=np.int32),
+        LOGITS_INDICES: np.array(logits, dtype=np.int32),
+        HIDDEN_INDICES: np.array(hidden, dtype=np.int32),
+        TOKEN_TYPES: np.array(types, dtype=np.int32),
     }
 
 
 def _cut(segment: Segment, widest: int) -> list[Segment]:
-    """A chain as pieces of at most `widest` tokens, about the same number each: none brings a lone token."""
+    """Return a chain as pieces of at most `widest` tokens, about equally long: none brings a lone token."""
     total = len(segment.tokens)
     count = -(-total // widest)
     if count == 1:

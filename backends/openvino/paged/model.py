@@ -2,8 +2,8 @@
 
 Exact mode never gives a sequence a single token, since one new token takes another attention kernel,
 whose rounding differs; two or more give bit-identical logits however they are split. The throw-away
-second token costs about 5 % of a step and is never committed. How the rows become the runtime's
-inputs is `batch.py`'s business.
+second token costs about 5 % of a step and is never committed. `batch.py` turns rows into the runtime's
+inputs, `cache.py` owns the memory.
 """
 
 from __future__ import annotations
@@ -11,37 +11,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from specport.backends.openvino.graph.surgery import HEAD_INPUT
+from specport.backends.openvino.graph.surgery import HEAD_INPUT, TOKEN_TYPES
 from specport.backends.openvino.paged.batch import (
     Batch,
     Segment,
     chain_segment,
     fork_segments,
+    looks_ahead,
     masked_segment,
     release_forks,
 )
 from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache, is_cache
 from specport.backends.openvino.request import Array, HeadRows, Request
 
-from specport.core.ports import Capabilities, Row, StepOutput
-from specport.core.tree import TokenTree
+from specport.core.block import Block
+from specport.core.ports import Capabilities, EarlyExit, GreedyChain, Refusal, Row, StepOutput
 from specport.errors import ContextFull
 
 _PLAIN_ROWS = {"f16", "bf16", "f32"}  # cache types whose token rows can be copied
+_MOST_TEXTS = 64  # of the longest that the context allows: the cache of a small model ends here
+_NOTHING = Block.chain(())
 
 
 @dataclass
 class PagedSequence:
-    """One sequence's blocks and length; the nodes of its last step wait for `commit`.
+    """Hold one sequence's blocks and length; the tokens of its last step wait for `commit`.
 
-    segments: how the last step's tree was laid out; the first one writes to `table` itself.
+    segments: how the last step's block was laid out; the first one writes to `table` itself.
     """
 
     length: int = 0
     table: list[int] = field(default_factory=list)
-    pending: TokenTree = field(default_factory=TokenTree)
+    pending: Block = _NOTHING
     segments: list[Segment] = field(default_factory=list)
 
 
@@ -54,10 +58,14 @@ class PagedModel:
                  stepped as a sequence of its own: a mask would leave gaps between a node and its
                  ancestors, and the kernels sum in another order around a gap.
     head_rows:   gives rows of the whole head, where that of the graph is cut.
+    cache_bytes: most memory of the cache; None = as much as `_MOST_TEXTS` texts need.
     cached:      requests of the graphs that hold the cache, where it is not that one.
 
     `widest`: most tokens that the runtime is given at once, 0 = any; a wider step is run in parts.
     """
+
+    early_exit: EarlyExit | None = None
+    chain: GreedyChain | None = None
 
     def __init__(
         self,
@@ -67,14 +75,13 @@ class PagedModel:
         exact: bool,
         hidden_layers: tuple[int, ...] = (),
         head_rows: HeadRows | None = None,
-        max_cache_tokens: int | None = None,
+        cache_bytes: int | None = None,
         cached: Sequence[Request] = (),
     ) -> None:
-        self._request, self._head_rows = request, head_rows
-        # One block more than the text can fill: a tree at the limit needs room for its padding.
-        blocks = -(-(max_cache_tokens or 64 * max_context) // BLOCK_SIZE) + 1
+        self._request, self.head_rows = request, head_rows
         cached = cached or (request,)
-        self.cache = BlockCache(cached, blocks)
+        # One block more than the texts can fill: a tree at the limit needs room for its padding.
+        self.cache = BlockCache(cached, -(-_MOST_TEXTS * max_context // BLOCK_SIZE) + 1, cache_bytes)
         self.max_context = max_context
         self.vocab_size = int(request.compiled.output("logits").get_partial_shape()[2].get_length())
         self._exact = exact
@@ -82,22 +89,46 @@ class PagedModel:
         ports = [port for part in cached for port in part.compiled.inputs if is_cache(port)]
         kinds = {port.get_element_type().to_string() for port in ports}
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
-        self._mask_trees = not exact and kinds <= _PLAIN_ROWS
+        self._masks = not exact and kinds <= _PLAIN_ROWS
+        inputs = {name for part in (*cached, request) for port in part.compiled.inputs for name in port.names}
+        # Outputs with a row for each token whose logits, and whose hidden states, are wanted.
+        self._scored = ["logits", *([HEAD_INPUT] if head_rows else [])]
+        self._seen = [f"hidden.{layer}" for layer in hidden_layers]
         self.capabilities = Capabilities(
-            tree=True,
-            forked_trees=not self._mask_trees,
+            visibility="any" if self._masks and TOKEN_TYPES in inputs else "tree",
+            forked_trees=not self._masks,
             min_width=2 if exact else 1,
             batch=True,
             exact=exact,
-            hidden_states=hidden_layers,
-            head_rows=head_rows is not None,
-            rollback="index",
+            gather=self._masks,
+            hidden_layers=hidden_layers,
         )
 
-    def open(self, capacity: int = 0) -> PagedSequence:
-        sequence = PagedSequence()
-        self.cache.extend(sequence.table, min(capacity, self.max_context))
+    def room(self, handle: PagedSequence | None = None) -> int:
+        sequence = handle or self._new()
+        left = self.cache.room(sequence.table, sequence.length)
+        left = 0 if left < self.capabilities.min_width else left  # a lone token would need its companion
+        return min(left, self.max_context - sequence.length)
+
+    def open(self, capacity: int = 0, conditioning: Any = None) -> PagedSequence:
+        if conditioning is not None:
+            raise ValueError("this model takes no conditioning")
+        if capacity > self.room():
+            raise ContextFull(f"there is no room for {capacity} tokens, only for {self.room()}")
+        sequence = self._new()
+        self.cache.extend(sequence.table, capacity)
         return sequence
+
+    def fork(self, handle: PagedSequence, length: int) -> PagedSequence:
+        if not 0 <= length <= handle.length:
+            raise ValueError(f"cannot fork a sequence of {handle.length} tokens at {length}")
+        sequence = self._new()
+        sequence.table = self.cache.fork(handle.table, length)
+        sequence.length = length
+        return sequence
+
+    def _new(self) -> PagedSequence:
+        return PagedSequence()
 
     def close(self, handle: PagedSequence) -> None:
         self._drop(handle)
@@ -111,32 +142,47 @@ class PagedModel:
         handle.length = length
         self.cache.release(handle.table, length)
 
-    def commit(self, handle: PagedSequence, kept: Sequence[int]) -> None:
-        path = handle.pending.checked_path(kept)
-        if path:
-            segment = next(s for s in handle.segments if path[-1] in s.nodes)
+    def commit(self, handle: PagedSequence, nodes: Sequence[int]) -> None:
+        kept = handle.pending.checked_nodes(nodes)
+        if kept and not self._masks and not _is_path(handle.segments, kept):
+            raise ValueError(f"{kept} are no path from the beginning of the last step's block")
+        if kept:
+            segment = next(s for s in handle.segments if kept[-1] in s.nodes)
             if segment.table is not handle.table:
                 handle.table, segment.table = segment.table, handle.table
-            elif segment.bias.size and path[-1] != len(path) - 1:
-                source = [handle.length + node for node in path]
-                self.cache.move(handle.table, source, list(range(handle.length, handle.length + len(path))))
+            elif self._masks and kept[-1] != len(kept) - 1:
+                start = handle.length
+                self.cache.move(handle.table, [start + n for n in kept], range(start, start + len(kept)))
         self._drop(handle)
-        handle.length += len(path)
+        handle.length += len(kept)
 
     def _drop(self, handle: PagedSequence) -> None:
         """Forget the last step: give back the blocks of the paths that were not taken."""
         release_forks(handle.segments, handle.table, self.cache)
-        handle.segments, handle.pending = [], TokenTree()
+        handle.segments, handle.pending = [], _NOTHING
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
-        for row in rows:
-            self._check_room(row)
+        parents = self._parents(rows)
         with self._all_or_nothing(rows):
-            batch = Batch()
-            for row in rows:
-                self._lay_out(row)
-                batch.add(row, row.handle.segments)
-            return self._run(batch)
+            batch, refused = self._laid_out(rows, parents)
+            return self._run(batch, refused)
+
+    def _parents(self, rows: Sequence[Row]) -> list[tuple[int, ...] | None]:
+        """Return the parents of each tree that is to be forked, None for other blocks.
+
+        Raises ValueError for blocks that the capabilities rule out.
+        """
+        found: list[tuple[int, ...] | None] = []
+        for row in rows:
+            block, parents = row.block, None
+            if not len(block):
+                raise ValueError("a row brings at least one token")
+            if not block.is_chain and self.capabilities.visibility != "any":
+                parents = None if self._masks else block.parents()
+                if looks_ahead(block) if self._masks else parents is None:
+                    raise ValueError("a block that is neither a chain nor a tree; this model steps no others")
+            found.append(parents)
+        return found
 
     @contextmanager
     def _all_or_nothing(self, rows: Sequence[Row]) -> Iterator[None]:
@@ -150,56 +196,88 @@ class PagedModel:
                 self.cache.release(row.handle.table, count * BLOCK_SIZE)
             raise
 
-    def _run(self, batch: Batch) -> StepOutput:
-        """Run a step, in parts where it is too wide."""
-        total = batch.offsets[-1]
-        if not self._too_wide(batch.num_tokens):
-            seconds = self._infer(batch.inputs(pad_head=self._exact))
-            found = self._outputs(total)
-        else:
-            seconds, found = 0.0, {}
+    def _laid_out(
+        self, rows: Sequence[Row], parents: Sequence[tuple[int, ...] | None]
+    ) -> tuple[Batch, dict[int, Refusal]]:
+        """Return the rows that fit as a batch, and why the others do not."""
+        batch, refused = Batch(), dict[int, Refusal]()
+        for i, row in enumerate(rows):
+            if why := self._refusal(row, parents[i]):
+                refused[i] = why
+                batch.skip()
+            else:
+                batch.add(row, row.handle.segments)
+        return batch, refused
+
+    def _refusal(self, row: Row, parents: tuple[int, ...] | None) -> Refusal | None:
+        """Take the blocks of a row's step, or return why that cannot be; its sequence is as it was then."""
+        handle, block = row.handle, row.block
+        if handle.length + block.reach > self.max_context:
+            return "context"
+        self._drop(handle)
+        held = len(handle.table)
+        try:
+            handle.segments, handle.pending = self._segments(handle, block, parents), block
+            for segment in handle.segments:
+                self.cache.extend(segment.table, segment.end, segment.past)
+        except ContextFull:
+            self._drop(handle)
+            self.cache.release(handle.table, held * BLOCK_SIZE)
+            return "cache"
+        return None
+
+    def _segments(
+        self, handle: PagedSequence, block: Block, parents: tuple[int, ...] | None
+    ) -> list[Segment]:
+        if block.is_chain:
+            return [chain_segment(handle.table, handle.length, block, pad_single=self._exact)]
+        if parents is None:
+            return [masked_segment(handle.table, handle.length, block)]
+        return fork_segments(handle.table, handle.length, block, parents, self.cache, pad_single=self._exact)
+
+    def _run(self, batch: Batch, refused: Mapping[int, Refusal]) -> StepOutput:
+        """Run a step, in parts where it is too wide, and not at all where all its rows were refused."""
+        seconds, found = 0.0, dict[str, Array]()
+        num_logits, num_hidden = batch.logits.offsets[-1], batch.hidden.offsets[-1]
+        if self._too_wide(batch.num_tokens):
             for part in batch.parts(self.widest, pad_head=self._exact):
                 seconds += self._infer(part.inputs)
-                for name, rows in self._outputs(len(part.rows)).items():
-                    whole = found.setdefault(name, np.empty((total, *rows.shape[1:]), rows.dtype))
-                    whole[part.rows] = rows
-        hidden = {layer: found[f"hidden.{layer}"] for layer in self.capabilities.hidden_states}
-        return StepOutput(found["logits"], tuple(batch.offsets), seconds, hidden, found.get(HEAD_INPUT))
+                scored, seen = (self._scored, part.logits, num_logits), (self._seen, part.hidden, num_hidden)
+                for names, places, total in (scored, seen):
+                    for name, rows in self._outputs(names, len(places)).items():
+                        whole = found.setdefault(name, np.empty((total, *rows.shape[1:]), rows.dtype))
+                        whole[places] = rows
+        elif batch.num_tokens:
+            seconds = self._infer(batch.inputs(pad_head=self._exact))
+            found = self._outputs(self._scored, num_logits) | self._outputs(self._seen, num_hidden)
+        return self._result(batch, refused, found, seconds)
+
+    def _result(
+        self, batch: Batch, refused: Mapping[int, Refusal], found: Mapping[str, Array], seconds: float
+    ) -> StepOutput:
+        logits = found.get("logits")
+        return StepOutput(
+            np.empty((0, self.vocab_size), np.float32) if logits is None else logits,
+            tuple(batch.logits.offsets),
+            seconds,
+            refused,
+            {int(name.partition(".")[2]): found[name] for name in self._seen if name in found},
+            tuple(batch.hidden.offsets),
+            found.get(HEAD_INPUT),
+        )
 
     def _too_wide(self, num_tokens: int) -> bool:
         return 0 < self.widest < num_tokens
 
     def _infer(self, inputs: Mapping[str, Array]) -> float:
-        """Seconds that it took."""
+        """Run the graph; return the seconds that it took."""
         return self._request(inputs)
 
-    def _outputs(self, num_rows: int) -> dict[str, Array]:
-        """The first rows of each output, valid until the next step."""
-        names = ["logits", *(f"hidden.{layer}" for layer in self.capabilities.hidden_states)]
-        names += [HEAD_INPUT] if self._head_rows else []
-        return {name: self._request.output(name).data[:num_rows, 0] for name in names}
+    def _outputs(self, names: Sequence[str], num_rows: int) -> dict[str, Array]:
+        """Return the first rows of these outputs, valid until the next step; nothing where there are none."""
+        return {name: self._request.output(name).data[:num_rows, 0] for name in names if num_rows}
 
-    def head_rows(self, tokens: Sequence[int]) -> Array:
-        assert self._head_rows is not None  # as the capabilities say
-        return self._head_rows(tokens)
 
-    def _check_room(self, row: Row, ahead: int = 0) -> None:
-        """Raises ContextFull where the row does not fit, behind `ahead` tokens that are not committed."""
-        deepest = row.handle.length + ahead + max(row.tree.depths())
-        if deepest > self.max_context:
-            raise ContextFull(f"{deepest} tokens do not fit the model's context of {self.max_context}")
-
-    def _lay_out(self, row: Row) -> None:
-        """Forget the handle's last step and take the blocks of this one."""
-        handle, tree = row.handle, row.tree
-        self._drop(handle)
-        if tree.is_chain:
-            segments = [chain_segment(handle.table, handle.length, tree, pad_single=self._exact)]
-        elif self._mask_trees:
-            segments = [masked_segment(handle.table, handle.length, tree)]
-        else:
-            segments = fork_segments(handle.table, handle.length, tree, self.cache, pad_single=self._exact)
-        # Before any of them grows: what a failure leaves behind is then found here and given back.
-        handle.segments, handle.pending = segments, tree
-        for segment in segments:
-            self.cache.extend(segment.table, segment.past + len(segment.tokens))
+def _is_path(segments: Sequence[Segment], nodes: list[int]) -> bool:
+    """Return whether these tokens begin a chain or a path of a tree."""
+    return any([*segment.nodes[: len(nodes)]] == nodes for segment in segments)

@@ -1,4 +1,4 @@
-"""Turns a stateful OpenVINO IR into one of fixed shapes: what an NPU compiles. Graph surgery only.
+"""Turn a stateful OpenVINO IR into one of fixed shapes: what an NPU compiles. Graph surgery only.
 
 The caches become inputs of `capacity` rows, and a forward pass brings `width` new tokens whose rows are
 *scattered* to their positions before attention reads them. Exporters append them instead; a token would
@@ -10,8 +10,8 @@ same text would give other logits for every split. Inputs, for a capacity of C r
     mask.K [1, 1, W, C]              rows of `Static.masks[K]`: what a token at each position may see
     logits_rows [R]                  tokens whose logits are wanted
 
-Outputs: logits [1, R, vocab], `hidden.N` [1, R, size], and `present.N.key/.value` [1, heads, W, size], the
-new rows alone, which the caller copies into the cache.
+Outputs: logits [1, R, vocab], `hidden.N` [1, W, size] of all tokens, and `present.N.key/.value`
+[1, heads, W, size], the new rows alone, which the caller copies into the cache.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def to_static(
     graph.trim(model, rows, head_tokens)
     outputs = []
     for layer, output in hidden.items():
-        wanted = graph.gather(output, rows, axis=1)
-        wanted.set_names({f"hidden.{layer}"})
-        outputs.append(wanted)
+        # A node of its own, since a name that is there already would be taken away from its port.
+        states = ops.convert(output, np.float32).output(0)
+        states.set_names({f"hidden.{layer}"})
+        outputs.append(states)
     model.add_parameters([rows])
     model.add_outputs(outputs)
     model.validate_nodes_and_infer_types()

@@ -9,23 +9,35 @@ business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from specport.backends.openvino.static.runner import Array, Cache, Output, StaticRunner
 
-from specport.core.ports import Capabilities, Row, StepOutput
-from specport.core.tree import TokenTree
+from specport.core.block import Block
+from specport.core.ports import (
+    Capabilities,
+    EarlyExit,
+    GreedyChain,
+    HeadRows,
+    Refusal,
+    Row,
+    StepOutput,
+    Wanted,
+)
 from specport.errors import ContextFull
+
+_NOTHING = Block.chain(())
 
 
 @dataclass
 class StaticSequence:
-    """One sequence's cache, empty once it is closed, and length; `pending` waits for `commit`."""
+    """Hold one sequence's cache, empty once it is closed, and its length; `pending` waits for `commit`."""
 
     cache: Cache
     length: int = 0
-    pending: TokenTree = field(default_factory=TokenTree)
+    pending: Block = _NOTHING
 
 
 class StaticModel:
@@ -34,7 +46,12 @@ class StaticModel:
     decode:      widths of a round of decoding, narrowest first; each gives all its logits.
     read:        the width that prompts are read in; gives the last logits.
     max_context: most tokens of one sequence; the runners' capacity has room for padding behind it.
+    cache_bytes: most memory of all caches together, those of closed sequences too; None = any.
     """
+
+    early_exit: EarlyExit | None = None
+    chain: GreedyChain | None = None
+    head_rows: HeadRows | None = None
 
     def __init__(
         self,
@@ -44,86 +61,137 @@ class StaticModel:
         max_context: int,
         exact: bool,
         hidden_layers: tuple[int, ...] = (),
+        cache_bytes: int | None = None,
     ) -> None:
         self._decode, self._read = decode, read
         self.vocab_size, self.max_context = read.vocab_size, max_context
         self._free: list[Cache] = []  # of closed sequences: a new one costs a few milliseconds
+        self._num_caches = 0
+        self._max_caches = None if cache_bytes is None else cache_bytes // read.cache_bytes
         self.capabilities = Capabilities(
-            tree=False,
+            visibility="chain",
             min_width=decode[0].width,
             batch=False,
             exact=exact,
-            hidden_states=hidden_layers,
-            rollback="index",
+            hidden_layers=hidden_layers,
             buckets=tuple(runner.width for runner in decode),
         )
 
-    def open(self, capacity: int = 0) -> StaticSequence:
-        """Takes the whole cache at once, whatever `capacity` is: its shape is compiled in."""
-        return StaticSequence(self._free.pop() if self._free else self._read.new_cache())
+    def room(self, handle: StaticSequence | None = None) -> int:
+        if handle is not None:
+            return self.max_context - handle.length
+        more = self._max_caches is None or self._num_caches < self._max_caches
+        return self.max_context if self._free or more else 0
+
+    def open(self, capacity: int = 0, conditioning: Any = None) -> StaticSequence:
+        """Open a sequence with the whole cache, whatever `capacity` is: its shape is compiled in."""
+        if conditioning is not None:
+            raise ValueError("this model takes no conditioning")
+        room = self.room()
+        if capacity > room or not room:
+            raise ContextFull(f"there is no room for {capacity} tokens, only for {room}")
+        if self._free:
+            return StaticSequence(self._free.pop())
+        try:
+            cache = self._read.new_cache()
+        except MemoryError as error:
+            self._max_caches = self._num_caches  # there is no more, whatever was allowed
+            raise ContextFull("there is no memory for another sequence's cache") from error
+        self._num_caches += 1
+        return StaticSequence(cache)
+
+    def fork(self, handle: StaticSequence, length: int) -> StaticSequence:
+        """Open a sequence with a copy of these rows: caches of a compiled shape cannot share them."""
+        if not 0 <= length <= handle.length:
+            raise ValueError(f"cannot fork a sequence of {handle.length} tokens at {length}")
+        fork = self.open()
+        for array, source in zip(fork.cache, handle.cache, strict=False):  # a closed one has none
+            array[:, :, :, :length] = source[:, :, :, :length]
+        fork.length = length
+        return fork
 
     def close(self, handle: StaticSequence) -> None:
         if handle.cache:
             self._free.append(handle.cache)
-        handle.cache, handle.length, handle.pending = [], 0, TokenTree()
+        handle.cache, handle.length, handle.pending = [], 0, _NOTHING
 
     def truncate(self, handle: StaticSequence, length: int) -> None:
         if not 0 <= length <= handle.length:
             raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.length, handle.pending = length, TokenTree()
+        handle.length, handle.pending = length, _NOTHING
 
-    def commit(self, handle: StaticSequence, kept: Sequence[int]) -> None:
-        handle.length += len(handle.pending.checked_path(kept))  # its rows are where they belong
-        handle.pending = TokenTree()
+    def commit(self, handle: StaticSequence, nodes: Sequence[int]) -> None:
+        kept = handle.pending.checked_nodes(nodes)
+        if kept and kept[-1] != len(kept) - 1:
+            raise ValueError(f"{kept} are no beginning of the last step's chain")
+        handle.length += len(kept)  # its rows are where they belong
+        handle.pending = _NOTHING
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         for row in rows:
-            end = row.handle.length + len(row.tree)
-            if not row.tree.is_chain:
-                raise ValueError(f"a tree of {len(row.tree)} nodes; this model steps chains only")
-            if end > self.max_context:
-                raise ContextFull(f"{end} tokens do not fit the model's context of {self.max_context}")
+            if not len(row.block):
+                raise ValueError("a row brings at least one token")
+            if not row.block.is_chain:
+                raise ValueError(
+                    f"a block of {len(row.block)} tokens is no chain; this model steps chains only"
+                )
         parts: list[Output] = []
-        offsets, seconds = [0], 0.0
-        for row in rows:
-            row.handle.pending = row.tree
-            found, spent = self._run(row)
-            seconds += spent
-            # The next row's run writes over what this one gave.
-            parts += found if len(rows) == 1 else map(_copied, found)
+        offsets, hidden_offsets, seconds = [0], [0], 0.0
+        refused: dict[int, Refusal] = {}
+        for i, row in enumerate(rows):
+            found: list[Output] = []
+            if len(row.block) > self.room(row.handle):
+                refused[i] = "context"
+            else:
+                row.handle.pending = row.block
+                found = self._run(row, alone=len(rows) == 1)
+            seconds += sum(part.seconds for part in found)
+            parts += found
             offsets.append(offsets[-1] + sum(len(part.logits) for part in found))
-        logits = _joined([part.logits for part in parts])
-        layers = self.capabilities.hidden_states
-        hidden = {layer: _joined([part.hidden[layer] for part in parts]) for layer in layers}
-        return StepOutput(logits, tuple(offsets), seconds, hidden)
+            states = sum(len(next(iter(part.hidden.values()), ())) for part in found)
+            hidden_offsets.append(hidden_offsets[-1] + states)
+        logits = (
+            _joined([part.logits for part in parts]) if parts else np.empty((0, self.vocab_size), np.float32)
+        )
+        hidden = {}
+        if hidden_offsets[-1]:
+            layers = self.capabilities.hidden_layers
+            hidden = {layer: _joined([part.hidden[layer] for part in parts]) for layer in layers}
+        return StepOutput(logits, tuple(offsets), seconds, refused, hidden, tuple(hidden_offsets))
 
-    def _run(self, row: Row) -> tuple[list[Output], float]:
-        """What a row wants of each piece that it is read in, and the seconds."""
-        tokens, handle = row.tree.tokens, row.handle
+    def _run(self, row: Row, *, alone: bool) -> list[Output]:
+        """Return what a row wants of each piece that it is read in, copied unless it is one and alone."""
+        tokens, handle = row.block.tokens, row.handle
         found: list[Output] = []
-        start, seconds = 0, 0.0
+        start = 0
         while start < len(tokens):
             runner = self._runner(len(tokens) - start, row)
             piece = tokens[start : start + runner.width]
             output = runner.run(handle.cache, handle.length + start, piece)
-            start, seconds = start + len(piece), seconds + output.seconds
-            if row.logits == "all":
-                found.append(output if start == len(piece) == len(tokens) else _copied(output))
-            elif start == len(tokens):
-                found.append(_last(output))
-        return found, seconds
+            start += len(piece)
+            wanted = _wanted(output, row, ends=start == len(tokens))
+            # The next run writes over what this one gave.
+            found.append(wanted if alone and len(piece) == len(tokens) else _copied(wanted))
+        return found
 
     def _runner(self, num_tokens: int, row: Row) -> StaticRunner:
-        """The narrowest that takes all; a long chain goes in decode steps if all its logits are wanted."""
+        """Return the narrowest that takes all; with all logits wanted, a chain is read in decode steps."""
         for runner in self._decode:
             if runner.width >= num_tokens:
                 return runner
-        return self._read if row.logits == "last" else self._decode[-1]
+        return self._decode[-1] if row.logits == "all" else self._read
 
 
-def _last(output: Output) -> Output:
-    hidden = {layer: states[-1:] for layer, states in output.hidden.items()}
-    return Output(output.logits[-1:], hidden, output.seconds)
+def _wanted(output: Output, row: Row, *, ends: bool) -> Output:
+    """Return the part of a piece's output that a row wants. ends: the piece is the row's last."""
+    hidden = {layer: _part(states, row.hidden, ends) for layer, states in output.hidden.items()}
+    return Output(_part(output.logits, row.logits, ends), hidden, output.seconds)
+
+
+def _part(rows: Array, wanted: Wanted, ends: bool) -> Array:
+    if wanted == "all":
+        return rows
+    return rows[-1:] if wanted == "last" and ends else rows[:0]
 
 
 def _copied(output: Output) -> Output:

@@ -1,4 +1,4 @@
-"""One compiled width of a static model, and the cache that is bound to it. Knows no trees.
+"""One compiled width of a static model, and the cache that is bound to it. Knows no sequences.
 
 A cache is a list of arrays [tensors, 1, heads, capacity, size], one for each shape that the tensors of
 the model's layers have, so that keeping a step's new rows of all layers is one numpy assignment.
@@ -22,9 +22,11 @@ Cache = list[Array]
 
 @dataclass(frozen=True)
 class Output:
-    """Of the last tokens of a run, as many rows as the width gives; valid until the next run.
+    """Result of a run, valid until the next one.
 
-    logits: [rows, vocab]; hidden: layer -> [rows, size]; seconds: inside the runtime's call.
+    logits: [rows, vocab] of the last tokens, as many as the width gives.
+    hidden: layer -> [tokens, size] of all tokens.
+    seconds: inside the runtime's call.
     """
 
     logits: Array
@@ -61,8 +63,14 @@ class StaticRunner:
                 name = port.any_name.replace(PAST, PRESENT)
                 self._request.set_tensor(name, ov.Tensor(part, shared_memory=True))
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one cache."""
+        rows = int(self._masks[0].shape[0])
+        return sum(array.nbytes // self.width * rows for array in self._new)
+
     def new_cache(self) -> Cache:
-        """Zeroed: what lies behind the text is masked, but it must be finite."""
+        """Return a zeroed cache: what lies behind the text is masked, but it must be finite."""
         return self._arrays(int(self._masks[0].shape[0]))
 
     def _arrays(self, num_rows: int) -> Cache:
@@ -96,6 +104,7 @@ class StaticRunner:
             array[:, :, :, length : length + count] = new[:, :, :, :count]
         rows = min(count, self.num_rows)
         hidden = {
-            layer: self._request.get_tensor(f"hidden.{layer}").data[0, :rows] for layer in self._hidden_layers
+            layer: self._request.get_tensor(f"hidden.{layer}").data[0, :count]
+            for layer in self._hidden_layers
         }
         return Output(self._request.get_tensor("logits").data[0, :rows], hidden, seconds)

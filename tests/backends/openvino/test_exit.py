@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from specport.core.block import Block
 from specport.core.engine import Engine
-from specport.core.ports import Row
+from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.ports import Model, Policy, Row
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
 from specport.drafters.model.drafter import EarlyExitDrafter
-from specport.errors import ContextFull, ModelError
-from specport.models.source import ModelFiles, resolve
+from specport.errors import ModelError
+from specport.models.source import ModelFiles
 from specport.runtime import numerics
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 
 from specport.backends.openvino.load import load  # noqa: E402
+from specport.backends.openvino.paged import early_exit  # noqa: E402
+from specport.backends.openvino.paged.batch import Segment, chain_segment  # noqa: E402
 from specport.backends.openvino.paged.early_exit import ExitModel, ExitSequence  # noqa: E402
 from specport.backends.openvino.request import Request  # noqa: E402
-from support.generations import begin, run  # noqa: E402
 
 pytestmark = pytest.mark.real_model
 
@@ -46,7 +53,7 @@ def split_model(files: ModelFiles, **options: object) -> ExitModel:
 @pytest.fixture(scope="module")
 def model(files: ModelFiles) -> ExitModel:
     found = split_model(files)
-    assert found.capabilities.exact and found.capabilities.exit_layer == EXIT
+    assert found.capabilities.exact and found.early_exit is not None and found.early_exit.layer == EXIT
     return found
 
 
@@ -54,18 +61,20 @@ def model(files: ModelFiles) -> ExitModel:
 def whole(files: ModelFiles) -> NDArray[np.float32]:
     """Logits of IDS on the model that is not split."""
     plain = load(files, LoadOptions(load_profile("xeon"), max_context=CONTEXT)).model
-    logits = plain.step([Row(plain.open(), TokenTree.chain(IDS))]).logits
+    assert plain.early_exit is None
+    logits = plain.step([Row(plain.open(), chain(IDS))]).logits
     return np.array(logits)
 
 
-def chain(tokens: Sequence[int]) -> TokenTree:
-    return TokenTree.chain(tokens)
+def chain(tokens: Sequence[int]) -> Block:
+    return Block.chain(tokens)
 
 
 def read(model: ExitModel, count: int) -> ExitSequence:
     handle = model.open()
-    model.step([Row(handle, chain(IDS[:count]), logits="last")])
+    model.step([Row(handle, chain(IDS[:count]), logits="none")])
     model.commit(handle, range(count))
+    assert isinstance(handle, ExitSequence)
     return handle
 
 
@@ -107,11 +116,15 @@ def test_a_step_gives_the_same_bits_whatever_was_drafted(
 
 def test_only_what_was_not_drafted_runs_the_front(model: ExitModel, monkeypatch: pytest.MonkeyPatch) -> None:
     fronts: list[int] = []
+    heads: list[int] = []
     call = Request.__call__
 
     def noted(self: Request, inputs: dict[str, NDArray[np.generic]]) -> float:
-        if self is model._front:
+        names = {name for port in self.compiled.inputs for name in port.names}
+        if "input_ids" in names:  # which the front alone reads
             fronts.append(inputs["input_ids"].size)
+        if "logits_indices" in names:
+            heads.append(inputs["logits_indices"].size)
         return call(self, inputs)
 
     handle = read(model, 40)
@@ -124,8 +137,10 @@ def test_only_what_was_not_drafted_runs_the_front(model: ExitModel, monkeypatch:
     assert fronts == [2]
     fronts.clear()
     model.draft([Row(handle, chain(IDS[40:42]))])
-    model.step([Row(handle, chain(IDS[40:42]))])
+    heads.clear()
+    output = model.step([Row(handle, chain(IDS[40:42]), logits="none")])
     assert fronts == [2]  # all of it was drafted
+    assert heads == [] and output.logits.shape == (0, model.vocab_size)  # and nothing is scored
     model.close(handle)
 
 
@@ -138,15 +153,14 @@ def test_rows_of_a_batch_have_their_own_overlap(model: ExitModel, whole: NDArray
     rows = [Row(h, chain(IDS[h.length : h.length + n])) for h, n in zip(handles, (3, 4, 1), strict=True)]
     output = model.step(rows)
     for i, (handle, n) in enumerate(zip(handles, (3, 4, 1), strict=True)):
-        own = output.logits[output.offsets[i] : output.offsets[i + 1]]
-        assert np.array_equal(own, whole[handle.length : handle.length + n])
+        assert np.array_equal(output.logits_of(i), whole[handle.length : handle.length + n])
         model.close(handle)
 
 
 def test_a_tree_behind_a_draft(model: ExitModel, whole: NDArray[np.float32]) -> None:
     handle = read(model, 45)
     model.draft([Row(handle, chain(IDS[45:47]))])
-    tree = TokenTree((IDS[45], 7, IDS[46], IDS[47]), (-1, 0, 0, 2))
+    tree = TokenTree((IDS[45], 7, IDS[46], IDS[47]), (-1, 0, 0, 2)).as_block()
     logits = model.step([Row(handle, tree)]).logits
     assert np.array_equal(logits[[0, 2, 3]], whole[45:48])
     model.commit(handle, (0, 2, 3))
@@ -154,6 +168,20 @@ def test_a_tree_behind_a_draft(model: ExitModel, whole: NDArray[np.float32]) -> 
     with pytest.raises(ValueError, match="chains only"):
         model.draft([Row(handle, tree)])
     model.close(handle)
+
+
+def test_a_fork_has_no_drafts_and_both_go_on(model: ExitModel, whole: NDArray[np.float32]) -> None:
+    handle = read(model, 50)
+    model.draft([Row(handle, chain(IDS[50:53]))])
+    other = model.fork(handle, 45)
+    assert isinstance(other, ExitSequence) and not other.drafted
+    model.draft([Row(other, chain([7, 8]))])
+    output = model.step([Row(handle, chain(IDS[50:55])), Row(other, chain(IDS[45:50]))])
+    assert np.array_equal(output.logits_of(0), whole[50:55])
+    assert np.array_equal(output.logits_of(1), whole[45:50])
+    model.close(handle)
+    model.close(other)
+    assert model.cache.num_used_blocks == 0
 
 
 def test_the_exit_logits_are_those_of_the_first_layers(model: ExitModel, files: ModelFiles) -> None:
@@ -176,16 +204,20 @@ def test_the_exit_logits_are_those_of_the_first_layers(model: ExitModel, files: 
     model.close(handle)
 
 
-def test_limits_and_options(model: ExitModel, files: ModelFiles) -> None:
-    handle = read(model, 200)
+def test_limits_and_options(model: ExitModel, files: ModelFiles, whole: NDArray[np.float32]) -> None:
+    handle, other = read(model, 200), read(model, 30)
     room = CONTEXT - 200
     model.draft([Row(handle, chain([5] * room))])
-    with pytest.raises(ContextFull):
-        model.draft([Row(handle, chain([5]))])
-    assert len(handle.drafted) == room
+    output = model.draft([Row(handle, chain([5])), Row(other, chain(IDS[30:32]))])
+    assert output.refused == {0: "context"} and output.offsets == (0, 0, 2)
+    assert (len(handle.drafted), other.drafted) == (room, IDS[30:32])
+    output = model.step([Row(handle, chain([5] * (room + 1))), Row(other, chain(IDS[30:33]))])
+    assert output.refused == {0: "context"} and np.array_equal(output.logits_of(1), whole[30:33])
+    assert len(handle.drafted) == room  # as it was
     model.truncate(handle, 100)
     assert not handle.drafted
     model.close(handle)
+    model.close(other)
     for layer in (30, 99):
         with pytest.raises(ModelError, match="30 layers"):
             split_model(files, exit_layer=layer)
@@ -193,26 +225,31 @@ def test_limits_and_options(model: ExitModel, files: ModelFiles) -> None:
         split_model(files, hidden_layers=(3,))
 
 
+def texts(model: Model, policy: Policy | None) -> list[list[int]]:
+    prompts = [IDS[:20], IDS[50:53]]
+    generations = [Generation([*prompt], SamplingParams(), max_new_tokens=24) for prompt in prompts]
+    for _ in Engine(model, policy).run(generations):
+        pass
+    return [generation.tokens for generation in generations]
+
+
 @pytest.mark.parametrize("layer", [1, 20])
 def test_greedy_text_is_that_of_the_whole_model(files: ModelFiles, layer: int) -> None:
     plain = load(files, LoadOptions(load_profile("xeon"), max_context=CONTEXT)).model
-    prompts = [IDS[:20], IDS[50:53]]
-    engine = Engine(plain)
-    expected = run(engine, *(begin(engine, prompt, 24) for prompt in prompts))
+    expected = texts(plain, None)
     target = split_model(files, exit_layer=layer)
-    engine = Engine(target, EarlyExitDrafter(target))
-    assert run(engine, *(begin(engine, prompt, 24) for prompt in prompts)) == expected
+    assert texts(target, FirstProposal([EarlyExitDrafter(target)], lambda: Fixed(4))) == expected
     assert target.cache.num_used_blocks == 0
 
 
-def test_the_check_of_exactness_sees_a_stream_that_is_rounded_otherwise(
-    model: ExitModel, files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+def test_the_check_of_exactness_sees_drafts_that_stand_elsewhere(
+    model: ExitModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert numerics.is_invariant(model)
-    behind = ExitModel._behind
 
-    def elsewhere(self: ExitModel, handle: ExitSequence, ahead: int, tree: TokenTree) -> object:
-        return behind(self, handle, ahead + 1, tree)  # drafts stand a place too far
+    def elsewhere(table: list[int], past: int, block: Block, *, pad_single: bool) -> Segment:
+        segment = chain_segment(table, past, block, pad_single=pad_single)
+        return replace(segment, past=past + 1)  # behind a gap
 
-    monkeypatch.setattr(ExitModel, "_behind", elsewhere)
+    monkeypatch.setattr(early_exit, "chain_segment", elsewhere)
     assert not numerics.is_invariant(model)

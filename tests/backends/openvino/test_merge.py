@@ -14,7 +14,7 @@ from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products  # noqa: E402
 from support import tiny_models  # noqa: E402
 
-from specport.models.source import resolve  # noqa: E402
+from specport.runtime.conversion import resolve  # noqa: E402
 
 LAYERS = 3
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 40)]

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 from support.processor import NARROW
 
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import Fixed
+from specport.core.block import Block
+from specport.core.engine import Engine
+from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.ports import Row
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
 from specport.drafters.model.drafter import ModelDrafter
-from specport.errors import ContextFull, DeviceError, ModelError
-from specport.models.source import ModelFiles, resolve
+from specport.errors import ContextFull, DeviceError, InvalidInput, ModelError
+from specport.models.source import ModelFiles
 from specport.runtime import numerics, registry
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import Profile, load_profile
 from specport.runtime.registry import Loaded, LoadOptions, backend_for
 
@@ -33,6 +36,7 @@ pytest.importorskip("optimum.intel")
 from specport.backends.openvino import drivers  # noqa: E402
 from specport.backends.openvino import load as loading  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
+from specport.backends.openvino.static import runner  # noqa: E402
 from specport.backends.openvino.static.graph import to_static  # noqa: E402
 from specport.backends.openvino.static.model import StaticModel, StaticSequence  # noqa: E402
 from support import tiny_models  # noqa: E402
@@ -105,7 +109,7 @@ def handle(llama: StaticModel) -> Iterator[StaticSequence]:
 def feed(model: Any, handle: Any, chunks: Sequence[Sequence[int]], which: Any = "all") -> Any:
     parts = []
     for chunk in chunks:
-        parts.append(model.step([Row(handle, TokenTree.chain(chunk), logits=which)]).logits.copy())
+        parts.append(model.step([Row(handle, Block.chain(chunk), logits=which)]).logits.copy())
         model.commit(handle, range(len(chunk)))
     return np.concatenate(parts)
 
@@ -163,8 +167,8 @@ def test_rollback_after_every_pattern(llama: StaticModel, handle: StaticSequence
     feed(llama, handle, [IDS[:100]])
     for kept in (5, 0, 1, 4, 2, 3, 0, 5):
         start = handle.length
-        tree = TokenTree.chain([*IDS[start : start + kept], *[9] * (6 - kept)])
-        logits = llama.step([Row(handle, tree)]).logits
+        block = Block.chain([*IDS[start : start + kept], *[9] * (6 - kept)])
+        logits = llama.step([Row(handle, block)]).logits
         assert np.array_equal(logits[:kept], whole[start : start + kept])
         llama.commit(handle, range(kept))
         assert handle.length == start + kept
@@ -181,7 +185,7 @@ def test_padding_is_never_seen(folders: dict[str, Path], whole: Any) -> None:
         array[...] = 3.0
     assert np.array_equal(feed(model, handle, [IDS[:3], IDS[3:4], IDS[4:11]]), whole[:11])
     kept = [array[:, :, :, handle.length :].copy() for array in handle.cache]
-    model.step([Row(handle, TokenTree.chain(IDS[11:14]))])
+    model.step([Row(handle, Block.chain(IDS[11:14]))])
     for array, before in zip(handle.cache, kept, strict=True):
         rows = (array[:, :, :, handle.length :] != before).any((0, 1, 2, 4))
         assert rows[:3].all() and not rows[3:].any()  # of a width of 8, the three real rows
@@ -191,7 +195,7 @@ def test_two_sequences_and_rows_in_one_step(llama: StaticModel, whole: Any) -> N
     first, second = llama.open(), llama.open()
     feed(llama, first, [IDS[:20]], "last")
     feed(llama, second, [IDS[:40]], "last")
-    rows = [Row(first, TokenTree.chain(IDS[20:23])), Row(second, TokenTree.chain(IDS[40:52]), logits="last")]
+    rows = [Row(first, Block.chain(IDS[20:23])), Row(second, Block.chain(IDS[40:52]), logits="last")]
     output = llama.step(rows)
     assert output.offsets == (0, 3, 4)
     assert np.array_equal(output.logits[:3], whole[20:23])
@@ -214,22 +218,85 @@ def test_limits_are_said_before_anything_changes(folders: dict[str, Path]) -> No
     assert model.max_context == 100
     handle = model.open()
     feed(model, handle, [IDS[:96]])
-    step = model.step([Row(handle, TokenTree.chain(IDS[96:100]))]).logits.copy()
+    step = model.step([Row(handle, Block.chain(IDS[96:100]))]).logits.copy()
     before = [array.copy() for array in handle.cache]
-    with pytest.raises(ContextFull, match="101 tokens do not fit"):
-        model.step([Row(handle, TokenTree.chain(IDS[96:101]))])
+    other = model.open()
+    output = model.step([Row(handle, Block.chain(IDS[96:101])), Row(other, Block.chain(IDS[:2]))])
+    assert output.refused == {0: "context"} and output.offsets == (0, 0, 2)
+    assert not len(model.step([Row(handle, Block.chain(IDS[:5]))]).logits)
+    assert (model.room(handle), model.room()) == (4, 100)
     assert all(np.array_equal(a, b) for a, b in zip(before, handle.cache, strict=True))
     assert np.array_equal(feed(model, handle, [IDS[96:100]]), step)
     assert handle.length == 100
     with pytest.raises(ValueError, match="truncate"):
         model.truncate(handle, 101)
-    with pytest.raises(ValueError, match="no path"):
+    with pytest.raises(ValueError, match="ascending"):
         model.commit(handle, [0])
+    model.step([Row(other, Block.chain(IDS[:4]))])
+    with pytest.raises(ValueError, match="no beginning"):
+        model.commit(other, [0, 2])
     with pytest.raises(ValueError, match="chains only"):
-        model.step([Row(model.open(), TokenTree((1, 2, 3), (-1, 0, 0)))])
+        model.step([Row(other, TokenTree((1, 2, 3), (-1, 0, 0)).as_block())])
+    with pytest.raises(ValueError, match="at least one token"):
+        model.step([Row(other, Block.chain([]))])
+    with pytest.raises(ValueError, match="conditioning"):
+        model.open(conditioning=object())
+    with pytest.raises(ContextFull, match="101"):
+        model.open(101)
 
 
-def test_hidden_states_stand_beside_the_logits(folders: dict[str, Path]) -> None:
+def test_a_fork_is_a_copy(llama: StaticModel, handle: StaticSequence, whole: Any) -> None:
+    feed(llama, handle, [IDS[:50]], "none")
+    for length in (0, 20, 50):
+        fork = llama.fork(handle, length)
+        assert np.array_equal(feed(llama, fork, [IDS[length:60]]), whole[length:60])
+        llama.close(fork)
+    fork = llama.fork(handle, 20)
+    feed(llama, handle, [[9] * 3])
+    llama.truncate(handle, 10)
+    feed(llama, handle, [[9] * 20])
+    assert np.array_equal(feed(llama, fork, [IDS[20:30]]), whole[20:30])
+    llama.close(fork)
+    with pytest.raises(ValueError, match="cannot fork"):
+        llama.fork(handle, 31)
+
+
+def test_memory_bounds_how_many_sequences_are_open(llama: StaticModel, folders: dict[str, Path]) -> None:
+    handle = llama.open()
+    size = sum(array.nbytes for array in handle.cache)
+    llama.close(handle)
+    model = static(folders["llama"], cache_bytes=3 * size - 1)
+    first, second = model.open(), model.open(100)
+    assert (model.room(), model.room(second)) == (0, 256)
+    for refused in (model.open, lambda: model.fork(first, 0)):
+        with pytest.raises(ContextFull):
+            refused()
+    model.close(first)
+    assert model.room() == 256
+    model.close(model.fork(second, 0))
+    with exact_mode(), pytest.raises(InvalidInput, match="--cache-memory"):
+        loading.load(files(folders["llama"]), LoadOptions(load_profile(DEVICE), role="draft", cache_bytes=9))
+
+
+def test_a_machine_without_memory_is_a_full_cache(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = static(folders["llama"], role="draft")
+    first = model.open()
+
+    def failing(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(runner, "aligned", failing)
+    with pytest.raises(ContextFull, match="no memory"):
+        model.open()
+    assert model.room() == 0
+    model.close(first)
+    assert model.room() == 256
+    model.open()
+
+
+def test_hidden_states_and_logits_are_asked_for_apart(folders: dict[str, Path]) -> None:
     with torch.no_grad():
         body = tiny_models.hf_model("llama").model
         seen: dict[int, Any] = {}
@@ -237,12 +304,25 @@ def test_hidden_states_stand_beside_the_logits(folders: dict[str, Path]) -> None
             layer.register_forward_hook(lambda m, x, y, i=i: seen.update({i: y}))
         body(torch.tensor([IDS[:50]]))
     model = static(folders["llama"], hidden_layers=(0, 1))
-    for which, start in (("all", 0), ("last", 49)):
-        output = model.step([Row(model.open(), TokenTree.chain(IDS[:50]), logits=which)])  # type: ignore[arg-type]
-        for layer in (0, 1):
-            want = seen[layer][0].numpy()[start:]
-            assert output.hidden[layer].shape == want.shape
-            assert abs(output.hidden[layer] - want).mean() < 0.05 * want.std()
+    assert model.capabilities.hidden_layers == (0, 1)
+    starts: dict[Any, int] = {"all": 0, "last": 49, "none": 50}
+    for logits, hidden in ((a, b) for a in starts for b in starts):
+        handle = model.open()
+        output = model.step([Row(handle, Block.chain(IDS[:50]), logits, hidden)])
+        assert output.offsets == (0, 50 - starts[logits])
+        assert output.hidden_offsets == (0, 50 - starts[hidden])
+        assert len(output.logits) == 50 - starts[logits] and bool(output.hidden) == (hidden != "none")
+        for layer, states in output.hidden.items():
+            want = seen[layer][0].numpy()[starts[hidden] :]
+            assert states.shape == want.shape
+            assert abs(states - want).mean() < 0.05 * want.std()
+        model.close(handle)
+    rows = [
+        Row(model.open(), Block.chain(IDS[:n]), "last", h) for n, h in ((50, "all"), (9, "none"), (3, "last"))
+    ]  # type: ignore[arg-type]
+    output = model.step(rows)
+    assert (output.offsets, output.hidden_offsets) == ((0, 1, 2, 3), (0, 50, 50, 51))
+    assert len(output.hidden_of(0)[1]) == 50 and len(output.hidden_of(2)[1]) == 1
 
 
 def test_a_cut_head_gives_the_same_logits(folders: dict[str, Path]) -> None:
@@ -259,11 +339,10 @@ def test_a_cut_head_gives_the_same_logits(folders: dict[str, Path]) -> None:
 
 
 def generate(model: StaticModel, drafter: Any, prompt: Sequence[int], depth: int) -> list[int]:
-    engine = Engine(model, drafter)
-    generation = Generation([*prompt], engine.open(len(prompt) + 60), SamplingParams(), Fixed(depth), 60)
-    for _ in engine.run([generation]):
+    policy = FirstProposal([drafter], lambda: Fixed(depth)) if drafter else None
+    generation = Generation([*prompt], SamplingParams(), 60)
+    for _ in Engine(model, policy).run([generation]):
         pass
-    engine.close(generation.handle)
     return generation.tokens[generation.num_prompt_tokens :]
 
 
@@ -304,7 +383,9 @@ def test_default_context_threads_and_emulation_are_notes(folders: dict[str, Path
     assert found.model.max_context == 1024
     assert "emulated" in found.notes[0] and "--max-context" in found.notes[1] and len(found.notes) == 2
     on_npu = LoadOptions(load_profile("core-ultra-npu"), threads=1, max_context=200)
-    assert loading._notes(source, on_npu) == ("NPU takes no number of threads: --threads is left out",)
+    assert loading._notes(source, on_npu) == (
+        "NPU has no setting for the number of threads: --threads is ignored",
+    )
     with pytest.raises(DeviceError, match="cannot load llama on NPU"):
         loading.load(source, replace(on_npu, role="draft"))
 
@@ -360,7 +441,7 @@ def test_missing_drivers_and_permissions_are_explained(
     assert "can be opened" in reason and "install" in remedy
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     reason, remedy = drivers.missing(kind, "linux", tmp_path)
-    assert "may not open" in reason and "usermod -a -G render" in remedy
+    assert "no permission to open" in reason and "usermod -a -G render" in remedy
     assert "Device Manager" in drivers.missing(kind, "win32", tmp_path)[1]
     assert "Linux and Windows only" in drivers.missing(kind, "darwin", tmp_path)[1]
 

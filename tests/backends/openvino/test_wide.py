@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from specport.core.block import Block
 from specport.core.ports import Row
 from specport.core.tree import TokenTree
-from specport.models.source import resolve
 from specport.runtime import numerics
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
@@ -40,7 +42,8 @@ def feed(model: PagedModel, sizes: Sequence[int]) -> tuple[NDArray[np.float32], 
     logits, hidden = [], []
     for size in sizes:
         start = handle.length
-        output = model.step([Row(handle, TokenTree.chain(IDS[start : start + size]))])
+        row = Row(handle, Block.chain(IDS[start : start + size]), hidden="all")
+        output = model.step([row])
         logits.append(output.logits.copy())
         hidden += [states.copy() for states in output.hidden.values()]
         model.commit(handle, range(size))
@@ -62,20 +65,33 @@ def test_a_step_in_parts_gives_the_bits_of_narrow_steps(options: dict[str, Any])
     # A tree with paths of 40 and 30 tokens, a prompt of which the last logits are wanted, a lone token.
     first, second, third = model.open(), model.open(), model.open()
     for handle, count in ((first, 30), (third, 11)):
-        model.step([Row(handle, TokenTree.chain(IDS[:count]), logits="last")])
+        model.step([Row(handle, Block.chain(IDS[:count]), logits="last")])
         model.commit(handle, range(count))
     tree = TokenTree((*IDS[30:70], *IDS[50:70]), (-1, *range(39), 9, *range(40, 59)))
     rows = [
-        Row(first, tree),
-        Row(second, TokenTree.chain(IDS[:150]), logits="last"),
-        Row(third, TokenTree.chain(IDS[11:12])),
+        Row(first, tree.as_block()),
+        Row(second, Block.chain(IDS[:150]), logits="last"),
+        Row(third, Block.chain(IDS[11:12])),
     ]
     output = model.step(rows)
     assert output.offsets == (0, 60, 61, 62)
     assert np.array_equal(output.logits[:40], narrow[30:70])
     assert np.array_equal(output.logits[60:], narrow[[149, 11]])
+    # Hidden states of what is scored nowhere, in parts like the logits.
+    rows = [
+        Row(first, Block.chain(IDS[30:90]), logits="none", hidden="all"),
+        Row(third, Block.chain(IDS[11:60]), hidden="last"),
+    ]
+    output = model.step(rows)
+    assert output.offsets == (0, 0, 49)
+    assert np.array_equal(output.logits, narrow[11:60])
+    if states:
+        assert output.hidden_offsets == (0, 60, 61)
+        assert np.array_equal(output.hidden[LAYER], np.concatenate(states)[[*range(30, 90), 59]])
+    assert not len(model.step([replace(row, logits="none", hidden="none") for row in rows]).logits)
+    model.step([Row(first, tree.as_block())])
     model.commit(first, range(10))
-    again = model.step([Row(first, TokenTree.chain(IDS[40:43]))]).logits
+    again = model.step([Row(first, Block.chain(IDS[40:43]))]).logits
     assert np.array_equal(again, narrow[40:43])
 
 
@@ -83,17 +99,17 @@ def test_many_rows_are_drafted_in_parts() -> None:
     model = loaded(exit_layer=10)
     handles = [model.open() for _ in range(5)]
     for handle in handles:
-        model.step([Row(handle, TokenTree.chain(IDS[:30]), logits="last")])
+        model.step([Row(handle, Block.chain(IDS[:30]), logits="last")])
         model.commit(handle, range(30))
-    alone = [model.draft([Row(h, TokenTree.chain(IDS[30:33]))]).logits.copy() for h in handles]
-    wanted = model.step([Row(handles[0], TokenTree.chain(IDS[30:35]))]).logits.copy()
+    alone = [model.draft([Row(h, Block.chain(IDS[30:33]))]).logits.copy() for h in handles]
+    wanted = model.step([Row(handles[0], Block.chain(IDS[30:35]))]).logits.copy()
     for handle in handles:
         model.truncate(handle, 30)
     model.widest = 8
-    output = model.draft([Row(h, TokenTree.chain(IDS[30:33])) for h in handles])
+    output = model.draft([Row(h, Block.chain(IDS[30:33])) for h in handles])
     assert output.offsets == (0, 3, 6, 9, 12, 15)
     assert np.array_equal(output.logits, np.concatenate(alone))
-    logits = model.step([Row(h, TokenTree.chain(IDS[30:35])) for h in handles]).logits
+    logits = model.step([Row(h, Block.chain(IDS[30:35])) for h in handles]).logits
     assert np.array_equal(logits, np.concatenate([wanted] * 5))
 
 
@@ -114,7 +130,7 @@ def test_the_check_of_wide_steps_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
 
     def worse(rows: Sequence[Row]) -> Any:
         output = step(rows)
-        if sum(len(row.tree) for row in rows) > 100:
+        if sum(len(row.block) for row in rows) > 100:
             output.logits[0, 0] = np.nextafter(output.logits[0, 0], np.float32(np.inf))
         return output
 
