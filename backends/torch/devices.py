@@ -1,4 +1,4 @@
-"""The devices of torch: what each runs its steps with, and how much memory is left on it."""
+"""Devices of torch: how each runs its steps, and how much memory it has free."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ COMPILE = "SPECPORT_TORCH_COMPILE"
 
 @dataclass(frozen=True)
 class Place:
-    """device: as torch names it. runner: what runs its steps. free: bytes that are left, None = not known.
-    whole: every pass covers all slots. notes: what the user should know."""
+    """Describe a device.
+
+    device: torch's name for it.
+    runner: what runs its steps.
+    free:   returns the free bytes; None = not known.
+    whole:  whether every pass covers all slots.
+    notes:  messages for the user.
+    """
 
     device: str
     runner: Callable[[Module], Runner]
@@ -31,7 +37,7 @@ class Place:
 
 
 def place(profile: Profile) -> Place:
-    """Raises DeviceError where the device's software is not set up."""
+    """Return the device of a profile. Raises DeviceError where its software is not set up."""
     if profile.device == "cuda":
         return Place("cuda", CudaGraphs, lambda: int(torch.cuda.mem_get_info()[0]))
     if profile.device == "hpu":
@@ -40,12 +46,12 @@ def place(profile: Profile) -> Place:
 
 
 def compiles(profile: Profile) -> bool:
-    """Whether the user asks for compiled steps, where they can be had: not in Gaudi's lazy mode."""
+    """Return whether the user asks for compiled steps and the device has them (not Gaudi's lazy mode)."""
     return os.environ.get(COMPILE, "0") not in ("", "0") and profile.device != "hpu"
 
 
 def name_of(profile: Profile) -> str:
-    """The processor's name; "" for the machine's own."""
+    """Return the device's processor name; "" for the machine's CPU."""
     if profile.device == "cuda":
         return str(torch.cuda.get_device_name())
     if profile.device == "hpu" and not profile.emulated:
@@ -54,7 +60,10 @@ def name_of(profile: Profile) -> str:
 
 
 def _gaudi() -> Place:
-    """HPU graphs need lazy mode, which is off by default and is read when the bridge is imported."""
+    """Return the Gaudi device in lazy mode.
+
+    HPU graphs need lazy mode. It is off by default and is read when the bridge is imported.
+    """
     notes: tuple[str, ...] = ()
     if os.environ.get(LAZY) != "1":
         if "habana_frameworks.torch" in sys.modules:

@@ -1,23 +1,21 @@
-"""Loads a model on a torch device: its runner, the widths at which it is exact, the memory it may take."""
+"""Load a model on a torch device: choose its runner, exact step widths and memory limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from specport.backends.torch import devices, runners, weights
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
-from specport.backends.torch.slots.chain import ChainModel, ChainModule
-from specport.backends.torch.slots.early_exit import ExitModel
+from specport.backends.torch.slots.chain import ChainModule
 from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
-from specport.errors import ContextFull, DeviceError
-from specport.runtime import numerics
+from specport.errors import DeviceError
+from specport.runtime import memory, numerics
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
 
@@ -29,50 +27,52 @@ _DEFAULT_CONTEXT = 2048  # for a configuration that names no limit
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a model may do in a round of decoding. decode: widths, () = those of the profile."""
+    """Hold the restrictions on a decoding round.
+
+    decode: allowed widths; () = those of the profile.
+    batch:  whether sequences share a forward pass.
+    tree:   whether tokens may have other attention masks than a chain's.
+    """
 
     decode: tuple[int, ...] = ()
     batch: bool = True
     tree: bool = True
 
 
-# What is tried for exact mode, in this order, until the logits do not depend on how tokens are split. Matrix
-# products may choose their kernels, and with them their rounding, by the number of rows, so that one width
-# alone is alike; around the gaps that a tree's mask leaves, attention sums in another order. A Xeon with
-# packed weights (`packed_linear.py`) needs no more than to leave out trees.
+# Schemes for exact mode, tried in order until the logits do not depend on how tokens are split. Matrix
+# products may choose their kernel, and thus their rounding, by the number of rows; one width avoids this.
+# With the gaps of a tree's mask, attention sums in another order. A Xeon with packed weights
+# (`packed_linear.py`) only needs to exclude trees.
 _EXACT = (Scheme(), Scheme(tree=False), Scheme((8,), batch=False), Scheme((8,), batch=False, tree=False))
-_PAST = 122  # tokens before those that the check compares: they cross the end of an attended length
+_PAST = 122  # tokens before the compared ones, which then cross the end of an attended length
 
 
 def load(files: ModelFiles, options: LoadOptions) -> Loaded:
-    """The model in `files.folder`, ready to step. Raises ModelError or DeviceError.
+    """Return the model in `files.folder`, ready to step. Raises ModelError or DeviceError.
 
-    An exact target is tried with several sets of widths until the logits do not depend on how tokens are
-    split; what was found is kept for each runtime, device, model and setting.
+    An exact target is tried with several schemes until the logits do not depend on how tokens are split. The
+    result is stored for each runtime, device, model and setting.
     """
     profile = options.profile
     place = devices.place(profile)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = weights.read(files, place.device, options.head_tokens)
-    # Every scheme is tried on the same cache and runner: graphs that one has captured serve the next.
+    # All schemes are tried on the same cache and runner, so that they share captured graphs.
     cache = SlotCache(weights.shape_of(model, place.device, options.exit_layer))
     module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
     must_be_exact = options.exact and options.role == "target"
-    # Compiled kernels round by the shape that they were compiled for.
+    # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
     steps = runners.compiled(module, place.device) if compiled else module
     runner = place.runner(steps)
-    kind: Callable[..., SlotModel] = SlotModel
-    if options.exit_layer:
-        kind = ExitModel
-    elif options.role == "draft":
+    chains = None
+    if options.role == "draft" and not options.exit_layer:
         chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
-        kind = partial(ChainModel, chains=chains)
     limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
-        return kind(
+        return SlotModel(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,
@@ -85,12 +85,13 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             whole=place.whole,
             hidden_layers=options.hidden_layers,
             exit_layer=options.exit_layer,
-            allowed=_allowance(place.free),
+            chains=chains,
+            budget=_budget(place.free, options),
         )
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
     if devices.compiles(profile) and not compiled:
-        notes = (*notes, "a target in exact mode is not compiled; --fast is")
+        notes = (*notes, "a target is not compiled in exact mode; use --fast for it")
     buckets = tuple(width for width in profile.buckets if width <= WIDEST)
     if not must_be_exact:
         widths, scheme = Widths(buckets, profile.buckets, 1), Scheme()
@@ -112,22 +113,24 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     )
 
 
-def _allowance(free: Callable[[], int | None]) -> Callable[[int], None]:
-    """Refuses a cache that is larger than the memory that is left, before it is allocated."""
+def _budget(free: Callable[[], int | None], options: LoadOptions) -> Callable[[], int | None]:
+    """Return a function that returns the most bytes of the cache; None = no known limit.
 
-    def check(nbytes: int) -> None:
-        left = free()
-        if left is not None and nbytes > left:
-            raise ContextFull(
-                f"the key/value cache would take {nbytes / 1e9:.1f} GB, {left / 1e9:.1f} GB are free: "
-                "choose a smaller --max-context"
-            )
+    Where the device reports free memory, that is the limit, else a share of the machine's memory at load.
+    A cache that grows is copied, so the whole new one must fit the free memory.
+    """
+    given = options.cache_bytes
+    if given is None and free() is None:
+        given = memory.default_share(options.role)
 
-    return check
+    def budget() -> int | None:
+        return min((limit for limit in (given, free()) if limit is not None), default=None)
+
+    return budget
 
 
 def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme, **more: object) -> str:
-    """Everything that decides which kernels run: what was found out about them is kept under it."""
+    """Return a key of everything that decides which kernels run; measurements are stored under it."""
     return settings_key(
         options,
         runtime=f"torch {torch.__version__}",

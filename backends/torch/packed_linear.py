@@ -1,9 +1,9 @@
-"""Linear layers for processors: weights packed once in oneDNN's own layout.
+"""Linear layers for CPUs: weights packed once in oneDNN's layout.
 
-torch's matrix products on a processor go to MKL in f32, whose rounding depends on the number of rows, and in
-bf16 to oneDNN, which then packs the weight anew at every call. Packed weights are what torch's own compiler
-uses (`torch._inductor`, freezing); called directly they are read at the speed of memory, and two rows or
-more round bit-identically however many there are, which is what makes exact mode cheap.
+On a CPU, torch passes f32 matrix products to MKL, whose rounding depends on the number of rows, and bf16
+products to oneDNN, which packs the weight again at every call. torch's own compiler uses packed weights
+(`torch._inductor`, freezing). Called directly, they run at memory bandwidth, and two or more rows round
+bit-identically for any number of rows, which makes exact mode cheap.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROWS = 8  # what the layout is chosen for; it serves any number
+_ROWS = 8  # number of rows that the layout is optimised for; it works for any
 
 
 class PackedLinear(torch.nn.Module):  # type: ignore[misc]
-    """What a `torch.nn.Linear` computes, without its gradient."""
+    """Compute the same as a `torch.nn.Linear`, without gradients."""
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ def _product(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) 
     return out
 
 
-# torch.compile takes such a product for one of its own and fails on a weight that it has not packed itself;
-# what it cannot look into it calls as it is. Calling it that way costs more, so that only compiled steps do.
+# torch.compile treats such a product as its own and fails on weights that it did not pack. It calls opaque
+# operators as they are. Such a call is slower, so only compiled steps use it.
 _opaque = torch.library.custom_op(
     "specport::packed_linear",
     _product,
@@ -51,7 +51,7 @@ _opaque.register_fake(lambda x, packed, bias, out_features: x.new_empty((*x.shap
 
 
 def available(dtype: Any) -> bool:
-    """Whether this torch and this processor have packed layers for a type of weights."""
+    """Return whether this torch and this CPU support packed layers for a weight type."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if dtype == torch.bfloat16:
@@ -60,7 +60,7 @@ def available(dtype: Any) -> bool:
 
 
 def pack(model: Any) -> None:
-    """Replace every linear layer of a model in place; a weight that nothing else holds is freed."""
+    """Replace every linear layer of a model in place. A weight without other references is freed."""
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:
             if type(child) is torch.nn.Linear:

@@ -1,4 +1,4 @@
-"""Which devices of torch are here. Never raises, and imports no torch: a listing must be quick."""
+"""Report the torch devices of this machine. Never raises, and does not import torch, so that it is fast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GAUDI = "install Intel Gaudi's PyTorch and specport[gaudi]"
 
 
 def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
-    """One status for each profile, in order."""
+    """Return one status for each profile, in order."""
     return [_status(profile) for profile in profiles]
 
 
@@ -35,7 +35,7 @@ def _status(profile: Profile) -> DeviceStatus:
 
 
 def _missing(profile: Profile) -> tuple[str, str]:
-    """What is missing and what would mend it; ("", "") = nothing."""
+    """Return what is missing and the fix; ("", "") = nothing."""
     needed, remedy = ["torch", "transformers"], _CPU
     if profile.device == "cuda":
         remedy = _CUDA
@@ -57,7 +57,7 @@ def _missing(profile: Profile) -> tuple[str, str]:
 
 
 def _is_cpu_build() -> bool:
-    """Wheels of the CPU build say so in their version."""
+    """Return whether torch is a CPU build, which its version states."""
     try:
         return version("torch").endswith("+cpu")
     except PackageNotFoundError:

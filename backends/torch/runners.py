@@ -1,7 +1,7 @@
-"""How a step or a chain of one shape is run on a device: at once, as a CUDA graph, or as an HPU graph.
+"""Run a step or a chain of one shape on a device: directly, as a CUDA graph, or as an HPU graph.
 
-A runner takes the packed inputs on the host and gives the outputs on the device; they are valid until its
-next call. `reset` is called when the cache's tensors were replaced.
+A runner takes the packed inputs on the host and returns the outputs on the device. They are valid until its
+next call. `reset` is called after the cache's tensors were replaced.
 """
 
 from __future__ import annotations
@@ -22,51 +22,57 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Output = tuple["Tensor", Mapping[int, "Tensor"]]  # of a `StepModule`
-# What is run: a `StepModule` or a `chain.ChainModule`, called with the packed input and a shape.
+# A `StepModule` or a `chain.ChainModule`, called with the packed input and a shape.
 Module = Callable[["Tensor", Any], Any]
 
 
 class Runner(Protocol):
+    @property
+    def module(self) -> Module:
+        """The module that it runs."""
+        ...
+
     def __call__(self, packed: NDArray[np.int64], shape: Hashable) -> Any: ...
 
     def reset(self) -> None: ...
 
     @property
     def num_graphs(self) -> int:
-        """Graphs captured so far; 0 where there are none."""
+        """Return the number of graphs captured so far; 0 where there are none."""
         ...
 
 
 class Eager:
-    """Runs every step as it comes: CPU, and CUDA without graphs."""
+    """Run every step directly: CPU, and CUDA without graphs."""
 
     num_graphs = 0
 
     def __init__(self, module: Module, device: str) -> None:
-        self._module, self._device = module, device
+        self.module, self._device = module, device
 
     def __call__(self, packed: NDArray[np.int64], shape: Hashable) -> Any:
-        with torch.inference_mode():  # less to keep track of for each operator than with no_grad
-            return self._module(torch.from_numpy(packed).to(self._device), shape)
+        with torch.inference_mode():  # less overhead per operator than no_grad
+            return self.module(torch.from_numpy(packed).to(self._device), shape)
 
     def reset(self) -> None:
         pass
 
 
 def compiled(module: StepModule, device: str) -> StepModule:
-    """The step as torch.compile makes it, for any runner: few kernels, tens of seconds for each new shape.
+    """Return the step compiled by torch.compile, for use in any runner.
 
-    Raises DeviceError where nothing can be compiled here.
+    It runs in few kernels and takes tens of seconds to compile for each new shape. Raises DeviceError where
+    torch.compile does not work.
     """
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-    except Exception as error:  # a missing compiler, header or Triton: each has its own type
+    except Exception as error:  # a missing compiler, header or Triton each raises its own type
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         needs = "a C++ compiler (g++) and Python's headers" if device == "cpu" else "Triton and a C compiler"
         raise DeviceError(
             f"torch.compile does not work here: {reason}", f"install {needs}, or unset SPECPORT_TORCH_COMPILE"
         ) from error
-    # Behind the limit torch runs what it was to compile as it is, and says nothing.
+    # Beyond its limit of compilations, torch silently runs the step uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     found: StepModule = torch.compile(module)
     return found
@@ -80,13 +86,13 @@ class _Captured:
 
 
 class CudaGraphs:
-    """A CUDA graph for each shape, captured when it first appears.
+    """Run one CUDA graph per shape, captured when the shape first appears.
 
-    Graphs share one memory pool: they run one after the other ("CUDA graphs" in PyTorch's CUDA notes).
+    Graphs share one memory pool, since they run one after the other ("CUDA graphs" in PyTorch's CUDA notes).
     """
 
     def __init__(self, module: Module) -> None:
-        self._module = module
+        self.module = module
         self._graphs: dict[Hashable, _Captured] = {}
         self.reset()
 
@@ -104,33 +110,34 @@ class CudaGraphs:
         return found.output
 
     def _capture(self, packed: Tensor, shape: Hashable) -> _Captured:
-        # Running it writes the rows that the replay writes again, so nothing has to be undone.
+        # The warm-up writes the same cache rows as the replay, so nothing has to be undone.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.no_grad():
-            for _ in range(2):  # libraries choose their kernels and allocate workspaces
-                self._module(packed, shape)
+            for _ in range(2):  # warm-up: libraries choose kernels and allocate workspaces
+                self.module(packed, shape)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool), torch.no_grad():
-            output = self._module(packed, shape)
+            output = self.module(packed, shape)
         return _Captured(graph, packed, output)
 
     def reset(self) -> None:
         self._graphs.clear()
-        self._pool = torch.cuda.graph_pool_handle()  # a pool ends with the last graph in it
+        self._pool = torch.cuda.graph_pool_handle()  # a pool is freed with its last graph
 
 
 class HpuGraphs:
-    """An HPU graph for each shape: Gaudi's own wrapper keeps them, by the shapes of tensors and by the hash
-    of every other argument ("Run Inference Using HPU Graphs" in Intel Gaudi's documentation).
+    """Run one HPU graph per shape.
 
-    hpu, core: the modules `habana_frameworks.torch.hpu` and `habana_frameworks.torch.core`, or what stands in
-    for them.
+    Gaudi's wrapper stores them by the shapes of tensors and the hash of every other argument ("Run Inference
+    Using HPU Graphs" in Intel Gaudi's documentation).
+
+    hpu, core: the modules `habana_frameworks.torch.hpu` and `habana_frameworks.torch.core`, or an emulation.
     """
 
     def __init__(self, module: Module, hpu: Any, core: Any, device: str) -> None:
-        self._module, self._hpu, self._core, self._device = module, hpu, core, device
+        self.module, self._hpu, self._core, self._device = module, hpu, core, device
         self._shapes: set[Hashable] = set()
         self.reset()
 
@@ -142,19 +149,19 @@ class HpuGraphs:
         self._shapes.add(shape)
         with torch.no_grad():
             inputs = torch.from_numpy(packed).to(self._device)
-            self._core.mark_step()  # the copy is no part of the graph
+            self._core.mark_step()  # keeps the copy out of the graph
             result = self._wrapped(inputs, shape)
             self._core.mark_step()
         return result
 
     def reset(self) -> None:
         self._shapes.clear()
-        # Inputs are small and new each time: keeping copies of them would only cost memory.
-        self._wrapped = self._hpu.wrap_in_hpu_graph(_Fresh(self._module), disable_tensor_cache=True)
+        # Inputs are small and new at each call, so cached copies would only cost memory.
+        self._wrapped = self._hpu.wrap_in_hpu_graph(_Fresh(self.module), disable_tensor_cache=True)
 
 
 class _Fresh(torch.nn.Module):  # type: ignore[misc]
-    """A new object around the step: the wrapper replaces `forward` of what it is given."""
+    """Wrap the step in a new object, since Gaudi's wrapper replaces `forward` of its argument."""
 
     def __init__(self, module: Module) -> None:
         super().__init__()
@@ -165,7 +172,7 @@ class _Fresh(torch.nn.Module):  # type: ignore[misc]
 
 
 def timed(runner: Runner, packed: NDArray[np.int64], shape: Hashable, device: str) -> tuple[Any, float]:
-    """The outputs, and the seconds until the device has them."""
+    """Return the outputs, and the seconds until they are complete on the device."""
     start = time.perf_counter()
     output = runner(packed, shape)
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder into a transformers decoder on a device, with attention that knows slots."""
+"""Read a Hugging Face folder into a transformers decoder on a device, with attention over cache slots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) -> Any:
-    """The decoder in `files.folder`, in `files.precision`, its head cut to `head_tokens` where given.
+    """Return the decoder of `files.folder` in `files.precision`, its head cut to `head_tokens` where given.
 
     Raises ModelError for weights that cannot be used, DeviceError where they do not fit.
     """
@@ -33,7 +33,7 @@ def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) ->
             local_files_only=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # whatever transformers says about files that it cannot use
+    except Exception as error:  # transformers raises many types for unusable files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
             f"{files.folder} cannot be read: {reason}", "check that it is a complete decoder"
@@ -50,12 +50,12 @@ def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) ->
         if "out of memory" not in str(error):
             raise
         raise DeviceError(
-            f"{files.name} does not fit the memory of {device}", "take a smaller model or bf16"
+            f"{files.name} does not fit the memory of {device}", "use a smaller model or bf16"
         ) from error
 
 
 def shape_of(model: Any, device: str, exit_layer: int) -> Shape:
-    """What the model's cache holds for each token; exit queries where it exits early."""
+    """Return the shape of the model's cache per token, with exit queries where it exits early."""
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -64,15 +64,17 @@ def shape_of(model: Any, device: str, exit_layer: int) -> Shape:
 
 
 def _check(config: Any, folder: Path) -> None:
-    """Raises ModelError for what the step's attention and cache do not know."""
+    """Raise ModelError for features that the step's attention and cache do not support."""
     if getattr(config, "attn_logit_softcapping", None):
         raise ModelError(f"{folder} caps its attention scores (gemma2)", "use --device xeon")
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
-        raise ModelError(f"{folder} is no decoder with plain attention", "use a decoder-only language model")
+        raise ModelError(
+            f"{folder} is not a decoder with plain attention", "use a decoder-only language model"
+        )
 
 
 def _cut_head(model: Any, tokens: tuple[int, ...]) -> None:
-    """Keep these rows of the head; the embedding, which may share its weight, stays whole."""
+    """Keep these rows of the head. The embedding, which may share its weight, stays whole."""
     old = model.get_output_embeddings()
     if not tokens or min(tokens) < 0 or max(tokens) >= old.weight.shape[0]:
         raise ModelError(f"a head of {old.weight.shape[0]} tokens cannot be cut to these {len(tokens)}")

@@ -1,12 +1,14 @@
-"""A specport backend in plain numpy: llama models out of a Hugging Face folder.
+"""A specport backend in plain numpy: llama models from a Hugging Face folder.
 
-Every token is computed by itself, from its own ancestors in one fixed order. So logits depend on nothing
-but the text before them: chains, trees and batches are exact without any further care, and slow.
+Each token is computed by itself, from the tokens that it sees in a fixed order. So logits depend on nothing
+but those: chains, trees and batches are exact without any further care, and slow.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,30 +18,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.ports import Capabilities, Row, StepOutput
-from specport.core.tree import TokenTree
+from specport.core.ports import (
+    Block,
+    Capabilities,
+    EarlyExit,
+    GreedyChain,
+    HeadRows,
+    Refusal,
+    Row,
+    StepOutput,
+    Wanted,
+)
 from specport.errors import ContextFull, ModelError
 from specport.models.source import ModelFiles
 from specport.runtime.profiles import Profile
 from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 Floats = NDArray[np.float64]
+_NOTHING = Block((), ())
 
 
 @dataclass
 class NumpySequence:
-    """cache: [capacity, layers, 2, KV heads, head_dim]; pending: the same of each node of the last step."""
+    """One sequence in the cache.
+
+    cache:   [capacity, layers, 2, KV heads, head_dim] keys and values of the committed tokens.
+    block:   tokens of the last step.
+    pending: [tokens, layers, 2, KV heads, head_dim] theirs.
+    """
 
     cache: Floats
     length: int = 0
-    tree: TokenTree = field(default_factory=TokenTree)
-    pending: list[Floats] = field(default_factory=list)
+    block: Block = _NOTHING
+    pending: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def settle(self, length: int) -> None:
+        """Set the number of committed tokens; nothing is pending behind them."""
+        self.length, self.block, self.pending = length, _NOTHING, np.zeros(0)
 
 
 class NumpyModel:
-    """A llama. hidden_layers: layers whose output every step returns."""
+    """A llama.
 
-    def __init__(self, folder: Path, max_context: int | None, hidden_layers: tuple[int, ...]) -> None:
+    hidden_layers: layers whose output steps can return.
+    cache_bytes:   bytes that all sequences may take together; None = no limit.
+    """
+
+    early_exit: EarlyExit | None = None
+    chain: GreedyChain | None = None
+    head_rows: HeadRows | None = None
+
+    def __init__(
+        self,
+        folder: Path,
+        max_context: int | None = None,
+        hidden_layers: tuple[int, ...] = (),
+        cache_bytes: int | None = None,
+    ) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config["model_type"] != "llama":
             raise ModelError(f"the numpy backend runs llama models, not {config['model_type']}")
@@ -52,86 +87,137 @@ class NumpyModel:
         self._heads, self._kv = config["num_attention_heads"], config["num_key_value_heads"]
         self._width = config.get("head_dim") or config["hidden_size"] // self._heads
         self._frequencies = config.get("rope_theta", 10000.0) ** -(np.arange(0, self._width, 2) / self._width)
+        self._row = (self._layers, 2, self._kv, self._width)
+        self._most = sys.maxsize if cache_bytes is None else cache_bytes // (8 * math.prod(self._row))
+        self._open: list[NumpySequence] = []
         self.vocab_size = len(self._head)
         self.max_context = min(config["max_position_embeddings"], max_context or 1 << 30)
-        self.capabilities = Capabilities(tree=True, batch=True, exact=True, hidden_states=hidden_layers)
+        self.capabilities = Capabilities(
+            visibility="any", batch=True, exact=True, gather=True, hidden_layers=hidden_layers
+        )
 
-    def open(self, capacity: int = 0) -> NumpySequence:
-        return NumpySequence(np.zeros((min(capacity, self.max_context), *self._row)))
+    def room(self, handle: NumpySequence | None = None) -> int:
+        length, held = (handle.length, len(handle.cache)) if handle is not None else (0, 0)
+        free = self._most - sum(len(other.cache) for other in self._open)
+        return max(0, min(self.max_context, held + free) - length)
+
+    def open(self, capacity: int = 0, conditioning: Any = None) -> NumpySequence:
+        if conditioning is not None:
+            raise ValueError("this model takes no conditioning")
+        if capacity > (room := self.room()):
+            raise ContextFull(f"no room for a sequence of {capacity} tokens: {room} are left")
+        self._open.append(NumpySequence(np.zeros((capacity, *self._row))))
+        return self._open[-1]
+
+    def fork(self, handle: NumpySequence, length: int) -> NumpySequence:
+        if not 0 <= length <= handle.length:
+            raise ValueError(f"cannot fork {length} tokens of a sequence of {handle.length}")
+        new = self.open(length)
+        new.cache[:] = handle.cache[:length]
+        new.settle(length)
+        return new
 
     def close(self, handle: NumpySequence) -> None:
-        self.truncate(handle, 0)
+        self._open = [other for other in self._open if other is not handle]
         handle.cache = np.zeros((0, *self._row))
+        handle.settle(0)
 
     def truncate(self, handle: NumpySequence, length: int) -> None:
         if not 0 <= length <= handle.length:
             raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.length, handle.tree, handle.pending = length, TokenTree(), []
+        handle.settle(length)
 
-    def commit(self, handle: NumpySequence, kept: Sequence[int]) -> None:
-        path = handle.tree.checked_path(kept)
-        end = handle.length + len(path)
-        if end > len(handle.cache):
-            more = np.zeros((min(self.max_context, 2 * end) - len(handle.cache), *self._row))
-            handle.cache = np.concatenate([handle.cache, more])
-        for i, node in enumerate(path):
-            handle.cache[handle.length + i] = handle.pending[node]
-        handle.length, handle.tree, handle.pending = end, TokenTree(), []
+    def commit(self, handle: NumpySequence, nodes: Sequence[int]) -> None:
+        kept = handle.block.checked_nodes(nodes)
+        end = handle.length + len(kept)
+        handle.cache[handle.length : end] = handle.pending[kept]
+        handle.settle(end)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         start = time.perf_counter()
-        for row in rows:
-            if (end := row.handle.length + max(row.tree.depths())) > self.max_context:
-                raise ContextFull(f"{end} tokens do not fit the model's context of {self.max_context}")
+        refused: dict[int, Refusal] = {}
         logits: list[Floats] = []
-        hidden: list[dict[int, Floats]] = []
-        offsets = [0]
-        for row in rows:
-            row.handle.tree, row.handle.pending = row.tree, []
-            for node in range(len(row.tree)):
-                stream, layers = self._token(row.handle, row.tree, node)
-                if row.logits == "all" or node == len(row.tree) - 1:
-                    logits.append(self._head @ self._norm(stream, "model.norm"))
-                    hidden.append(layers)
+        hidden: dict[int, list[Floats]] = {layer: [] for layer in self.capabilities.hidden_layers}
+        offsets, hidden_offsets = [0], [0]
+        for i, row in enumerate(rows):
+            if why := self._refusal(row.handle, row.block):
+                refused[i] = why
+            else:
+                states = self._run(row.handle, row.block)
+                logits += [self._head @ self._norm(x, "model.norm") for x in states[-1][_chosen(row.logits)]]
+                for layer, found in hidden.items():
+                    found += [*states[layer][_chosen(row.hidden)]]
             offsets.append(len(logits))
-        chosen = {n: np.stack([h[n] for h in hidden]) for n in self.capabilities.hidden_states}
-        return StepOutput(np.stack(logits), tuple(offsets), time.perf_counter() - start, chosen)
+            hidden_offsets.append(max(map(len, hidden.values()), default=0))
+        return StepOutput(
+            np.array(logits).reshape(-1, self.vocab_size),
+            tuple(offsets),
+            time.perf_counter() - start,
+            refused,
+            {layer: np.stack(found) for layer, found in hidden.items() if found},
+            tuple(hidden_offsets),
+        )
 
-    def _token(self, handle: NumpySequence, tree: TokenTree, node: int) -> tuple[Floats, dict[int, Floats]]:
-        """The residual stream behind the last layer, and behind every layer; keeps the node's K and V."""
-        own = np.zeros(self._row)
-        handle.pending.append(own)
-        path = [handle.pending[i] for i in tree.path(node)]
-        angles = (handle.length + len(path) - 1) * self._frequencies
-        x, layers = self._embedding[tree.tokens[node]], {}
-        for n in range(self._layers):
-            name = f"model.layers.{n}"
-            y = self._norm(x, f"{name}.input_layernorm")
-            q, k, v = (self._w[f"{name}.self_attn.{p}_proj.weight"] @ y for p in "qkv")
-            own[n, 0], own[n, 1] = _turned(k.reshape(self._kv, -1), angles), v.reshape(self._kv, -1)
-            past = np.concatenate([handle.cache[: handle.length, n], np.stack([p[n] for p in path])])
-            queries = _turned(q.reshape(self._heads, -1), angles).reshape(self._kv, -1, self._width)
-            scores = np.einsum("ghd,tgd->ght", queries, past[:, 0]) / np.sqrt(self._width)
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            weights /= weights.sum(axis=-1, keepdims=True)
-            mixed = np.einsum("ght,tgd->ghd", weights, past[:, 1]).ravel()
-            x = x + self._w[f"{name}.self_attn.o_proj.weight"] @ mixed
-            y = self._norm(x, f"{name}.post_attention_layernorm")
-            gate, up = (self._w[f"{name}.mlp.{p}_proj.weight"] @ y for p in ("gate", "up"))
-            x = x + self._w[f"{name}.mlp.down_proj.weight"] @ (gate / (1 + np.exp(-gate)) * up)
-            layers[n] = x
-        return x, layers
+    def _refusal(self, handle: NumpySequence, block: Block) -> Refusal | None:
+        """Make room for a block; return why there is none."""
+        if handle.length + block.reach > self.max_context:
+            return "context"
+        held, rows = len(handle.cache), handle.length + len(block)
+        most = self._most - sum(len(other.cache) for other in self._open if other is not handle)
+        if rows > most:
+            return "cache"
+        if rows > held:
+            more = min(most, -(-rows // 64) * 64) - held
+            handle.cache = np.concatenate([handle.cache, np.zeros((more, *self._row))])
+        return None
 
-    @property
-    def _row(self) -> tuple[int, ...]:
-        return (self._layers, 2, self._kv, self._width)
+    def _run(self, handle: NumpySequence, block: Block) -> Floats:
+        """Return the states [layers, tokens, width] behind every layer; keep the tokens' keys and values."""
+        n = len(block)
+        handle.block, handle.pending = block, np.zeros((n, *self._row))
+        seen = np.tri(n, dtype=np.bool_) if block.visible is None else block.visible
+        angles = np.outer(handle.length + np.array(block.positions), self._frequencies)
+        x, states = self._embedding[list(block.tokens)], []
+        for layer in range(self._layers):
+            own = handle.pending[:, layer]
+            queries = [self._read(layer, x[i], angles[i], own[i]) for i in range(n)]
+            past = handle.cache[: handle.length, layer]
+            x = np.stack(
+                [self._mixed(layer, x[i], queries[i], np.concatenate([past, own[seen[i]]])) for i in range(n)]
+            )
+            states.append(x)
+        return np.stack(states)
+
+    def _read(self, layer: int, x: Floats, angles: Floats, own: Floats) -> Floats:
+        """Return a token's queries [KV heads, group, head_dim]; write its keys and values to `own`."""
+        y = self._norm(x, f"model.layers.{layer}.input_layernorm")
+        q, k, v = (self._w[f"model.layers.{layer}.self_attn.{p}_proj.weight"] @ y for p in "qkv")
+        own[0], own[1] = _turned(k.reshape(self._kv, -1), angles), v.reshape(self._kv, -1)
+        return _turned(q.reshape(self._heads, -1), angles).reshape(self._kv, -1, self._width)
+
+    def _mixed(self, layer: int, x: Floats, queries: Floats, past: Floats) -> Floats:
+        """Return a token's state behind a layer, which attends to `past` [tokens, 2, KV heads, head_dim]."""
+        name = f"model.layers.{layer}"
+        scores = np.einsum("ghd,tgd->ght", queries, past[:, 0]) / np.sqrt(self._width)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("ght,tgd->ghd", weights, past[:, 1]).ravel()
+        x = x + self._w[f"{name}.self_attn.o_proj.weight"] @ mixed
+        y = self._norm(x, f"{name}.post_attention_layernorm")
+        gate, up = (self._w[f"{name}.mlp.{p}_proj.weight"] @ y for p in ("gate", "up"))
+        return x + self._w[f"{name}.mlp.down_proj.weight"] @ (gate / (1 + np.exp(-gate)) * up)
 
     def _norm(self, x: Floats, name: str) -> Floats:
         return x / np.sqrt((x * x).mean() + self._eps) * self._w[f"{name}.weight"]
 
 
+def _chosen(wanted: Wanted) -> slice:
+    """Return which tokens of a row something is wanted of."""
+    return {"all": slice(None), "last": slice(-1, None), "none": slice(0)}[wanted]
+
+
 def _turned(x: Floats, angles: Floats) -> Floats:
-    """Rotary embedding of [heads, head_dim], halves apart as Hugging Face stores them."""
+    """Return the rotary embedding of [heads, head_dim], halves apart as Hugging Face stores them."""
     a, b = np.split(x, 2, axis=-1)
     return np.concatenate(
         [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1
@@ -139,7 +225,7 @@ def _turned(x: Floats, angles: Floats) -> Floats:
 
 
 def read_safetensors(path: Path) -> dict[str, Floats]:
-    """Name -> array. The file is 8 bytes of length, a JSON header, and the tensors' bytes."""
+    """Return name -> array. The file is 8 bytes of length, a JSON header, and the tensors' bytes."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     found: dict[str, Floats] = {}
@@ -165,7 +251,14 @@ class NumpyBackend:
         return [DeviceStatus(p.name, self.name, p.device, True, facts=facts) for p in profiles]
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
-        return Loaded(NumpyModel(files.folder, options.max_context, options.hidden_layers))
+        return Loaded(
+            NumpyModel(
+                files.folder,
+                options.max_context,
+                options.hidden_layers,
+                getattr(options, "cache_bytes", None),
+            )
+        )
 
 
 backend = NumpyBackend()

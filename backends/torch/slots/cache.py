@@ -17,12 +17,12 @@ from transformers.cache_utils import Cache
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST = 512  # rows of a slot; capacities are powers of two from here on
+SMALLEST = 512  # rows of a slot; capacities are powers of two from here on, multiples where memory ends
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What one row of the cache takes: of each layer, `heads` times `width` numbers, twice.
+    """Hold what one row of the cache takes: of each layer, `heads` times `width` numbers, twice.
 
     query: numbers of an exit query (`early_exit.py`), of which a row then holds one more; 0 = none.
     """
@@ -35,12 +35,13 @@ class Shape:
     query: int = 0
 
     def nbytes(self, slots: int, capacity: int) -> int:
+        """Return the bytes of so many slots of so many rows."""
         numbers = 2 * self.num_layers * self.heads * self.width + self.query
         return int(slots * capacity * numbers * self.dtype.itemsize)
 
 
 def capacity_for(num_rows: int) -> int:
-    """The capacity that holds so many rows: doubling, so that few shapes ever appear."""
+    """Return the capacity that holds so many rows: doubling, so that few shapes ever appear."""
     capacity = SMALLEST
     while capacity < num_rows:
         capacity *= 2
@@ -48,7 +49,7 @@ def capacity_for(num_rows: int) -> int:
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """The tensors, and where the step that runs right now reads and writes in them.
+    """Holds the tensors, and where the step that runs right now reads and writes in them.
 
     `resize` gives the tensors another shape and keeps their content; graphs that were captured on the old
     ones must not be used again.
@@ -65,31 +66,35 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._index: Tensor | None = None
 
     def resize(self, slots: int, capacity: int) -> None:
+        """Give the tensors another number of slots and rows; their content stays where it is."""
         shape, rows = self.shape, (slots, self.shape.heads, capacity, self.shape.width)
-        self.keys = self._resized(self.keys, shape.num_layers, rows)
-        self.values = self._resized(self.values, shape.num_layers, rows)
-        self.queries = self._resized(self.queries, 1 if shape.query else 0, (slots, 1, capacity, shape.query))
+        self._resize(self.keys, shape.num_layers, rows)
+        self._resize(self.values, shape.num_layers, rows)
+        self._resize(self.queries, 1 if shape.query else 0, (slots, 1, capacity, shape.query))
         self.slots, self.capacity = slots, capacity
 
-    def _resized(self, tensors: list[Tensor], count: int, size: tuple[int, ...]) -> list[Tensor]:
-        found: list[Tensor] = []
-        for old in tensors or [None] * count:
+    def _resize(self, tensors: list[Tensor], count: int, size: tuple[int, ...]) -> None:
+        """Replace the tensors one by one, so that the old ones are freed on the way."""
+        for i in range(count):
             new = torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
-            if old is not None:
-                new[: old.shape[0], :, : old.shape[2]] = old
-            found.append(new)
-        return found
+            if i < len(tensors):
+                new[: tensors[i].shape[0], :, : tensors[i].shape[2]] = tensors[i]
+                tensors[i] = new
+            else:
+                tensors.append(new)
 
     def at(self, first: int, index: Tensor, length: int) -> None:
-        """The next `update` of each layer writes the slots from `first` on at rows `index` [slots, new] and
-        returns their first `length` rows."""
+        """Let the next `update` of each layer write the slots from `first` on at rows `index` [slots, new].
+
+        It returns their first `length` rows.
+        """
         self._first, self._size, self._length = first, index.shape[0], length
         self._index = index
 
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Called by the attention of a layer: key and value [slots, heads, new, width]."""
+        """Write key and value [slots, heads, new, width]; called by the attention of a layer."""
         return self._write(self.keys[layer_idx], key), self._write(self.values[layer_idx], value)
 
     def hold(self, queries: Tensor) -> None:
@@ -97,14 +102,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._write(self.queries[0], queries[:, None])
 
     def held(self) -> Tensor:
-        """The exit queries [slots, new, query] at the rows of the step's tokens."""
+        """Return the exit queries [slots, new, query] at the rows of the step's tokens."""
         assert self._index is not None  # set by `at`
         own = self._own(self.queries[0])[:, 0]
         found: Tensor = own.gather(1, self._index[:, :, None].expand(-1, -1, own.shape[2]))
         return found
 
     def _own(self, tensor: Tensor) -> Tensor:
-        """The step's slots. No view where it covers them all: HPU graphs cannot write through a view."""
+        """Return the step's slots; no view where it covers them all, since HPU graphs cannot write views."""
         return tensor if self._size == self.slots else tensor[self._first : self._first + self._size]
 
     def _write(self, tensor: Tensor, new: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             own.scatter_(2, where, new)
         return own[:, :, : self._length]
 
-    def move(self, slot: Tensor, source: Tensor, target: Tensor) -> None:
-        """Copy rows `source` [n] of a slot [1] to rows `target` [n], in every layer."""
+    def move(self, slot: Tensor, to: Tensor, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` [n] of a slot [1] to rows `target` [n] of the slot `to` [1], in every layer."""
         for tensor in (*self.keys, *self.values):
-            tensor[slot, :, target] = tensor[slot, :, source]
+            tensor[to, :, target] = tensor[slot, :, source]

@@ -9,19 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from specport.backends.torch.runners import Output, Runner, timed
+from specport.backends.torch.slots.batch import Piece, Widths
 from specport.backends.torch.slots.cache import SlotCache
-from specport.backends.torch.slots.model import SlotModel, piece_of
+from specport.backends.torch.slots.passes import Passes
 from specport.backends.torch.slots.step import StepShape
 
-from specport.core.model_kinds import Chains
-from specport.core.ports import Row
-from specport.core.sampling.sampler import to_host
-from specport.core.tree import TokenTree
+from specport.core.arrays import to_host
+from specport.core.ports import Block, Chains, Refusal, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChainShape:
-    """What must be equal for two chains to run as the same graph.
+    """Hold what must be equal for two chains to run as the same graph.
 
-    read: the pass over the rows' own tokens; next: those of one token, to which all others belong; depth:
-    tokens to draft; vocab: columns of the logits that count; last: where an idle slot writes.
+    read:  shape of the pass over the rows' own tokens.
+    next:  shape of the passes over one token, which are all others.
+    depth: tokens to draft.
+    vocab: columns of the logits that count.
+    last:  the row to which an idle slot writes.
     """
 
     read: StepShape
@@ -43,8 +45,9 @@ class ChainShape:
 
 
 class ChainModule(torch.nn.Module):  # type: ignore[misc]
-    """What a runner runs for a chain. step: a `StepModule`, or what was compiled of one.
+    """Drafts a chain token by token, as one call of a runner.
 
+    step:        a `StepModule`, or what was compiled of one.
     head_tokens: the ids behind the columns of a cut head; None = every id, in order.
     """
 
@@ -59,8 +62,10 @@ class ChainModule(torch.nn.Module):  # type: ignore[misc]
         self._ids = None if head_tokens is None else torch.tensor(head_tokens, device=device)
 
     def forward(self, packed: Tensor, shape: ChainShape) -> tuple[Tensor, Tensor]:
-        """Tokens and their probabilities, both [slots, depth]; packed: input of `shape.read`, then how many
-        tokens each slot brings [slots]."""
+        """Return tokens and their probabilities, both [slots, depth].
+
+        packed: the input of `shape.read`, then how many tokens each slot brings [slots].
+        """
         slots = shape.read.slots
         inputs, counts = packed[:-slots], packed[-slots:]
         lengths = shape.read.unpack(inputs)["lengths"]
@@ -80,7 +85,7 @@ class ChainModule(torch.nn.Module):  # type: ignore[misc]
         return torch.stack(tokens, dim=1), torch.stack(confidences, dim=1)
 
     def _likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """[slots] ids of the likeliest tokens, and their probabilities."""
+        """Return the [slots] ids of the likeliest tokens, and their probabilities."""
         column = logits.argmax(dim=1, keepdim=True)
         confidence = 1 / (logits - logits.gather(1, column)).exp().sum(dim=1)
         column = column[:, 0]
@@ -88,7 +93,7 @@ class ChainModule(torch.nn.Module):  # type: ignore[misc]
 
 
 def _single(tokens: Tensor, lengths: Tensor, shape: StepShape) -> Tensor:
-    """The packed input of a step of one token a slot behind `lengths` rows, made on the device."""
+    """Return the packed input of a step of one token a slot behind `lengths` rows, made on the device."""
     slots, new = shape.slots, shape.new
     # Padding stands where the token does: nobody reads what it computes.
     spread = torch.stack([tokens, lengths], dim=0)[:, :, None].expand(2, slots, new)
@@ -97,36 +102,46 @@ def _single(tokens: Tensor, lengths: Tensor, shape: StepShape) -> Tensor:
         "ids": spread[0],
         "positions": spread[1],
         "lengths": lengths,
-        "tree": alone,
+        "visible": alone,
         "kept": torch.zeros(shape.kept, dtype=tokens.dtype, device=tokens.device),
     }
     return torch.cat([parts[name].reshape(-1) for name in shape.sizes()])
 
 
-class ChainModel(SlotModel):
-    """A `SlotModel` that drafts whole chains: the port of the same name.
+@dataclass(frozen=True)
+class SlotChain:
+    """Drafts whole chains on slots: the `GreedyChain` port.
 
-    chains: runs a `ChainModule` on the model's own step.
+    runner: runs a `ChainModule` on the model's own step.
+    admit:  makes room for pieces and returns which do not fit (`SlotModel.admit`).
+    passes: lays out the first pass of a chain.
     """
 
-    def __init__(self, runner: Runner, cache: SlotCache, *, chains: Runner, **options: Any) -> None:
-        super().__init__(runner, cache, **options)
-        self.chains = chains
-        self.capabilities = replace(self.capabilities, chain=self.widths.most)
+    runner: Runner
+    admit: Callable[[Sequence[Piece]], dict[int, Refusal]]
+    passes: Passes
+    cache: SlotCache
+    widths: Widths
+    vocab_size: int
 
-    def chain(self, rows: Sequence[Row], depth: int, vocab: int | None = None) -> Chains:
-        pieces = [replace(piece_of(row), logits="last") for row in rows]
-        longest = max(len(piece.tree) for piece in pieces)
-        if depth < 1 or not all(piece.tree.is_chain for piece in pieces) or longest > self.widths.most:
-            raise ValueError(f"chains are drafted behind rows of up to {self.widths.most} tokens, no trees")
+    @property
+    def max_tokens(self) -> int:
+        return self.widths.most
+
+    def draft(self, rows: Sequence[Row], depth: int, vocab: int | None = None) -> Chains | None:
+        pieces = [Piece(row.handle.slot, row.handle.length, row.block, "last") for row in rows]
+        longest = max(len(piece.block) for piece in pieces)
+        if depth < 1 or not all(piece.block.is_chain for piece in pieces) or longest > self.max_tokens:
+            raise ValueError(f"chains are drafted behind chains of up to {self.max_tokens} tokens")
         unread = (0,) * (depth - 1)  # the last token that is drafted is never read
-        self._admit([replace(p, tree=TokenTree.chain(p.tree.tokens + unread)) for p in pieces])
+        if self.admit([replace(p, block=Block.chain(p.block.tokens + unread)) for p in pieces]):
+            return None
         start = time.perf_counter()
         single = self.widths.decoded(1)
-        packed, read = self._packed(pieces, "whole", self.widths.decoded(longest), depth + single)
+        packed, read = self.passes.packed(pieces, "whole", self.widths.decoded(longest), depth + single)
         counts = np.zeros(read.slots, dtype=np.int64)
         order = [piece.slot - read.first for piece in pieces]
-        counts[order] = [len(piece.tree) for piece in pieces]
+        counts[order] = [len(piece.block) for piece in pieces]
         shape = ChainShape(
             read,
             replace(read, new=single, kept=1),
@@ -135,12 +150,8 @@ class ChainModel(SlotModel):
             self.cache.capacity - single,
         )
         packing = time.perf_counter() - start
-        found, spent = timed(self.chains, np.concatenate([packed, counts]), shape, self.cache.shape.device)
+        found, spent = timed(self.runner, np.concatenate([packed, counts]), shape, self.cache.shape.device)
         tokens, confidences = (to_host(part)[order] for part in found)
         for row, drafted in zip(rows, tokens.tolist(), strict=True):
-            row.handle.pending = TokenTree.chain((*row.tree.tokens, *drafted[:-1]))
+            row.handle.pending = Block.chain((*row.block.tokens, *drafted[:-1]))
         return Chains(tokens, confidences, packing + spent)
-
-    def _resize(self, slots: int, capacity: int) -> None:
-        super()._resize(slots, capacity)
-        self.chains.reset()

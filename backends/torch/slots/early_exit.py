@@ -1,4 +1,4 @@
-"""A model that drafts with its own first layers: the `EarlyExitModel` port on slots.
+"""A model that drafts with its own first layers: the `EarlyExit` port on slots.
 
 What leaves the front (LayerSkip's exit queries) is kept in the cache at the token's own row, like its keys
 and values. So a step that verifies drafted tokens runs the front on the others only, and the back finds all
@@ -7,45 +7,57 @@ of them where it looks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from specport.backends.torch.slots.batch import Piece
-from specport.backends.torch.slots.model import SlotModel, piece_of
+from specport.backends.torch.slots.passes import Passes
 
-from specport.core.ports import Row, StepOutput
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Refusal, Row, StepOutput
 
 
-class ExitModel(SlotModel):
-    """A `SlotModel` whose runner knows the parts front and back, on a cache that holds exit queries."""
+@dataclass(frozen=True)
+class SlotEarlyExit:
+    """Drafts on a cache that holds exit queries, by a runner that knows the parts front and back.
+
+    layer: layers of the front.
+    admit: makes room for pieces and returns which do not fit (`SlotModel.admit`).
+    """
+
+    layer: int
+    admit: Callable[[Sequence[Piece]], dict[int, Refusal]]
+    passes: Passes
 
     def draft(self, rows: Sequence[Row]) -> StepOutput:
-        pieces = [piece_of(row, len(row.handle.drafted)) for row in rows]
-        if not all(piece.tree.is_chain for piece in pieces):
-            raise ValueError("a row that branches cannot be drafted at an early exit")
-        self._admit(pieces)
-        for row in rows:
-            row.handle.pending = TokenTree()  # a step that was not committed is written over
-            row.handle.drafted += row.tree.tokens
-        return self._pass(pieces, "front")
+        pieces = [
+            Piece(row.handle.slot, row.handle.length + len(row.handle.drafted), row.block, row.logits)
+            for row in rows
+        ]
+        if not all(piece.block.is_chain for piece in pieces):
+            raise ValueError("only chains can be drafted at an early exit")
+        refused = self.admit(pieces)
+        for i, row in enumerate(rows):
+            if i not in refused:
+                row.handle.pending = Block((), ())  # a step that was not committed is written over
+                row.handle.drafted += row.block.tokens
+        return replace(self.passes.run(pieces, "front", refused), refused=refused)
 
-    def step(self, rows: Sequence[Row]) -> StepOutput:
-        pieces = [piece_of(row) for row in rows]
-        self._admit(pieces)
-        found = [_rest(piece, row.handle.drafted) for piece, row in zip(pieces, rows, strict=True)]
-        rest = [piece for piece in found if len(piece.tree)]
-        for row in rows:
-            row.handle.pending, row.handle.drafted = row.tree, ()
-        seconds = self._pass(rest, "front").seconds if rest else 0.0
-        output = self._pass(pieces, "back")
-        return replace(output, seconds=output.seconds + seconds)
+    def read(self, pieces: Sequence[Piece], drafted: Sequence[Sequence[int]]) -> float:
+        """Run the front on what of these pieces was not drafted; return the seconds."""
+        found = [unread(piece, tokens) for piece, tokens in zip(pieces, drafted, strict=True)]
+        left = [piece for piece in found if len(piece.block)]
+        return self.passes.run(left, "front").seconds if left else 0.0
 
 
-def _rest(piece: Piece, drafted: Sequence[int]) -> Piece:
-    """What of a piece the front has not run yet: all but the longest beginning that was drafted."""
-    tree, taken = piece.tree, piece.tree.beginning(drafted)
-    # New tokens see every row before them, so that the rest must hang below all that is taken over.
-    taken = min([taken, *(parent + 1 for parent in tree.parents[taken:])])
-    rest = TokenTree(tree.tokens[taken:], tuple(parent - taken for parent in tree.parents[taken:]))
-    return Piece(piece.slot, piece.length + taken, rest, "none")
+def unread(piece: Piece, drafted: Sequence[int]) -> Piece:
+    """Return what of a piece the front has not run yet: all but the longest beginning that was drafted."""
+    block, taken = piece.block, piece.block.beginning(drafted)
+    # New tokens see every row before them, so that the others must see all that is taken over.
+    while block.visible is not None and not block.visible[taken:, :taken].all():
+        taken -= 1
+    left = Block(
+        block.tokens[taken:],
+        tuple(position - taken for position in block.positions[taken:]),
+        None if block.visible is None else block.visible[taken:, taken:],
+    )
+    return Piece(piece.slot, piece.length + taken, left, "none")

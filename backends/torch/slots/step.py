@@ -31,10 +31,13 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class StepShape:
-    """What must be equal for two steps to run as the same graph.
+    """Hold what must be equal for two steps to run as the same graph.
 
-    first, slots: which slots take part; new: tokens that each brings; length: rows of the cache that they
-    see, the new ones included; kept: tokens of each slot whose logits are computed; part: layers that run.
+    first, slots: which slots take part.
+    new:    tokens that each brings.
+    length: rows of the cache that they see, the new ones included.
+    kept:   tokens of each slot whose logits are computed; with 0 no head runs.
+    part:   layers that run.
     """
 
     first: int
@@ -45,17 +48,24 @@ class StepShape:
     part: Part = "whole"
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """The parts of the packed input, in their order."""
+        """Return the sizes of the parts of the packed input, in their order."""
         b, n = self.slots, self.new
-        return {"ids": (b, n), "positions": (b, n), "lengths": (b,), "tree": (b, n, n), "kept": (self.kept,)}
+        return {
+            "ids": (b, n),
+            "positions": (b, n),
+            "lengths": (b,),
+            "visible": (b, n, n),
+            "kept": (self.kept,),
+        }
 
     def pack(self, **parts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The parts that `sizes` names, as one array."""
+        """Join the parts that `sizes` names into one array."""
         for name, size in self.sizes().items():
             assert parts[name].shape == size, (name, parts[name].shape, size)
         return np.concatenate([parts[name].ravel() for name in self.sizes()])
 
     def unpack(self, packed: Tensor) -> dict[str, Tensor]:
+        """Return the parts as views of the packed input."""
         parts, start = {}, 0
         for name, size in self.sizes().items():
             count = math.prod(size)
@@ -78,8 +88,9 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.cache = cache
-        self._parts = split(model, cache, exit_layer, hidden_layers)
+        self.parts = split(model, cache, exit_layer, hidden_layers)
         config = model.config
+        self._vocab_size = model.get_output_embeddings().out_features
         self._kinds = {*(getattr(config, "layer_types", None) or ())}
         # Any configuration may hold the word; only those that declare it have layers that slide.
         slides = "sliding_window" in signature(type(config).__init__).parameters
@@ -96,20 +107,17 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         return hook
 
     def forward(self, packed: Tensor, shape: StepShape) -> tuple[Tensor, Mapping[int, Tensor]]:
-        """Logits [slots, kept, vocab] in float32, and hidden states [slots, new, width] by layer.
-
-        With nothing kept, no head runs and the logits are [slots, 0].
-        """
+        """Return logits [slots, kept, vocab] in float32, and hidden states [slots, new, width] by layer."""
         parts = shape.unpack(packed)
         positions, lengths = parts["positions"], parts["lengths"]
         new = torch.arange(shape.new, device=packed.device)
         self.cache.at(shape.first, lengths[:, None] + new, shape.length)
         self._caught.clear()
-        model = self._parts[shape.part]
+        model = self.parts[shape.part]
         inputs = {
             "input_ids": parts["ids"],
             "position_ids": positions,
-            "attention_mask": self._masks(positions, lengths, parts["tree"], shape.length),
+            "attention_mask": self._masks(positions, lengths, parts["visible"], shape.length),
             "past_key_values": self.cache,
             "use_cache": True,
             "cache_position": new,
@@ -118,11 +126,11 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
             logits = model(**inputs, logits_to_keep=parts["kept"]).logits.float()
         else:
             model.get_decoder()(**inputs)
-            logits = torch.empty((shape.slots, 0), device=packed.device)
+            logits = torch.empty((shape.slots, 0, self._vocab_size), device=packed.device)
         return logits, dict(self._caught)
 
-    def _masks(self, positions: Tensor, lengths: Tensor, tree: Tensor, length: int) -> Any:
-        """What is added to the attention scores: 0 where a token sees a row of its slot, else -inf.
+    def _masks(self, positions: Tensor, lengths: Tensor, visible: Tensor, length: int) -> Any:
+        """Return what is added to the attention scores: 0 where a token sees a row of its slot, else -inf.
 
         A dictionary by kind of layer for models that mix kinds, as transformers takes it.
         """
@@ -130,7 +138,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         rows = torch.arange(length, device=positions.device)
         node = rows - lengths[:, None]  # [slots, length] which new token a row is; below 0: committed
         at = node.clamp(0, new - 1)
-        own = tree.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
+        own = visible.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
         seen = torch.where((node < 0)[:, None, :], True, own)
         masks = {FULL: seen}
         if self._window:
@@ -144,7 +152,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         return added[SLIDING if self._window else FULL]
 
     def _laid_out(self, mask: Tensor) -> Tensor:
-        """[slots, 1, rows, length] from [slots, new, length]: once for each query of a group, filled up."""
+        """Return [slots, 1, rows, length] of [slots, new, length]: rows of a group's queries, filled up."""
         mask = mask.repeat(1, self._groups, 1)
         count = mask.shape[1]
         if mask.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
@@ -155,9 +163,13 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """Grouped-query attention without copying keys and values: the queries of a group become rows of one
-    head. query [slots, heads, new, width]; key, value [slots, kv heads, length, width]; attention_mask
-    [slots, 1, rows, length] as `StepModule` made it, with a row for each query of a group at least."""
+    """Attend with grouped queries without copying keys and values: those of a group become rows of one head.
+
+    query:          [slots, heads, new, width]
+    key, value:     [slots, kv heads, length, width]
+    attention_mask: [slots, 1, rows, length] as `StepModule` made it, with a row for each query of a group at
+                    least.
+    """
     slots, heads, new, width = query.shape
     count = heads // key.shape[1] * new
     rows = query.reshape(slots, key.shape[1], count, width)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specport.core.ports import Row
-from specport.core.sampling.sampler import to_host
+from specport.core.arrays import to_host
+from specport.core.ports import Block, Row
 from specport.core.tree import TokenTree
-from specport.errors import ContextFull
-from specport.models.source import resolve
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
@@ -21,7 +20,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from specport.backends.torch.load import load  # noqa: E402
-from specport.backends.torch.slots.chain import ChainModel  # noqa: E402
+from specport.backends.torch.slots.model import SlotModel  # noqa: E402
 from support import tiny_models  # noqa: E402
 
 KINDS = ("llama", "gemma3_text")
@@ -41,15 +40,15 @@ def draft_on(folder: Path, device: str = "torch-cpu", precision: str = "fp32", *
 
 
 @pytest.fixture(scope="module")
-def llama(folders: dict[str, Path]) -> ChainModel:
+def llama(folders: dict[str, Path]) -> Any:
     model = draft_on(folders["llama"])
-    assert isinstance(model, ChainModel) and model.capabilities.chain == 64
+    assert isinstance(model, SlotModel) and model.chain is not None and model.chain.max_tokens == 64
     return model
 
 
 def read(model: Any, tokens: Sequence[int]) -> Any:
     handle = model.open()
-    model.step([Row(handle, TokenTree.chain(tokens), logits="last")])
+    model.step([Row(handle, Block.chain(tokens), logits="last")])
     model.commit(handle, range(len(tokens)))
     return handle
 
@@ -57,10 +56,10 @@ def read(model: Any, tokens: Sequence[int]) -> Any:
 def stepwise(
     model: Any, handle: Any, tokens: Sequence[int], depth: int, vocab: int | None = None
 ) -> tuple[list[int], list[float]]:
-    """What `chain` finds, a step a token; the same is committed: all but the last."""
+    """Return what `chain.draft` finds, a step a token; the same is committed: all but the last."""
     found, sure, new = [], [], [*tokens]
     for _ in range(depth):
-        output = model.step([Row(handle, TokenTree.chain(new), logits="last")])
+        output = model.step([Row(handle, Block.chain(new), logits="last")])
         logits = to_host(output.logits)[-1, :vocab].astype(np.float64)
         model.commit(handle, range(len(new)))
         new = [int(logits.argmax())]
@@ -77,7 +76,7 @@ def test_a_chain_is_what_steps_give(kind: str, device: str, precision: str, fold
     one, other = read(model, IDS[:120]), read(model, IDS[:120])
     for turn, new in enumerate((IDS[120:121], IDS[121:124], IDS[124:126])):  # past the sliding window
         want, sure = stepwise(model, one, new, DEPTH)
-        chains = model.chain([Row(other, TokenTree.chain(new))], DEPTH)
+        chains = model.chain.draft([Row(other, Block.chain(new))], DEPTH)
         assert chains.tokens.tolist() == [want]
         assert np.allclose(chains.confidences, [sure], atol=1e-4)
         kept = len(new) + turn  # the target rejected the rest
@@ -86,14 +85,14 @@ def test_a_chain_is_what_steps_give(kind: str, device: str, precision: str, fold
     assert one.length == other.length == 120 + 1 + 3 + 2 + 0 + 1 + 2
 
 
-def test_a_whole_chain_may_be_committed(llama: ChainModel) -> None:
+def test_a_whole_chain_may_be_committed(llama: Any) -> None:
     one, other = read(llama, IDS[:30]), read(llama, IDS[:30])
     want, _ = stepwise(llama, one, IDS[30:31], DEPTH)
-    found = llama.chain([Row(other, TokenTree.chain(IDS[30:31]))], DEPTH).tokens[0].tolist()
+    found = llama.chain.draft([Row(other, Block.chain(IDS[30:31]))], DEPTH).tokens[0].tolist()
     assert found == want
     llama.commit(other, range(DEPTH))
     assert other.length == one.length == 30 + DEPTH
-    a, b = (to_host(llama.step([Row(h, TokenTree.chain([7, 8]))]).logits).copy() for h in (one, other))
+    a, b = (to_host(llama.step([Row(h, Block.chain([7, 8]))]).logits).copy() for h in (one, other))
     assert np.array_equal(a, b)
     llama.close(one), llama.close(other)
 
@@ -109,8 +108,8 @@ def test_rows_of_a_batch_are_chained_together(device: str, folders: dict[str, Pa
         model.close(handle)
     idle = read(model, IDS[:50])
     handles = [read(model, past) for past in pasts]
-    rows = [Row(h, TokenTree.chain(new)) for h, new in zip(handles, news, strict=True)]
-    assert model.chain(rows, 3).tokens.tolist() == want
+    rows = [Row(h, Block.chain(new)) for h, new in zip(handles, news, strict=True)]
+    assert model.chain.draft(rows, 3).tokens.tolist() == want
     # The slot between that was not asked keeps its text.
     assert stepwise(model, idle, [7], 4) == stepwise(model, read(model, IDS[:50]), [7], 4)
 
@@ -119,16 +118,16 @@ def test_ids_of_a_cut_head_and_a_narrower_target(folders: dict[str, Path]) -> No
     keep = (3, 7, 100, 200, 31, 32, 33, 90)
     cut = draft_on(folders["llama"], head_tokens=keep)
     handle = read(cut, IDS[:20])
-    found = cut.chain([Row(handle, TokenTree.chain([5]))], 4).tokens[0].tolist()
+    found = cut.chain.draft([Row(handle, Block.chain([5]))], 4).tokens[0].tolist()
     handle, new, want = read(cut, IDS[:20]), 5, []
     for _ in range(4):
-        logits = to_host(cut.step([Row(handle, TokenTree.chain([new]))]).logits)[0]
+        logits = to_host(cut.step([Row(handle, Block.chain([new]))]).logits)[0]
         cut.commit(handle, [0])
         want.append(new := keep[int(logits.argmax())])
     assert found == want and {*found} <= {*keep}
     model = draft_on(folders["llama"])
     want, sure = stepwise(model, read(model, IDS[:20]), [5], 6, vocab=40)
-    chains = model.chain([Row(read(model, IDS[:20]), TokenTree.chain([5]))], 6, vocab=40)
+    chains = model.chain.draft([Row(read(model, IDS[:20]), Block.chain([5]))], 6, vocab=40)
     assert chains.tokens.tolist() == [want] and np.allclose(chains.confidences, [sure], atol=1e-5)
 
 
@@ -136,32 +135,31 @@ def test_a_chain_is_one_call_of_the_runner_and_one_graph(folders: dict[str, Path
     model = draft_on(folders["llama"], "gaudi-emulated")  # whose stand-in fails on a host that waits inside
     model.open(200)
     handle = read(model, IDS[:50])
-    steps = model.runner.num_graphs
+    steps = model.passes.runner.num_graphs
     for new in (IDS[50:51], IDS[51:52], IDS[52:54]):
-        model.chain([Row(handle, TokenTree.chain(new))], DEPTH)
+        model.chain.draft([Row(handle, Block.chain(new))], DEPTH)
         model.commit(handle, range(len(new)))
-    assert model.chains.num_graphs == 1 and model.runner.num_graphs == steps
+    assert model.chain.runner.num_graphs == 1 and model.passes.runner.num_graphs == steps
     model.open(256), model.open(256)  # the cache is another
-    assert model.chains.num_graphs == 0
+    assert model.chain.runner.num_graphs == 0
 
 
-def test_limits(llama: ChainModel, folders: dict[str, Path]) -> None:
+def test_limits(llama: Any, folders: dict[str, Path]) -> None:
     handle = read(llama, IDS[:240])
     for row, depth in (
-        (TokenTree((5, 6), (-1, -1)), 2),
-        (TokenTree.chain([5]), 0),
-        (TokenTree.chain([5] * 65), 2),
+        (TokenTree((5, 6), (-1, -1)).as_block(), 2),
+        (Block.chain([5]), 0),
+        (Block.chain([5] * 65), 2),
     ):
-        with pytest.raises(ValueError, match="rows of up to 64 tokens"):
-            llama.chain([Row(handle, row)], depth)
-    with pytest.raises(ContextFull, match="256"):
-        llama.chain([Row(handle, TokenTree.chain([5, 6]))], 16)
+        with pytest.raises(ValueError, match="chains of up to 64 tokens"):
+            llama.chain.draft([Row(handle, row)], depth)
+    assert llama.chain.draft([Row(handle, Block.chain([5, 6]))], 16) is None  # it would pass the context
     assert handle.length == 240 and not len(handle.pending)
-    chains = llama.chain([Row(handle, TokenTree.chain([5, 6]))], 15)  # its last token needs no room
+    chains = llama.chain.draft([Row(handle, Block.chain([5, 6]))], 15)  # its last token needs no room
     assert chains.tokens.shape == (1, 15) and chains.seconds > 0
     llama.close(handle)
     for model in (
         draft_on(folders["llama"], role="target", exact=False),
         draft_on(folders["llama"], exit_layer=1),
     ):
-        assert model.capabilities.chain == 0 and not hasattr(model, "chain")
+        assert model.chain is None

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specport.core.ports import Row
-from specport.core.sampling.sampler import to_host
-from specport.core.tree import TokenTree
+from specport.core.arrays import to_host
+from specport.core.ports import Block, Row
 from specport.errors import DeviceError
-from specport.models.source import resolve
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import Loaded, LoadOptions
 
@@ -47,7 +46,7 @@ def loaded(folder: Path, device: str = "torch-cpu", **options: Any) -> Loaded:
 
 
 def module_of(found: Loaded) -> Any:
-    return found.model.runner._module  # type: ignore[attr-defined]
+    return found.model.passes.runner.module  # type: ignore[attr-defined]
 
 
 def test_a_draft_is_compiled_and_computes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +60,9 @@ def test_a_draft_is_compiled_and_computes_the_same(folder: Path, monkeypatch: py
     found = []
     for model in (plain.model, compiled.model):
         handle = model.open()
-        model.step([Row(handle, TokenTree.chain(IDS[:30]), "last")])
+        model.step([Row(handle, Block.chain(IDS[:30]), "last")])
         model.commit(handle, range(30))
-        found.append(to_host(model.step([Row(handle, TokenTree.chain(IDS[30:34]))]).logits).copy())
+        found.append(to_host(model.step([Row(handle, Block.chain(IDS[30:34]))]).logits).copy())
     assert abs(found[0] - found[1]).max() < 1e-4
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specport.core.ports import Row
-from specport.core.sampling.sampler import to_host
+from specport.core.arrays import to_host
+from specport.core.ports import Block, Row
 from specport.core.tree import TokenTree
-from specport.errors import ContextFull, ModelError
-from specport.models.source import resolve
+from specport.errors import ModelError
 from specport.runtime import numerics
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
@@ -23,8 +23,8 @@ pytest.importorskip("transformers")
 
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.runners import Eager  # noqa: E402
-from specport.backends.torch.slots.early_exit import ExitModel, _rest, piece_of  # noqa: E402
-from specport.backends.torch.slots.model import SlotModel, SlotSequence  # noqa: E402
+from specport.backends.torch.slots.early_exit import SlotEarlyExit, unread  # noqa: E402
+from specport.backends.torch.slots.model import SlotModel, SlotSequence, piece_of  # noqa: E402
 from support import tiny_models  # noqa: E402
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
@@ -59,14 +59,14 @@ def model_on(folder: Path, device: str = "torch-cpu", precision: str = "fp32", *
 @pytest.fixture(scope="module")
 def plain(folders: dict[str, Path]) -> SlotModel:
     model = model_on(folders["qwen2"])
-    assert type(model) is SlotModel and model.capabilities.exit_layer == 0
+    assert isinstance(model, SlotModel) and model.early_exit is None
     return model
 
 
 @pytest.fixture(scope="module")
-def split(folders: dict[str, Path]) -> ExitModel:
+def split(folders: dict[str, Path]) -> Any:
     model = model_on(folders["qwen2"], exit_layer=EXIT)
-    assert isinstance(model, ExitModel) and model.capabilities.exit_layer == EXIT
+    assert isinstance(model.early_exit, SlotEarlyExit) and model.early_exit.layer == EXIT
     assert model.capabilities.exact
     return model
 
@@ -87,23 +87,23 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def read(model: Any, tokens: Sequence[int]) -> SlotSequence:
     handle: SlotSequence = model.open()
-    model.step([Row(handle, TokenTree.chain(tokens), logits="last")])
+    model.step([Row(handle, Block.chain(tokens), logits="last")])
     model.commit(handle, range(len(tokens)))
     return handle
 
 
-def step(model: Any, handle: Any, tree: TokenTree) -> Any:
-    return to_host(model.step([Row(handle, tree)]).logits).copy()
+def step(model: Any, handle: Any, block: Block) -> Any:
+    return to_host(model.step([Row(handle, block)]).logits).copy()
 
 
-def chain(*tokens: int) -> TokenTree:
-    return TokenTree.chain(tokens)
+def chain(*tokens: int) -> Block:
+    return Block.chain(tokens)
 
 
 def draft(model: Any, handle: Any, *tokens: int) -> Any:
-    """Draft token by token; the logits of the last."""
+    """Draft token by token; return the logits of the last."""
     for token in tokens:
-        logits = to_host(model.draft([Row(handle, chain(token))]).logits).copy()
+        logits = to_host(model.early_exit.draft([Row(handle, chain(token))]).logits).copy()
     return logits if tokens else None
 
 
@@ -157,15 +157,13 @@ def test_the_exit_is_the_norm_and_head_on_the_first_layers(kind: str, folders: d
     handle = read(model, PAST)
     for i, token in enumerate(NEW[:3]):
         assert abs(draft(model, handle, token) - want[i]).max() < FAR
-    rest = model.draft([Row(handle, chain(*NEW[3:]))])
+    rest = model.early_exit.draft([Row(handle, chain(*NEW[3:]))])
     assert rest.offsets == (0, 2) and not rest.hidden
     assert abs(to_host(rest.logits) - want[3:]).max() < FAR
     assert handle.drafted == tuple(NEW) and handle.length == len(PAST)
 
 
-def test_only_what_was_not_drafted_runs_the_first_layers(
-    split: ExitModel, passes: list[tuple[str, int]]
-) -> None:
+def test_only_what_was_not_drafted_runs_the_first_layers(split: Any, passes: list[tuple[str, int]]) -> None:
     handle = read(split, PAST)
     passes.clear()
     draft(split, handle, *NEW)
@@ -180,8 +178,8 @@ def test_only_what_was_not_drafted_runs_the_first_layers(
     split.close(handle)
 
 
-def test_weights_are_shared(split: ExitModel) -> None:
-    parts: Any = split.runner._module._parts  # type: ignore[attr-defined]
+def test_weights_are_shared(split: Any) -> None:
+    parts = split.passes.runner.module.parts
     front, back = parts["front"], parts["back"]
     layers = [*front.get_decoder().layers, *back.get_decoder().layers]
     assert len(front.get_decoder().layers) == EXIT and len({id(layer) for layer in layers}) == LAYERS
@@ -189,7 +187,7 @@ def test_weights_are_shared(split: ExitModel) -> None:
     assert front.get_decoder().embed_tokens is back.get_decoder().embed_tokens
 
 
-def test_each_row_of_a_batch_has_its_own_overlap(plain: SlotModel, split: ExitModel) -> None:
+def test_each_row_of_a_batch_has_its_own_overlap(plain: SlotModel, split: Any) -> None:
     pasts = [PAST, IDS[200:230], IDS[400:600], IDS[20:21]]
     news = [NEW, IDS[310:312], IDS[320:330], IDS[330:333]]
     drafted = [NEW[:3], news[1], [*news[2][:4], WRONG], []]
@@ -199,7 +197,7 @@ def test_each_row_of_a_batch_has_its_own_overlap(plain: SlotModel, split: ExitMo
         if model is split:
             for i in range(5):
                 rows = [Row(h, chain(d[i])) for h, d in zip(handles, drafted, strict=True) if i < len(d)]
-                split.draft(rows)
+                split.early_exit.draft(rows)
         rows = [Row(h, chain(*new)) for h, new in zip(handles, news, strict=True)]
         found.append(to_host(model.step(rows).logits).copy())
         for handle in handles:
@@ -219,12 +217,12 @@ def test_long_prompts_and_long_drafts(device: str, folders: dict[str, Path]) -> 
     want = step(whole, read(whole, PAST), chain(*IDS[:300]))
     for drafted in (IDS[:290], [*IDS[:100], WRONG]):
         handle = read(model, PAST)
-        logits = model.draft([Row(handle, chain(*drafted), logits="last")]).logits
+        logits = model.early_exit.draft([Row(handle, chain(*drafted), logits="last")]).logits
         assert logits.shape[0] == 1
         assert np.array_equal(step(model, handle, chain(*IDS[:300])), want)
 
 
-def test_whatever_happens_in_between(plain: SlotModel, split: ExitModel) -> None:
+def test_whatever_happens_in_between(plain: SlotModel, split: Any) -> None:
     rng = np.random.default_rng(3)
     a, b = read(plain, PAST), read(split, PAST)
     seen = 0
@@ -234,7 +232,7 @@ def test_whatever_happens_in_between(plain: SlotModel, split: ExitModel) -> None
         start = 0
         while start < len(guess):  # in rows of one to three tokens
             stop = start + int(rng.integers(1, 4))
-            split.draft([Row(b, chain(*guess[start:stop]))])
+            split.early_exit.draft([Row(b, chain(*guess[start:stop]))])
             start = stop
         if turn % 7 == 3:
             split.truncate(b, b.length - 3)
@@ -277,29 +275,34 @@ TREES = [
 def test_trees_take_over_a_chain(tree: TokenTree, folders: dict[str, Path]) -> None:
     whole = model_on(folders["llama"], exact=False)
     model = model_on(folders["llama"], exact=False, exit_layer=EXIT)
-    want = step(whole, handle := read(whole, PAST), tree)
+    want = step(whole, handle := read(whole, PAST), tree.as_block())
     path = tree.path(len(tree) - 1)
     whole.commit(handle, path)
     then = step(whole, handle, chain(3))
     for drafted in ((), (5,), (5, 6), (5, 6, 7, 8), (5, 9), (6,)):
         handle = read(model, PAST)
         draft(model, handle, *drafted)
-        assert abs(step(model, handle, tree) - want).max() < FAR, drafted
+        assert abs(step(model, handle, tree.as_block()) - want).max() < FAR, drafted
         model.commit(handle, path)
         draft(model, handle, 3)
         assert abs(step(model, handle, chain(3)) - then).max() < FAR, drafted
 
 
 def test_what_is_taken_over_has_the_rest_below_it() -> None:
-    def taken(tree: TokenTree, drafted: Sequence[int]) -> int:
-        piece = piece_of(Row(SlotSequence(0, 10), tree))
-        rest = _rest(piece, drafted)
-        assert rest.length + len(rest.tree) == 10 + len(tree)
-        return rest.length - 10
+    def taken(block: Block, drafted: Sequence[int]) -> int:
+        piece = piece_of(Row(SlotSequence(0, 10), block))
+        left = unread(piece, drafted)
+        assert left.length + len(left.block) == 10 + len(block)
+        assert [left.length + p for p in left.block.positions] == [
+            10 + p for p in block.positions[len(block) - len(left.block) :]
+        ]
+        return left.length - 10
 
-    assert [taken(tree, (5, 6, 7, 8, 9)) for tree in TREES] == [2, 1, 2, 0]
+    assert [taken(tree.as_block(), (5, 6, 7, 8, 9)) for tree in TREES] == [2, 1, 2, 0]
     assert taken(chain(5, 6, 7), (5, 6, 7, 8)) == 3 and taken(chain(5, 6), (5, 7)) == 1
     assert taken(chain(5, 6), ()) == 0
+    sees_later = np.array([[1, 0, 0], [1, 1, 1], [1, 1, 1]], dtype=np.bool_)
+    assert taken(Block((5, 6, 7), (0, 1, 2), sees_later), (5, 6, 7)) == 1
 
 
 def test_a_gaudi_compiles_few_graphs_for_it(folders: dict[str, Path]) -> None:
@@ -314,36 +317,36 @@ def test_a_gaudi_compiles_few_graphs_for_it(folders: dict[str, Path]) -> None:
             step(model, handle, chain(*tokens))
             model.commit(handle, range(depth // 2 + 1))
         model.close(handle)
-        counts.append(model.runner.num_graphs)
+        counts.append(model.passes.runner.num_graphs)
     buckets = len(load_profile("gaudi-emulated").buckets)
     assert counts[0] == counts[1] <= 2 * buckets + 1
 
 
-def test_the_check_of_exact_mode_drafts_too(split: ExitModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_of_exact_mode_drafts_too(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert numerics.is_invariant(split)
-    real = ExitModel.draft
+    real = SlotEarlyExit.draft
 
     def careless(self: Any, rows: Sequence[Row]) -> Any:
         output = real(self, rows)
-        self.cache.queries[0][rows[0].handle.slot, :, rows[0].handle.length] += 1e-3
+        split.cache.queries[0][rows[0].handle.slot, :, rows[0].handle.length] += 1e-3
         return output
 
-    monkeypatch.setattr(ExitModel, "draft", careless)
+    monkeypatch.setattr(SlotEarlyExit, "draft", careless)
     assert not numerics.is_invariant(split)
 
 
-def test_errors(split: ExitModel, folders: dict[str, Path]) -> None:
+def test_errors(split: Any, folders: dict[str, Path]) -> None:
     handle = read(split, IDS[:200])
-    with pytest.raises(ValueError, match="branches"):
-        split.draft([Row(handle, TokenTree((5, 6), (-1, -1)))])
-    split.draft([Row(handle, chain(*IDS[:600]), logits="last")])
-    split.draft([Row(handle, chain(*IDS[: CONTEXT - 801]), logits="last")])
-    with pytest.raises(ContextFull, match=str(CONTEXT)):
-        split.draft([Row(handle, chain(3, 4))])
+    with pytest.raises(ValueError, match="only chains"):
+        split.early_exit.draft([Row(handle, TokenTree((5, 6), (-1, -1)).as_block())])
+    split.early_exit.draft([Row(handle, chain(*IDS[:600]), logits="last")])
+    split.early_exit.draft([Row(handle, chain(*IDS[: CONTEXT - 801]), logits="last")])
+    output = split.early_exit.draft([Row(handle, chain(3, 4))])
+    assert output.refused == {0: "context"} and output.offsets == (0, 0)
     assert len(handle.drafted) == CONTEXT - 201  # nothing changed
-    split.draft([Row(handle, chain(3))])
-    with pytest.raises(ContextFull, match=str(CONTEXT)):
-        split.step([Row(handle, chain(*IDS[:600], *IDS[: CONTEXT - 799]))])
+    split.early_exit.draft([Row(handle, chain(3))])
+    output = split.step([Row(handle, chain(*IDS[:600], *IDS[: CONTEXT - 799]))])
+    assert output.refused == {0: "context"}
     assert len(handle.drafted) == CONTEXT - 200
     split.close(handle)
     for exit_layer in (-1, LAYERS, LAYERS + 3):
@@ -360,7 +363,7 @@ def test_hidden_states_of_later_layers(folders: dict[str, Path]) -> None:
         handle = read(one, PAST)
         if one is model:
             draft(one, handle, *NEW[:2])
-        outputs.append(one.step([Row(handle, chain(*NEW))]).hidden)
+        outputs.append(one.step([Row(handle, chain(*NEW), "none", "all")]).hidden)
     for layer in (2, 3):
         assert torch.equal(outputs[0][layer], outputs[1][layer])
     with pytest.raises(ModelError, match="of layers from 2 on only, not of 1"):

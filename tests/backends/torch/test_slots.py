@@ -15,16 +15,19 @@ import pytest
 from support.toy_model import ToyModel
 
 import specport
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import Fixed
-from specport.core.ports import Row
-from specport.core.sampling.sampler import SamplingParams, to_host
+from specport.core.arrays import to_host
+from specport.core.engine import Engine
+from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.ports import Block, Row
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
 from specport.core.verify.rules import rule_for
 from specport.drafters.model.drafter import ModelDrafter
 from specport.errors import ContextFull, DeviceError, InvalidInput, ModelError
-from specport.models.source import ModelFiles, resolve
+from specport.models.source import ModelFiles
 from specport.runtime import numerics
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions, backend_for
 
@@ -40,7 +43,7 @@ from support import tiny_models  # noqa: E402
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 DEVICES = ("torch-cpu", "gaudi-emulated")
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 240)]
-TREE = TokenTree((5, IDS[157], 6, IDS[158], 7, IDS[159]), (-1, -1, 1, 1, 3, 3))
+TREE = TokenTree((5, IDS[157], 6, IDS[158], 7, IDS[159]), (-1, -1, 1, 1, 3, 3)).as_block()
 PATH = [1, 3, 5]
 FAR = 1e-4
 
@@ -74,7 +77,7 @@ def llama(folders: dict[str, Path]) -> SlotModel:
 
 
 def logits(model: SlotModel, handle: Any, tokens: Sequence[int], which: Any = "all") -> Any:
-    output = model.step([Row(handle, TokenTree.chain(tokens), logits=which)])
+    output = model.step([Row(handle, Block.chain(tokens), logits=which)])
     return to_host(output.logits).copy()
 
 
@@ -143,13 +146,11 @@ def test_packed_layers_compute_what_linear_layers_do() -> None:
 
 def test_ragged_batches_equal_single_rows(llama: SlotModel) -> None:
     def run(handles: list[Any], chunks: list[list[int]]) -> list[Any]:
-        rows = [Row(h, TokenTree.chain(c)) for h, c in zip(handles, chunks, strict=True)]
+        rows = [Row(h, Block.chain(c)) for h, c in zip(handles, chunks, strict=True)]
         output = model.step(rows)
-        found = [
-            to_host(output.logits[output.offsets[i] : output.offsets[i + 1]]).copy() for i in range(len(rows))
-        ]
+        found = [to_host(output.logits_of(i)).copy() for i in range(len(rows))]
         for row in rows:
-            model.commit(row.handle, range(len(row.tree)))
+            model.commit(row.handle, range(len(row.block)))
         return found
 
     model = llama
@@ -198,21 +199,28 @@ def test_limits_are_said_before_anything_changes(llama: SlotModel) -> None:
     handle = llama.open()
     logits(llama, handle, IDS[:200], "last")
     llama.commit(handle, range(200))
-    with pytest.raises(ContextFull, match="256"):
-        llama.step([Row(handle, TokenTree.chain(range(3, 60)))])
+    output = llama.step([Row(handle, Block.chain(range(3, 60)))])
+    assert output.refused == {0: "context"} and output.logits.shape == (0, llama.vocab_size)
     assert handle.length == 200 and not len(handle.pending)
     with pytest.raises(ValueError, match="truncate"):
         llama.truncate(handle, 201)
-    llama.step([Row(handle, TokenTree.chain([3, 4]))])
-    with pytest.raises(ValueError, match="no path"):
-        llama.commit(handle, [1])
+    llama.step([Row(handle, Block.chain([3, 4]))])
+    for nodes in ([1, 0], [0, 0], [2], [-1]):
+        with pytest.raises(ValueError, match="ascending"):
+            llama.commit(handle, nodes)
+    with pytest.raises(ValueError, match="without tokens"):
+        llama.step([Row(handle, Block.chain([]))])
+    with pytest.raises(ValueError, match="conditioning"):
+        llama.open(0, object())
+    with pytest.raises(ContextFull, match="context of 256"):
+        llama.open(257)
     llama.close(handle)
 
 
 def test_trees_where_they_would_not_be_exact_are_refused(llama: SlotModel) -> None:
     assert not llama.capabilities.tree
     handle = llama.open()
-    with pytest.raises(ValueError, match="a tree of 6 nodes"):
+    with pytest.raises(ValueError, match="6 tokens that are no chain; this model steps chains only"):
         llama.step([Row(handle, TREE)])
     llama.close(handle)
 
@@ -222,9 +230,142 @@ def test_memory_is_asked_for_before_it_is_taken(
 ) -> None:
     monkeypatch.setattr(devices, "_free_memory", lambda: 100_000)
     model = model_on(folders["llama"], exact=False)
-    with pytest.raises(ContextFull, match="GB are free"):
+    with pytest.raises(ContextFull, match=r"it may take 0\.0 GB"):
         model.open()
-    assert model.cache.slots == 0
+    assert model.cache.slots == 0 and model.room() == 0
+
+
+def bounded(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any) -> SlotModel:
+    """Return a model whose cache may have so many rows in all; each takes 512 bytes."""
+    monkeypatch.setattr(devices, "_free_memory", lambda: 512 * rows)
+    return model_on(folder, exact=False, **options)
+
+
+def test_only_rows_without_room_are_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
+    model = bounded(folders["llama"].parent / "long", monkeypatch, 2 * 1024)
+    assert model.cache.shape.nbytes(1, 1) == 512
+    assert model.room() == 2048 - 128  # one slot, but for the rows behind its end
+    handles = [model.open(), model.open()]
+    assert model.cache.slots == 2 and model.room() == 512 - 128  # two more at the present size
+    assert [model.room(handle) for handle in handles] == [1024 - 128] * 2
+    logits(model, handles[0], IDS[:100], "last")
+    rows = [
+        Row(handles[0], Block.chain([3, 4])),
+        Row(handles[1], Block.chain([5] * 1000)),
+        Row(handles[0], Block.chain([5] * 5000)),
+    ]
+    output = model.step(rows[:2])
+    assert output.refused == {1: "cache"} and output.offsets == (0, 2, 2) and model.cache.capacity == 512
+    assert not len(handles[1].pending) and len(handles[0].pending) == 2
+    want = to_host(output.logits).copy()
+    assert np.array_equal(to_host(model.step(rows[:1]).logits), want)
+    output = model.step([rows[2], rows[1]])
+    assert output.refused == {0: "context", 1: "cache"} and len(handles[0].pending) == 2
+    fitting = Row(handles[1], Block.chain([5] * 800), "last")
+    output = model.step([rows[0], fitting])  # grows to the whole budget
+    assert not output.refused and model.cache.capacity == 1024 and output.offsets == (0, 2, 3)
+    model.commit(handles[1], range(800))
+    assert model.room() == 0
+    with pytest.raises(ContextFull, match="key/value cache"):
+        model.open()
+    with pytest.raises(ContextFull, match="key/value cache"):
+        model.fork(handles[1], 1)
+    assert model.room(handles[1]) == 96
+    assert model.step([Row(handles[1], Block.chain([5] * 97))]).refused == {0: "cache"}
+    assert not model.step([Row(handles[1], Block.chain([5] * 96), "none")]).refused
+
+
+def test_the_largest_growth_that_memory_permits_is_made(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
+    model = bounded(folders["llama"].parent / "long", monkeypatch, 4 * 1536)
+    handles = [model.open() for _ in range(3)]
+    assert model.cache.slots == 4  # doubled, as long as there is memory
+    rows = [Row(h, Block.chain([5] * n), "last") for h, n in zip(handles, (3000, 950, 3), strict=True)]
+    output = model.step(rows)
+    assert output.refused == {0: "cache"} and output.offsets == (0, 0, 1, 2)
+    assert model.cache.capacity == 1536  # not a power of two, of which there is no room
+
+
+def test_a_fork_goes_on_by_itself(llama: SlotModel) -> None:
+    origin = llama.open()
+    logits(llama, origin, IDS[:120], "last")
+    llama.commit(origin, range(120))
+    forks = [llama.fork(origin, length) for length in (120, 100, 0)]
+    assert [fork.length for fork in forks] == [120, 100, 0]
+    llama.truncate(origin, 60)
+    logits(llama, origin, IDS[200:230], "last")
+    llama.commit(origin, range(30))
+    for fork in forks:
+        start, alone = fork.length, llama.open()
+        if start:
+            logits(llama, alone, IDS[:start], "last")
+            llama.commit(alone, range(start))
+        assert np.array_equal(logits(llama, fork, [7, 8, 9]), logits(llama, alone, [7, 8, 9]))
+        llama.close(alone)
+        llama.close(fork)
+    for length in (-1, 91):
+        with pytest.raises(ValueError, match="cannot fork"):
+            llama.fork(origin, length)
+    llama.close(origin)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tokens_see_what_the_block_says(device: str, folders: dict[str, Path]) -> None:
+    """A block in which all tokens see one another, as transformers computes it with such a mask."""
+    model = model_on(folders["llama"], device, exact=False, hidden_layers=(1,))
+    assert model.capabilities.visibility == "any"
+    past, n = 30, 6
+    seen = np.tri(past + n, dtype=np.bool_)
+    seen[past:, past:] = True
+    mask = torch.where(torch.from_numpy(seen), 0.0, -torch.inf)[None, None]
+    with torch.no_grad():
+        want = tiny_models.hf_model("llama")(torch.tensor([IDS[: past + n]]), attention_mask=mask).logits[0]
+    handle = model.open()
+    logits(model, handle, IDS[:past], "none")
+    model.commit(handle, range(past))
+    block = Block(tuple(IDS[past : past + n]), tuple(range(n)), np.ones((n, n), dtype=np.bool_))
+    output = model.step([Row(handle, block)])
+    assert block.parents() is None and abs(to_host(output.logits) - want[past:].numpy()).max() < FAR
+    with pytest.raises(ValueError, match="steps 64 at most"):
+        model.step([Row(handle, Block((3,) * 65, (0,) * 65))])
+
+
+def test_any_tokens_of_a_block_are_kept(folders: dict[str, Path]) -> None:
+    """Siblings that see only what is committed: each kept one is at the row behind the one before it."""
+    model = model_on(folders["llama"], exact=False)
+    assert model.capabilities.gather
+    found = []
+    for tokens, kept in (((5, 6, 7, 8), (1, 3)), ((6, 8), (0, 1))):
+        handle = model.open()
+        logits(model, handle, IDS[:30], "none")
+        model.commit(handle, range(30))
+        own = np.eye(len(tokens), dtype=np.bool_)
+        model.step([Row(handle, Block(tokens, (0,) * len(tokens), own))])
+        model.commit(handle, kept)
+        assert handle.length == 32
+        found.append(logits(model, handle, [9, 10]))
+    assert abs(found[0] - found[1]).max() < FAR
+
+
+def test_rows_ask_for_logits_each_for_itself(llama: SlotModel) -> None:
+    handles = [llama.open() for _ in range(3)]
+    chunks = [IDS[:5], IDS[20:100], IDS[40:47]]
+    wanted: list[Any] = ["none", "last", "all"]
+    rows = [Row(h, Block.chain(c), w) for h, c, w in zip(handles, chunks, wanted, strict=True)]
+    output = llama.step(rows)
+    assert output.offsets == (0, 0, 1, 8) and not output.hidden and output.hidden_offsets == (0, 0, 0, 0)
+    found = [to_host(output.logits_of(i)).copy() for i in range(3)]
+    for i in (1, 2):
+        assert np.array_equal(logits(llama, handles[i], chunks[i], wanted[i]), found[i])
+    output = llama.step([Row(row.handle, row.block, "none") for row in rows])
+    assert output.logits.shape == (0, llama.vocab_size) and output.offsets == (0, 0, 0, 0)
+    for handle in handles:
+        llama.close(handle)
 
 
 def test_hidden_states_are_those_of_the_layers(folders: dict[str, Path]) -> None:
@@ -236,12 +377,35 @@ def test_hidden_states_are_those_of_the_layers(folders: dict[str, Path]) -> None
             layer.register_forward_hook(lambda m, x, y, i=i: seen.update({i: y}))
         body(torch.tensor([IDS[:80]]))
     handle = model.open()
-    output = model.step([Row(handle, TokenTree.chain(IDS[:80]))])
+    output = model.step([Row(handle, Block.chain(IDS[:80]), hidden="all")])
     for layer in (0, 1):
         assert abs(to_host(output.hidden[layer]) - seen[layer][0].numpy()).max() < FAR
-    last = model.step([Row(handle, TokenTree.chain(IDS[:80]), logits="last")])
-    assert last.hidden[1].shape[0] == 1
+    last = model.step([Row(handle, Block.chain(IDS[:80]), "none", "last")])
+    assert last.logits.shape == (0, model.vocab_size) and last.offsets == (0, 0)
+    assert last.hidden_offsets == (0, 1) and last.hidden[1].shape[0] == 1
     assert abs(to_host(last.hidden[1])[0] - seen[1][0, -1].numpy()).max() < FAR
+    assert not model.step([Row(handle, Block.chain(IDS[:80]))]).hidden
+
+
+def test_a_row_that_is_read_in_pieces_has_what_it_asks_for(tmp_path: Path) -> None:
+    tiny_models.save_hf(tmp_path, "llama", max_position_embeddings=1024)
+    model = model_on(tmp_path, "gaudi-emulated", hidden_layers=(0, 1))
+    handle, tokens = model.open(), Block.chain(IDS * 3)  # 256, 256 and 208 tokens
+    output = model.step([Row(handle, tokens, "all", "all")])
+    want = {layer: to_host(states).copy() for layer, states in output.hidden.items()}
+    scores = to_host(output.logits).copy()
+    assert len(scores) == len(want[0]) == len(want[1]) == 720
+    kinds: list[tuple[Any, slice]] = [("none", slice(0)), ("last", slice(719, None))]
+    for last, every in kinds:
+        output = model.step([Row(handle, tokens, last, "all")])
+        assert np.array_equal(to_host(output.logits), scores[every])
+        assert all(np.array_equal(to_host(output.hidden[layer]), want[layer]) for layer in want)
+        output = model.step([Row(handle, tokens, "all", last)])
+        assert np.array_equal(to_host(output.logits), scores)
+        for layer, states in output.hidden.items():
+            assert np.array_equal(to_host(states), want[layer][every])
+        assert output.hidden_offsets == ((0, 1) if last == "last" else (0, 0))
+        assert {*output.hidden} == ({0, 1} if last == "last" else set())
 
 
 def test_a_cut_head_gives_the_same_logits(folders: dict[str, Path]) -> None:
@@ -254,12 +418,10 @@ def test_a_cut_head_gives_the_same_logits(folders: dict[str, Path]) -> None:
 
 
 def generate(model: SlotModel, drafter: Any, prompts: Sequence[Sequence[int]], depth: int) -> list[list[int]]:
-    engine = Engine(model, drafter)
-    group = [Generation([*p], engine.open(len(p) + 60), SamplingParams(), Fixed(depth), 60) for p in prompts]
-    for _ in engine.run(group):
+    policy = FirstProposal([drafter], lambda: Fixed(depth)) if drafter else None
+    group = [Generation([*prompt], SamplingParams(), 60) for prompt in prompts]
+    for _ in Engine(model, policy).run(group):
         pass
-    for generation in group:
-        engine.close(generation.handle)
     return [g.tokens[g.num_prompt_tokens :] for g in group]
 
 
@@ -283,10 +445,10 @@ def test_a_generation_compiles_no_more_graphs_than_there_are_buckets(folders: di
     target.open(200), draft.open(200)  # the cache has its size: growing it would start anew
     buckets = len(load_profile("gaudi-emulated").buckets)
     generate(target, ModelDrafter(draft, target.vocab_size), [IDS[:70]], 5)
-    counts = [target.runner.num_graphs, draft.runner.num_graphs]
+    counts = [target.passes.runner.num_graphs, draft.passes.runner.num_graphs]
     assert sum(counts) <= 2 * buckets and min(counts) > 1
     generate(target, ModelDrafter(draft, target.vocab_size), [IDS[100:170]], 6)
-    assert [target.runner.num_graphs, draft.runner.num_graphs] == counts
+    assert [target.passes.runner.num_graphs, draft.passes.runner.num_graphs] == counts
 
 
 class _Module(torch.nn.Module):  # type: ignore[misc]
@@ -332,11 +494,11 @@ def test_lazy_mode_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_windows_are_few_and_hold_their_slots() -> None:
     assert window([0], 1) == (0, 1) and window([5], 8) == (5, 1)
     assert window([2, 3], 8) == (2, 2) and window([1, 2], 8) == (0, 4) and window([0, 7], 8) == (0, 8)
-    for total in (1, 2, 4, 8):
+    for total in (1, 2, 3, 4, 5, 6, 7, 8):
         for low in range(total):
             for high in range(low, total):
                 first, size = window([low, high], total)
-                assert first <= low and high < first + size <= total
+                assert 0 <= first <= low and high < first + size <= total
 
 
 def test_long_rows_are_read_in_pieces_of_allowed_widths() -> None:
@@ -389,11 +551,10 @@ def test_a_draft_may_run_in_another_library(rule: str, folders: dict[str, Path])
     draft = model_on(folders["llama"], role="draft")
     texts = []
     for drafter in (None, ModelDrafter(draft, 11)):
-        target = ToyModel(max_context=256)
-        engine = Engine(target, drafter)
+        policy = FirstProposal([drafter], lambda: Fixed(3)) if drafter else None
         params = SamplingParams(temperature=1.0, seed=3)
-        generation = Generation([1, 2], engine.open(), params, Fixed(3), 40, rule=rule_for(params, rule))
-        for _ in engine.run([generation]):
+        generation = Generation([1, 2], params, 40, rule=rule_for(params, rule))
+        for _ in Engine(ToyModel(max_context=256), policy).run([generation]):
             pass
         texts.append(generation.tokens)
         assert all(0 <= token < 11 for token in generation.tokens)
@@ -401,7 +562,7 @@ def test_a_draft_may_run_in_another_library(rule: str, folders: dict[str, Path])
 
 
 def test_a_draft_device_needs_a_draft(folders: dict[str, Path]) -> None:
-    with pytest.raises(InvalidInput, match="no draft model"):
+    with pytest.raises(InvalidInput, match="needs a draft model"):
         specport.load(str(folders["llama"]), draft="ngram", device="torch-cpu", draft_device="torch-cpu")
     pipeline = specport.load(
         str(folders["llama"]), draft=str(folders["qwen2"]), device="gaudi-emulated", draft_device="torch-cpu",

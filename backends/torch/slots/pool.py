@@ -1,0 +1,92 @@
+"""Which slots of a cache are free, and how far the cache may grow within its memory. Knows no tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+from specport.backends.torch.slots.cache import SMALLEST, SlotCache, capacity_for
+
+from specport.errors import ContextFull
+
+
+class SlotPool:
+    """Hands out the slots of a cache, and grows it.
+
+    spare:   rows of each slot behind a sequence's last one: for padding, and for what idle slots write.
+    budget:  asked before the cache grows for the bytes that all of it may take; None = no limit is known.
+    resized: called after the cache's tensors were replaced.
+    """
+
+    def __init__(
+        self, cache: SlotCache, spare: int, budget: Callable[[], int | None], resized: Callable[[], None]
+    ) -> None:
+        self._cache, self._spare, self._budget, self._resized = cache, spare, budget, resized
+        self._free = [*range(cache.slots - 1, -1, -1)]
+
+    def take(self, rows: int) -> int:
+        """Return a free slot that holds so many rows. Raises ContextFull where there is no memory for it."""
+        slots = self._slots(new=True)
+        capacity = self._capacity(slots, rows)
+        if not capacity:
+            wanted = self._cache.shape.nbytes(slots, capacity_for(rows + self._spare))
+            allowed = self._budget() or 0
+            raise ContextFull(
+                f"the key/value cache would take {wanted / 1e9:.1f} GB, it may take {allowed / 1e9:.1f} GB",
+                "choose a smaller --max-context, or fewer texts at a time",
+            )
+        if slots > self._cache.slots:  # twice as many where memory permits: graphs are lost each time
+            most = self._allowed(self._cache.shape.nbytes(1, capacity))
+            slots = max(slots, min(2 * self._cache.slots, most))
+        self._resize(slots, capacity)
+        slot: int = self._free.pop()
+        return slot
+
+    def give(self, slot: int) -> None:
+        """Take a slot back."""
+        self._free.append(slot)
+        self._free.sort(reverse=True)  # the lowest slot goes out first: windows stay small
+
+    def reserve(self, needs: Iterable[int]) -> int:
+        """Grow every slot to the largest of these numbers of rows that memory permits; return its rows."""
+        for rows in sorted(needs, reverse=True):
+            if capacity := self._capacity(self._cache.slots, rows):
+                self._resize(self._cache.slots, capacity)
+                break
+        return self._cache.capacity - self._spare
+
+    def most_rows(self, *, new: bool) -> int:
+        """Return how many rows one sequence (new: one more) could have if no other grew; may be below 0."""
+        slots = self._slots(new)
+        rows = self._allowed(self._cache.shape.nbytes(slots, 1)) // SMALLEST * SMALLEST
+        if slots == self._cache.slots:
+            rows = max(rows, self._cache.capacity)
+        elif rows < self._cache.capacity:
+            rows = 0
+        return rows - self._spare
+
+    def _slots(self, new: bool) -> int:
+        """Return the slots that there must be for the sequences that are open (new: and one more)."""
+        return self._cache.slots + (1 if new and not self._free else 0)
+
+    def _capacity(self, slots: int, rows: int) -> int:
+        """Return the capacity at which each of these slots holds so many rows; 0 where memory forbids it."""
+        present, needed = self._cache.capacity, rows + self._spare
+        if slots == self._cache.slots and needed <= present:
+            return present
+        allowed = self._allowed(self._cache.shape.nbytes(slots, 1)) // SMALLEST * SMALLEST
+        capacity = min(max(present, capacity_for(needed)), allowed)
+        return capacity if capacity >= max(present, needed) else 0
+
+    def _allowed(self, nbytes: int) -> int:
+        """Return how many times so many bytes the cache may take."""
+        budget = self._budget()
+        return sys.maxsize if budget is None else budget // nbytes
+
+    def _resize(self, slots: int, capacity: int) -> None:
+        if (slots, capacity) == (self._cache.slots, self._cache.capacity):
+            return
+        new = range(self._cache.slots, slots)
+        self._cache.resize(slots, capacity)
+        self._resized()
+        self._free = sorted([*self._free, *new], reverse=True)
