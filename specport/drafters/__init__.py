@@ -1,1 +1,1 @@
-"""Ways to propose tokens, one file each. Drafters know token ids, never text, and no runtime."""
+"""Drafters propose tokens. They know token ids, no text and no runtime."""

@@ -1,241 +1,160 @@
-"""Builds the drafter that a `--draft` expression names.
+"""Draft expressions: convert the value of `--draft` to data and back.
 
 none | auto | PART | PART|PART ...
 
-PART: ngram, suffix, recycle, MODEL (as for --model, also model:MODEL), universal(MODEL) for a draft of
-another tokenizer, graft(MODEL) for a draft's tree with retrieved nodes, early-exit:E for the target's own
-first E layers (early-exit: as many as `specport calibrate` found best).
+PART is a kind of drafter (`registry`) with its argument:
 
-Under the policy "planned" the parts are what the planner chooses from; under any other, the first that
-has something to propose wins.
+    KIND            ngram, suffix, recycle
+    KIND(MODEL)     universal(MODEL), graft(MODEL); MODEL as for --model
+    MODEL           a draft model; also model:MODEL or model(MODEL), for a name that has another meaning
+    KIND:E          early-exit:12, the target's first 12 layers; without a number, the calibrated one
+
+Under the policy "planned" the planner chooses among the parts. Under other policies the first part with a
+proposal wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+import os
+import shlex
+from dataclasses import dataclass, replace
 
-from specport.core.model_kinds import EarlyExitModel
-from specport.core.planning.planner import UNKNOWN_COST, Planner, Source
-from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Drafter, Model, PlannedDrafter
-from specport.drafters.cascade import Cascade
-from specport.drafters.cross_vocab.universal import UniversalDrafter
-from specport.drafters.model.drafter import EarlyExitDrafter, ModelDrafter
-from specport.drafters.retrieval.history import History
-from specport.drafters.retrieval.ngram import NgramDrafter
-from specport.drafters.retrieval.recycle import RecycleDrafter
-from specport.drafters.retrieval.suffix import SuffixDrafter
-from specport.drafters.retrieval.suffix_index import SuffixIndex
-from specport.drafters.tree.graft import VARIANTS, DraftedRound, GraftDrafter, Variant
-from specport.drafters.tree.level_proposer import ModelLevels
-from specport.errors import InvalidInput, ModelError
-from specport.text.tokenizer import Tokenizer
+from specport.drafters.registry import AUTO, MODEL, NGRAM, NONE, Registry, registry
+from specport.errors import InvalidInput
 
-NGRAM, SUFFIX, RECYCLE = WITHOUT_MODEL = ("ngram", "suffix", "recycle")
-MODEL, UNIVERSAL, GRAFT = WITH_MODEL = ("model", "universal", "graft")
-EARLY_EXIT = "early-exit"
-STRONG_MATCH = 3  # matched tokens behind which an n-gram is trusted more than a model
-# Path probability down to which suffixes are drafted: alone as SuffixDecoding does, before a model only what
-# that would hardly guess better, and for a planner all that could pay on any device.
-LEAST_ALONE, LEAST_BEFORE_MODEL, LEAST_PLANNED = 0.1, 0.5, 0.05
-# Tokens of the context that a draft reads at once, and the plain steps that reading them may take.
-MIN_WINDOW, MAX_WINDOW, READING_STEPS = 64, 4096, 40.0
-AUTO = NGRAM  # what `auto` means until a draft bundle is at hand: pays where text repeats, costs nothing
+_WINDOWS = os.name == "nt"  # its shells support double quotes only
 
 
 @dataclass(frozen=True)
-class DraftModel:
-    """A loaded draft and the tokenizer it speaks. Columns of a cut head have their ids in token_map.
+class PartSpec:
+    """Hold one drafter of a draft expression.
 
-    graft: how graft(MODEL) shares its nodes; None = as where nothing was calibrated.
-    reach: share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
+    kind:  its name in the registry.
+    model: as named by the user, for kinds that take one.
+    layer: of the target, for kinds that take one; 0 = the calibrated one.
     """
 
-    model: Model
-    tokenizer: Tokenizer
-    name: str
-    costs: StepCosts
-    token_map: tuple[int, ...] | None = None
-    graft: Variant | None = None
-    reach: tuple[float, ...] = ()
+    kind: str
+    model: str | None = None
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        if self.layer is not None:
+            return f"{self.kind}:{self.layer}" if self.layer else self.kind
+        if self.model is None:
+            return self.kind
+        model = self.model if _names(self.model) else f"{MODEL}:{self.model}"
+        return model if self.kind == MODEL else f"{self.kind}({model})"
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """What `suffix` looks into beside the text itself; None: nothing. See `SuffixDrafter`."""
+class DraftSpec:
+    """Hold a draft expression. Without parts it means plain decoding, and is False as a condition.
 
-    history: History | None = None
-    datastore: SuffixIndex | None = None
-
-
-def parse(expression: str) -> list[str]:
-    """The parts of an expression, first to last: one of WITHOUT_MODEL, "KIND:SPEC" with one of WITH_MODEL, or
-    "early-exit:E", where E may be missing.
-
-    Empty for "none". Raises InvalidInput for an empty part, for auto and none inside a longer expression, and
-    for two exits.
+    auto: whether the parts are the default, to which a draft built for the target is added (`with_model`).
     """
-    if expression == "none":
-        return []
-    parts = [part.strip() for part in (AUTO if expression == "auto" else expression).split("|")]
+
+    parts: tuple[PartSpec, ...] = ()
+    auto: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+    def __str__(self) -> str:
+        """Return the text that `parse` converts to this expression."""
+        if self.auto:
+            return AUTO
+        return "|".join(map(str, self.parts)) or NONE
+
+    @property
+    def models(self) -> list[str]:
+        """Return the models to load, without duplicates, as named by the user."""
+        return [*dict.fromkeys(part.model for part in self.parts if part.model is not None)]
+
+    @property
+    def exit_layer(self) -> int | None:
+        """Return how many of the target's layers draft: 0 = the calibrated number, None = no early exit."""
+        return next((part.layer for part in self.parts if part.layer is not None), None)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Return the kind of each part."""
+        return [part.kind for part in self.parts]
+
+    @property
+    def option(self) -> str:
+        """Return the command-line option with this expression, quoted for the shell."""
+        text = str(self)
+        return f'--draft "{text}"' if _WINDOWS else f"--draft {shlex.quote(text)}"
+
+    def with_model(self, model: str) -> DraftSpec:
+        """Return an expression of these parts and a draft model."""
+        return DraftSpec((*self.parts, PartSpec(MODEL, model)))
+
+    def with_kind(self, part: PartSpec, kind: str) -> DraftSpec:
+        """Return the expression with another kind for one part."""
+        return DraftSpec(tuple(replace(p, kind=kind) if p == part else p for p in self.parts))
+
+
+def parse(text: str) -> DraftSpec:
+    """Parse a draft expression.
+
+    Raises InvalidInput for an empty part, for auto or none inside a longer expression, for a kind without its
+    argument, for two exits, and for a kind whose package is broken.
+    """
+    text = text.strip()
+    if text == NONE:
+        return DraftSpec()
+    if text == AUTO:
+        return DraftSpec((PartSpec(NGRAM),), auto=True)
+    known = registry()
     try:
-        found = [_part(part) for part in parts]
+        parts = tuple(_part(part.strip(), known) for part in text.split("|"))
     except ValueError as error:
         raise InvalidInput(
-            f"cannot read the draft expression {expression!r}",
-            "use none, auto, ngram, suffix, recycle, a model, universal(MODEL), graft(MODEL), early-exit:E, "
-            "or several of them like 'suffix|MODEL'",
+            f"cannot read the draft expression {text!r}: {error}", f"use {known.usages}"
         ) from error
-    if sum(part.startswith(EARLY_EXIT) for part in found) > 1:
-        raise InvalidInput(f"two exits in {expression!r}", "a target is loaded with one exit: name one")
-    return found
+    if sum(part.layer is not None for part in parts) > 1:
+        raise InvalidInput(f"two exits in {text!r}", "a target is loaded with one exit: name one")
+    return DraftSpec(parts)
 
 
-def _part(text: str) -> str:
-    if text in WITHOUT_MODEL:
-        return text
-    name, _, layer = text.partition(":")
-    if name == EARLY_EXIT:
-        if layer and not (layer.isascii() and layer.isdigit() and int(layer) > 0):
-            raise ValueError(f"{layer!r} is no number of layers")
-        return f"{EARLY_EXIT}:{layer}"
-    kind, bracket, rest = text.partition("(")
-    if bracket and kind in WITH_MODEL and rest.endswith(")"):
-        text = rest[:-1].strip()
-    else:
-        kind = MODEL
-    spec = text.removeprefix("model:")
-    if not spec or spec in ("auto", "none", *WITHOUT_MODEL):
-        raise ValueError(f"{spec!r} is no model")
-    return f"{kind}:{spec}"
+def _part(text: str, known: Registry) -> PartSpec:
+    """Parse one part. Raises ValueError for an invalid part, and InvalidInput where its package is broken."""
+    name, bracket, inside = text.partition("(")
+    if bracket and inside.endswith(")") and (kind := known.kinds.get(name)) and kind.takes == "model":
+        return PartSpec(name, _model(inside[:-1].strip(), known))
+    name, colon, value = text.partition(":")
+    kind = known.kinds.get(name)
+    if kind is not None and kind.takes == "layer":
+        if colon and not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise ValueError(f"{value!r} is no number of layers")
+        return PartSpec(name, layer=int(value or 0))
+    if kind is not None and kind.takes == "nothing" and not colon:
+        return PartSpec(name)
+    for name, why in known.broken.items():
+        if text == name or text.startswith((f"{name}(", f"{name}:")):
+            raise InvalidInput(f"the drafter {name} cannot be loaded: {why}", "mend or uninstall its package")
+    return PartSpec(MODEL, _model(text, known))
 
 
-def models_in(parts: list[str]) -> list[str]:
-    """The models that these parts (see `parse`) name."""
-    named = [part.partition(":") for part in parts]
-    return [spec for kind, _, spec in named if kind in WITH_MODEL]
+def _model(text: str, known: Registry) -> str:
+    """Return a model's name without its prefix. Raises ValueError for an unmarked name of another meaning."""
+    marked = text.startswith(f"{MODEL}:")
+    text = text.removeprefix(f"{MODEL}:").strip()
+    if not text:
+        raise ValueError("a model's name is missing")
+    if not marked and text in (AUTO, NONE):
+        raise ValueError(f"{text!r} stands alone")
+    if not marked and text in known.kinds:
+        usage = known.kinds[text].usage
+        raise ValueError(f"{text!r} names the drafter {usage}; a model of that name is {MODEL}:{text}")
+    return text
 
 
-def exit_in(parts: list[str]) -> int | None:
-    """The layers of the part early-exit: 0 where calibration is to say, None without such a part."""
-    layers = [layer for kind, _, layer in (part.partition(":") for part in parts) if kind == EARLY_EXIT]
-    return int(layers[0] or 0) if layers else None
-
-
-def build(
-    parts: list[str],
-    target: Model,
-    tokenizer: Tokenizer,
-    load_draft: Callable[[str], DraftModel],
-    *,
-    planned: bool,
-    costs: StepCosts,
-    exit_costs: StepCosts | None = None,
-    retrieval: Retrieval = Retrieval(),
-) -> Drafter | None:
-    """The drafter for `parts` (see `parse`), or None when there are none.
-
-    costs: of the target's steps. exit_costs: of its first layers, with the part early-exit.
-    Raises ModelError when a draft speaks another tokenizer than the target, and InvalidInput for an exit that
-    the target does not have.
-    """
-    tree = target.capabilities.tree
-    sources: list[Source] = []
-    for i, part in enumerate(parts):
-        model_follows = bool(models_in(parts[i:]))
-        if part == NGRAM:
-            sources.append(Source(_ngram(planned, model_follows)))
-        elif part == SUFFIX:
-            sources.append(Source(_suffix(planned, model_follows, tree, retrieval)))
-        elif part == RECYCLE:
-            sources.append(Source(RecycleDrafter(target.vocab_size, branching=planned and tree)))
-        elif part.startswith(EARLY_EXIT):
-            if not target.capabilities.exit_layer:
-                raise InvalidInput("the target was loaded without an early exit", "use specport run or bench")
-            sources.append(Source(EarlyExitDrafter(cast(EarlyExitModel, target)), exit_costs))
-        else:
-            kind, _, spec = part.partition(":")
-            draft = load_draft(spec)
-            window = reading_window(costs, draft.costs)
-            if kind == GRAFT:
-                # A round costs no multiple of a draft step: the planner must not learn the step from it.
-                check_tokenizer(draft.name, draft.tokenizer, tokenizer)
-                graft = graft_drafter(draft, target.vocab_size, window, planned and tree)
-                sources.append(Source(graft, draft.costs.fixed(), draft.reach))
-            else:
-                model = _model(kind, draft, target, window, tokenizer)
-                sources.append(Source(model, draft.costs, draft.reach))
-    if not sources:
-        return None
-    if planned:
-        return Planner(sources, costs, target.capabilities)
-    drafters = [source.drafter for source in sources]
-    return drafters[0] if len(drafters) == 1 else Cascade(*drafters)
-
-
-def reading_window(target: StepCosts, draft: StepCosts) -> int:
-    """Most tokens that a draft reads at once: what it can read in the time of some plain steps.
-
-    A draft that lacks the beginning of a prompt guesses far worse (of Spec-Bench's summaries a 0.5B says 23 %
-    behind 256 tokens, and 76 % behind all of them), so this only bounds what may be read in vain. A planner
-    decides whether reading is worth its time; other policies read it whatever it takes.
-    """
-    unit = 1.0 if draft.known == target.known else UNKNOWN_COST * target.step(1, 0) / draft.step(1, 0)
-    window = MIN_WINDOW
-    while window < MAX_WINDOW and unit * draft.step(2 * window, 0) <= READING_STEPS * target.step(1, 0):
-        window *= 2
-    return window
-
-
-def _ngram(planned: bool, model_follows: bool) -> NgramDrafter:
-    if planned:
-        return NgramDrafter(tokens_per_match=None)
-    # With a model behind it, only matches that are better than the model's own guess.
-    return NgramDrafter(min_ngram=STRONG_MATCH) if model_follows else NgramDrafter()
-
-
-def _suffix(planned: bool, model_follows: bool, tree: bool, among: Retrieval) -> SuffixDrafter:
-    texts = among.history, among.datastore
-    if planned:
-        return SuffixDrafter(*texts, tokens_per_match=None, least=LEAST_PLANNED, branching=tree)
-    return SuffixDrafter(*texts, least=LEAST_BEFORE_MODEL if model_follows else LEAST_ALONE)
-
-
-def _model(kind: str, draft: DraftModel, target: Model, window: int, tokenizer: Tokenizer) -> PlannedDrafter:
-    if kind == UNIVERSAL and draft.tokenizer.mismatch(tokenizer):
-        return UniversalDrafter(
-            draft.model, target.vocab_size, tokenizer, draft.tokenizer, draft.token_map, window=window
-        )
-    check_tokenizer(draft.name, draft.tokenizer, tokenizer)
-    return ModelDrafter(draft.model, target.vocab_size, draft.token_map, window=window)
-
-
-def graft_drafter(
-    draft: DraftModel,
-    target_vocab: int,
-    window: int,
-    branching: bool,
-    record: Callable[[DraftedRound], None] | None = None,
-) -> GraftDrafter:
-    """Sure matches in the text itself are grafted first, then successors of what the target verified.
-
-    target_vocab, window: as for `ModelDrafter`; branching, record: as for `GraftDrafter`.
-    """
-    levels = ModelLevels(draft.model, target_vocab, draft.token_map, window=window)
-    retrieved: list[PlannedDrafter] = [
-        SuffixDrafter(least=LEAST_BEFORE_MODEL),
-        RecycleDrafter(target_vocab, branching=branching),
-    ]
-    variant = draft.graft or VARIANTS["graft"]
-    return GraftDrafter(levels, retrieved, variant, branching=branching, record=record)
-
-
-def check_tokenizer(name: str, own: Tokenizer, target: Tokenizer) -> None:
-    """Raises ModelError when the draft of this name speaks another tokenizer than the target."""
-    if wrong := own.mismatch(target):
-        raise ModelError(
-            f"the draft {name} has another tokenizer than the target: {wrong}",
-            f"choose a draft of the target's own family, or --draft 'universal({name})'",
-        )
+def _names(model: str) -> bool:
+    """Return whether `parse` takes this text as the model of that name."""
+    try:
+        return parse(model).parts == (PartSpec(MODEL, model),)
+    except InvalidInput:
+        return False

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from support.generations import PROMPT, begin, run
+from support.generations import PROMPT, begin, drafted, run
 from support.toy_model import ToyModel
 
-from specport.core.engine import Engine
-from specport.core.model_kinds import Chains
-from specport.core.planning.policies import Fixed, make_policy
-from specport.core.ports import Row
-from specport.core.sampling.sampler import SamplingParams
-from specport.core.tree import TokenTree
+from specport.core.planning.policies import Fixed, make_length_rule
+from specport.core.ports import Block, Chains, Row
+from specport.core.sampling.params import SamplingParams
 from specport.drafters.model.drafter import ModelDrafter
 
 
@@ -25,19 +21,32 @@ class Chaining(ToyModel):
 
     def __init__(self, most: int = 16, **options: Any) -> None:
         super().__init__(**options)
-        self.capabilities = replace(self.capabilities, chain=most)
+        self.chain = Chain(self, most)
         self.calls: list[tuple[int, int]] = []
 
-    def chain(self, rows: Sequence[Row], depth: int, vocab: int | None = None) -> Chains:
-        self.calls.append((len(rows), depth))
-        found = []
+
+class Chain:
+    """The chains of a `Chaining` toy, as `GreedyChain` says."""
+
+    def __init__(self, model: Chaining, most: int) -> None:
+        self._model, self.max_tokens = model, most
+
+    def draft(self, rows: Sequence[Row], depth: int, vocab: int | None = None) -> Chains | None:
+        model = self._model
+        blocks = []
         for row in rows:
-            assert row.tree.is_chain and 0 < len(row.tree) <= self.capabilities.chain
-            text = [0, *row.handle.tokens, *row.tree.tokens]
+            assert row.block.is_chain and 0 < len(row.block) <= self.max_tokens
+            text = [0, *row.handle.tokens, *row.block.tokens]
             for _ in range(depth):
-                text.append(int(self.table[text[-2] % self.vocab, text[-1] % self.vocab, :vocab].argmax()))
-            found.append(text[-depth:])
-            row.handle.pending = TokenTree.chain((*row.tree.tokens, *found[-1][:-1]))
+                scores = model.table[text[-2] % model.vocab, text[-1] % model.vocab, :vocab]
+                text.append(int(scores.argmax()))
+            blocks.append(Block.chain(text[1 + row.handle.length :]))
+            if model.room(row.handle) < len(blocks[-1]) - 1:
+                return None
+        model.calls.append((len(rows), depth))
+        for row, block in zip(rows, blocks, strict=True):
+            row.handle.pending = Block.chain(block.tokens[:-1])
+        found = [block.tokens[-depth:] for block in blocks]
         return Chains(np.array(found), np.ones((len(rows), depth), dtype=np.float32))
 
 
@@ -47,8 +56,9 @@ def test_chains_in_one_call_are_those_of_single_steps(policy: str) -> None:
     texts, counts = [], []
     for draft in (ToyModel(noise=0.4), Chaining(noise=0.4)):
         target = ToyModel()
-        engine = Engine(target, ModelDrafter(draft, 9))  # columns that the target lacks are never drafted
-        generations = [begin(engine, p, policy=make_policy(policy)) for p in prompts]
+        drafter = ModelDrafter(draft, 9)  # columns that the target lacks are never drafted
+        engine = drafted(target, drafter, rule=lambda: make_length_rule(policy))
+        generations = [begin(p) for p in prompts]
         texts.append(run(engine, *generations))
         counts.append([g.metrics.num_accepted_tokens for g in generations])
         assert draft.num_open == 0
@@ -60,15 +70,16 @@ def test_chains_in_one_call_are_those_of_single_steps(policy: str) -> None:
 
 def test_a_long_context_is_read_in_steps_before_chains() -> None:
     draft = Chaining(most=4, noise=0.2)
-    engine = Engine(ToyModel(), ModelDrafter(draft, 11))
-    assert run(engine, begin(engine)) == [ToyModel().greedy(PROMPT, 40)]
+    engine = drafted(ToyModel(), ModelDrafter(draft, 11))
+    assert run(engine, begin()) == [ToyModel().greedy(PROMPT, 40)]
     assert draft.calls and max(draft.widths) == len(PROMPT) + 1
 
 
 def test_no_chains_for_sampled_texts_and_trees() -> None:
     draft = Chaining()
-    engine = Engine(ToyModel(), ModelDrafter(draft, 11))
-    run(engine, begin(engine, params=SamplingParams(temperature=1.0, seed=1)))
-    run(engine, begin(engine, policy=Fixed(3, (2, 2))))
-    run(engine, begin(engine, params=SamplingParams(repetition_penalty=1.3)))
+    drafter = ModelDrafter(draft, 11)
+    engine = drafted(ToyModel(), drafter)
+    run(engine, begin(params=SamplingParams(temperature=1.0, seed=1)))
+    run(engine, begin(params=SamplingParams(repetition_penalty=1.3)))
+    run(drafted(ToyModel(), drafter, rule=lambda: Fixed(3, (2, 2))), begin())
     assert not draft.calls

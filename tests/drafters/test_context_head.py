@@ -12,12 +12,13 @@ from support.toy_model import ToyCutModel, ToyModel
 from specport.core import reference
 from specport.core.planning.policies import Threshold
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
 from specport.drafters.model import context_head
 from specport.drafters.model.context_head import ContextHead
 from specport.drafters.model.drafter import ModelDrafter
-from specport.drafters.model.expand import DraftHead
+from specport.drafters.model.head import DraftHead
 from specport.drafters.tree.graft import VARIANTS, GraftDrafter
 from specport.drafters.tree.level_proposer import ModelLevels
 

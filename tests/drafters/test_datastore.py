@@ -13,7 +13,8 @@ from support import toy_pipeline
 
 from specport.cli import main
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.drafters.retrieval import datastore
 from specport.drafters.retrieval.datastore import (
     MANIFEST_FILE,
@@ -234,7 +235,7 @@ def test_the_command_builds_and_says_what_was_left_out(tmp_path: Path, monkeypat
     ask = ["datastore", "build", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--model", "m"]
     assert main(ask) == 0
     said = capsys.readouterr()
-    assert said.out == f"{out}\n" and "4 tokens of 1 files for m; left out: 1 binary" in said.err
+    assert said.out == f"{out}\n" and "4 tokens from 1 files for m; skipped: 1 binary" in said.err
     assert json.loads((out / MANIFEST_FILE).read_text())["about"] == {
         "tokenizer": "toy", "files": 1, "tokens": 4,
     }  # fmt: skip

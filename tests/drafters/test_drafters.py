@@ -8,8 +8,8 @@ from support.toy_model import ToyModel
 
 from specport.core.planning.policies import Threshold
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
-from specport.drafters.cascade import Cascade
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
 
@@ -69,17 +69,6 @@ def test_ngram_forgets() -> None:
     drafter.propose([request([1, 2, 3, 1, 2], Plan(2), key=7)])
     drafter.forget(7)
     assert not len(drafter.propose([request([1, 2], Plan(2), key=7)])[0])
-
-
-def test_cascade_asks_the_next_only_for_what_is_empty() -> None:
-    draft = ToyModel()
-    cascade = Cascade(NgramDrafter(), ModelDrafter(draft, 11))
-    repeats, fresh = [1, 2, 3, 1, 2], [1, 2, 3, 4]
-    first, second = cascade.propose([request(repeats, Plan(2), 0), request(fresh, Plan(2), 1)])
-    assert first.sources == ("ngram",) * 2 and second.sources == ("model",) * 2
-    assert draft.num_open == 1
-    cascade.forget(1)
-    assert draft.num_open == 0
 
 
 def test_model_chain_is_the_drafts_own_greedy_text() -> None:

@@ -8,23 +8,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.acceptance_law import PARAMS, PROMPT, RULES, VOCAB, assert_same_law, law_of_round, oracle
-from support.generations import begin, run
+from support.generations import begin, drafted, run
 from support.strict_model import StrictModel
 from support.toy_model import ToyModel
 
 from specport.core import reference
 from specport.core.engine import Engine
-from specport.core.planning.planner import Planner, Source
-from specport.core.planning.policies import Fixed, Threshold, make_policy
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import Fixed, Threshold, make_length_rule
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Drafter, DraftRequest, Outcome, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.ports import Drafter, DraftRequest, Needs, Outcome, Plan, Prefilled
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
+from specport.drafters.model.expand import Expansion
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.retrieval.recycle import RecycleDrafter
 from specport.drafters.retrieval.suffix import SuffixDrafter
 from specport.drafters.tree.graft import VARIANTS, Checkpoint, DraftedRound, GraftDrafter, Variant
-from specport.drafters.tree.level_proposer import Children, Growing, ModelLevels
+from specport.drafters.tree.level_proposer import Children, ModelLevels
 
 ALWAYS = Variant((Checkpoint(1, 2.0, 0.25),))
 CONTEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -54,9 +57,9 @@ KINDS = [*VARIANTS, "always", "graft-ngram", "graft-suffix"]
 @pytest.mark.parametrize("batch", [True, False])
 def test_greedy_text_equals_plain_decoding(kind: str, policy: Fixed, batch: bool) -> None:
     target, draft = ToyModel(batch=batch), ToyModel(noise=0.8, batch=batch)
-    engine = Engine(target, graft(kind, target, draft))
+    engine = drafted(target, graft(kind, target, draft), rule=lambda: policy)
     prompts = [CONTEXT, [1], [7, 7, 7]]
-    generations = [begin(engine, p, n=24, policy=policy) for p in prompts]
+    generations = [begin(p, n=24) for p in prompts]
     assert run(engine, *generations) == [target.greedy(p, 24) for p in prompts]
     assert sum(g.metrics.num_accepted_tokens for g in generations) > 0
     assert target.num_open == draft.num_open == 0
@@ -66,9 +69,8 @@ def test_greedy_text_equals_plain_decoding(kind: str, policy: Fixed, batch: bool
 @pytest.mark.parametrize("trees", [True, False])
 def test_greedy_text_where_the_models_take_chains_only(kind: str, trees: bool) -> None:
     target, draft = ToyModel(tree=trees), ToyModel(tree=False, noise=0.8)
-    engine = Engine(target, graft(kind, target, draft))
-    generation = begin(engine, policy=Fixed(5, (3, 2)))
-    assert run(engine, generation) == [target.greedy(CONTEXT, 40)]
+    engine = drafted(target, graft(kind, target, draft), rule=lambda: Fixed(5, (3, 2)))
+    assert run(engine, begin()) == [target.greedy(CONTEXT, 40)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,35 +78,34 @@ def test_greedy_text_where_the_models_take_chains_only(kind: str, trees: bool) -
 @pytest.mark.parametrize("policy", ["planned", "confidence", "heuristic"])
 def test_greedy_text_when_planned(kind: str, tree: bool, policy: str) -> None:
     target = ToyModel(tree=tree)
-    drafter: Drafter = graft(kind, target, branching=tree and policy == "planned")
+    drafter = graft(kind, target, branching=tree and policy == "planned")
     if policy == "planned":
-        sources = [Source(NgramDrafter(tokens_per_match=None)), Source(drafter, COSTS)]  # type: ignore[arg-type]
-        drafter = Planner(sources, COSTS, target.capabilities)
-    engine = Engine(target, drafter)
-    assert run(engine, begin(engine, policy=make_policy(policy))) == [target.greedy(CONTEXT, 40)]
+        sources = [Source(NgramDrafter(tokens_per_match=None)), Source(drafter, COSTS)]
+        engine = Engine(target, Planner(sources, COSTS, target.capabilities))
+    else:
+        engine = drafted(target, drafter, rule=lambda: make_length_rule(policy))
+    assert run(engine, begin()) == [target.greedy(CONTEXT, 40)]
 
 
 @pytest.mark.parametrize("kind", ["tail", "graft"])
 def test_on_strict_arrays_and_with_a_penalty(kind: str) -> None:
     target = StrictModel()
-    engine = Engine(target, graft(kind, target, StrictModel(noise=0.8)))
-    assert run(engine, begin(engine, n=20, policy=Fixed(4, (3, 2)))) == [target.greedy(CONTEXT, 20)]
+    engine = drafted(target, graft(kind, target, StrictModel(noise=0.8)), rule=lambda: Fixed(4, (3, 2)))
+    assert run(engine, begin(n=20)) == [target.greedy(CONTEXT, 20)]
     texts = []
     for drafter in (None, graft(kind, target, StrictModel(noise=0.8))):
-        engine = Engine(target, drafter)
-        params = SamplingParams(repetition_penalty=1.3)
-        texts.append(run(engine, begin(engine, n=20, params=params, policy=Fixed(4, (3, 2)))))
+        engine = drafted(target, drafter, rule=lambda: Fixed(4, (3, 2)))
+        texts.append(run(engine, begin(n=20, params=SamplingParams(repetition_penalty=1.3))))
     assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seeded_text_comes_out_twice_the_same(kind: str) -> None:
     target = ToyModel()
-    engine = Engine(target, graft(kind, target))
+    engine = drafted(target, graft(kind, target), rule=lambda: Fixed(4, (3, 2)))
     params = SamplingParams(temperature=1.0, seed=3)
     first, _, second = (
-        run(engine, begin(engine, prompt, n=24, params=params, policy=Fixed(4, (3, 2))))
-        for prompt in (CONTEXT, [1, 2], CONTEXT)
+        run(engine, begin(prompt, n=24, params=params)) for prompt in (CONTEXT, [1, 2], CONTEXT)
     )
     assert first == second
 
@@ -117,7 +118,7 @@ def test_the_budget_is_constant_and_never_exceeded(kind: str, plan: Plan) -> Non
     rng = np.random.default_rng(0)
     tree = TokenTree(tuple(range(10)), (-1,) * 10)
     top = np.stack([rng.permutation(11)[:8] for _ in range(11)])
-    drafter.observe([Outcome(9, tree, (), plan, root=10, top=top)])
+    drafter.observe([Outcome(9, tree, (), root=10, top=top)])
     (tree,) = drafter.propose([request(CONTEXT, plan)])
     assert len(tree) == min(30, plan.max_nodes) or (tree.is_chain and len(tree) <= plan.depth)
     assert max(tree.depths()) <= plan.depth
@@ -131,7 +132,7 @@ def test_the_budget_is_constant_and_never_exceeded(kind: str, plan: Plan) -> Non
 class Script:
     """A source that answers as it is told: path -> children."""
 
-    name, forks = "script", True
+    name, forks, needs = "script", True, Needs()
 
     def __init__(self, children: dict[tuple[int, ...], Children]) -> None:
         self.children = children
@@ -140,11 +141,13 @@ class Script:
     def behind(self, request: DraftRequest) -> int:
         return 1
 
-    def expand(self, trees: Sequence[Growing], width: int) -> list[list[Children]]:
-        self.asked += [[tree.path(node) for node in tree.frontier] for tree in trees]
+    def expand(self, trees: Sequence[Expansion], width: int) -> list[list[Children]]:
+        self.asked += [[tree.path_tokens(node) for node in tree.frontier] for tree in trees]
         return [
             [self.children.get(path, [])[:width] for path in paths] for paths in self.asked[-len(trees) :]
         ]
+
+    def prefilled(self, events: Sequence[Prefilled]) -> None: ...
 
     def observe(self, outcomes: Sequence[Outcome]) -> None: ...
 
@@ -230,7 +233,7 @@ def test_root_and_tail_differ_in_where_they_graft() -> None:
     for name in ("root", "tail"):
         recycle = RecycleDrafter(20)
         top = np.asarray([[10, 11], [12, 13]])
-        recycle.observe([Outcome(0, TokenTree((7,), (-1,)), (), Plan(1), root=0, top=top)])
+        recycle.observe([Outcome(0, TokenTree((7,), (-1,)), (), root=0, top=top)])
         drafter = GraftDrafter(Script(SCRIPT), [recycle], VARIANTS[name], budget=12)
         trees[name] = drafter.propose([request([0], Plan(4, (2, 2, 2)))])[0]
         assert len(trees[name]) <= 12
@@ -248,7 +251,7 @@ def test_retrieval_at_a_leaf_needs_a_drafter_that_can() -> None:
 
 def test_a_chain_is_drafted_while_sure_and_goes_on_with_what_is_retrieved() -> None:
     recycle = RecycleDrafter(20)
-    recycle.observe([Outcome(0, TokenTree((9,), (-1,)), (), Plan(1), root=4, top=np.asarray([[9], [3]]))])
+    recycle.observe([Outcome(0, TokenTree((9,), (-1,)), (), root=4, top=np.asarray([[9], [3]]))])
     variant = Variant((Checkpoint(2, 0.5, 0.5),))
     drafter = GraftDrafter(Script(SCRIPT), [recycle], variant)
     (tree,) = drafter.propose([request([0], Plan(4))])
@@ -261,8 +264,8 @@ def test_retrieval_finds_what_repeats() -> None:
     target = ToyModel(seed=5)
     lengths = {}
     for kind in ("dynamic", "always", "graft-suffix"):
-        engine = Engine(target, graft(kind, target, ToyModel(seed=77)))
-        generation = begin(engine, n=80, policy=Fixed(4, (3, 2, 2)))
+        engine = drafted(target, graft(kind, target, ToyModel(seed=77)), rule=lambda: Fixed(4, (3, 2, 2)))
+        generation = begin(n=80)
         run(engine, generation)
         lengths[kind] = generation.metrics.mean_acceptance_length
     assert lengths["always"] > 1.5 * lengths["dynamic"]
@@ -273,9 +276,9 @@ def test_a_level_is_no_wider_than_the_draft_steps() -> None:
     draft = ToyModel(noise=0.3)
     draft.capabilities = replace(draft.capabilities, buckets=(1, 2, 4))
     target = ToyModel()
-    engine = Engine(target, graft("dynamic", target, draft))
+    engine = drafted(target, graft("dynamic", target, draft), rule=lambda: Fixed(5, (3, 3, 2)))
     widths: list[int] = []
-    generation = begin(engine, n=30, policy=Fixed(5, (3, 3, 2)))
+    generation = begin(n=30)
     prompt = len(draft.widths)
     for _ in engine.run([generation]):
         widths += draft.widths[prompt + 1 :]  # the first read is of the context
@@ -286,8 +289,8 @@ def test_a_level_is_no_wider_than_the_draft_steps() -> None:
 
 def test_a_draft_without_room_leaves_the_budget_to_retrieval() -> None:
     target, draft = ToyModel(), ToyModel(max_context=3)
-    engine = Engine(target, graft("graft", target, draft))
-    generation = begin(engine, policy=Fixed(4, (3, 2)))
+    engine = drafted(target, graft("graft", target, draft), rule=lambda: Fixed(4, (3, 2)))
+    generation = begin()
     assert run(engine, generation) == [target.greedy(CONTEXT, 40)]
     assert {*generation.metrics.drafted_by} == {"recycle"}
 
@@ -295,8 +298,8 @@ def test_a_draft_without_room_leaves_the_budget_to_retrieval() -> None:
 def test_rounds_are_recorded_for_calibration() -> None:
     rounds: list[DraftedRound] = []
     target = ToyModel()
-    engine = Engine(target, graft("dynamic", target, record=rounds.append))
-    generation = begin(engine, policy=Fixed(4, (3, 2)))
+    engine = drafted(target, graft("dynamic", target, record=rounds.append), rule=lambda: Fixed(4, (3, 2)))
+    generation = begin()
     run(engine, generation)
     assert sum(r.accepted for r in rounds) == generation.metrics.num_accepted_tokens
     assert len(rounds) == generation.metrics.num_drafts
@@ -307,7 +310,7 @@ def propose_with(kind: str) -> object:
     """A drafter for the tables of the acceptance tests, fresh in every run."""
     draft = ToyModel(vocab=VOCAB, noise=1.0, sharpness=1.0)
     top = np.asarray([[1, 0], [2, 1], [0, 2]])
-    learnt = Outcome(9, TokenTree((1, 2), (-1, -1)), (), Plan(1), root=0, top=top)
+    learnt = Outcome(9, TokenTree((1, 2), (-1, -1)), (), root=0, top=top)
 
     def propose(context: Sequence[int], depth: int, sampler: Sampler) -> TokenTree:
         retrieval = RecycleDrafter(VOCAB, 2)

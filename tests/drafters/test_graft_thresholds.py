@@ -62,8 +62,8 @@ def test_the_threshold_brings_nearly_the_most_tokens_a_second(each: float) -> No
     assert choice.learnt and choice.num_rounds == len(FULL)
     # What it says of itself is what is expected, but for the noise of 400 rounds.
     assert choice.stopped == pytest.approx(found.threshold, abs=0.05)
-    assert choice.rate == pytest.approx(objective(found.threshold, each), rel=0.08)
-    assert choice.never_rate == pytest.approx(objective(0.0, each), rel=0.08)
+    assert choice.tokens_per_second == pytest.approx(objective(found.threshold, each), rel=0.08)
+    assert choice.never_tokens_per_second == pytest.approx(objective(0.0, each), rel=0.08)
 
 
 def test_the_costlier_the_draft_the_higher_the_threshold() -> None:

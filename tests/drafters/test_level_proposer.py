@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.generations import begin, run
+from support.generations import begin, drafted, run
 from support.toy_model import ToyModel
 
-from specport.core.engine import Engine
 from specport.core.planning.policies import Fixed
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
+from specport.drafters.model.expand import Expansion
 from specport.drafters.retrieval.recycle import RecycleDrafter
 from specport.drafters.tree.graft import GraftDrafter
-from specport.drafters.tree.level_proposer import Growing, ModelLevels
+from specport.drafters.tree.level_proposer import ModelLevels
 
 CONTEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 
@@ -27,7 +28,7 @@ def test_a_draft_model_gives_its_likeliest_children(sampled: bool) -> None:
     draft = ToyModel()
     source = ModelLevels(draft, 11)
     params = {"temperature": 0.7} if sampled else {}
-    tree = Growing(request([2, 3], Plan(3), **params))
+    tree = Expansion(request=request([2, 3], Plan(3), **params))
     ((children,),) = source.expand([tree], 4)
     logits = draft.table[2, 3].astype(float) / params.get("temperature", 1.0)
     chances = np.exp(logits) / np.exp(logits).sum()
@@ -38,7 +39,7 @@ def test_a_draft_model_gives_its_likeliest_children(sampled: bool) -> None:
 
 def test_levels_read_each_path_as_if_it_were_the_text() -> None:
     draft = ToyModel()
-    source, tree = ModelLevels(draft, 11), Growing(request([2, 3], Plan(4, (3,))))
+    source, tree = ModelLevels(draft, 11), Expansion(request=request([2, 3], Plan(4, (3,))))
     for _ in range(3):
         level = source.expand([tree], 3)[0]
         added = [
@@ -47,7 +48,7 @@ def test_levels_read_each_path_as_if_it_were_the_text() -> None:
             for child in children
         ]
         for node, parent in added:
-            text = [2, 3, *tree.path(parent)]
+            text = [2, 3, *tree.path_tokens(parent)]
             chances = np.exp(draft.table[text[-2], text[-1]].astype(float))
             expected = chances[tree.tokens[node]] / chances.sum()
             assert tree.confidence[node] == pytest.approx(expected, rel=1e-4)
@@ -63,8 +64,10 @@ def test_a_cut_head_speaks_target_ids() -> None:
     target = ToyModel()
     for params in (SamplingParams(), SamplingParams(repetition_penalty=1.2), SamplingParams(temperature=0.9)):
         source = ModelLevels(small, 11, cut)
-        ((children,),) = source.expand([Growing(DraftRequest(0, [2, 3], Plan(2), Sampler(params)))], 7)
+        tree = Expansion(request=DraftRequest(0, [2, 3], Plan(2), Sampler(params)))
+        ((children,),) = source.expand([tree], 7)
         assert {token for token, _ in children} == {*cut}
         assert sum(chance for _, chance in children) == pytest.approx(1.0, rel=1e-4)
-    engine = Engine(target, GraftDrafter(ModelLevels(small, 11, cut), [RecycleDrafter(11)]))
-    assert run(engine, begin(engine, policy=Fixed(4, (3, 2)))) == [target.greedy(CONTEXT, 40)]
+    drafter = GraftDrafter(ModelLevels(small, 11, cut), [RecycleDrafter(11)])
+    engine = drafted(target, drafter, rule=lambda: Fixed(4, (3, 2)))
+    assert run(engine, begin()) == [target.greedy(CONTEXT, 40)]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.generations import PROMPT, begin, run
+from support.generations import PROMPT, begin, drafted, run
 from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
-from specport.core.planning.planner import Planner, Source
-from specport.core.planning.policies import Fixed, make_policy
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import FirstProposal, Fixed, Heuristic, LengthRule
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.tree_pruning import subtree
-from specport.core.ports import Drafter, DraftRequest, Outcome, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.ports import DraftRequest, Needs, Outcome, Plan, Policy
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
-from specport.drafters.cascade import Cascade
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
-from specport.drafters.retrieval.recycle import RANK_CHANCES, RecycleDrafter, SuccessorTable, template
+from specport.drafters.retrieval.recycle import RANK_PROBABILITIES, RecycleDrafter, SuccessorTable, template
 
 COSTS = StepCosts.prior({1: 1.0, 8: 1.5})
 
@@ -31,7 +32,7 @@ def taught(*rows: list[int], **options: int) -> RecycleDrafter:
     """A drafter that saw token i followed by rows[i]."""
     drafter = RecycleDrafter(20, len(rows[0]), **options)
     tree = TokenTree(tuple(range(1, len(rows))), (-1,) * (len(rows) - 1))
-    drafter.observe([Outcome(0, tree, (), Plan(1), root=0, top=np.asarray(rows))])
+    drafter.observe([Outcome(0, tree, (), root=0, top=np.asarray(rows))])
     return drafter
 
 
@@ -40,7 +41,7 @@ class Spy(NgramDrafter):
 
     def __init__(self, top_k: int) -> None:
         super().__init__()
-        self.top_k = top_k
+        self.needs = Needs(top_k=top_k)
         self.outcomes: list[Outcome] = []
 
     def observe(self, outcomes: list[Outcome]) -> None:  # type: ignore[override]
@@ -48,17 +49,15 @@ class Spy(NgramDrafter):
 
 
 @pytest.mark.parametrize("batch", [True, False])
-@pytest.mark.parametrize("holder", ["alone", "cascade", "planner"])
+@pytest.mark.parametrize("holder", ["alone", "second", "planner"])
 def test_the_engine_tells_what_the_target_thought_of_every_node(batch: bool, holder: str) -> None:
     target, spy = ToyModel(batch=batch), Spy(top_k=3)
-    drafter: Drafter = spy
-    if holder == "cascade":
-        drafter = Cascade(ModelDrafter(ToyModel(noise=0.5), 11), spy)
+    drafters = [ModelDrafter(ToyModel(noise=0.5), 11), spy] if holder == "second" else [spy]
+    policy: Policy = FirstProposal(drafters, lambda: Fixed(3, (2, 2)))
     if holder == "planner":
-        drafter = Planner([Source(spy)], COSTS, target.capabilities)
-    engine = Engine(target, drafter)
-    policy = make_policy("planned") if holder == "planner" else Fixed(3, (2, 2))
-    generations = [begin(engine, prompt, policy=policy) for prompt in (PROMPT, [7, 7, 7])]
+        policy = Planner([Source(spy)], COSTS, target.capabilities)
+    engine = Engine(target, policy)
+    generations = [begin(prompt) for prompt in (PROMPT, [7, 7, 7])]
     texts = {g.key: g.tokens for g in generations}
     run(engine, *generations)
     assert any(len(outcome.tree) > 1 for outcome in spy.outcomes)
@@ -76,8 +75,7 @@ def test_the_engine_tells_what_the_target_thought_of_every_node(batch: bool, hol
 
 def test_nothing_is_worked_out_where_nobody_asks() -> None:
     spy = Spy(top_k=0)
-    engine = Engine(ToyModel(), spy)
-    run(engine, begin(engine))
+    run(drafted(ToyModel(), spy), begin())
     assert spy.outcomes and all(outcome.top is None for outcome in spy.outcomes)
 
 
@@ -85,7 +83,7 @@ def test_a_chain_follows_the_likeliest_successors() -> None:
     drafter = taught([1, 2], [3, 4], [5, 6], [0, 9])
     (tree,) = drafter.propose([request([0], Plan(4))])
     assert tree.tokens == (1, 3, 0, 1) and tree.is_chain and tree.probs is None
-    assert tree.sources == ("recycle",) * 4 and tree.confidence == (RANK_CHANCES[0],) * 4
+    assert tree.sources == ("recycle",) * 4 and tree.confidence == (RANK_PROBABILITIES[0],) * 4
 
 
 def test_a_tree_has_the_successors_of_each_node_and_leaves_out_what_it_does_not_know() -> None:
@@ -126,7 +124,7 @@ def test_what_the_text_goes_on_from_is_remembered_of_a_token_that_was_scored_twi
     drafter = RecycleDrafter(10, 1)
     tree = TokenTree((4, 5, 4), (-1, 0, -1))
     top = np.asarray([[4], [5], [6], [9]])
-    drafter.observe([Outcome(0, tree, (0, 1), Plan(2), root=3, top=top)])
+    drafter.observe([Outcome(0, tree, (0, 1), root=3, top=top)])
     assert drafter.propose([request([4], Plan(1))])[0].tokens == (5,)
 
 
@@ -152,7 +150,7 @@ def test_a_seeded_text_has_a_table_of_its_own() -> None:
     drafter = taught([1, 2], [3, 4])
     seeded = request([0], Plan(2), key=5, temperature=1.0, seed=1)
     assert not len(drafter.propose([seeded])[0])
-    drafter.observe([Outcome(5, TokenTree(), (), Plan(2), root=0, top=np.asarray([[8, 9]]))])
+    drafter.observe([Outcome(5, TokenTree(), (), root=0, top=np.asarray([[8, 9]]))])
     assert drafter.propose([seeded])[0].tokens == (8,)
     assert drafter.propose([request([0], Plan(1))])[0].tokens == (1,)
     drafter.forget(5)
@@ -164,28 +162,26 @@ def test_it_goes_on_from_drafted_tokens() -> None:
     assert drafter.below(request([0], Plan(1)), (1,)).tokens == (3,)
 
 
-@pytest.mark.parametrize(
-    "policy", [Fixed(4), Fixed(4, (3, 2)), make_policy("planned"), make_policy("heuristic")]
-)
+@pytest.mark.parametrize("rule", [Fixed(4), Fixed(4, (3, 2)), None, Heuristic()], ids=str)
 @pytest.mark.parametrize("tree", [True, False])
-def test_greedy_text_equals_plain_decoding(policy: object, tree: bool) -> None:
+def test_greedy_text_equals_plain_decoding(rule: LengthRule | None, tree: bool) -> None:
+    """rule: None = the planner decides."""
     target = ToyModel(tree=tree)
-    drafter: Drafter = RecycleDrafter(11, branching=tree)
-    if policy == make_policy("planned"):
-        drafter = Planner([Source(drafter)], COSTS, target.capabilities)  # type: ignore[arg-type]
-    elif not tree:
-        drafter = RecycleDrafter(11)
-    engine = Engine(target, drafter)
-    generations = [begin(engine, p, policy=policy) for p in (PROMPT, [1], PROMPT[::-1])]
+    drafter = RecycleDrafter(11, branching=tree)
+    if rule is None:
+        engine = Engine(target, Planner([Source(drafter)], COSTS, target.capabilities))
+    else:
+        engine = drafted(target, drafter, rule=lambda: rule)
+    generations = [begin(p) for p in (PROMPT, [1], PROMPT[::-1])]
     assert run(engine, *generations) == [target.greedy(p, 40) for p in (PROMPT, [1], PROMPT[::-1])]
 
 
 def test_what_was_drafted_in_vain_is_of_use_to_later_texts() -> None:
     target = ToyModel()
-    engine = Engine(target, RecycleDrafter(11))
+    engine = drafted(target, RecycleDrafter(11), rule=lambda: Fixed(4, (4, 3, 2)))
     steps = []
     for _ in range(2):
-        generation = begin(engine, [3], n=16, policy=Fixed(4, (4, 3, 2)))  # it does not repeat itself
+        generation = begin([3], n=16)  # it does not repeat itself
         run(engine, generation)
         steps.append(generation.metrics.num_steps)
     assert steps[1] < steps[0]

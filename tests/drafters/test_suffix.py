@@ -11,11 +11,12 @@ from support.generations import PROMPT, begin, run
 from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
-from specport.core.planning.planner import Planner, Source
-from specport.core.planning.policies import Planned
+from specport.core.planning.planner import Planner
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
 from specport.drafters.retrieval import suffix_index
 from specport.drafters.retrieval.history import History
@@ -190,7 +191,7 @@ def test_a_second_answer_takes_fewer_steps_and_is_the_same(tree: bool) -> None:
     engine = Engine(target, Planner([Source(drafter)], costs, target.capabilities))
     steps = []
     for _ in range(2):
-        generation = begin(engine, PROMPT, 40, policy=Planned())
+        generation = begin(PROMPT, 40)
         assert run(engine, generation) == [target.greedy(PROMPT, 40)]
         steps.append(generation.metrics.num_steps)
     assert steps[1] < steps[0] / 2

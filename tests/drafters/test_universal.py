@@ -11,17 +11,20 @@ from random import Random
 import numpy as np
 import pytest
 import tokenizers
+from support.generations import begin, drafted, run
 from support.sampling_law import check_law
 from support.toy_model import ToyModel
 from support.translation_fuzz import fuzz, plain, random_text
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from specport.core.engine import Engine, Generation
-from specport.core.planning.planner import Planner, Source
-from specport.core.planning.policies import Fixed, make_policy
+from specport.core.engine import Engine
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import Fixed, make_length_rule
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Drafted, Drafter, DraftRequest, Model, Plan, Row, StepOutput
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.ports import Drafted, DraftRequest, Model, Plan, Row, StepOutput
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.verify.rules import rule_for
 from specport.drafters.cross_vocab.translation import Translation
 from specport.drafters.cross_vocab.translator import TextEncoder, Translator
@@ -165,18 +168,6 @@ class Random3(ToyModel):
         self.table = 5.0 * np.random.default_rng(seed).normal(size=(16, 16, width)).astype(np.float32)
 
 
-def begin(engine: Engine, prompt: list[int], n: int = 40, **fields: object) -> Generation:
-    fields.setdefault("params", SamplingParams())
-    fields.setdefault("policy", Fixed(4))
-    return Generation(list(prompt), engine.open(), max_new_tokens=n, **fields)  # type: ignore[arg-type]
-
-
-def run(engine: Engine, *generations: Generation) -> list[list[int]]:
-    for _ in engine.run(generations):
-        pass
-    return [g.tokens[g.num_prompt_tokens :] for g in generations]
-
-
 def universal(target: Model, draft: Model, names: tuple[str, str], **options: object) -> UniversalDrafter:
     ours, theirs = (vocabulary(name) for name in names)
     return UniversalDrafter(draft, target.vocab_size, ours, theirs, **options)  # type: ignore[arg-type]
@@ -187,18 +178,17 @@ def universal(target: Model, draft: Model, names: tuple[str, str], **options: ob
 def test_greedy_text_equals_plain_decoding(names: tuple[str, str], policy: str) -> None:
     widths = [vocabulary(name).vocab_size + pad for name, pad in zip(names, (3, 5), strict=True)]
     target, draft = Random3(widths[0], 1), Random3(widths[1], 2, batch=policy == "fixed")
-    drafter: Drafter = universal(target, draft, names)
+    drafter = universal(target, draft, names)
     if policy == "planned":
-        drafter = Planner([Source(drafter, CHEAP)], COSTS)  # type: ignore[arg-type]
-    engine = Engine(target, drafter)
+        engine = Engine(target, Planner([Source(drafter, CHEAP)], COSTS))
+    else:
+        engine = drafted(target, drafter, rule=lambda: make_length_rule(policy))
     rng = Random(3)
     prompts = [vocabulary(names[0]).encode(random_text(rng, 6)) for _ in range(3)]
     penalty = SamplingParams(repetition_penalty=1.3)
-    extra = begin(engine, prompts[0], params=penalty, policy=make_policy(policy))
-    *texts, penalised = run(engine, *(begin(engine, p, policy=make_policy(policy)) for p in prompts), extra)
-    assert texts == [target.greedy(p, 40) for p in prompts]
-    plain_one = Engine(target)
-    assert [penalised] == run(plain_one, begin(plain_one, prompts[0], params=penalty))
+    extra = begin(prompts[0], params=penalty)
+    assert run(engine, *(begin(p) for p in prompts)) == [target.greedy(p, 40) for p in prompts]
+    assert run(engine, extra) == run(Engine(target), begin(prompts[0], params=penalty))
     assert extra.metrics.num_draft_tokens > 0
     assert draft.num_open == 0
 
@@ -213,12 +203,12 @@ class Script(ToyModel):
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         (row,) = rows
-        row.handle.pending = row.tree
-        depths = [depth for depth in row.tree.depths() if row.logits == "all" or depth == len(row.tree)]
-        logits = np.zeros((len(depths), self.vocab_size), dtype=np.float32)
-        for out, depth in zip(logits, depths, strict=True):
-            out[self._ids[row.handle.length + depth]] = 1.0
-        return StepOutput(logits, (0, len(depths)))
+        super().step(rows)
+        positions = row.block.positions[{"all": 0, "last": -1, "none": len(row.block)}[row.logits] :]
+        logits = np.zeros((len(positions), self.vocab_size), dtype=np.float32)
+        for out, position in zip(logits, positions, strict=True):
+            out[self._ids[row.handle.length + position + 1]] = 1.0
+        return StepOutput(logits, (0, len(positions)))
 
 
 class Reader(ToyModel):
@@ -231,9 +221,8 @@ class Reader(ToyModel):
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         (row,) = rows
-        row.handle.pending = row.tree
-        self.widths.append(len(row.tree))
-        read = plain(self._encoder, [*row.handle.tokens, *row.tree.tokens])
+        super().step(rows)
+        read = plain(self._encoder, [*row.handle.tokens, *row.block.tokens])
         logits = np.full((1, self.vocab_size), -9.0, dtype=np.float32)
         if self._text.startswith(read):
             logits[0, self._encoder.encode(self._text[len(read) :][:400]).ids[0]] = 9.0
@@ -246,8 +235,8 @@ def test_what_the_assistant_knows_is_accepted(names: tuple[str, str]) -> None:
     ours, theirs = (vocabulary(name) for name in names)
     ids = TextEncoder(ours, "this").encode(text.encode()).ids
     target, draft = Script(ids, ours.vocab_size), Reader(theirs, text)
-    engine = Engine(target, universal(target, draft, names))
-    generation = begin(engine, ids[:200], n=200, policy=Fixed(6))
+    engine = drafted(target, universal(target, draft, names), rule=lambda: Fixed(6))
+    generation = begin(ids[:200], n=200)
     assert run(engine, generation) == [ids[200:400]]
     metrics = generation.metrics
     assert metrics.num_accepted_tokens > 0.8 * metrics.num_draft_tokens
@@ -365,18 +354,17 @@ def test_sampling_law_of_the_whole_loop(kind: str, rule: str) -> None:
     head = [3, 1, 0] if kind == "cut" else None
     if head:
         draft.table, draft.vocab_size = draft.table[:, :, head], len(head)
-    drafter: Drafter = UniversalDrafter(draft, target.vocab_size, ours, theirs, head)
+    drafter = UniversalDrafter(draft, target.vocab_size, ours, theirs, head)
+    policy = Fixed(2, (3, 2)) if kind == "tree" else Fixed(3)
+    engine = drafted(target, drafter, rule=lambda: policy)
     if kind == "planned":
-        drafter = Planner([Source(drafter, CHEAP)], COSTS)  # type: ignore[arg-type]
-    engine = Engine(target, drafter)
+        engine = Engine(target, Planner([Source(drafter, CHEAP)], COSTS))
     prompt = [1, 2, 1, 3, 2]
     counts = np.zeros((vocab,) * 3)
     accepted = 0
     for p in params:
-        policy = Fixed(2, (3, 2)) if kind == "tree" else Fixed(3)
-        generation = begin(engine, prompt, n=3, params=p, policy=policy, rule=rule_for(p, rule))
+        generation = begin(prompt, n=3, params=p, rule=rule_for(p, rule))
         counts[tuple(run(engine, generation)[0])] += 1
         accepted += generation.metrics.num_accepted_tokens
-        engine.close(generation.handle)
     assert accepted > samples / 5
     check_law(counts, target, prompt, params[0])

@@ -1,4 +1,4 @@
-"""One sequence in the ids of two vocabularies, kept up to date as it grows."""
+"""Translate one growing sequence from the target's ids to the assistant's, and drafts back."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 from specport.drafters.cross_vocab.translator import Translator
 
-# Bytes encoded again before new text: enough for any word, so that both ways of cutting it meet again.
+# Bytes before new text that are encoded again: enough for any word, so that old and new tokenization meet.
 _LOOK_BEHIND = 48
-_MARGIN = 16  # bytes at the beginning of that which the cut may have spoilt
+_MARGIN = 16  # first bytes of these, where starting inside the text may have changed the tokens
 
 
 class Translation:
-    """A target's context in the assistant's ids.
+    """Hold a target's context in the assistant's ids.
 
-    Text between control tokens is encoded as a whole; a control token is replaced by its counterpart or
-    left out. When the context grows, only its end is encoded anew: far enough back that a token boundary
-    of the old ids is found again, and further where a long word has none.
+    Text between control tokens is encoded as a whole. A control token is replaced by its counterpart or
+    dropped. When the context grows, only its end is encoded again, from far enough back to meet a token
+    boundary of the old ids; further back where a long word has no such boundary.
 
-    skip: tokens at the beginning of the context that the assistant is not to see.
+    skip: number of tokens at the beginning of the context that the assistant does not read.
     """
 
     def __init__(self, translator: Translator, skip: int = 0) -> None:
@@ -27,22 +27,22 @@ class Translation:
         bos = translator.assistant.bos
         self.ids: list[int] = [] if bos is None or skip else [bos]
         self._skipped = self._num_read = skip
-        self._first = len(self.ids)  # where the ids of the text behind the last control token begin
-        self._text = bytearray()  # that text
-        self._ends: list[int] = []  # the byte of it at which each of its ids ends
+        self._first = len(self.ids)  # index of the first id after the last control token
+        self._text = bytearray()  # the text after the last control token
+        self._ends: list[int] = []  # the byte of this text at which each of its ids ends
 
     @property
     def complete(self) -> bool:
-        """Whether the ids reach to the end of the text; not where the assistant has no token for it."""
+        """Return whether the ids cover the text to its end; False where the assistant lacks a token."""
         return bool(self.ids) and (self._ends[-1] if self._ends else 0) == len(self._text)
 
     @property
     def ratio(self) -> float:
-        """Assistant tokens for one of the target's, in the context so far."""
+        """Return the number of assistant tokens per target token in the context so far."""
         return len(self.ids) / max(1, self._num_read - self._skipped)
 
     def read(self, context: Sequence[int]) -> int:
-        """Take what is new in an append-only context. Returns how many ids stayed as they were."""
+        """Translate the new tokens of an append-only context; return how many ids stayed unchanged."""
         target = self._translator.target
         kept = len(self.ids)
         text = bytearray()
@@ -57,11 +57,11 @@ class Translation:
         return min(kept, self._extend(bytes(text)))
 
     def to_target(self, data: bytes) -> list[tuple[int, int]]:
-        """The target's ids for `data` behind the context, each with the byte of `data` at which it ends.
+        """Return the target's ids for `data` after the context, each with its end as a byte of `data`.
 
-        They are what the target's tokenizer gives for the text as a whole. Where it would not part the
-        text here (the target stopped inside what its tokenizer makes one token), `data` stands alone.
-        Ends before a byte for which the target has no token.
+        The ids are those of the whole text. Where the target's tokenizer has no token boundary at the end of
+        the context (the target stopped inside a usual token), `data` is encoded alone. The list ends before
+        a byte for which the target has no token.
         """
         target = self._translator.target
         start = self._window(len(self._text) - _LOOK_BEHIND)
@@ -70,16 +70,17 @@ class Translation:
         first = bisect_right(pieces.ends, behind)
         if behind and (not first or pieces.ends[first - 1] != behind):
             pieces, first, behind = target.encode(data), 0, 0
-        found: list[tuple[int, int]] = []
+        ids: list[tuple[int, int]] = []
         at = 0
         for token, end in zip(pieces.ids[first:], pieces.ends[first:], strict=True):
             at += len(target.table[token])
             if at != end - behind:
                 break
-            found.append((token, at))
-        return found
+            ids.append((token, at))
+        return ids
 
     def _control(self, token: int) -> None:
+        """Append the counterpart of a control token, if any, and start a new text after it."""
         counterpart = self._translator.to_assistant.get(token)
         doubled = counterpart == self._translator.assistant.bos and self.ids == [counterpart]
         if counterpart is not None and not doubled:
@@ -89,7 +90,7 @@ class Translation:
         self._ends = []
 
     def _extend(self, new: bytes) -> int:
-        """Append text; returns how many ids stayed as they were."""
+        """Append text; return how many ids stayed unchanged."""
         if not new:
             return len(self.ids)
         back = len(self._text) - _LOOK_BEHIND
@@ -112,12 +113,12 @@ class Translation:
         return kept + same
 
     def _joint(self, ends: Sequence[int], least: int) -> int | None:
-        """The first byte from `least` on at which a token ends in the old ids as in the new ones."""
+        """Return the first byte from `least` on at which both an old and a new token end, or None."""
         old = set(self._ends[bisect_left(self._ends, least) :])
         return next((end for end in ends if end in old), None)
 
     def _window(self, at: int) -> int:
-        """Where to begin encoding, at `at` or before: before a word, else at least before a character."""
+        """Return the byte at which to start encoding, at most `at`: the start of a word or of a character."""
         if at <= 0:
             return 0
         blank = self._text.rfind(b" ", max(0, at - _LOOK_BEHIND), at)

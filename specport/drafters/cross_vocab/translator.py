@@ -1,7 +1,7 @@
-"""Two vocabularies side by side: text in either one's ids, and the tokens that they share.
+"""Encode text in two vocabularies, and match the tokens that they share.
 
-Everything goes by bytes. A byte position means the same in every tokenizer, so what two of them make of
-a text is lined up exactly, also where text repeats; and a token may hold part of a character.
+All positions are in bytes. A byte position means the same in every tokenizer, so the tokens of two tokenizers
+are aligned exactly, also in repetitive text, and a token may hold a part of a character.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from numpy.typing import NDArray
 
 from specport.errors import ModelError
 
-# Control tokens that mean the same though they read differently: turns begin, turns end, texts end.
+# Control tokens of equal meaning and different names: start of turn, end of turn, end of text.
 _ROLES = (
     ("<|im_start|>", "<start_of_turn>", "<|start_header_id|>", "<|start|>"),
     ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>"),
     ("<|endoftext|>", "<eos>", "</s>", "<|end_of_text|>"),
 )
-# Text that a usable tokenizer must give back: case, accents, blanks, line ends, signs, digits.
+# Text that a usable tokenizer must preserve: case, accents, whitespace, line ends, punctuation, digits.
 _SAMPLE = 'Hello World, naïve 你好 😀!  x_1 = [2.50];\n\n\tif "A" != b:\r\n'
-# Put in front of a text for tokenizers that treat the beginning of a text apart (an added blank).
+# Prefixes for tokenizers that treat the beginning of a text differently (an added blank).
 _LEADS = ("", "\n", ".")
-_LONGEST = 16  # bytes of a token that is looked up by its bytes
+_LONGEST = 16  # maximum bytes of a token that is looked up by its bytes
 
 
 class Vocabulary(Protocol):
-    """What translation needs of a tokenizer."""
+    """Define what translation needs of a tokenizer."""
 
     @property
     def special_ids(self) -> frozenset[int]: ...
 
     @property
     def table(self) -> Mapping[int, bytes]:
-        """id -> the bytes it stands for."""
+        """Return id -> bytes of the token."""
         ...
 
     @property
     def bos(self) -> int | None:
-        """The id that stands in front of every text, or None."""
+        """Return the id that starts every text, or None."""
         ...
 
     def encode_part(self, text: str) -> list[int]:
-        """Ids of a stretch of plain text, nothing added; what looks like a control token is text."""
+        """Return the ids of plain text, without added tokens; names of control tokens are plain text."""
         ...
 
 
 @dataclass
 class Pieces:
-    """A text in ids. Bytes for which there is no token are left out.
+    """Hold an encoded text. Bytes without a token are left out.
 
     ids:  [n] token ids.
-    ends: [n] the byte of the text at which each of them ends.
+    ends: [n] the byte of the text at which each token ends.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -63,12 +63,12 @@ class Pieces:
 
 
 class TextEncoder:
-    """Encodes bytes with a tokenizer, and knows where in them each token ends.
+    """Encode bytes with a tokenizer, with the end position of each token.
 
-    A stretch that the tokenizer would change (it normalises), and bytes that are no UTF-8, are put
-    together from the longest tokens that fit.
+    Text that the tokenizer would change (by normalization) and bytes that are not UTF-8 are covered greedily
+    by the longest matching tokens.
 
-    Raises ModelError for a tokenizer that does not keep ordinary text as it is.
+    Raises ModelError for a tokenizer that changes ordinary text.
     """
 
     def __init__(self, vocabulary: Vocabulary, name: str) -> None:
@@ -76,15 +76,16 @@ class TextEncoder:
         self.table = vocabulary.table
         self.bos = vocabulary.bos
         self._encode_part = vocabulary.encode_part
-        found = {lead: self._behind(lead, _SAMPLE) is not None for lead in _LEADS}
-        if not any(found.values()):
+        usable = {lead: self._behind(lead, _SAMPLE) is not None for lead in _LEADS}
+        if not any(usable.values()):
             raise ModelError(
                 f"the tokenizer of {name} changes the text it encodes, so its model cannot draft for another",
                 "choose a draft whose tokenizer keeps case and blanks",
             )
-        self._leads = sorted(_LEADS, key=lambda lead: not found[lead])
+        self._leads = sorted(_LEADS, key=lambda lead: not usable[lead])
 
     def encode(self, data: bytes) -> Pieces:
+        """Return the tokens of `data`."""
         pieces, end = Pieces(), 0
         for token in self._tokens(data):
             end += len(self.table[token]) if token >= 0 else 1
@@ -95,24 +96,25 @@ class TextEncoder:
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:
-        """Ordinary tokens by their bytes. Of several with the same bytes, the one that encoding gives."""
-        found: dict[bytes, int] = {}
+        """Return ordinary tokens by their bytes; of several with equal bytes, the one that encoding gives."""
+        tokens: dict[bytes, int] = {}
         for token, data in self.table.items():
             if not data or token in self.special_ids:
                 continue
-            if data in found and not self._gives(token, data):
+            if data in tokens and not self._gives(token, data):
                 continue
-            found[data] = token
-        return found
+            tokens[data] = token
+        return tokens
 
     def _gives(self, token: int, data: bytes) -> bool:
+        """Return whether the tokenizer encodes `data` as this one token."""
         try:
             return self._exact(data.decode()) == [token]
         except UnicodeDecodeError:
             return False
 
     def _tokens(self, data: bytes) -> list[int]:
-        """Ids of `data`; -1 for each byte without a token."""
+        """Return the ids of `data`; -1 for each byte without a token."""
         tokens: list[int] = []
         while data:
             try:
@@ -128,7 +130,7 @@ class TextEncoder:
         exact = self._exact(text)
         if exact is not None:
             return exact
-        # One odd character should not cost the whole text its usual tokens.
+        # Cover only the lines that the tokenizer changes; other lines keep their usual tokens.
         tokens: list[int] = []
         for line in text.splitlines(keepends=True):
             exact = self._exact(line)
@@ -136,7 +138,7 @@ class TextEncoder:
         return tokens
 
     def _exact(self, text: str) -> list[int] | None:
-        """The tokenizer's own ids, if they stand for exactly this text."""
+        """Return the tokenizer's own ids if their bytes are exactly this text, else None."""
         if not text:
             return []
         for lead in self._leads:
@@ -146,7 +148,7 @@ class TextEncoder:
         return None
 
     def _behind(self, lead: str, text: str) -> list[int] | None:
-        """Ids of `text` as encoded behind `lead`; None where no token begins there or bytes differ."""
+        """Return the ids of `text` encoded after `lead`; None where no token starts there or bytes differ."""
         ids = self._encode_part(lead + text)
         data = text.encode()
         left, first = len(data), len(ids)
@@ -159,6 +161,7 @@ class TextEncoder:
         return None if left else ids[first:]
 
     def _cover(self, data: bytes) -> list[int]:
+        """Return the longest tokens that match, from left to right; -1 for each byte without a token."""
         tokens: list[int] = []
         at = 0
         while at < len(data):
@@ -173,10 +176,10 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Intersection:
-    """The tokens that both vocabularies have, one to one.
+    """Hold the one-to-one mapping of the tokens that both vocabularies have.
 
-    to_target: [assistant vocab] the target's id of an assistant's token, or -1.
-    columns:   [target vocab] the assistant's id of a target's token; beyond the last where it has none.
+    to_target: [assistant vocab] target id of each assistant token, or -1.
+    columns:   [target vocab] assistant id of each target token; the assistant's vocabulary size without one.
     """
 
     to_target: NDArray[np.int64]
@@ -184,12 +187,12 @@ class Intersection:
 
 
 class Translator:
-    """The vocabularies of a target and of an assistant.
+    """Map between the vocabularies of a target and an assistant.
 
-    Control tokens have no text: those of equal name or role stand for each other (`to_assistant`,
-    `to_target`), others have no counterpart.
+    Control tokens have no text: those of equal name or role are counterparts (`to_assistant`, `to_target`);
+    others have no counterpart.
 
-    Raises ModelError for a tokenizer that does not keep ordinary text as it is.
+    Raises ModelError for a tokenizer that changes ordinary text.
     """
 
     def __init__(self, target: Vocabulary, assistant: Vocabulary) -> None:
@@ -211,7 +214,10 @@ class Translator:
         return pairs
 
     def intersection(self, target_vocab: int, assistant_vocab: int) -> Intersection:
-        """Matched by bytes, control tokens by name or role. The arguments are the widths of the logits."""
+        """Return the tokens with equal bytes, and control tokens of equal name or role.
+
+        target_vocab, assistant_vocab: widths of the logits.
+        """
         ours, theirs = self.target.by_bytes, self.assistant.by_bytes
         pairs = [(theirs[data], token) for data, token in ours.items() if data in theirs]
         pairs += self.to_target.items()

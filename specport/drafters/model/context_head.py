@@ -1,28 +1,32 @@
-"""Columns for what a cut head lacks: the tokens of the text at hand.
+"""Extend a cut head by the tokens of the context.
 
-A head of the commonest tokens (FR-Spec, arXiv 2502.14856) cannot say the names and rare words that a text is
-about, and those are what it says again and again. Their rows are fetched as they occur, and their logits
-are put behind those of the head: a few hundred products beside tens of thousands.
+A head that is cut to frequent tokens (FR-Spec, arXiv 2502.14856) cannot propose names and rare words, which a
+text about them repeats. Their head rows are fetched as the tokens occur, and their logits are appended to
+those of the head: a few hundred products in addition to tens of thousands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from array_api_compat import array_namespace, device
 
-from specport.core.model_kinds import CutHeadModel
 from specport.core.ports import Array, Model, StepOutput
-from specport.drafters.model.expand import DraftHead
+from specport.drafters.model.head import DraftHead
 
-MOST = 1024  # tokens of one text; the first ones to occur stay
+MOST = 1024  # maximum extra tokens of one text; the first to occur are kept
 
 
 @dataclass
 class _Text:
-    """ids: what the head lacks, in the order in which it occurred, with its rows [ids, width]."""
+    """Hold the extra tokens of one text.
+
+    head: the model's head with the extra columns.
+    read: length of the context that was searched.
+    ids:  tokens that the head lacks, in order of occurrence.
+    rows: [ids, width] their head rows; None = no tokens.
+    """
 
     head: DraftHead
     read: int = 0
@@ -31,20 +35,20 @@ class _Text:
 
 
 class ContextHead:
-    """The head of each text: that of the model, and the tokens of the context.
+    """Hold one head per text: the model's head, extended by the tokens of the context.
 
-    What a text's head has depends on that text alone, so that a seed gives the same text twice. Where a model
-    has no rows to give, every text has the head as it is.
+    A text's head depends on that text only, so that seeded text is repeatable. Where the model has no
+    `head_rows`, every text has the model's head.
     """
 
     def __init__(self, model: Model, head: DraftHead) -> None:
-        self._model = cast(CutHeadModel, model) if model.capabilities.head_rows else None
+        self._head_rows = model.head_rows
         self._head = head
         self._texts: dict[int, _Text] = {}
 
     def follow(self, key: int, context: Sequence[int]) -> None:
-        """Take up the tokens that are new in the context."""
-        if self._model is None:
+        """Add columns for the new tokens of the context."""
+        if self._head_rows is None:
             return
         text = self._texts.get(key)
         if text is None or len(context) < text.read:
@@ -53,22 +57,22 @@ class ContextHead:
         text.read = len(context)
         ids = [*new][: MOST - len(text.ids)]
         if ids:
-            rows = self._model.head_rows(ids)
+            rows = self._head_rows(ids)
             text.rows = rows if text.rows is None else array_namespace(rows).concat([text.rows, rows])
             text.ids |= dict.fromkeys(ids)
             text.head = self._head.with_ids([*text.ids])
 
     def head(self, key: int) -> DraftHead:
-        """What the columns of this text's logits are."""
+        """Return the head that maps the columns of this text's logits."""
         text = self._texts.get(key)
         return self._head if text is None else text.head
 
     def logits(self, key: int, output: StepOutput, nodes: Sequence[int]) -> list[Array]:
-        """[columns] each, behind these rows of a step, all of one text."""
+        """Return the logits [columns] at these rows of a step's output, which belong to one text."""
         text = self._texts.get(key)
         if text is None or text.rows is None:
             return [output.logits[node, :] for node in nodes]
-        assert output.head_input is not None  # the model has the rows of its head
+        assert output.head_input is not None  # the model has `head_rows`
         xp, where = array_namespace(output.logits), device(output.logits)
         picked = xp.asarray([*nodes], device=where)
         own, read = (xp.take(array, picked, axis=0) for array in (output.logits, output.head_input))
@@ -77,7 +81,7 @@ class ContextHead:
         return [whole[i, :] for i in range(len(nodes))]
 
     def rewind(self, key: int, length: int) -> None:
-        """Behind its first `length` tokens the context is another one now."""
+        """Search the context again from position `length` on, where it has changed."""
         if text := self._texts.get(key):
             text.read = min(text.read, length)
 

@@ -1,6 +1,6 @@
-"""A language model as drafter: a smaller one of the same tokenizer, or the target's own first layers.
+"""Drafters with a language model: a smaller model of the same tokenizer, or the target's own first layers.
 
-Knows token ids, and what reads a context (`kv_cache.Reading`); no runtime.
+They know token ids and a `Reading`, which reads contexts and scores drafts; no runtime.
 """
 
 from __future__ import annotations
@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specport.core.model_kinds import EarlyExitModel
 from specport.core.planning.acceptance_rates import CENTRES
-from specport.core.ports import Array, DraftRequest, Model, Outcome
+from specport.core.ports import Array, DraftRequest, Model, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
 from specport.drafters.model.early_exit import ExitCache
-from specport.drafters.model.expand import DraftHead, Growth, expand
-from specport.drafters.model.kv_cache import DraftCache, Level, Reading
+from specport.drafters.model.expand import Expansion, expand
+from specport.drafters.model.head import DraftHead
+from specport.drafters.model.kv_cache import DraftCache
+from specport.drafters.model.reading import Level, Reading
 
 
 class ReadingDrafter:
-    """Drafts chains, or trees where the plan has branches and the reading allows them.
+    """Draft chains, or trees where the plan has branches and the reading allows them.
 
-    Greedy parameters draft the likeliest tokens; others draw, siblings without replacement.
+    Greedy parameters draft the likeliest tokens; others sample, siblings without replacement. Nothing is
+    proposed for a sequence for which the draft's cache has no room.
     """
+
+    needs = Needs()
 
     def __init__(self, reading: Reading, name: str) -> None:
         self.name = name
@@ -29,29 +33,32 @@ class ReadingDrafter:
 
     @property
     def prior(self) -> Sequence[float]:
-        """Draft models are well calibrated on what their target writes: 0.9 is right 9 times in 10."""
+        """Return the centres of the bins: draft models are well calibrated on their target's texts."""
         return CENTRES
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        growths = [Growth(self._allowed(request)) for request in requests]
-        fitting = [growth for growth in growths if self._reading.fits(growth.request)]
+        trees = [Expansion(request=self._allowed(request)) for request in requests]
+        fitting = [tree for tree in trees if self._reading.fits(tree.request)]
         width = max(1, len(fitting)) if self._reading.batch else 1
         for start in range(0, len(fitting), width):
             self._grow(fitting[start : start + width])
-        return [growth.tree(self.name) for growth in growths]
+        return [tree.tree(self.name, replacement=False) for tree in trees]
+
+    def prefilled(self, events: Sequence[Prefilled]) -> None:
+        """Do nothing: the context is read at the next proposal."""
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing to learn: the next proposal compares the cache with the context."""
+        """Do nothing: the next proposal compares the cache with the context."""
 
     def forget(self, key: int) -> None:
         self._reading.forget(key)
 
     def rewind(self, key: int, length: int) -> None:
-        """As `Reading.rewind`."""
+        """Do as `Reading.rewind`."""
         self._reading.rewind(key, length)
 
     def behind(self, request: DraftRequest) -> int:
-        """As `Reading.behind`."""
+        """Return as `Reading.behind`."""
         return self._reading.behind(request)
 
     def _allowed(self, request: DraftRequest) -> DraftRequest:
@@ -59,38 +66,42 @@ class ReadingDrafter:
             return request
         return replace(request, plan=replace(request.plan, branches=()))
 
-    def _grow(self, growths: list[Growth]) -> None:
-        """Draft level by level until every tree has its depth or has stopped; at once where that will do."""
-        if all(growth.likeliest_chain for growth in growths):
-            chains = self._reading.chains([growth.request for growth in growths])
+    def _grow(self, trees: list[Expansion]) -> None:
+        """Draft level by level until every tree is done; greedy chains in one call where the model can."""
+        if all(tree.likeliest_chain for tree in trees):
+            chains = self._reading.chains([tree.request for tree in trees])
             if chains is not None:
-                for growth, chain in zip(growths, chains, strict=True):
-                    growth.become(chain)
+                for tree, chain in zip(trees, chains, strict=True):
+                    tree.add_chain(chain)
                 return
-        logits = [[row] for row in self._reading.catch_up([growth.request for growth in growths])]
-        while growths:
-            for growth, rows in zip(growths, logits, strict=True):
-                expand(growth, rows, self._reading.head(growth.request.key))
-            growths = [growth for growth in growths if not growth.done]
-            logits = self._score(growths) if growths else []
+        first = self._reading.catch_up([tree.request for tree in trees])
+        logits = [[] if row is None else [row] for row in first]
+        while trees:
+            growing = []
+            for tree, rows in zip(trees, logits, strict=True):
+                if rows:  # empty where there was no room
+                    expand(tree, rows, self._reading.head(tree.request.key))
+                    growing.append(tree)
+            trees = [tree for tree in growing if not tree.done]
+            logits = self._score(trees) if trees else []
 
-    def _score(self, growths: Sequence[Growth]) -> list[list[Array]]:
-        """Logits [columns] behind each frontier node of each tree."""
-        # A step's mask covers new tokens only, so a tree is stepped whole at each level. A chain's
-        # tokens are kept as they come.
+    def _score(self, trees: Sequence[Expansion]) -> list[list[Array]]:
+        """Return the logits [columns] behind each frontier node of each tree."""
+        # A step's mask covers new tokens only, so each level steps the whole tree again. A chain commits its
+        # tokens one by one.
         rows = []
-        for growth in growths:
-            key = growth.request.key
-            if growth.request.plan.branches:
-                tree = TokenTree(tuple(growth.tokens), tuple(growth.parents))
-                rows.append(Level(key, tree, (), growth.frontier))
+        for tree in trees:
+            key = tree.request.key
+            if tree.request.plan.branches:
+                whole = TokenTree(tuple(tree.tokens), tuple(tree.parents))
+                rows.append(Level(key, whole, (), tree.frontier))
             else:
-                rows.append(Level(key, TokenTree.chain(growth.tokens[-1:]), (0,), (0,)))
+                rows.append(Level(key, TokenTree.chain(tree.tokens[-1:]), (0,), (0,)))
         return self._reading.score(rows)
 
 
 class ModelDrafter(ReadingDrafter):
-    """A draft model with its own cache.
+    """Draft with a draft model that has its own cache.
 
     target_vocab, token_map: as for `DraftHead`; window: as for `DraftCache`.
     """
@@ -108,7 +119,10 @@ class ModelDrafter(ReadingDrafter):
 
 
 class EarlyExitDrafter(ReadingDrafter):
-    """The first layers of the target itself; only for generations on this very model."""
+    """Draft with the first layers of the target itself; only for generations on the same model object.
 
-    def __init__(self, target: EarlyExitModel, *, name: str = "early-exit") -> None:
+    Raises ValueError for a target without an early exit.
+    """
+
+    def __init__(self, target: Model, *, name: str = "early-exit") -> None:
         super().__init__(ExitCache(target), name)

@@ -1,27 +1,29 @@
-"""Self-speculation: the target's own first layers draft, on its own cache (LayerSkip, arXiv 2404.16710)."""
+"""Self-speculation: the target's first layers draft on the target's cache (LayerSkip, arXiv 2404.16710)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from specport.core.model_kinds import EarlyExitModel
-from specport.core.ports import Array, DraftRequest, Row, StepOutput
-from specport.core.tree import TokenTree
-from specport.drafters.model.expand import DraftHead
-from specport.drafters.model.kv_cache import Level
+from specport.core.ports import Array, Block, DraftRequest, Model, Row, StepOutput
+from specport.drafters.model.head import DraftHead
+from specport.drafters.model.reading import Level
 
 
 class ExitCache:
-    """The target's cache, as a `Reading`: the context is there already, and nothing needs rolling back.
+    """Implement `Reading` on the target's cache, which already holds the context.
 
-    What is drafted, the target's next step takes over and forgets.
+    The target's next step reuses and discards the draft, so nothing is rolled back here.
+
+    Raises ValueError for a target without an early exit.
     """
 
-    tree = False  # what is drafted is a chain in the target's own cache
+    tree = False  # drafts are chains in the target's own cache
 
-    def __init__(self, model: EarlyExitModel) -> None:
-        self._model, self._head = model, DraftHead(model.vocab_size)
+    def __init__(self, model: Model) -> None:
+        if model.early_exit is None:
+            raise ValueError("the target has no early exit")
+        self._model, self._exit, self._head = model, model.early_exit, DraftHead(model.vocab_size)
         self.batch = model.capabilities.batch
         self._handles: dict[int, Any] = {}
 
@@ -35,31 +37,32 @@ class ExitCache:
     def head(self, key: int) -> DraftHead:
         return self._head
 
-    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
+    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array | None]:
         for request in requests:
-            # A draft that nobody verified is in the way.
+            # Discard an earlier draft that was not verified.
             self._model.truncate(request.handle, request.handle.length)
             self._handles[request.key] = request.handle
-        output = self._draft([TokenTree.chain(r.context[-1:]) for r in requests], [r.key for r in requests])
-        return [output.logits[offset, :] for offset in output.offsets[:-1]]
-
-    def chains(self, requests: Sequence[DraftRequest]) -> None:
-        """No model with an early exit drafts on its own."""
-
-    def score(self, rows: Sequence[Level]) -> list[list[Array]]:
-        """Keeps all of each tree, which is a chain."""
-        output = self._draft([row.tree for row in rows], [row.key for row in rows])
+        output = self._draft([(r.key, Block.chain(r.context[-1:])) for r in requests])
         return [
-            [output.logits[first + node, :] for node in row.asked]
-            for row, first in zip(rows, output.offsets[:-1], strict=True)
+            None if i in output.refused else output.logits[output.offsets[i], :] for i in range(len(requests))
         ]
 
-    def _draft(self, trees: Sequence[TokenTree], keys: Sequence[int]) -> StepOutput:
-        rows = [Row(self._handles[key], tree) for key, tree in zip(keys, trees, strict=True)]
-        return self._model.draft(rows)
+    def chains(self, requests: Sequence[DraftRequest]) -> None:
+        """Return None: no model with an early exit drafts greedy chains in one call."""
+
+    def score(self, rows: Sequence[Level]) -> list[list[Array]]:
+        """Score each tree, which is a chain, and keep all its tokens."""
+        output = self._draft([(row.key, row.tree.as_block()) for row in rows])
+        return [
+            [] if i in output.refused else [output.logits[output.offsets[i] + node, :] for node in row.asked]
+            for i, row in enumerate(rows)
+        ]
+
+    def _draft(self, blocks: Sequence[tuple[int, Block]]) -> StepOutput:
+        return self._exit.draft([Row(self._handles[key], block) for key, block in blocks])
 
     def forget(self, key: int) -> None:
         self._handles.pop(key, None)
 
     def rewind(self, key: int, length: int) -> None:
-        """The cache is the target's: it never holds what the context does not."""
+        """Do nothing: the target's cache always agrees with the context."""

@@ -1,89 +1,34 @@
-"""Where a draft model's view of each sequence lives, and how it is brought up to the context.
+"""The draft model's cache of each sequence, and how it follows the context.
 
-The cache needs no word about what was accepted: at each proposal it is compared with the context, rolled
-back to where they part, and read on from there.
+The cache needs no message about accepted tokens: each proposal compares it with the context, rolls it back to
+the first difference and reads on from there.
+
+A sequence for which a full cache has no room is not drafted: its own memory is freed, so that other sequences
+can go on. Reading its context again is expensive. So this is tried only when another sequence freed memory or
+after a number of rounds, and only where there is room for all of the context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
 
 from array_api_compat import array_namespace
 
-from specport.core.model_kinds import ChainModel
-from specport.core.ports import Array, CacheHandle, DraftRequest, Model, Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Array, Block, CacheHandle, DraftRequest, Model, Row
 from specport.drafters.model.context_head import ContextHead
-from specport.drafters.model.expand import DraftHead
+from specport.drafters.model.head import DraftHead
+from specport.drafters.model.reading import Level
+from specport.errors import ContextFull
 
-PREFILL_CHUNK = 512  # tokens a step, as in the engine
-
-
-@dataclass(frozen=True)
-class Level:
-    """Nodes of one sequence to be scored: a tree below what it keeps already.
-
-    kept: the path of the tree that stays; asked: the nodes behind which logits are wanted.
-    """
-
-    key: int
-    tree: TokenTree
-    kept: Sequence[int]
-    asked: Sequence[int]
-
-
-class Reading(Protocol):
-    """A model that reads contexts and drafts on: a draft with its own cache, or the target's first layers."""
-
-    @property
-    def batch(self) -> bool:
-        """Whether several requests may be read in one go."""
-        ...
-
-    @property
-    def tree(self) -> bool:
-        """Whether rows of `score` may branch."""
-        ...
-
-    def fits(self, request: DraftRequest) -> bool:
-        """Whether there is room for what the request's plan allows."""
-        ...
-
-    def behind(self, request: DraftRequest) -> int:
-        """Tokens of the context to read before the first draft token; 1 right after a rejection."""
-        ...
-
-    def head(self, key: int) -> DraftHead:
-        """What the columns of this sequence's logits are, from its last `catch_up` on."""
-        ...
-
-    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
-        """Read each context to its end; the logits [columns] behind each root token."""
-        ...
-
-    def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
-        """Read each context and draft the likeliest chain of its plan's depth, all in one call of the model.
-
-        None where the model cannot.
-        """
-        ...
-
-    def score(self, rows: Sequence[Level]) -> list[list[Array]]:
-        """Logits [columns] behind the nodes that each sequence's row asks for."""
-        ...
-
-    def forget(self, key: int) -> None: ...
-
-    def rewind(self, key: int, length: int) -> None:
-        """Only the context's first `length` tokens are still what they were at the last `catch_up`."""
-        ...
+PREFILL_CHUNK = 512  # tokens per step, as in the scheduler
+PAUSE = 64  # rounds before a sequence without room is tried again, unless memory was freed
+_RESERVE = 64  # free tokens that each sequence should have before a waiting one is read again
 
 
 @dataclass
 class _State:
-    """One sequence's cache: context[start:base], then the drafted tokens in `ahead`."""
+    """Hold one sequence's cache: context[start:base], then the drafted tokens in `ahead`."""
 
     handle: CacheHandle
     start: int = 0
@@ -91,13 +36,21 @@ class _State:
     ahead: list[int] = field(default_factory=list)
 
 
-class DraftCache:
-    """The cache of a draft model.
+@dataclass
+class _Waiting:
+    """Hold a sequence that had no room: rounds until it is tried again, and `_num_freed` at its refusal."""
 
-    head:   the columns of the model's own logits. A cut one is joined by the tokens of each context, where
-            the model can (`ContextHead`).
-    window: most tokens of the context that the draft reads at once. A draft that is further behind starts
-            anew with the last `window` tokens.
+    rounds: int
+    num_freed: int
+
+
+class DraftCache:
+    """Implement `Reading` for a draft model with its own cache.
+
+    head:   maps the columns of the model's logits. A cut head is extended by the tokens of each context where
+            the model has `head_rows` (`ContextHead`).
+    window: maximum number of context tokens that the draft reads at once. A cache that is further behind is
+            restarted with the last `window` tokens.
     """
 
     def __init__(self, model: Model, head: DraftHead, window: int) -> None:
@@ -106,9 +59,11 @@ class DraftCache:
         self._window = max(1, min(window, model.max_context // 2))
         self.batch = model.capabilities.batch
         self.tree = model.capabilities.tree
-        # Nodes that a step may have; None = any number.
+        # Maximum number of nodes of a step; None = unbounded.
         self.widest = max(model.capabilities.buckets, default=None)
         self._states: dict[int, _State] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._num_freed = 0  # counts sequences whose memory was freed for others
 
     def fits(self, request: DraftRequest) -> bool:
         return request.plan.max_nodes < self._model.max_context
@@ -122,63 +77,84 @@ class DraftCache:
     def head(self, key: int) -> DraftHead:
         return self._head.head(key)
 
-    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array]:
-        for request in requests:
+    def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array | None]:
+        behind = self._readable(requests)
+        for request, _ in behind:
             self._head.follow(request.key, request.context)
-        states = [self._rolled_back(request) for request in requests]
         logits: dict[int, Array] = {}
-        behind = [*zip(requests, states, strict=True)]
         while behind:
             rows = []
             for request, state in behind:
                 start = state.start + state.handle.length
                 chunk = request.context[start : start + PREFILL_CHUNK]
-                rows.append(Row(state.handle, TokenTree.chain(chunk), logits="last"))
+                ends = start + len(chunk) == len(request.context)
+                rows.append(Row(state.handle, Block.chain(chunk), logits="last" if ends else "none"))
             output = self._model.step(rows)
-            for i, ((request, _), row) in enumerate(zip(behind, rows, strict=True)):
-                self._model.commit(row.handle, range(len(row.tree)))
-                logits[request.key] = self._head.logits(request.key, output, output.offsets[i : i + 1])[0]
-            waiting = [(r, s) for r, s in behind if s.start + s.handle.length < len(r.context)]
-            if waiting:  # the next step overwrites this one's output
-                for request, _ in behind:
-                    found = logits[request.key]
-                    logits[request.key] = array_namespace(found).asarray(found, copy=True)
-            behind = waiting
-        return [logits[request.key] for request in requests]
+            unfinished, ended = [], []
+            for i, ((request, state), row) in enumerate(zip(behind, rows, strict=True)):
+                if i in output.refused:
+                    self._give_back(request.key)
+                    continue
+                self._model.commit(row.handle, range(len(row.block)))
+                if row.logits == "none":
+                    unfinished.append((request, state))
+                    continue
+                ended.append(request.key)
+                (logits[request.key],) = self._head.logits(request.key, output, output.offsets[i : i + 1])
+            if unfinished:  # the next step overwrites this one's output
+                for key in ended:
+                    logits[key] = array_namespace(logits[key]).asarray(logits[key], copy=True)
+            behind = unfinished
+        for key in logits:
+            self._waiting.pop(key, None)
+        return [logits.get(request.key) for request in requests]
 
     def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
-        most = self._model.capabilities.chain
+        chain = self._model.chain
         (depth, *others) = {request.plan.depth for request in requests}
-        if not most or others or self._model.capabilities.head_rows:
+        if chain is None or others or self._model.head_rows is not None:
             return None
-        states = [self._rolled_back(request) for request in requests]
-        unread = [r.context[s.start + s.handle.length :] for r, s in zip(requests, states, strict=True)]
-        if max(map(len, unread)) > most:
+        if any(self.behind(request) > chain.max_tokens for request in requests):
             return None
-        rows = [Row(s.handle, TokenTree.chain(rest)) for s, rest in zip(states, unread, strict=True)]
-        found = cast(ChainModel, self._model).chain(rows, depth, self._vocab)
-        drafted: list[list[int]] = found.tokens.tolist()
-        for state, rest, tokens in zip(states, unread, drafted, strict=True):
+        if any(request.key in self._waiting for request in requests):
+            return None
+        readable = self._readable(requests)
+        if len(readable) < len(requests):
+            return None
+        states = [state for _, state in readable]
+        unread = [request.context[state.start + state.handle.length :] for request, state in readable]
+        rows = [Row(state.handle, Block.chain(rest)) for state, rest in zip(states, unread, strict=True)]
+        drafted = chain.draft(rows, depth, self._vocab)
+        if drafted is None:
+            return None
+        chains: list[list[int]] = drafted.tokens.tolist()
+        for state, rest, tokens in zip(states, unread, chains, strict=True):
             self._model.commit(state.handle, range(len(rest) + depth - 1))
-            state.ahead = tokens[:-1]  # the last one is not read
-        return drafted
+            state.ahead = tokens[:-1]  # the last token was not read
+        return chains
 
     def score(self, rows: Sequence[Level]) -> list[list[Array]]:
         states = [self._states[row.key] for row in rows]
-        output = self._model.step([Row(s.handle, row.tree) for s, row in zip(states, rows, strict=True)])
-        for state, row in zip(states, rows, strict=True):
+        output = self._model.step(
+            [Row(s.handle, row.tree.as_block()) for s, row in zip(states, rows, strict=True)]
+        )
+        logits: list[list[Array]] = []
+        for i, (state, row) in enumerate(zip(states, rows, strict=True)):
+            if i in output.refused:
+                self._give_back(row.key)
+                logits.append([])
+                continue
             self._model.commit(state.handle, row.kept)
             state.ahead += [row.tree.tokens[node] for node in row.kept]
-        return [
-            self._head.logits(row.key, output, [first + node for node in row.asked])
-            for row, first in zip(rows, output.offsets[:-1], strict=True)
-        ]
+            first = output.offsets[i]
+            logits.append(self._head.logits(row.key, output, [first + node for node in row.asked]))
+        return logits
 
     def forget(self, key: int) -> None:
         self._head.forget(key)
-        state = self._states.pop(key, None)
-        if state:
-            self._model.close(state.handle)
+        self._waiting.pop(key, None)
+        if self._close(key):
+            self._num_freed += 1
 
     def rewind(self, key: int, length: int) -> None:
         self._head.rewind(key, length)
@@ -186,29 +162,79 @@ class DraftCache:
         if state is None or length >= state.base:
             return
         if length <= state.start:
-            self.forget(key)
+            self._close(key)
         else:
             state.base, state.ahead = length, []
 
-    def _rolled_back(self, request: DraftRequest) -> _State:
-        """Keep of the cache what the context confirms, or nothing if too little is left of it."""
-        state = self._states.get(request.key)
-        if state is None:
-            state = self._states[request.key] = _State(self._model.open())
+    def _close(self, key: int) -> bool:
+        """Free a sequence's memory; return False where it has none."""
+        state = self._states.pop(key, None)
+        if state is not None:
+            self._model.close(state.handle)
+        return state is not None
+
+    def _give_back(self, key: int) -> None:
+        """Free the memory of a sequence without room, and let it wait.
+
+        Memory of a sequence that was drafted before is new room for others, so it counts as freed. Memory of
+        a waiting sequence that only began to read does not.
+        """
+        drafted = key not in self._waiting
+        if self._close(key) and drafted:
+            self._num_freed += 1
+        self._waiting[key] = _Waiting(PAUSE, self._num_freed)
+
+    def _readable(self, requests: Sequence[DraftRequest]) -> list[tuple[DraftRequest, _State]]:
+        """Return the requests that do not wait for room, each with its cache rolled back to the context."""
+        # Open all new caches first: rolling a cache back gives up the room that is reserved for it.
+        for request in requests:
+            if request.key not in self._states and not self._waits(request.key):
+                self._open(request)
+        readable = [(r, self._states[r.key]) for r in requests if r.key in self._states]
+        for request, state in readable:
+            self._roll_back(state, request)
+        return readable
+
+    def _waits(self, key: int) -> bool:
+        """Count down a sequence's wait; return whether it still waits."""
+        waiting = self._waiting.get(key)
+        if waiting is None or waiting.num_freed != self._num_freed or waiting.rounds == 0:
+            return False
+        waiting.rounds -= 1
+        return True
+
+    def _open(self, request: DraftRequest) -> None:
+        """Open a cache where there is room for the tokens to read; else let the sequence wait."""
+        most = self._model.max_context
+        wanted = min(len(request.context), self._window) + request.plan.max_nodes
+        # A waiting sequence that takes freed room must not fill the cache again within a few rounds.
+        more = _RESERVE * (1 + len(self._states)) if request.key in self._waiting else 0
+        try:
+            if self._model.room() >= min(wanted + more, most):
+                self._states[request.key] = _State(self._model.open(min(wanted, most)))
+                return
+        except ContextFull:  # the machine has less memory than the cache's limit
+            pass
+        self._waiting[request.key] = _Waiting(PAUSE, self._num_freed)
+
+    def _roll_back(self, state: _State, request: DraftRequest) -> None:
+        """Cut a sequence's cache to the part that agrees with the context, as `_resume` says."""
         state.start, kept = self._resume(state, request)
         self._model.truncate(state.handle, kept - state.start)
         state.base, state.ahead = len(request.context), []
-        return state
 
     def _resume(self, state: _State, request: DraftRequest) -> tuple[int, int]:
-        """Where the cache starts in the context, and up to where it is confirmed."""
+        """Return the context range that the cache may keep: where it starts, and where it stops to agree.
+
+        The range is empty where the cache must be restarted: it is too far behind, or too long.
+        """
         context = request.context
         kept = state.base
         for token in state.ahead:
             if kept >= len(context) or context[kept] != token:
                 break
             kept += 1
-        # The root token is always read anew: its logits are what drafting starts from.
+        # The root token is always read again: drafting starts from its logits.
         kept = min(kept, len(context) - 1, state.start + state.handle.length)
         room = self._model.max_context - request.plan.max_nodes
         if len(context) - kept > self._window or len(context) - state.start > room:

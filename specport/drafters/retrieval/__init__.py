@@ -1,1 +1,1 @@
-"""Drafts looked up in text: the prompt, earlier texts, the user's files."""
+"""Drafters that retrieve tokens from text: the prompt, earlier texts, the user's files."""

@@ -1,7 +1,7 @@
 """A datastore: the user's own files as token ids, sorted for lookup (REST, arXiv 2311.08252).
 
-Built once by `specport datastore build`, read by the suffix drafter. A folder with two files of raw 32-bit
-numbers and a manifest; it is untrusted, and no more is believed of it than a wrong draft can cost.
+`specport datastore build` makes it once; the suffix drafter reads it. It is a folder with two files of raw
+32-bit numbers and a manifest. It is untrusted: a wrong datastore can only cause wrong drafts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from specport.text.tokenizer import Tokenizer
 
 MANIFEST_FILE = "specport-datastore.json"
 TOKENS_FILE, ORDER_FILE = "tokens.i32", "order.i32"
-MAX_TOKENS = 20_000_000  # a quarter of a gigabyte in memory
-MAX_FILE_BYTES, MAX_LINE = 1 << 20, 10_000  # beyond, nobody wrote it: data, or generated
-SKIPPED_FOLDERS = ("node_modules", "__pycache__", "venv", "site-packages")  # and those that begin with a dot
+MAX_TOKENS = 20_000_000  # takes a quarter of a gigabyte of memory
+MAX_FILE_BYTES, MAX_LINE = 1 << 20, 10_000  # larger files and longer lines are data or generated
+SKIPPED_FOLDERS = ("node_modules", "__pycache__", "venv", "site-packages")  # besides hidden folders
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a datastore was made from. skipped: reason -> files. num_left_out: files beyond the limit."""
+    """Report the inputs of a datastore.
+
+    skipped:      reason -> number of files.
+    num_left_out: number of files beyond the token limit.
+    """
 
     num_files: int
     num_tokens: int
@@ -49,11 +53,12 @@ def build(
     max_tokens: int = MAX_TOKENS,
     progress: Progress = silent,
 ) -> Built:
-    """Tokenize text files, and those below folders, into a datastore at `out`, replacing an older one there.
+    """Tokenize text files and folders of them into a datastore at `out`; replace an older datastore there.
 
-    Links, hidden folders, binary, generated and unreadable files are left out and counted.
+    Links and hidden folders are ignored; binary, generated and unreadable files are skipped and counted.
 
-    Raises InvalidInput for a path that is not there, for no text at all, and where `out` is something else.
+    Raises InvalidInput for a path that does not exist, for no text at all, and where `out` exists and is not
+    a datastore.
     """
     if max_tokens < 1:
         raise InvalidInput(f"max_tokens is {max_tokens}; it must be 1 or more")
@@ -90,9 +95,10 @@ def build(
 
 
 def open_datastore(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> SuffixIndex:
-    """The index of what was built, of ids below `vocab_size`.
+    """Return the index of a datastore, with ids below `vocab_size`.
 
-    Raises InvalidInput where there is none, or one of another tokenizer, and ModelError where it is damaged.
+    Raises InvalidInput where there is no datastore or one of another tokenizer, and ModelError where it is
+    damaged.
     """
     if not _is_datastore(folder):
         raise InvalidInput(f"{folder} is no datastore", "make one: specport datastore build PATH --out DIR")
@@ -105,7 +111,7 @@ def open_datastore(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Suffi
             f"the datastore {folder} was built for another tokenizer", f"{again} --model MODEL"
         )
     try:
-        # By name, whatever the manifest says: it may not name them.
+        # Check these names here, since the untrusted manifest may not list them.
         paths = [inside(folder, name) for name in (TOKENS_FILE, ORDER_FILE)]
         tokens, order = (np.fromfile(path, dtype="<i4") for path in paths)
     except UnsafeFile as error:
@@ -127,7 +133,7 @@ def _within(numbers: Ints, low: int, high: int) -> bool:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file itself, or those below a folder in a stable order, without following links."""
+    """Yield the file itself, or the files below a folder in a stable order, without following links."""
     path = path.expanduser().resolve()
     if not path.exists():
         raise InvalidInput(f"there is no file or folder {path}")
@@ -140,7 +146,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _text(path: Path) -> tuple[str, str]:
-    """A file's text, or why it is left out."""
+    """Return a file's text and "", or the reason why it is skipped."""
     try:
         if not path.is_file():
             return "", "not a regular file"
@@ -162,7 +168,7 @@ def _text(path: Path) -> tuple[str, str]:
 
 
 def _write(out: Path, index: SuffixIndex, about: dict[str, object]) -> None:
-    """All at once: built beside its place, then moved there."""
+    """Write a datastore atomically: build it in a temporary folder beside `out`, then move it there."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -170,7 +176,7 @@ def _write(out: Path, index: SuffixIndex, about: dict[str, object]) -> None:
         index.tokens.astype("<i4").tofile(work / TOKENS_FILE)
         index.order.astype("<i4").tofile(work / ORDER_FILE)
         manifest.write(work, about, MANIFEST_FILE)
-        work.chmod(0o755)  # mkdtemp's is for secrets
+        work.chmod(0o755)  # mkdtemp makes the folder private
         replace_folder(work, out)
     except BaseException:  # Ctrl-C as well
         shutil.rmtree(work, ignore_errors=True)

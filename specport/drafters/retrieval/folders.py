@@ -1,29 +1,36 @@
-"""What the suffix drafter looks into beside the text itself: opens the folders that the user named."""
+"""Open the folders that the user named for the suffix drafter: a history and a datastore."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from specport.drafters.context import Retrieval
+from specport.drafters.registry import SUFFIX
 from specport.drafters.retrieval.datastore import open_datastore
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.history_file import open_history
-from specport.drafters.spec import SUFFIX, Retrieval
+from specport.drafters.spec import DraftSpec
 from specport.errors import InvalidInput
 from specport.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Folders:
-    """history: where texts are kept from run to run. datastore: made by `specport datastore build`."""
+    """Hold the folders that the user named.
+
+    history:   keeps texts from run to run.
+    datastore: made by `specport datastore build`.
+    """
 
     history: str | Path | None = None
     datastore: str | Path | None = None
 
-    def check(self, parts: Iterable[str]) -> None:
-        """Raises InvalidInput where a folder is named that no drafter of `parts` (drafting.parse) reads."""
-        if SUFFIX not in parts and (self.history is not None or self.datastore is not None):
+    def check(self, *specs: DraftSpec) -> None:
+        """Raise InvalidInput where a folder is named that none of these drafters reads."""
+        if not any(SUFFIX in spec.kinds for spec in specs) and (
+            self.history is not None or self.datastore is not None
+        ):
             raise InvalidInput(
                 "a history or datastore is read by the drafter suffix only", "add --draft suffix"
             )
@@ -31,9 +38,11 @@ class Folders:
     def open(
         self, tokenizer: Tokenizer, vocab_size: int, *, learn: bool = True
     ) -> tuple[Retrieval, list[str]]:
-        """What is in the folders, and what the user should know of it. Raises InvalidInput and ModelError.
+        """Return the opened folders, and notes for the user.
 
-        learn: whether texts are remembered; without a folder, until the process ends.
+        learn: whether to remember texts; without a history folder, until the process ends.
+
+        Raises InvalidInput and ModelError as `open_history` and `open_datastore`.
         """
         notes: list[str] = []
         history = History() if learn else None

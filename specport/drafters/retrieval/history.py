@@ -1,4 +1,4 @@
-"""Earlier texts that suffix decoding drafts from: bounded, the oldest go first. Knows token ids only."""
+"""A bounded history of earlier texts for suffix decoding; the oldest are dropped. Knows token ids only."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import numpy as np
 
 from specport.drafters.retrieval.suffix_index import GAP, Ints, SuffixIndex
 
-MAX_TOKENS = 1_000_000  # 12 MB, and a quarter of a second to sort
-_KEPT_SHARE = 0.75  # what is left when the oldest go: so they seldom have to
+MAX_TOKENS = 1_000_000  # takes 12 MB, and a quarter of a second to sort
+_KEPT_SHARE = 0.75  # share that is kept when the oldest are dropped, so that dropping is rare
 
 
 class Store(Protocol):
-    """Keeps texts beyond this process."""
+    """Keep texts beyond this process."""
 
     def add(self, tokens: Ints) -> list[Ints]:
-        """Keep a text; returns it and what other processes added since the last call, in order."""
+        """Store a text; return it and the texts that other processes added since the last call, in order."""
         ...
 
 
 class History:
-    """Texts in the order in which they were added, in one index.
+    """Hold texts in the order in which they were added, in one index.
 
-    max_tokens: beyond it the oldest texts are dropped. store: where they are kept as well.
-    learn:      False = what is added is ignored.
+    texts:      initial texts, oldest first.
+    max_tokens: limit beyond which the oldest texts are dropped.
+    store:      also keeps added texts; None = this process only.
+    learn:      False = added texts are ignored.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class History:
         self._extend(texts)
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Remember a text. One that cannot be continued, or is larger than the history, is left out."""
+        """Add a text; ignore one of a single token, or one that is larger than the history."""
         text = np.asarray(tokens, dtype=np.int32)
         if self._learn and 1 < len(text) <= self._max_tokens:
             self._extend([text] if self._store is None else self._store.add(text))
@@ -63,6 +65,6 @@ class History:
 
 
 def _joined(texts: Sequence[Ints] | deque[Ints]) -> Ints:
-    """One after the other, a GAP behind each."""
+    """Return the texts joined, with a GAP after each."""
     gap = np.array([GAP], dtype=np.int32)
     return np.concatenate([piece for text in texts for piece in (text, gap)] or [gap[:0]])

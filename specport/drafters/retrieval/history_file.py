@@ -1,8 +1,8 @@
-"""A history that outlasts the process: SQLite in the user's folder, one file a tokenizer.
+"""A persistent history: SQLite in the user's folder, one file per tokenizer.
 
-Several processes may use it at once. The file is opened anew for each text, so that the folder can be deleted
-at any time, on Windows too. It is untrusted: one with another table than ours, or that SQLite cannot read, is
-replaced by an empty one. Texts are lost rather than waited for: no failure ends a generation.
+Several processes may use it at once. The file is opened for each text, so that the folder can be deleted at
+any time, on Windows too. The file is untrusted: a file with other tables, or that SQLite cannot read, is
+replaced by an empty one. Failures lose texts but never end a generation.
 """
 
 from __future__ import annotations
@@ -21,40 +21,44 @@ from specport.drafters.retrieval.suffix_index import Ints
 from specport.errors import InvalidInput
 
 _TABLE = "CREATE TABLE texts (id INTEGER PRIMARY KEY AUTOINCREMENT, tokens BLOB NOT NULL)"
-_WAIT_S = 5.0  # for another process that is writing
-_WIDTH = 4  # bytes of a token
+_WAIT_S = 5.0  # seconds to wait for another process that is writing
+_WIDTH = 4  # bytes per token
 _log = logging.getLogger(__name__)
 
 
 class _Damaged(Exception):
-    """The file is no history, or holds what no history holds."""
+    """Report that a file is not a valid history."""
 
 
 class HistoryFile:
-    """The texts of one tokenizer in a folder; see `drafters.history.Store`.
+    """Store the texts of one tokenizer in a folder; implements `drafters.retrieval.history.Store`.
 
-    fingerprint: of the tokenizer, since ids mean nothing under another. vocab_size: ids lie below it.
-    max_tokens:  the oldest texts beyond it are deleted.
+    fingerprint: of the tokenizer, since ids of another tokenizer are meaningless.
+    vocab_size:  upper bound of the ids, exclusive.
+    max_tokens:  limit beyond which the oldest texts are deleted.
     """
 
     def __init__(self, folder: Path, fingerprint: str, vocab_size: int, max_tokens: int = MAX_TOKENS) -> None:
         self.path = folder / f"{fingerprint[:32]}.sqlite"
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
-        self._seen = 0  # highest id that was read
+        self._seen = 0  # highest row id that was read
 
     def read(self) -> list[Ints]:
-        """Every text, oldest first. Raises _Damaged, sqlite3.Error and OSError."""
+        """Return every text, oldest first. Raises _Damaged, sqlite3.Error and OSError."""
         with self._open() as db:
             return self._unseen(db)
 
     def add(self, tokens: Ints) -> list[Ints]:
-        """Keep a text; returns it and what others added. Where that fails, says why and returns it alone."""
+        """Store a text; return it and the texts that others added.
+
+        Where that fails, log a warning and return this text alone.
+        """
         try:
             with self._open() as db:
                 stored = db.execute("INSERT INTO texts (tokens) VALUES (?)", (_bytes(tokens),)).lastrowid or 0
                 if stored <= self._seen:
-                    self._seen = 0  # a new file: the one that was read has been deleted
+                    self._seen = 0  # the file is new: the one that was read has been deleted
                 self._drop_oldest(db)
                 return self._unseen(db)
         except _Damaged as damage:
@@ -65,7 +69,7 @@ class HistoryFile:
         return [tokens]
 
     def restart(self) -> None:
-        """Delete a damaged file. Another process may have done so just before, hence the second look."""
+        """Delete a damaged file; check it again first, since another process may have replaced it."""
         try:
             with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
                 try:
@@ -79,35 +83,35 @@ class HistoryFile:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The file, made where it is missing, in a transaction that keeps other writers out."""
+        """Open the file, creating it where it is missing, in a transaction that excludes other writers."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with closing(sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)) as db:
-                # Nothing in the file may run; and what a power cut costs is no more than a history.
+                # Code in the file's schema must not run. A power cut may lose the history, so no syncing.
                 db.execute("PRAGMA trusted_schema = OFF")
                 db.execute("PRAGMA synchronous = OFF")
                 db.execute("BEGIN IMMEDIATE")
-                found = [
+                schema = [
                     sql
                     for (sql,) in db.execute("SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
                 ]
-                if not found:
+                if not schema:
                     db.execute(_TABLE)
-                elif found != [_TABLE]:
+                elif schema != [_TABLE]:
                     raise _Damaged("it has other tables")
                 try:
                     yield db
                 except BaseException:
-                    db.execute("ROLLBACK")  # closing alone would not, while an error still holds a cursor
+                    db.execute("ROLLBACK")  # closing does not roll back while an exception holds a cursor
                     raise
                 db.execute("COMMIT")
-        except sqlite3.OperationalError:  # locked, or a full or read-only disk: the file is not to blame
+        except sqlite3.OperationalError:  # locked, or a full or read-only disk: the file is not damaged
             raise
         except sqlite3.DatabaseError as error:
             raise _Damaged(str(error)) from error
 
     def _unseen(self, db: sqlite3.Connection) -> list[Ints]:
-        """Texts behind the last one that was read, oldest first, no more than the history holds."""
+        """Return the texts after the last one that was read, oldest first, at most `max_tokens` in all."""
         texts: list[Ints] = []
         room = self._max_tokens
         rows = db.execute(
@@ -139,10 +143,12 @@ class HistoryFile:
 def open_history(
     folder: Path, fingerprint: str, vocab_size: int, *, max_tokens: int = MAX_TOKENS, learn: bool = True
 ) -> tuple[History, list[str]]:
-    """The history in a folder, which need not exist, and what the user should know of it.
+    """Return the history in a folder, which need not exist, and notes for the user.
 
-    learn: False = it is read once and not changed: for a benchmark, where one method's answers must not
-    help the next. Raises InvalidInput when the folder cannot be used.
+    learn: False = the history is read once and not changed: for a benchmark, where the answers of one method
+           must not help the next.
+
+    Raises InvalidInput when the folder cannot be used.
     """
     if max_tokens < 1:
         raise InvalidInput(f"a history of {max_tokens} tokens holds nothing", "give 1 or more")

@@ -1,7 +1,7 @@
-"""N-gram drafting, also known as prompt lookup decoding (A. Saxena, 2023): copy what followed before.
+"""N-gram drafting, also known as prompt lookup decoding (A. Saxena, 2023).
 
-The end of the context is looked up earlier in the same context, and what followed it is proposed.
-Needs no model and no training; pays wherever the output repeats its input.
+The end of the context is looked up earlier in the same context, and the tokens after the match are proposed.
+It needs no model and no training, and pays where the output repeats its input.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from specport.core.ports import DraftRequest, Outcome
+from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
+from specport.core.tree_builder import TreeBuilder
 
-_LONGEST = 32  # matched tokens; a longer match is no surer
-_LOOKED_AT = 64  # most recent places where the last two tokens stood before
+_LONGEST = 32  # maximum matched tokens; longer matches are not more reliable
+_LOOKED_AT = 64  # number of most recent matches of the last two tokens that are compared
 
 
 @dataclass
 class _Index:
-    """Where a context's tokens and pairs of tokens ended: -> positions of the token behind, ascending."""
+    """Index a context: token, or pair of tokens -> positions of the next token, ascending."""
 
     single: dict[int, list[int]] = field(default_factory=dict)
     pairs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     num_indexed: int = 1
 
     def extend(self, context: Sequence[int]) -> None:
-        """Index what has got a follower since the last round."""
+        """Index the positions that are new since the last call."""
         for position in range(self.num_indexed, len(context)):
             last = context[position - 1]
             self.single.setdefault(last, []).append(position)
@@ -35,18 +36,21 @@ class _Index:
 
 
 class NgramDrafter:
-    """Proposes the continuation of the longest, then most recent, earlier match.
+    """Propose the continuation of the longest, then most recent, earlier match.
 
-    min_ngram: shortest match that is trusted.
-    tokens_per_match: longest proposal for each matched token, since a longer match is likelier to go on
-               (the rule of SuffixDecoding, arXiv 2411.04975). None: as deep as the plan says, for a
-               planner, which knows better what a match is worth.
+    min_ngram: minimum match length.
+    tokens_per_match: maximum proposed tokens per matched token, since a longer match is likelier to continue
+               (the rule of SuffixDecoding, arXiv 2411.04975). None = the plan's depth, for a planner, which
+               estimates the worth of a match itself.
 
-    A node's confidence is n / (n + 1) behind n matching tokens, those of its own branch counted.
+    A node's confidence is n / (n + 1) after n matching tokens, its own branch included.
+
+    Raises ValueError for a min_ngram below 1.
     """
 
     name = "ngram"
-    # Acceptance behind matches of 1, 2, 3, 4 to 8, 9 to 18 and more tokens, measured on 4,300 tokens of a
+    needs = Needs()
+    # Acceptance after matches of 1, 2, 3, 4 to 8, 9 to 18 and more tokens, measured on 4,300 tokens of a
     # 1.5B model over six kinds of prompts. No match has a confidence below one half.
     prior = (0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.5, 0.63, 0.73, 0.87, 0.95, 0.97)
 
@@ -61,11 +65,14 @@ class NgramDrafter:
         return [self._propose(request) for request in requests]
 
     def behind(self, request: DraftRequest) -> int:
-        """There is no model to feed."""
+        """Return 0: there is no model to feed."""
         return 0
 
+    def prefilled(self, events: Sequence[Prefilled]) -> None:
+        """Do nothing: the context is indexed at the next proposal."""
+
     def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing to learn: the context itself is the memory."""
+        """Do nothing: the context is indexed at the next proposal."""
 
     def forget(self, key: int) -> None:
         self._indices.pop(key, None)
@@ -76,41 +83,33 @@ class NgramDrafter:
             return TokenTree()
         index = self._indices.setdefault(request.key, _Index())
         index.extend(context)
-        tokens: list[int] = []
-        parents: list[int] = []
-        confidence: list[float] = []
+        tree = TreeBuilder()
         for position, length in self._matches(index, context, plan.branches[0] if plan.branches else 1):
             depth = plan.depth
             if self._tokens_per_match is not None:
                 depth = min(depth, max(1, int(length * self._tokens_per_match)))
-            first = len(tokens)
-            tokens += _continuation(context, position, depth)
-            parents += [-1, *range(first, first + depth - 1)]
-            confidence += [n / (n + 1) for n in range(length, length + depth)]
-        return TokenTree(
-            tuple(tokens),
-            tuple(parents),
-            confidence=tuple(confidence),
-            sources=(self.name,) * len(tokens),
-        )
+            confidence = [n / (n + 1) for n in range(length, length + depth)]
+            tree.add_chain(_continuation(context, position, depth), confidence)
+        return tree.tree(self.name)
 
     def _matches(self, index: _Index, context: Sequence[int], wanted: int) -> Iterator[tuple[int, int]]:
-        """Positions to copy from and the length of their match, best first, at most `wanted`.
+        """Yield at most `wanted` positions to copy from with their match lengths, best first.
 
-        A tree wants branches that differ from their first token on.
+        The continuations differ in their first token, so that they are branches of a tree.
         """
-        found = {context[position]: (1, position) for position in index.single.get(context[-1], ())}
+        # First token of the continuation -> its best match.
+        best = {context[position]: (1, position) for position in index.single.get(context[-1], ())}
         for position in index.pairs.get(tuple(context[-2:]), ())[-_LOOKED_AT:]:  # type: ignore[arg-type]
             match = (_match_length(context, position), position)
-            if match >= found.get(context[position], (0, 0)):
-                found[context[position]] = match
-        for length, position in sorted(found.values(), reverse=True)[:wanted]:
+            if match >= best.get(context[position], (0, 0)):
+                best[context[position]] = match
+        for length, position in sorted(best.values(), reverse=True)[:wanted]:
             if length >= self._min:
                 yield position, length
 
 
 def _match_length(context: Sequence[int], position: int) -> int:
-    """How many tokens before `position` are those at the end of the context; at least 2 did match."""
+    """Return how many tokens before `position` equal those at the context's end; 2 are known to match."""
     end = len(context)
     length = 2
     while length < min(_LONGEST, position) and context[position - 1 - length] == context[end - 1 - length]:
@@ -119,8 +118,9 @@ def _match_length(context: Sequence[int], position: int) -> int:
 
 
 def _continuation(context: Sequence[int], start: int, depth: int) -> list[int]:
-    """What followed at `start`. A match near the end runs into its own copy: text that repeats with a
-    period is continued with that period.
+    """Return the `depth` tokens from `start` on.
+
+    A continuation that reaches the context's end repeats with its period.
     """
     out = list(context[start : start + depth])
     period = len(out)

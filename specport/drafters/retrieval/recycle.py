@@ -1,9 +1,9 @@
-"""Token recycling (arXiv 2408.08696): draft what the target itself thought likely behind each token before.
+"""Token recycling (arXiv 2408.08696): draft the successors that the target recently found likely.
 
-A table holds, for every token, its likeliest successors when the target last scored it; what was drafted in
-vain is scored too, so nothing of a verify step is thrown away. The draft is a static tree of ranks that is
-filled from the table, beginning at the root token. Needs no model and no training and, unlike n-grams, always
-has something to propose; it knows one token of context only, so its paths are short.
+A table holds for every token its likeliest successors when the target last scored it. Rejected nodes are
+scored too, so every row of a verify step is used. The draft is a static tree of ranks that is filled from the
+table, starting at the root token. It needs no model and no training and, unlike n-grams, always has a
+proposal. It uses one token of context only, so its paths are short.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.ports import DraftRequest, Outcome
+from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
+from specport.core.tree_builder import TreeBuilder
 
-SUCCESSORS = 8  # kept of a token; the paper's value
-MAX_DEPTH = 6  # of the paper's template; behind it hardly anything is accepted
-# Chance that the successor of a rank comes next: what shapes the template, and a node's confidence. Assumed;
-# the first two lie in bins of `estimates.EDGES` of their own, so that a planner learns what they are worth.
-RANK_CHANCES = (0.45, 0.15, 0.08, 0.05, 0.035, 0.025, 0.02, 0.015)
-_WARMED = 4096  # tokens at the end of a prompt that fill rows which the target has not filled yet
+SUCCESSORS = 8  # kept per token; the paper's value
+MAX_DEPTH = 6  # of the paper's template; deeper nodes are hardly ever accepted
+# Assumed probability that the successor of each rank comes next; it shapes the template and is a node's
+# confidence. The first two lie in separate bins of `acceptance_rates.EDGES`, so a planner learns their worth.
+RANK_PROBABILITIES = (0.45, 0.15, 0.08, 0.05, 0.035, 0.025, 0.02, 0.015)
+_WARMED = 4096  # tokens at the end of a prompt that fill rows which the target has not filled
 
 
 class SuccessorTable:
-    """Token -> its likeliest successors, likeliest first. vocab x k ids of 32 bits, whatever it is taught.
+    """Map each token to its likeliest successors, likeliest first. Takes vocab x k ids of 32 bits.
 
-    The memory comes from the system zeroed, page by page as rows are written: so an id is kept one higher,
-    and 0 is an empty place.
+    The system provides zeroed memory page by page as rows are written. So ids are stored plus one, and 0 is
+    an empty entry.
     """
 
     def __init__(self, vocab: int, k: int = SUCCESSORS) -> None:
@@ -42,43 +43,48 @@ class SuccessorTable:
         return self._rows.nbytes
 
     def row(self, token: int) -> list[int]:
-        """The successors that are known."""
+        """Return the known successors of a token."""
         return [kept - 1 for kept in self._rows[token].tolist() if kept]
 
     def write(self, tokens: Sequence[int], top: NDArray[np.int64]) -> None:
-        """top: [n, k or more] successors of each token; the last entry of a token counts."""
+        """Replace rows. top: [n, k or more] successors of each token; a token's last row counts."""
         k = self._rows.shape[1]
         self._rows[list(tokens), : top.shape[1]] = top[:, :k] + 1
 
     def warm(self, text: Sequence[int]) -> None:
-        """Give tokens without a row what followed them in this text, the latest first."""
-        found: dict[int, dict[int, None]] = {}
+        """Fill the empty rows of this text's tokens with their successors in the text, the latest first."""
+        followed: dict[int, dict[int, None]] = {}
         for token, successor in reversed([*pairwise(text[-_WARMED:])]):
-            found.setdefault(token, {})[successor] = None
-        for token, successors in found.items():
+            followed.setdefault(token, {})[successor] = None
+        for token, successors in followed.items():
             if not self._rows[token, 0]:
                 kept = [successor + 1 for successor in [*successors][: self._rows.shape[1]]]
                 self._rows[token, : len(kept)] = kept
 
 
 class RecycleDrafter:
-    """Proposes successors of successors of the root token; chains where the plan has no branches.
+    """Propose the root token's successors and their successors; chains where the plan has no branches.
 
     vocab:     width of the target's logits.
-    branching: draft trees also where the plan names no branches; for a planner of a target that takes trees.
+    k:         successors per token.
+    branching: whether to draft trees also where the plan has no branches; for a planner of a target that
+               verifies trees.
 
-    Sequences share a table, which later texts profit from. A text that is sampled with a seed must come out
-    twice the same, so it has a table of its own until it ends.
+    Sequences share a table, so that later texts profit. A text that is sampled with a seed must be
+    repeatable, so it has its own table until it ends.
+
+    Raises ValueError for a k outside 1 to len(RANK_PROBABILITIES).
     """
 
     name = "recycle"
-    # Acceptance by bin of confidence, which here is by rank, from 0.05 to 0.45.
+    # Acceptance by bin of confidence; here a bin is a rank or several, from 0.05 to 0.45.
     prior = (0.04, 0.15, 0.2, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.92, 0.96, 0.98)
 
     def __init__(self, vocab: int, k: int = SUCCESSORS, *, branching: bool = False) -> None:
-        if not 1 <= k <= len(RANK_CHANCES):
-            raise ValueError(f"{k} successors of a token; it must be 1 to {len(RANK_CHANCES)}")
-        self.top_k = k
+        if not 1 <= k <= len(RANK_PROBABILITIES):
+            raise ValueError(f"{k} successors of a token; it must be 1 to {len(RANK_PROBABILITIES)}")
+        self.needs = Needs(top_k=k)
+        self._num_successors = k
         self._vocab = vocab
         self._branching = branching
         self._shared: SuccessorTable | None = None
@@ -89,25 +95,30 @@ class RecycleDrafter:
         return [self.below(request, ()) for request in requests]
 
     def below(self, request: DraftRequest, path: Sequence[int]) -> TokenTree:
-        """What would be proposed if these drafted tokens stood behind the context."""
+        """Return the proposal for the context followed by the drafted tokens `path`."""
         plan, context = request.plan, request.context
         if plan.depth < 1 or not context:
             return TokenTree()
         table = self._table(request)
         branching = self._branching or any(n > 1 for n in plan.branches)
         depth = min(plan.depth, MAX_DEPTH)
-        slots = template(plan.max_nodes, depth, self.top_k) if branching else template(depth, depth, 1)
+        slots = (
+            template(plan.max_nodes, depth, self._num_successors) if branching else template(depth, depth, 1)
+        )
         return self._fill(table, slots, path[-1] if path else context[-1])
 
     def behind(self, request: DraftRequest) -> int:
-        """There is no model to feed."""
+        """Return 0: there is no model to feed."""
         return 0
+
+    def prefilled(self, events: Sequence[Prefilled]) -> None:
+        """Do nothing: tables are warmed with the context at the next proposal."""
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             if outcome.top is None:
                 continue
-            # Tokens may stand in a tree more than once: what the text goes on from is written last.
+            # A token may occur in a tree more than once: the accepted path is written last.
             order = [
                 *(node for node in range(len(outcome.tree)) if node not in outcome.path),
                 -1,
@@ -127,7 +138,7 @@ class RecycleDrafter:
             table = self._shared_table()
         else:
             if request.key not in self._own:
-                self._own[request.key] = SuccessorTable(self._vocab, self.top_k)
+                self._own[request.key] = SuccessorTable(self._vocab, self._num_successors)
             table = self._own[request.key]
         if request.key not in self._warmed:
             self._warmed.add(request.key)
@@ -136,51 +147,41 @@ class RecycleDrafter:
 
     def _shared_table(self) -> SuccessorTable:
         if self._shared is None:
-            self._shared = SuccessorTable(self._vocab, self.top_k)
+            self._shared = SuccessorTable(self._vocab, self._num_successors)
         return self._shared
 
     def _fill(self, table: SuccessorTable, slots: Iterable[tuple[int, int]], root: int) -> TokenTree:
-        """The template with the table's tokens; a slot without one falls out, and all below it."""
-        tokens: list[int] = []
-        parents: list[int] = []
-        confidence: list[float] = []
+        """Return the template filled from the table; a slot without a token is dropped with all below it."""
+        tree = TreeBuilder()
         places = {-1: -1}  # slot -> node
         rows: dict[int, list[int]] = {}
         for slot, (above, rank) in enumerate(slots):
             if above not in places:
                 continue
             parent = places[above]
-            token = tokens[parent] if parent >= 0 else root
+            token = tree.tokens[parent] if parent >= 0 else root
             row = rows.get(token)
             if row is None:
                 row = rows[token] = table.row(token)
             if rank < len(row):
-                places[slot] = len(tokens)
-                tokens.append(row[rank])
-                parents.append(parent)
-                confidence.append(RANK_CHANCES[rank])
-        return TokenTree(
-            tuple(tokens),
-            tuple(parents),
-            confidence=tuple(confidence),
-            sources=(self.name,) * len(tokens),
-        )
+                places[slot] = tree.add(parent, row[rank], RANK_PROBABILITIES[rank])
+        return tree.tree(self.name)
 
 
 @cache
 def template(num_nodes: int, depth: int, k: int) -> tuple[tuple[int, int], ...]:
-    """[num_nodes or fewer] (parent slot, rank): the likeliest tree of that many nodes by RANK_CHANCES.
+    """Return [num_nodes or fewer] (parent slot, rank): the likeliest tree by RANK_PROBABILITIES.
 
-    Slots are in falling order of their path's chance, so the first n are the template of n nodes. The path of
-    first ranks runs deepest and later ranks have fewer descendants, as in the paper's template.
+    Slots are sorted by falling path probability, so the first n are the template of n nodes. The path of
+    first ranks is the deepest and later ranks have fewer descendants, as in the paper's template.
     """
     slots: list[tuple[int, int]] = []
-    heap: list[tuple[float, int, int, int]] = [(-RANK_CHANCES[rank], -1, rank, 1) for rank in range(k)]
+    heap: list[tuple[float, int, int, int]] = [(-RANK_PROBABILITIES[rank], -1, rank, 1) for rank in range(k)]
     heapify(heap)
     while heap and len(slots) < num_nodes:
-        chance, parent, rank, level = heappop(heap)
+        probability, parent, rank, level = heappop(heap)
         slots.append((parent, rank))
         if level < depth:
             for below in range(k):
-                heappush(heap, (chance * RANK_CHANCES[below], len(slots) - 1, below, level + 1))
+                heappush(heap, (probability * RANK_PROBABILITIES[below], len(slots) - 1, below, level + 1))
     return tuple(slots)

@@ -1,9 +1,9 @@
-"""Suffix decoding (SuffixDecoding, arXiv 2411.04975): draft what most often followed the end of the text.
+"""Suffix decoding (SuffixDecoding, arXiv 2411.04975): draft the most frequent continuation of the text's end.
 
-The end of the context is looked up in the text itself, in earlier texts (a history) and in the user's own
-files (a datastore; REST, arXiv 2311.08252). Where it stood before, what came next is counted, and the draft
-is the path, or the tree, that is likeliest by these counts. Needs no model and no training; pays in agents'
-loops, repeated tasks and edits, where one text resembles many others.
+The end of the context is looked up in the context itself, in earlier texts (a history) and in the user's own
+files (a datastore; REST, arXiv 2311.08252). The continuations of all matches are counted, and the draft is
+the likeliest chain or tree by these counts. It needs no model and no training, and pays in agents' loops,
+repeated tasks and edits, where one text resembles many others.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from specport.core.planning.acceptance_rates import CENTRES
-from specport.core.ports import DraftRequest, Outcome
+from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
+from specport.core.tree_builder import TreeBuilder
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import GAP, LONGEST, Ending, Matches, SuffixIndex
 
-# Continuations that a context of one token has beside those that were counted, in this text and in others;
-# one of L tokens has the L-th part. Fitted to 20,000 tokens that a 1.5B model wrote: what had followed once
-# behind 1, 2, 3, 7 or 12 tokens came again in 30, 53, 62, 79 and 84 % of all cases; what had in another text,
-# in 15, 22, 27, 49 and 68 %.
+# Pseudo-count of uncounted continuations after a match of one token, in this text and in others; divided by L
+# for a match of L tokens. Fitted to 20,000 tokens that a 1.5B model wrote: a token that had followed once
+# after 1, 2, 3, 7 or 12 matching tokens followed again in 30, 53, 62, 79 and 84 % of all cases; one that had
+# followed in another text, in 15, 22, 27, 49 and 68 %.
 _OWN_DOUBT, _OTHER_DOUBT = 2.0, 7.0
-_ties = count()  # the earlier node goes first where two are as likely
+_ties = count()  # breaks ties in the heap: the earlier of two equally likely nodes goes first
 
 
-_Followed = tuple[tuple[int, ...], int]  # what came next, and how often
+_Followed = tuple[tuple[int, ...], int]  # a continuation and its count
 
 
 @dataclass
 class _Text:
-    """One sequence: its context as an index, and where its output begins."""
+    """Hold one sequence: its context as an index, and the length of its prompt."""
 
     context: Sequence[int]
     num_prompt_tokens: int
-    remembered: bool  # whether the text may be learnt from, and may use what was learnt
+    remembered: bool  # whether the text reads and feeds the history
     index: SuffixIndex = field(default_factory=SuffixIndex)
 
 
 class _Node(NamedTuple):
-    """A child that may be taken. rows: what followed at the matches that pass through it, with counts."""
+    """Hold a candidate child. rows: continuations of the matches that pass through it, with counts."""
 
     token: int
     parent: int
@@ -54,33 +55,33 @@ class _Node(NamedTuple):
     rows: list[_Followed]
 
 
-@dataclass
-class _Draft:
-    """A tree that is grown best-first. score: expected tokens, by the counts."""
+@dataclass(eq=False)
+class _Draft(TreeBuilder):
+    """Hold a tree that is grown best-first. expected: expected number of accepted tokens by the counts."""
 
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
-    score: float = 0.0
+    expected: float = 0.0
 
 
 class SuffixDrafter:
-    """Proposes the likeliest continuations by how often they followed what the text ends with.
+    """Propose the likeliest continuations by their counts after the text's end.
 
-    history:   earlier texts; this sequence's output is added when it ends. None: only the text itself.
+    history:   earlier texts; this sequence's output is added when it ends. None = no history.
     datastore: texts that do not change.
-    tokens_per_match: longest proposal for each matched token, since a longer match is likelier to go on.
-               None: as deep as the plan says, for a planner, which knows better what a match is worth.
-    least:     probability of a path below which it is not drafted.
-    branching: draft trees also where the plan names no branches; for a planner of a target that takes trees.
+    tokens_per_match: maximum proposed tokens per matched token: a longer match is likelier to continue.
+               None = the plan's depth, for a planner, which estimates the worth of a match itself.
+    least:     least path probability of a drafted node.
+    branching: whether to draft trees also where the plan has no branches; for a planner of a target that
+               verifies trees.
 
-    A node's confidence is c / (n + d) where its parent came n times, and the node c times next; the doubt d
-    falls with the matching tokens, those of the node's own branch counted. A text that is sampled with a
-    seed must come out twice the same, so it neither reads nor feeds the history, which other texts change.
+    A node's confidence is c / (n + d), where its parent occurred n times and was followed by it c times. The
+    doubt d falls with the number of matching tokens, the node's own branch included. A text that is
+    sampled with a seed must be repeatable, so it neither reads nor feeds the history, which other texts
+    change.
     """
 
     name = "suffix"
-    prior = CENTRES  # its confidence is an estimate of just that
+    needs = Needs()
+    prior = CENTRES  # the confidence is an estimate of the acceptance
 
     def __init__(
         self,
@@ -102,16 +103,19 @@ class SuffixDrafter:
         return [self._propose(request) for request in requests]
 
     def behind(self, request: DraftRequest) -> int:
-        """There is no model to feed."""
+        """Return 0: there is no model to feed."""
         return 0
 
+    def prefilled(self, events: Sequence[Prefilled]) -> None:
+        """Do nothing: the context is indexed at the next proposal."""
+
     def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing to learn before a text ends: until then its context is the memory."""
+        """Do nothing: the context is indexed at the next proposal, and joins the history at its end."""
 
     def forget(self, key: int) -> None:
         text = self._texts.pop(key, None)
         if text is not None and text.remembered and self._history is not None:
-            # The end of the prompt goes with the answer: it is what the next answer's start is looked up by.
+            # The end of the prompt is stored with the output, so that the start of a later output matches.
             start = max(0, text.num_prompt_tokens - LONGEST)
             self._history.add(text.context[start:])
 
@@ -123,7 +127,7 @@ class SuffixDrafter:
         if text is None:
             params = request.sampler.params
             remembered = params.greedy or params.seed is None
-            # The last token is the first of the output: it is there before anything is drafted.
+            # The last token is the first output token, which is committed before anything is drafted.
             text = self._texts[request.key] = _Text(context, len(context) - 1, remembered)
         text.index.extend(context[len(text.index) :])
         ending = Ending.of(context)
@@ -132,15 +136,10 @@ class SuffixDrafter:
         for index, doubt in self._indices(text):
             matches = index.find(ending, plan.depth)
             best = self._best(best, matches, doubt, plan.depth, plan.max_nodes if branching else 0)
-        return TokenTree(
-            tuple(best.tokens),
-            tuple(best.parents),
-            confidence=tuple(best.confidence),
-            sources=(self.name,) * len(best.tokens),
-        )
+        return best.tree(self.name)
 
     def _indices(self, text: _Text) -> Iterable[tuple[SuffixIndex, float]]:
-        """What is looked into for this text, and the doubt of it."""
+        """Yield the indices to search for this text, each with its doubt."""
         yield text.index, _OWN_DOUBT
         if self._history is not None and text.remembered:
             yield self._history.index, _OTHER_DOUBT
@@ -148,7 +147,7 @@ class SuffixDrafter:
             yield self._datastore, _OTHER_DOUBT
 
     def _best(self, best: _Draft, matches: Matches, doubt: float, depth: int, max_nodes: int) -> _Draft:
-        """The draft of the highest score: `best`, or one behind the matches of some length.
+        """Return the draft with the most expected tokens: `best`, or one from the matches of some length.
 
         max_nodes: of a tree; 0 = a chain.
         """
@@ -156,50 +155,47 @@ class SuffixDrafter:
         for length, follow in matches.levels():
             if self._tokens_per_match is not None:
                 deepest = min(depth, max(1, int(length * self._tokens_per_match)))
-            if best.score < _most(len(follow), length, doubt, deepest):  # else it need not be grown
+            if best.expected < _most(len(follow), length, doubt, deepest):  # else it cannot be better
                 draft = _grow(follow, length, doubt, deepest, max_nodes, self._least)
-                best = max(best, draft, key=attrgetter("score"))
+                best = max(best, draft, key=attrgetter("expected"))
         return best
 
 
 @cache
 def _most(count: int, length: int, doubt: float, depth: int) -> float:
-    """The score of a chain on which all of `count` matches agree; no chain or tree of theirs has more."""
-    score, path = 0.0, 1.0
+    """Return an upper bound of the expected tokens of a draft from `count` matches: all of them agree."""
+    expected, path = 0.0, 1.0
     for matched in range(length, length + depth):
         path *= count / (count + doubt / matched)
-        score += path
-    return score
+        expected += path
+    return expected
 
 
 def _grow(
     follow: list[list[int]], length: int, doubt: float, depth: int, max_nodes: int, least: float
 ) -> _Draft:
-    """Take the likeliest node next, by the product of its path's confidences, until there are `max_nodes`.
+    """Return a draft grown best-first by path probability, up to `max_nodes` nodes.
 
-    follow: [m, depth] what came next at each of the matches. max_nodes: 0 = a chain of first children.
-    least:  probability of a path below which nothing is drafted.
+    follow:    [m][depth] continuation of each match.
+    max_nodes: 0 = a chain of likeliest children.
+    least:     least path probability of a node.
     """
     draft = _Draft()
-    tokens, parents, confidences = draft.tokens, draft.parents, draft.confidence
     most = max_nodes or depth
     heap: list[tuple[float, int, _Node]] = []
     place, path, level, rows = -1, 1.0, 0, [*Counter(map(tuple, follow)).items()]
     while True:
-        if len(rows) == 1:  # the usual case once a few tokens have told the matches apart
+        if len(rows) == 1:  # the usual case after a few tokens: one distinct continuation is left
             row, n = rows[0]
             bar = max(least, -heap[0][0]) if heap else least
-            end = min(depth, level + most - len(tokens))
+            end = min(depth, level + most - len(draft))
             while level < end and row[level] != GAP:
                 confidence = n / (n + doubt / (length + level))
                 if path * confidence < bar:
                     break
-                path *= confidence
-                tokens.append(row[level])
-                parents.append(place)
-                confidences.append(confidence)
-                draft.score += path
-                place = len(tokens) - 1
+                place = draft.add(place, row[level], confidence)
+                path = draft.scores[place]
+                draft.expected += path
                 level += 1
         if level < depth:
             for child in _children(rows, level, place, doubt / (length + level)):
@@ -207,18 +203,16 @@ def _grow(
                     heappush(heap, (-path * child.confidence, next(_ties), child))
                 if not max_nodes:
                     break
-        if not heap or len(tokens) == most:
+        if not heap or len(draft) == most:
             return draft
-        negative, _, node = heappop(heap)
-        place, path, level, rows = len(tokens), -negative, node.level, node.rows
-        tokens.append(node.token)
-        parents.append(node.parent)
-        confidences.append(node.confidence)
-        draft.score += path
+        _, _, node = heappop(heap)
+        place = draft.add(node.parent, node.token, node.confidence)
+        path, level, rows = draft.scores[place], node.level, node.rows
+        draft.expected += path
 
 
 def _children(rows: list[_Followed], level: int, place: int, doubt: float) -> list[_Node]:
-    """What came next, the likeliest first. place: of their parent in the tree."""
+    """Return the candidate children of a node, likeliest first. place: index of that node in the tree."""
     groups: dict[int, list[_Followed]] = {}
     total = 0
     for followed in rows:

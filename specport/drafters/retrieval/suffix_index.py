@@ -1,11 +1,11 @@
-"""Where the end of a context stood before, in a text that grows: what suffix decoding asks of suffix trees.
+"""Find earlier occurrences of a context's end in a growing text.
 
-Positions are sorted by the text in front of them, read backwards (the suffix array of the reversed text), so
-those that share the longest match stand side by side and one binary search finds them: the same sets, hence
-the same counts, as the nodes of a suffix tree (SuffixDecoding, arXiv 2411.04975). A trie of Python objects
-takes kilobytes a token and an automaton can forget nothing; this takes 12 bytes a token and can be written to
-a file as it is. numpy sorts it in about 0.5 µs a token: pydivsufsort takes a quarter of that, too little to
-be worth a compiled dependency. What came in since the last sorting is scanned.
+Positions are sorted by the text before them, read backwards (the suffix array of the reversed text). So
+positions with the longest match are neighbours, and one binary search finds them: the same sets, hence the
+same counts, as the nodes of a suffix tree (SuffixDecoding, arXiv 2411.04975). A trie of Python objects takes
+kilobytes per token, and an automaton cannot drop texts; this index takes 12 bytes per token and can be
+written to a file as it is. numpy sorts it in about 0.5 µs per token; pydivsufsort takes a quarter of that,
+which does not justify a compiled dependency. Tokens that were added after the last sort are scanned.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-LONGEST = 32  # matched tokens; a longer match is no surer
-GAP = -1  # stands between texts: nothing matches it, nothing is copied beyond it
-MAX_TOKENS = 1 << 28  # positions are 32 bits wide, and so are ranks while sorting
-_KEPT = 32  # matches that are counted; more would not change what is likeliest
-_UNSORTED = 4096  # tokens that are scanned at least; beyond, an eighth of what is sorted
+LONGEST = 32  # maximum matched tokens; longer matches are not more reliable
+GAP = -1  # separates texts: no context matches it, and no draft continues beyond it
+MAX_TOKENS = 1 << 28  # positions have 32 bits, and so have ranks while sorting
+_KEPT = 32  # matches that are counted; more would not change the likeliest continuation
+_UNSORTED = 4096  # tokens that are scanned before a sort, or an eighth of the sorted ones if that is more
 
 Ints = NDArray[np.int32]
 _NO_PLACES: Ints = np.empty(0, dtype=np.int32)
@@ -30,10 +30,10 @@ _NO_PLACES: Ints = np.empty(0, dtype=np.int32)
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a context, made once for all texts that are searched for it.
+    """Hold the end of a context as a search key, made once for all indices.
 
-    tokens: [LONGEST] the last token last; in front of a shorter context what equals nothing, not even GAP.
-    key:    the same backwards, in an order of bytes that is the order of tokens.
+    tokens: [LONGEST] the last token last; a shorter context is padded with a value that no token equals.
+    key:    the unpadded tokens backwards as bytes, whose order is the order of the tokens.
     """
 
     tokens: Ints
@@ -41,6 +41,7 @@ class Ending:
 
     @classmethod
     def of(cls, context: Sequence[int]) -> Ending:
+        """Return the end of this context."""
         tail = list(context[-LONGEST:])
         tokens = np.array([GAP - 1] * (LONGEST - len(tail)) + tail, dtype=np.int32)
         return cls(tokens, _backwards(tokens[LONGEST - len(tail) :]))
@@ -48,38 +49,42 @@ class Ending:
 
 @dataclass(frozen=True)
 class Matches:
-    """Earlier places of a context's end, the longest match first and the latest first among equals.
+    """Hold earlier occurrences of a context's end, longest match first, latest first among equals.
 
     lengths: [m] matching tokens, 1 to LONGEST.
-    follow:  [m, depth] what came next; GAP behind the end of a text.
+    follow:  [m, depth] tokens after each occurrence; GAP behind the end of a text.
     """
 
     lengths: list[int]
     follow: Ints
 
     def levels(self) -> Iterator[tuple[int, list[list[int]]]]:
-        """Match length -> what followed the matches of at least that length, longest first.
+        """Yield match lengths, longest first, with the continuations of all matches of at least that length.
 
-        Lengths that do not double the matches are passed over: they would hardly change the counts.
+        Lengths that do not double the number of matches are skipped: they would hardly change the counts.
         """
         most = len(self.lengths)
-        told = 0
+        yielded = 0
         for i, length in enumerate(self.lengths, 1):
-            if i == most or (self.lengths[i] < length and i >= 2 * told):
+            if i == most or (self.lengths[i] < length and i >= 2 * yielded):
                 yield length, self.follow[:i].tolist()
-                told = i
+                yielded = i
 
 
 class SuffixIndex:
-    """A text, or several with a GAP behind each, that can be searched for what a context ends with."""
+    """Index one text, or several with a GAP after each, for searches by the end of a context.
+
+    order: the property `order` of an index of the same tokens, to skip the sort.
+
+    Raises ValueError for more than MAX_TOKENS tokens, as `extend` does.
+    """
 
     def __init__(self, tokens: Sequence[int] | Ints = (), order: Ints | None = None) -> None:
-        """order: as `order` gave it for these tokens, to spare the sorting."""
-        # The front is a margin, so that what stands before every position has the same width.
+        # Padded at the front, so that the windows before all positions have the same width.
         self._buffer: Ints = np.full(LONGEST, GAP, dtype=np.int32)
-        self._fronts: Ints = sliding_window_view(self._buffer, LONGEST)  # [position] what stands before it
+        self._fronts: Ints = sliding_window_view(self._buffer, LONGEST)  # [position] tokens before it
         self._length = 0
-        self._order: Ints = _NO_PLACES  # [sorted] positions by what stands in front of them
+        self._order: Ints = _NO_PLACES  # [sorted] positions, sorted by the tokens before them
         self._reversed = b""
         self._append(tokens)
         if order is not None:
@@ -96,7 +101,7 @@ class SuffixIndex:
 
     @property
     def order(self) -> Ints:
-        """[n - 1] all positions but the first, sorted: to be kept with the tokens."""
+        """Return [n - 1] all positions but the first, sorted; to be stored with the tokens."""
         if len(self._order) < self._length - 1:
             self._take(_sorted_by_front(self.tokens))
         return self._order
@@ -107,7 +112,7 @@ class SuffixIndex:
         self._sort_if_due()
 
     def find(self, ending: Ending, depth: int) -> Matches:
-        """The longest and latest matches, and up to `depth` tokens behind each."""
+        """Return the longest and latest matches, and `depth` tokens after each."""
         places = self._unsorted_places(ending) if self._length > 1 else _NO_PLACES
         if len(self._order):
             places = np.concatenate([places, self._sorted_places(ending)])
@@ -116,17 +121,17 @@ class SuffixIndex:
         return Matches(lengths[best].tolist(), self._behind(places[best], depth))
 
     def _unsorted_places(self, ending: Ending) -> Ints:
-        """Matches among the positions that are not sorted yet: at most _KEPT, the longest or latest."""
+        """Return matches among the unsorted positions: at most _KEPT, the longest, then the latest."""
         first = len(self._order)
         before = self._buffer[LONGEST + first : LONGEST + self._length - 1]
         places = (np.flatnonzero(before == ending.tokens[-1]) + (first + 1)).astype(np.int32)
         back = 2
         if len(places) > _KEPT and self._match_lengths(places[-_KEPT:], ending).min() == LONGEST:
-            back = LONGEST + 1  # a text of a short period: the latest are as long as any
+            back = LONGEST + 1  # periodic text: the latest matches are as long as any
         while len(places) > _KEPT and back <= LONGEST:
             longer = places[self._buffer[places + (LONGEST - back)] == ending.tokens[-back]]
             if len(longer) < _KEPT:
-                # The latest of the others fill up what the longer ones leave free.
+                # Fill up with the latest of the shorter matches.
                 others = np.setdiff1d(places, longer, assume_unique=True)
                 return np.concatenate([others[len(longer) - _KEPT :], longer])
             places = longer
@@ -134,7 +139,7 @@ class SuffixIndex:
         return places[-_KEPT:]
 
     def _sorted_places(self, ending: Ending) -> Ints:
-        """The neighbours of where the context would stand: among them are the longest matches."""
+        """Return the neighbours of the context's sorted position, which include the longest matches."""
         text, size, length = self._reversed, len(ending.key), len(self._reversed)
 
         def before(position: int) -> bytes:
@@ -145,15 +150,16 @@ class SuffixIndex:
         return self._order[max(0, place - _KEPT) : place + _KEPT]
 
     def _match_lengths(self, places: Ints, ending: Ending) -> NDArray[np.int64]:
-        """[m] how many tokens in front of each place are those at the context's end."""
+        """Return [m] how many tokens before each place equal those at the context's end."""
         differ = self._fronts[places] != ending.tokens
         lengths: NDArray[np.int64] = differ[:, ::-1].argmax(axis=1)
         lengths[(lengths == 0) & ~differ[:, -1]] = LONGEST
         return lengths
 
     def _behind(self, places: Ints, depth: int) -> Ints:
-        """[m, depth] A match near the end runs into its own copy: text that repeats with a period is
-        continued with that period.
+        """Return [m, depth] the tokens from each place on.
+
+        A continuation that reaches the text's end repeats with its period.
         """
         steps = np.arange(depth, dtype=np.int32)
         at = places[:, None] + steps
@@ -183,14 +189,14 @@ class SuffixIndex:
 
 
 def _backwards(tokens: Ints) -> bytes:
-    """The tokens from last to first as big-endian numbers, GAP the smallest: bytes compare as they do."""
+    """Return the tokens from last to first as big-endian bytes, GAP lowest: bytes compare like tokens."""
     return (tokens[::-1].astype(np.int64) + 1).astype(">u4").tobytes()
 
 
 def _sorted_by_front(tokens: Ints) -> Ints:
-    """[n - 1] positions 1 to n - 1, sorted by the LONGEST tokens in front of them read backwards.
+    """Return [n - 1] the positions 1 to n - 1, sorted by the LONGEST tokens before them, read backwards.
 
-    Prefix doubling (Manber and Myers, 1990): ranks of twice the width from pairs of ranks.
+    Prefix doubling (Manber and Myers, 1990): pairs of ranks give the ranks of twice the width.
     """
     count = len(tokens) - 1
     rank = tokens[:count].astype(np.int64) + 2  # of the one token in front of position i + 1

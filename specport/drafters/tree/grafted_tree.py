@@ -1,59 +1,43 @@
-"""The tree that a draft's nodes and retrieved ones share; Graft (`drafters.graft`) fills it."""
+"""The tree of drafted and retrieved nodes, filled by Graft (`drafters.tree.graft`)."""
 
 from __future__ import annotations
 
-from specport.core.tree import TokenTree, path_to
+from specport.core.tree_builder import TreeBuilder
 
 
-class Grafted:
-    """The tree to verify: at most `budget` nodes, no two children of a node alike. chain: no branches."""
+class GraftedTree(TreeBuilder):
+    """Build the tree to verify: at most `budget` nodes, distinct siblings. chain: no branches."""
 
     def __init__(self, budget: int, chain: bool) -> None:
-        self._budget = budget
-        self._chain = chain
-        self._tokens: list[int] = []
-        self._parents: list[int] = []
-        self._confidence: list[float] = []
-        self._sources: list[str] = []
+        super().__init__()
+        self._budget, self._chain = budget, chain
         self._children: dict[int, dict[int, int]] = {}  # node -> its children by token
 
     @property
     def full(self) -> bool:
-        return len(self._tokens) >= self._budget
+        """Return whether the budget is used up."""
+        return len(self) >= self._budget
 
-    def add(self, parent: int | None, token: int, confidence: float, source: str) -> int | None:
-        """The node for this token below `parent`: the one there is, a new one, or None without a place."""
+    def graft(self, parent: int | None, token: int, confidence: float, source: str) -> int | None:
+        """Return this token's node below `parent`, added where it is missing; None without room.
+
+        parent: None = not in the tree, so nothing is added.
+        """
         if parent is None:
             return None
         siblings = self._children.setdefault(parent, {})
         if token in siblings:
             node = siblings[token]
-            self._confidence[node] = max(self._confidence[node], confidence)
+            self.confidence[node] = max(self.confidence[node], confidence)
             return node
         if self.full or (self._chain and siblings):
             return None
-        siblings[token] = len(self._tokens)
-        self._tokens.append(token)
-        self._parents.append(parent)
-        self._confidence.append(confidence)
-        self._sources.append(source)
+        siblings[token] = self.add(parent, token, confidence, source=source)
         return siblings[token]
 
     def likeliest_leaf(self) -> int:
-        """Where the path of likeliest children ends; -1 in an empty tree."""
+        """Return the leaf of the path of likeliest children; -1 in an empty tree."""
         node = -1
         while children := self._children.get(node):
-            node = max(children.values(), key=self._confidence.__getitem__)
+            node = max(children.values(), key=self.confidence.__getitem__)
         return node
-
-    def path(self, node: int) -> tuple[int, ...]:
-        """Tokens from the root's child to `node`."""
-        return tuple(self._tokens[i] for i in path_to(self._parents, node))
-
-    def tree(self) -> TokenTree:
-        return TokenTree(
-            tuple(self._tokens),
-            tuple(self._parents),
-            confidence=tuple(self._confidence),
-            sources=tuple(self._sources),
-        )

@@ -1,0 +1,90 @@
+"""Build drafters and a policy from a draft expression and loaded models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from specport.core.planning.drafting import Drafting
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import FirstProposal
+from specport.core.planning.row_plan import Source
+from specport.core.planning.step_costs import StepCosts
+from specport.core.ports import Model, Policy
+from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
+from specport.drafters.registry import UNIVERSAL, registry
+from specport.drafters.spec import DraftSpec, PartSpec
+from specport.errors import ModelError
+from specport.text.tokenizer import Tokenizer
+
+
+def build_sources(
+    spec: DraftSpec,
+    target: Model,
+    tokenizer: Tokenizer,
+    drafts: Mapping[str, DraftModel],
+    *,
+    planned: bool,
+    costs: StepCosts,
+    exit_costs: StepCosts | None = None,
+    retrieval: Retrieval = NO_RETRIEVAL,
+) -> list[Source]:
+    """Return a drafter for each part of `spec`, with the costs of its steps.
+
+    drafts: by the names in `spec.models`. costs, exit_costs: as in `BuildContext`.
+
+    Raises ModelError where a draft has another tokenizer than the target, and InvalidInput for an exit that
+    the target does not have.
+    """
+    kinds = registry().kinds
+    sources = []
+    for i, part in enumerate(spec.parts):
+        draft = drafts[part.model] if part.model is not None else None
+        if draft is not None and kinds[part.kind].same_tokenizer:
+            check_tokenizer(spec, part, draft.name, draft.tokenizer, tokenizer)
+        context = BuildContext(
+            target, tokenizer, costs, draft, part.layer, exit_costs, planned,
+            model_follows=any(later.model is not None for later in spec.parts[i + 1 :]), retrieval=retrieval,
+        )  # fmt: skip
+        sources.append(kinds[part.kind].build(context))
+    return sources
+
+
+def build_policy(
+    spec: DraftSpec,
+    target: Model,
+    tokenizer: Tokenizer,
+    drafts: Mapping[str, DraftModel],
+    *,
+    drafting: Drafting,
+    costs: StepCosts,
+    exit_costs: StepCosts | None = None,
+    retrieval: Retrieval = NO_RETRIEVAL,
+) -> Policy | None:
+    """Return the policy that chooses among the drafters of `spec`; None for plain decoding.
+
+    Arguments and errors are those of `build_sources`. drafting: the policy and its parameters.
+    """
+    sources = build_sources(
+        spec, target, tokenizer, drafts,
+        planned=drafting.planned, costs=costs, exit_costs=exit_costs, retrieval=retrieval,
+    )  # fmt: skip
+    if not sources:
+        return None
+    if drafting.planned:
+        return Planner(sources, costs, target.capabilities, max_depth=drafting.max_depth)
+    drafters = [source.drafter for source in sources]
+    return FirstProposal(drafters, drafting.make_length_rule, tree=target.capabilities.tree)
+
+
+def check_tokenizer(spec: DraftSpec, part: PartSpec, name: str, own: Tokenizer, target: Tokenizer) -> None:
+    """Raise ModelError where a draft has another tokenizer than the target.
+
+    spec, part: the user's draft expression and the part in question; the hint repeats the expression with a
+                drafter that translates.
+    name:       of the draft.
+    """
+    if wrong := own.mismatch(target):
+        raise ModelError(
+            f"the draft {name} has another tokenizer than the target: {wrong}",
+            f"choose a draft of the target's own family, or {spec.with_kind(part, UNIVERSAL).option}",
+        )

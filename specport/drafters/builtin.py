@@ -1,0 +1,92 @@
+"""Builders of the built-in kinds of drafters; the registry has a row for each of these functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from specport.core.planning.row_plan import Source
+from specport.core.ports import PlannedDrafter
+from specport.drafters.context import BuildContext, DraftModel
+from specport.drafters.cross_vocab.universal import UniversalDrafter
+from specport.drafters.model.drafter import EarlyExitDrafter, ModelDrafter
+from specport.drafters.retrieval.ngram import NgramDrafter
+from specport.drafters.retrieval.recycle import RecycleDrafter
+from specport.drafters.retrieval.suffix import SuffixDrafter
+from specport.drafters.tree.graft import VARIANTS, DraftedRound, GraftDrafter
+from specport.drafters.tree.level_proposer import ModelLevels
+from specport.errors import InvalidInput
+
+STRONG_MATCH = 3  # matched tokens from which on an n-gram is trusted more than a model
+# Least path probability at which suffixes are drafted: alone, as in SuffixDecoding; before a model, only what
+# the model would hardly guess better; for a planner, all that could pay on any device.
+LEAST_ALONE, LEAST_BEFORE_MODEL, LEAST_PLANNED = 0.1, 0.5, 0.05
+
+
+def ngram(context: BuildContext) -> Source:
+    if context.planned:
+        return Source(NgramDrafter(tokens_per_match=None))
+    # Before a model, only matches that are better than the model's own guess.
+    return Source(NgramDrafter(min_ngram=STRONG_MATCH) if context.model_follows else NgramDrafter())
+
+
+def suffix(context: BuildContext) -> Source:
+    texts = context.retrieval.history, context.retrieval.datastore
+    if context.planned:
+        return Source(
+            SuffixDrafter(*texts, tokens_per_match=None, least=LEAST_PLANNED, branching=context.branching)
+        )
+    return Source(SuffixDrafter(*texts, least=LEAST_BEFORE_MODEL if context.model_follows else LEAST_ALONE))
+
+
+def recycle(context: BuildContext) -> Source:
+    return Source(RecycleDrafter(context.target.vocab_size, branching=context.branching))
+
+
+def model(context: BuildContext) -> Source:
+    draft = context.loaded
+    drafter = ModelDrafter(draft.model, context.target.vocab_size, draft.token_map, window=context.window)
+    return Source(drafter, draft.costs, draft.reach)
+
+
+def universal(context: BuildContext) -> Source:
+    draft = context.loaded
+    if not draft.tokenizer.mismatch(context.tokenizer):
+        return model(context)
+    drafter = UniversalDrafter(
+        draft.model, context.target.vocab_size, context.tokenizer, draft.tokenizer, draft.token_map,
+        window=context.window,
+    )  # fmt: skip
+    return Source(drafter, draft.costs, draft.reach)
+
+
+def graft(context: BuildContext) -> Source:
+    draft = context.loaded
+    drafter = graft_drafter(draft, context.target.vocab_size, context.window, context.branching)
+    # The cost of a round is no multiple of a draft step, so the planner must not learn the step from it.
+    return Source(drafter, draft.costs.fixed(), draft.reach)
+
+
+def early_exit(context: BuildContext) -> Source:
+    if context.target.early_exit is None:
+        raise InvalidInput("the target was loaded without an early exit", "use specport run or bench")
+    return Source(EarlyExitDrafter(context.target), context.exit_costs)
+
+
+def graft_drafter(
+    draft: DraftModel,
+    target_vocab: int,
+    window: int,
+    branching: bool,
+    record: Callable[[DraftedRound], None] | None = None,
+) -> GraftDrafter:
+    """Return a drafter that grafts likely suffix matches first, then recycled successors.
+
+    target_vocab, window: as for `ModelDrafter`; branching, record: as for `GraftDrafter`.
+    """
+    levels = ModelLevels(draft.model, target_vocab, draft.token_map, window=window)
+    retrieved: list[PlannedDrafter] = [
+        SuffixDrafter(least=LEAST_BEFORE_MODEL),
+        RecycleDrafter(target_vocab, branching=branching),
+    ]
+    variant = draft.graft or VARIANTS["graft"]
+    return GraftDrafter(levels, retrieved, variant, branching=branching, record=record)
