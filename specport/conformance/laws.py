@@ -11,7 +11,8 @@ import numpy as np
 
 from specport.conformance.steps import Probe
 from specport.core.ports import CacheHandle
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 
 Text = tuple[int, ...]
 REST: Text = ()  # all texts that are too unlikely to be counted one by one

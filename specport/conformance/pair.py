@@ -1,13 +1,16 @@
-"""What the suite loads on the device: a target and its draft, and the drafters on them."""
+"""What the suite loads on the device: a target and its draft, and the policies that draft with them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from specport.conformance import tiny
-from specport.core.ports import Drafter
-from specport.drafters.cascade import Cascade
+from specport.core.planning.policies import FirstProposal, Fixed, LengthRule
+from specport.core.ports import Drafter, Model
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.ngram import NgramDrafter
@@ -18,7 +21,7 @@ from specport.drafters.tree.level_proposer import ModelLevels
 from specport.errors import DeviceError
 from specport.models.source import ModelFiles
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
+from specport.runtime.registry import Loaded, LoadOptions
 
 DRAFTERS = ("ngram", "suffix", "recycle", "model", "ngram|model", "graft")
 MAX_CONTEXT = 1024  # a larger model is tested up to here
@@ -26,7 +29,11 @@ MAX_CONTEXT = 1024  # a larger model is tested up to here
 
 @dataclass(frozen=True)
 class Pair:
-    """files: the target's; tiny: whether it is the suite's own model, of which more is known."""
+    """A target and a draft on one device.
+
+    files: the target's.
+    tiny:  whether it is the suite's own model, of which more is known.
+    """
 
     loader: Loader
     files: ModelFiles
@@ -34,9 +41,27 @@ class Pair:
     draft: Loaded
     tiny: bool
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The target's config.json."""
+        table: dict[str, Any] = json.loads((self.files.folder / "config.json").read_text(encoding="utf-8"))
+        return table
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config.get("num_hidden_layers", 2))
+
+    def variant(self, **options: Any) -> Model:
+        """Load the target anew with other `LoadOptions`. Raises SpecportError."""
+        model = self.target.model
+        chosen = LoadOptions(
+            self.loader.profile, exact=model.capabilities.exact, max_context=model.max_context
+        )
+        return self.loader.backend.load(self.files, replace(chosen, **options)).model
+
 
 def load(device: str, model: str | None, draft: str | None, folder: Path) -> Pair:
-    """The models that are named; where none is, the tiny ones, which are written below `folder`.
+    """Load the models that are named; where none is, the tiny ones, which are written below `folder`.
 
     A model that comes without a draft drafts for itself. Raises SpecportError.
     """
@@ -49,21 +74,28 @@ def load(device: str, model: str | None, draft: str | None, folder: Path) -> Pai
         files, target = loader.target(spec, None, True)
     except DeviceError:  # a device without an exact mode: what needs one is skipped
         files, target = loader.target(spec, None, False)
-    found = loader.draft_with(loader.draft_files(draft or spec, None, files), None)
-    return Pair(loader, files, target, found, model is None)
+    loaded = loader.draft_with(loader.draft_files(draft or spec, None, files), None)
+    return Pair(loader, files, target, loaded, model is None)
 
 
-def drafter(pair: Pair, name: str) -> Drafter:
-    """One of DRAFTERS on the pair, which has learnt nothing yet."""
+def policy(pair: Pair, name: str, make_rule: Callable[[], LengthRule] = lambda: Fixed(4)) -> FirstProposal:
+    """Return a policy over one of DRAFTERS that has learnt nothing yet.
+
+    make_rule: how much it drafts, for each sequence.
+    """
+    return FirstProposal(_drafters(pair, name), make_rule, tree=pair.target.model.capabilities.tree)
+
+
+def _drafters(pair: Pair, name: str) -> list[Drafter]:
     draft, vocab = pair.draft, pair.target.model.vocab_size
     if name == "ngram":
-        return NgramDrafter()
+        return [NgramDrafter()]
     if name == "suffix":
-        return SuffixDrafter(History())
+        return [SuffixDrafter(History())]
     if name == "recycle":
-        return RecycleDrafter(vocab)
+        return [RecycleDrafter(vocab)]
     if name == "graft":
         levels = ModelLevels(draft.model, vocab, draft.head_tokens)
-        return GraftDrafter(levels, [SuffixDrafter(), RecycleDrafter(vocab)])
+        return [GraftDrafter(levels, [SuffixDrafter(), RecycleDrafter(vocab)])]
     model = ModelDrafter(draft.model, vocab, draft.head_tokens)
-    return Cascade(NgramDrafter(min_ngram=2), model) if name == "ngram|model" else model
+    return [NgramDrafter(min_ngram=2), model] if name == "ngram|model" else [model]

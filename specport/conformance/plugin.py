@@ -29,7 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(capability): skipped on devices without this capability")
+    config.addinivalue_line(
+        "markers", "needs(capability, name=value): skipped on models whose capabilities lack one of these"
+    )
     if config.getoption("--specport-device"):
         from specport.conformance.session import Conformance
 

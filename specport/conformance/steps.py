@@ -11,8 +11,8 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from specport.core.ports import CacheHandle, Model, Row, StepOutput
-from specport.core.sampling.sampler import to_host
+from specport.core.arrays import to_host
+from specport.core.ports import Block, CacheHandle, Model, Row, StepOutput
 from specport.core.tree import TokenTree
 
 Array = NDArray[np.floating[Any]]
@@ -22,7 +22,7 @@ TOLERANCE = 0.25
 
 
 def host(array: Any) -> Array:
-    """A copy on the host, in float32 or float64: a step's output is valid until the next step only."""
+    """Return a copy on the host, in float32 or float64: a step's output is valid until the next step only."""
     xp = array_namespace(array)
     if array.dtype not in (xp.float32, xp.float64):
         array = xp.astype(array, xp.float32)
@@ -30,41 +30,58 @@ def host(array: Any) -> Array:
 
 
 def cut(tokens: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
-    """The first tokens in chunks of these sizes."""
+    """Return the first tokens in chunks of these sizes."""
     ends = np.cumsum([0, *sizes])
     return [tokens[a:b] for a, b in pairwise(ends)]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Steps of one model and comparison of what comes out."""
+    """Steps one model and compares what comes out."""
 
     model: Model
 
     def step(self, *rows: Row) -> list[Array]:
-        """The logits of each row, [nodes, vocab]; nothing is committed."""
-        return self.split(self.model.step(rows))
+        """Return the logits of each row, [tokens, vocab]; commit nothing. Fails where one is refused."""
+        output = self.model.step(rows)
+        assert not output.refused, f"refused: {dict(output.refused)}"
+        return self.split(output)
 
     @staticmethod
     def split(output: StepOutput) -> list[Array]:
+        """Return the logits of each row, [0, vocab] where it owns none."""
         logits = host(output.logits)
         return [logits[a:b] for a, b in pairwise(output.offsets)]
 
     def feed(self, handle: CacheHandle, chunks: Sequence[Sequence[int]]) -> Array:
-        """Step and commit chunks one by one; the logits of all tokens, [tokens, vocab]."""
+        """Step and commit chunks one by one; return the logits of all tokens, [tokens, vocab]."""
         parts = []
         for chunk in chunks:
-            parts += self.step(Row(handle, TokenTree.chain(chunk)))
+            parts += self.step(Row(handle, Block.chain(chunk)))
             self.model.commit(handle, range(len(chunk)))
         return np.concatenate(parts)
 
+    def fill(self, handle: CacheHandle, tokens: Sequence[int], chunk: int = 256) -> None:
+        """Commit tokens whose logits nobody wants, in chunks."""
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            self.step(Row(handle, Block.chain(part), logits="none"))
+            self.model.commit(handle, range(len(part)))
+
+    def opened(self, tokens: Sequence[int]) -> CacheHandle:
+        """Return a new sequence that holds these tokens."""
+        handle = self.model.open()
+        if tokens:
+            self.fill(handle, tokens)
+        return handle
+
     def next_logits(self, handle: CacheHandle, token: int) -> Array:
-        """[vocab] what follows `token`, without committing it."""
-        logits: Array = self.step(Row(handle, TokenTree.chain([token])))[0][0]
+        """Return what follows `token`, [vocab], without committing it."""
+        logits: Array = self.step(Row(handle, Block.chain([token])))[0][0]
         return logits
 
     def check(self, found: Array, expected: Array) -> None:
-        """Fails where logits [rows, vocab] are not the expected ones: bit for bit on an exact device."""
+        """Fail where logits [rows, vocab] are not the expected ones: bit for bit on an exact device."""
         if not self.model.capabilities.exact:
             self.check_close(found, expected)
             return
@@ -72,7 +89,7 @@ class Probe:
         assert np.array_equal(found, expected), f"logits differ by up to {gap:.3g} on an exact device"
 
     def check_close(self, found: Array, expected: Array) -> None:
-        """Fails where logits are not the expected ones but for rounding."""
+        """Fail where logits are not the expected ones but for rounding."""
         gap = _gap(found, expected)
         allowed = TOLERANCE * float(expected.std()) if expected.size else 0.0
         assert gap <= allowed, f"logits differ by up to {gap:.3g}; {allowed:.3g} is allowed"
@@ -80,7 +97,7 @@ class Probe:
     def random_tree(
         self, rng: np.random.Generator, truth: Sequence[int], most: int = 16
     ) -> tuple[TokenTree, list[int]]:
-        """A random tree of at most `most` nodes that holds the path `truth` somewhere; that path's nodes."""
+        """Return a random tree of at most `most` nodes with the path `truth` in it, and that path's nodes."""
         if self.model.capabilities.buckets:
             most = min(most, max(self.model.capabilities.buckets))
         tokens, parents, path = [truth[0]], [-1], [0]

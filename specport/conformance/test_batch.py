@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specport.conformance.steps import Array, Probe, host
-from specport.core.ports import CacheHandle, Model, Row
+from specport.core.ports import Block, CacheHandle, Model, Row
 from specport.core.tree import TokenTree
 
 pytestmark = pytest.mark.needs("batch")
@@ -28,7 +28,7 @@ def test_ragged_rows_equal_single_ones(
     for widths in ([50, 7, 1, 33], [1, 1, 9, 2], [3, 30, 1, 1], [1, 1, 1, 1]):
         starts = [handle.length for handle in handles]
         rows = [
-            Row(handle, TokenTree.chain(ids[start : start + width]))
+            Row(handle, Block.chain(ids[start : start + width]))
             for handle, start, width in zip(handles, starts, widths, strict=True)
         ]
         output = model.step(rows)
@@ -43,9 +43,9 @@ def test_rows_that_want_the_last_logits_beside_others(
     model: Model, probe: Probe, handles: list[CacheHandle], ids: list[int], whole: Array
 ) -> None:
     rows = [
-        Row(handles[0], TokenTree.chain(ids[:40]), logits="last"),
-        Row(handles[1], TokenTree.chain(ids[:3])),
-        Row(handles[2], TokenTree.chain(ids[:1]), logits="last"),
+        Row(handles[0], Block.chain(ids[:40]), logits="last"),
+        Row(handles[1], Block.chain(ids[:3])),
+        Row(handles[2], Block.chain(ids[:1]), logits="last"),
     ]
     output = model.step(rows)
     assert tuple(output.offsets) == (0, 1, 4, 5)
@@ -62,7 +62,7 @@ def test_rows_are_committed_each_in_its_own_way(
         kept = [0, 1, 3, 5]
         model.step(
             [
-                Row(handle, TokenTree.chain([*ids[start : start + k], *([8] * (5 - k))]))
+                Row(handle, Block.chain([*ids[start : start + k], *([8] * (5 - k))]))
                 for handle, start, k in zip(handles, lengths, kept, strict=True)
             ]
         )
@@ -76,7 +76,7 @@ def test_rows_are_committed_each_in_its_own_way(
 def test_a_neighbour_can_be_closed(
     model: Model, probe: Probe, handles: list[CacheHandle], ids: list[int], whole: Array
 ) -> None:
-    model.step([Row(handle, TokenTree.chain(ids[:30])) for handle in handles])
+    model.step([Row(handle, Block.chain(ids[:30])) for handle in handles])
     for handle in handles:
         model.commit(handle, range(30))
     model.close(handles[1])
@@ -99,7 +99,9 @@ def test_trees_and_chains_share_a_step(
         starts = [handle.length for handle in handles]
         grown = [probe.random_tree(rng, ids[start : start + 4]) for start in starts]
         grown[0] = (TokenTree.chain(ids[starts[0] : starts[0] + 4]), [0, 1, 2, 3])
-        output = model.step([Row(handle, tree) for handle, (tree, _) in zip(handles, grown, strict=True)])
+        output = model.step(
+            [Row(handle, tree.as_block()) for handle, (tree, _) in zip(handles, grown, strict=True)]
+        )
         for logits, start, (_, path) in zip(probe.split(output), starts, grown, strict=True):
             probe.check(logits[path], whole[start : start + 4])
         for i, (handle, (_, path)) in enumerate(zip(handles, grown, strict=True)):

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from specport.conformance.pair import DRAFTERS, Pair, drafter
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import Fixed, Heuristic
-from specport.core.ports import Model, Policy
-from specport.core.sampling.sampler import SamplingParams
+from specport.conformance.pair import DRAFTERS, Pair, policy
+from specport.core.engine import Engine
+from specport.core.planning.policies import Fixed, Heuristic, LengthRule
+from specport.core.ports import Model
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 
 pytestmark = pytest.mark.needs("exact")
 NUM_TOKENS = 48
@@ -28,30 +29,24 @@ def plain(model: Model, prompts: list[list[int]]) -> list[list[int]]:
     return [decode(engine, [prompt])[0].tokens for prompt in prompts]
 
 
-def decode(
-    engine: Engine, prompts: Sequence[Sequence[int]], policy: Callable[[], Policy] = lambda: Fixed(4)
-) -> list[Generation]:
-    generations = [
-        Generation(list(prompt), engine.open(), SamplingParams(), policy(), NUM_TOKENS) for prompt in prompts
-    ]
+def decode(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[Generation]:
+    generations = [Generation(list(prompt), SamplingParams(), NUM_TOKENS) for prompt in prompts]
     for _ in engine.run(generations):
         pass
-    for generation in generations:
-        engine.close(generation.handle)
     return generations
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("policy", [lambda: Fixed(1), lambda: Fixed(4), Heuristic], ids=["1", "4", "rising"])
+@pytest.mark.parametrize("rule", [lambda: Fixed(1), lambda: Fixed(4), Heuristic], ids=["1", "4", "rising"])
 def test_drafted_text_is_the_plain_text(
     pair: Pair,
     prompts: list[list[int]],
     plain: list[list[int]],
     name: str,
-    policy: Callable[[], Policy],
+    rule: Callable[[], LengthRule],
 ) -> None:
-    engine = Engine(pair.target.model, drafter(pair, name))
-    done = [decode(engine, [prompt], policy)[0] for prompt in prompts]
+    engine = Engine(pair.target.model, policy(pair, name, rule))
+    done = [decode(engine, [prompt])[0] for prompt in prompts]
     assert [generation.tokens for generation in done] == plain
     accepted = sum(generation.metrics.num_accepted_tokens for generation in done)
     drafted = sum(generation.metrics.num_draft_tokens for generation in done)
@@ -65,24 +60,19 @@ def test_two_sequences_at_once(
     pair: Pair, prompts: list[list[int]], plain: list[list[int]], name: str
 ) -> None:
     """Their rounds take turns, or share a step where the device has batches."""
-    done = decode(Engine(pair.target.model, drafter(pair, name)), prompts)
+    done = decode(Engine(pair.target.model, policy(pair, name)), prompts)
     assert [generation.tokens for generation in done] == plain
 
 
-def test_interleaved_engines_share_a_model(
+def test_interleaved_runs_share_an_engine(
     pair: Pair, prompts: list[list[int]], plain: list[list[int]]
 ) -> None:
     """Two requests of a server, token by token in turn, on the same target and the same draft."""
-    engine = Engine(pair.target.model, drafter(pair, "model"))
-    pending = [
-        Generation(list(prompt), engine.open(), SamplingParams(), Fixed(4), NUM_TOKENS)
-        for prompt in prompts[:2]
-    ]
+    engine = Engine(pair.target.model, policy(pair, "model"))
+    pending = [Generation(list(prompt), SamplingParams(), NUM_TOKENS) for prompt in prompts[:2]]
     runs = [engine.run([generation]) for generation in pending]
     while runs:
         runs = [run for run in runs if next(run, None) is not None]
-    for generation in pending:
-        engine.close(generation.handle)
     assert [generation.tokens for generation in pending] == plain[:2]
 
 
@@ -96,6 +86,6 @@ def test_drafted_trees(
 ) -> None:
     if not pair.draft.model.capabilities.tree:
         pytest.skip("the draft cannot be stepped with trees")
-    engine = Engine(pair.target.model, drafter(pair, "model"))
-    done = [decode(engine, [prompt], lambda: Fixed(3, branches))[0] for prompt in prompts]
+    engine = Engine(pair.target.model, policy(pair, "model", lambda: Fixed(3, branches)))
+    done = [decode(engine, [prompt])[0] for prompt in prompts]
     assert [generation.tokens for generation in done] == plain

@@ -1,39 +1,13 @@
-"""Hidden states: layers' outputs stand beside the logits, a row each, and depend on nothing but the text."""
+"""Hidden states: a row of each layer's output for every token, which depends on nothing but the text."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 
-from specport.conformance.pair import Pair
 from specport.conformance.steps import Array, Probe, cut, host
-from specport.core.ports import CacheHandle, Row, StepOutput
+from specport.core.ports import Block, CacheHandle, Row, StepOutput
 from specport.core.tree import TokenTree
-from specport.errors import SpecportError
-from specport.runtime.registry import LoadOptions
-
-
-@pytest.fixture(scope="module")
-def hidden_probe(pair: Pair) -> Probe:
-    """A target that was asked for its first and last layers; skips where the device does not give them."""
-    config = json.loads((pair.files.folder / "config.json").read_text(encoding="utf-8"))
-    last = int(config.get("num_hidden_layers", 2)) - 1
-    options = LoadOptions(
-        pair.loader.profile,
-        exact=pair.target.model.capabilities.exact,
-        hidden_layers=(0, last),
-        max_context=pair.target.model.max_context,
-    )
-    try:
-        model = pair.loader.backend.load(pair.files, options).model
-    except SpecportError as error:
-        pytest.skip(f"the device gives no hidden states: {error}")
-    if not model.capabilities.hidden_states:
-        pytest.skip("the device has no capability 'hidden_states'")
-    assert model.capabilities.hidden_states == (0, last)
-    return Probe(model)
 
 
 def states(output: StepOutput) -> dict[int, Array]:
@@ -44,15 +18,15 @@ def states(output: StepOutput) -> dict[int, Array]:
 def expected(hidden_probe: Probe, ids: list[int]) -> dict[int, Array]:
     """[30, width] of one step."""
     handle = hidden_probe.model.open()
-    output = hidden_probe.model.step([Row(handle, TokenTree.chain(ids[:30]))])
+    output = hidden_probe.model.step([Row(handle, Block.chain(ids[:30]), hidden="all")])
     found = states(output)
     hidden_probe.model.close(handle)
     return found
 
 
 def test_every_row_has_its_states(hidden_probe: Probe, expected: dict[int, Array]) -> None:
-    assert set(expected) == {*hidden_probe.model.capabilities.hidden_states}
-    first, last = (expected[layer] for layer in hidden_probe.model.capabilities.hidden_states)
+    assert set(expected) == {*hidden_probe.model.capabilities.hidden_layers}
+    first, last = (expected[layer] for layer in hidden_probe.model.capabilities.hidden_layers)
     assert first.shape == last.shape and len(first) == 30
     assert np.isfinite(first).all() and np.isfinite(last).all()
     assert not np.allclose(first, last)
@@ -66,7 +40,7 @@ def test_states_do_not_depend_on_the_split(
     handle: CacheHandle = model.open()
     for chunk in cut(ids, sizes):
         start = handle.length
-        found = states(model.step([Row(handle, TokenTree.chain(chunk))]))
+        found = states(model.step([Row(handle, Block.chain(chunk), hidden="all")]))
         for layer, rows in found.items():
             hidden_probe.check(rows, expected[layer][start : start + len(chunk)])
         model.commit(handle, range(len(chunk)))
@@ -75,7 +49,7 @@ def test_states_do_not_depend_on_the_split(
 
 def test_the_last_row_alone(hidden_probe: Probe, ids: list[int], expected: dict[int, Array]) -> None:
     handle = hidden_probe.model.open()
-    found = states(hidden_probe.model.step([Row(handle, TokenTree.chain(ids[:30]), logits="last")]))
+    found = states(hidden_probe.model.step([Row(handle, Block.chain(ids[:30]), hidden="last")]))
     for layer, rows in found.items():
         hidden_probe.check(rows, expected[layer][29:])
     hidden_probe.model.close(handle)
@@ -85,7 +59,7 @@ def test_the_last_row_alone(hidden_probe: Probe, ids: list[int], expected: dict[
 def test_states_of_a_tree(hidden_probe: Probe, ids: list[int], expected: dict[int, Array]) -> None:
     handle = hidden_probe.model.open()
     tree = TokenTree((ids[0], 5, ids[1], ids[2]), (-1, 0, 0, 2))
-    found = states(hidden_probe.model.step([Row(handle, tree)]))
+    found = states(hidden_probe.model.step([Row(handle, tree.as_block(), hidden="all")]))
     for layer, rows in found.items():
         hidden_probe.check(rows[[0, 2, 3]], expected[layer][:3])
     hidden_probe.model.close(handle)

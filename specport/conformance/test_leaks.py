@@ -6,8 +6,7 @@ import gc
 
 import pytest
 
-from specport.core.ports import Model, Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Model, Row
 
 HALF = 100  # sequences; 200 in all
 LENGTH = 96
@@ -18,11 +17,11 @@ ALLOWED_BYTES = 1_000_000
 def use(model: Model, ids: list[int], count: int) -> None:
     for i in range(count):
         handle = model.open()
-        model.step([Row(handle, TokenTree.chain(ids[i : i + LENGTH]), logits="last")])
+        model.step([Row(handle, Block.chain(ids[i : i + LENGTH]), logits="last")])
         if i % 4:  # some are closed with a step pending
             model.commit(handle, range(LENGTH))
         if i % 4 == 2:
-            model.step([Row(handle, TokenTree.chain(ids[:8]))])
+            model.step([Row(handle, Block.chain(ids[:8]))])
             model.truncate(handle, LENGTH // 2)
         model.close(handle)
 
@@ -49,5 +48,5 @@ def test_any_number_of_sequences_can_be_opened_and_closed(model: Model, ids: lis
     for i in range(500):
         handle = model.open(model.max_context)
         if i % 50 == 0:
-            model.step([Row(handle, TokenTree.chain(ids[:8]), logits="last")])
+            model.step([Row(handle, Block.chain(ids[:8]), logits="last")])
         model.close(handle)

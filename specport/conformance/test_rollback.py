@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from specport.conformance.steps import Array, Probe
-from specport.core.ports import CacheHandle, Model, Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, CacheHandle, Model, Row
 
 DRAFTED = 5
 
@@ -20,8 +19,8 @@ def test_k_of_n_tokens_kept(
         probe.feed(handle, [ids[:past]])
     wrong = [token + 1 for token in range(3, 3 + DRAFTED)]
     for start in (past, past + kept):  # twice: what the first round left must not leak into the second
-        tree = TokenTree.chain([*ids[start : start + kept], *wrong[kept:]])
-        (logits,) = probe.step(Row(handle, tree))
+        block = Block.chain([*ids[start : start + kept], *wrong[kept:]])
+        (logits,) = probe.step(Row(handle, block))
         probe.check(logits[:kept], whole[start : start + kept])
         model.commit(handle, range(kept))
         assert handle.length == start + kept
@@ -35,8 +34,8 @@ def test_every_pattern_in_a_row(
     """As a generation does it: the number kept rises and falls from round to round."""
     for kept in (5, 0, 1, 4, 2, 3, 0, 0, 5, 5, 1):
         start = handle.length
-        tree = TokenTree.chain([*ids[start : start + kept], *([9] * (DRAFTED - kept))])
-        (logits,) = probe.step(Row(handle, tree))
+        block = Block.chain([*ids[start : start + kept], *([9] * (DRAFTED - kept))])
+        (logits,) = probe.step(Row(handle, block))
         probe.check(logits[:kept], whole[start : start + kept])
         model.commit(handle, range(kept))
     end = handle.length
@@ -57,7 +56,7 @@ def test_truncating_forgets_the_step(
     model: Model, probe: Probe, handle: CacheHandle, ids: list[int], whole: Array
 ) -> None:
     probe.feed(handle, [ids[:10]])
-    model.step([Row(handle, TokenTree.chain([5, 6, 7]))])
+    model.step([Row(handle, Block.chain([5, 6, 7]))])
     model.truncate(handle, 10)
     with pytest.raises(ValueError, match=r"\w"):
         model.commit(handle, [0])
@@ -69,5 +68,5 @@ def test_a_step_that_is_never_committed_leaves_nothing(
 ) -> None:
     probe.feed(handle, [ids[:40]])
     for width in (1, 7, 3):
-        model.step([Row(handle, TokenTree.chain(range(4, 4 + width)))])
+        model.step([Row(handle, Block.chain(range(4, 4 + width)))])
     probe.check(probe.feed(handle, [ids[40:50]]), whole[40:50])

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from specport.conformance.steps import Array, Probe, cut, host
-from specport.core.ports import CacheHandle, Model, Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, CacheHandle, Model, Row
 
-CHAIN = TokenTree.chain
+CHAIN = Block.chain
 
 
 def test_a_step_commits_nothing(model: Model, handle: CacheHandle, ids: list[int]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from support.processor import NARROW
 
+from specport import hw_profiles
 from specport.conformance import tiny
 from specport.conformance.laws import Law
 from specport.conformance.results import CHECKS
@@ -91,8 +92,9 @@ def run_suite(
 
 # Device -> checks that it may have no capability for; on torch that depends on how the processor rounds.
 HERE: dict[str, set[str]] = {
-    "xeon": set(), "torch-cpu": {"trees", "batch"}, "gaudi-emulated": {"trees", "batch"},
-    "core-ultra-npu-emulated": {"trees", "batch", "early_exit"} | ({"greedy"} if NARROW else set()),
+    "xeon": {"visibility", "gather"}, "torch-cpu": {"trees", "batch"}, "gaudi-emulated": {"trees", "batch"},
+    "core-ultra-npu-emulated": {"trees", "visibility", "gather", "batch", "early_exit"}
+    | ({"greedy", "joining"} if NARROW else set()),
 }  # fmt: skip
 
 
@@ -109,6 +111,22 @@ def test_what_is_here_passes(device: str, tmp_path: Path) -> None:
     assert ("EMULATED" in output) == wanted.emulated
 
 
+def test_masks_and_kept_rows_of_a_plain_cache(tmp_path: Path) -> None:
+    """OpenVINO takes any mask and moves rows in a plain cache, which no shipped profile has."""
+    pytest.importorskip("openvino")
+    profile = (Path(hw_profiles.__file__).parent / "xeon.toml").read_text(encoding="utf-8")
+    plain = tmp_path / "plain-cache.toml"
+    plain.write_text(
+        profile.replace('name = "xeon"', 'name = "plain-cache"').replace('"u8"', '"f16"'), encoding="utf-8"
+    )
+    for tests, check in (("test_visibility", "visibility"), ("test_gather", "gather")):
+        code, output, results = run_suite(
+            tmp_path, {**os.environ}, "--specport-device", str(plain), tests=f"specport.conformance.{tests}"
+        )
+        assert code == 0, output
+        assert {r["check"] for r in results.values() if r["outcome"] == "passed"} == {check}
+
+
 @pytest.mark.parametrize(
     ("fault", "test"),
     [
@@ -119,6 +137,29 @@ def test_what_is_here_passes(device: str, tmp_path: Path) -> None:
         ("leak", "test_leaks.py::test_memory_is_flat_over_200_sequences"),
         ("commit", "test_errors.py::test_commits_across_branches_are_refused[0,1,2]"),
         ("limit", "test_limits.py::test_a_full_context_is_said_before_anything_changes"),
+        ("raises", "test_limits.py::test_a_full_row_leaves_its_neighbours_alone[1]"),
+        ("hostage", "test_room.py::test_a_refused_row_leaves_the_others_alone[0]"),
+        ("refusing", "test_room.py::test_refused_rows_leave_nothing_behind"),
+        ("evicts", "test_room.py::test_a_refused_row_leaves_the_others_alone[1]"),
+        ("boasts", "test_room.py::test_a_sequence_can_be_given_what_it_has_room_for[31]"),
+        ("forks", "test_room.py::test_forks_leave_nothing_behind"),
+        ("shares", "test_fork.py::test_both_sides_write_behind_the_cut[target-33]"),
+        ("shares", "test_fork.py::test_a_side_that_goes_back_into_what_is_shared[target-fork-20]"),
+        ("pending", "test_fork.py::test_forking_what_is_not_committed_is_refused[target-71]"),
+        ("mask", "test_visibility.py::test_only_what_is_seen_has_an_effect[target-32-0]"),
+        ("causal", "test_visibility.py::test_tokens_that_all_see_one_another[target-5]"),
+        ("places", "test_visibility.py::test_tokens_that_are_skipped[target-5]"),
+        ("path", "test_gather.py::test_the_text_goes_on_as_if_the_others_had_never_been[target-0,2,4-31]"),
+        (
+            "rollback",
+            "test_gather.py::test_what_is_dropped_behind_the_kept_tokens_has_no_effect[target-1,4-31]",
+        ),
+        ("joins", "test_joining.py::test_texts_that_join_at_different_rounds[greedy-1]"),
+        ("scores", "test_outputs.py::test_rows_without_logits_are_read_all_the_same[40]"),
+        ("stale", "test_outputs.py::test_states_are_those_of_this_step"),
+        ("offsets", "test_outputs.py::test_one_row_gets_what_it_asks_for[none-all]"),
+        ("deaf", "test_conditioning.py::test_a_model_that_takes_none_says_so"),
+        ("listens", "test_conditioning.py::test_a_model_that_takes_it_attends_to_it"),
         ("law", "test_law.py::test_a_drafted_chain[block]"),
         ("greedy", "test_greedy.py::test_drafted_text_is_the_plain_text[4-model]"),
         ("hidden", "test_hidden.py::test_every_row_has_its_states"),

@@ -6,36 +6,35 @@ The example's numpy model with one method broken. A profile names the fault as i
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from specport_numpy import NumpyBackend, NumpyModel, NumpySequence
 
-from specport.core.ports import Row, StepOutput
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Refusal, Row, StepOutput
 from specport.errors import ContextFull, ModelError
 from specport.models.source import ModelFiles
 from specport.runtime.registry import Loaded, LoadOptions
 
 
 class Rollback(NumpyModel):
-    """Keeps the rows of rejected tokens where those of accepted ones belong."""
+    """Keeps the last token of the block where the last accepted one belongs."""
 
-    def commit(self, handle: NumpySequence, kept: Sequence[int]) -> None:
-        if 0 < len(kept) < len(handle.pending):
-            handle.pending[kept[-1]] = handle.pending[-1]
-        super().commit(handle, kept)
+    def commit(self, handle: NumpySequence, nodes: Sequence[int]) -> None:
+        if 0 < len(nodes) < len(handle.pending):
+            handle.pending[nodes[-1]] = handle.pending[-1]
+        super().commit(handle, nodes)
 
 
 class Path(NumpyModel):
-    """Does not bring the rows of an accepted path together: right for chains only."""
+    """Does not bring the rows of kept tokens together: right for beginnings of chains only."""
 
-    def commit(self, handle: NumpySequence, kept: Sequence[int]) -> None:
-        for i, node in enumerate(kept):
-            if node < len(handle.pending):
-                handle.pending[node] = handle.pending[i]
-        super().commit(handle, kept)
+    def commit(self, handle: NumpySequence, nodes: Sequence[int]) -> None:
+        for i, node in enumerate(handle.block.checked_nodes(nodes)):
+            handle.pending[node] = handle.pending[i]
+        super().commit(handle, nodes)
 
 
 class Batch(NumpyModel):
@@ -47,10 +46,27 @@ class Batch(NumpyModel):
 
 
 class Mask(NumpyModel):
-    """Lets every node of a tree see all nodes before it."""
+    """Lets every token of a tree see all tokens before it."""
 
-    def _token(self, handle: NumpySequence, tree: TokenTree, node: int) -> Any:
-        return super()._token(handle, TokenTree.chain(tree.tokens), node)
+    def _run(self, handle: NumpySequence, block: Block) -> Any:
+        return super()._run(handle, replace(block, visible=None))
+
+
+class Causal(NumpyModel):
+    """Never lets a token see a later one, whatever the mask says: right for trees."""
+
+    def _run(self, handle: NumpySequence, block: Block) -> Any:
+        seen = None if block.visible is None else np.tril(block.visible)
+        return super()._run(handle, replace(block, visible=seen))
+
+
+class Places(NumpyModel):
+    """Takes a token's place among those it sees for its position: right for chains and trees."""
+
+    def _run(self, handle: NumpySequence, block: Block) -> Any:
+        if block.visible is not None:
+            block = replace(block, positions=tuple(int(n) - 1 for n in block.visible.sum(axis=1)))
+        return super()._run(handle, block)
 
 
 class Leak(NumpyModel):
@@ -62,24 +78,98 @@ class Leak(NumpyModel):
 
 
 class Commit(NumpyModel):
-    """Takes any nodes for a path."""
+    """Takes any tokens for a path, though it says that it cannot gather."""
 
-    def commit(self, handle: NumpySequence, kept: Sequence[int]) -> None:
-        handle.pending = [handle.pending[node] for node in kept if 0 <= node < len(handle.pending)]
-        handle.tree = TokenTree.chain([0] * len(handle.pending))
-        super().commit(handle, range(len(handle.pending)))
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.capabilities = replace(self.capabilities, gather=False)
 
 
 class Limit(NumpyModel):
-    """Says that the context is full after it has thrown the last token away."""
+    """Throws the last token of a sequence away when its row is refused."""
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
-        try:
-            return super().step(rows)
-        except ContextFull:
-            for row in rows:
-                self.truncate(row.handle, row.handle.length - 1)
-            raise
+        output = super().step(rows)
+        for i in output.refused:
+            self.truncate(rows[i].handle, rows[i].handle.length - 1)
+        return output
+
+
+class Raises(NumpyModel):
+    """Ends the whole step where one row does not fit, as the port once was."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        if output.refused:
+            raise ContextFull("a row does not fit")
+        return output
+
+
+class Hostage(NumpyModel):
+    """Refuses all rows of a step where one does not fit."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        if not output.refused:
+            return output
+        refused: Mapping[int, Refusal] = dict.fromkeys(range(len(rows)), next(iter(output.refused.values())))
+        return replace(output, refused=refused, logits=output.logits[:0], offsets=(0,) * (len(rows) + 1))
+
+
+class Refusing(NumpyModel):
+    """Leaks a bit of cache with every row that it refuses."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        self._most -= 8 * len(output.refused)
+        return output
+
+
+class Boasts(NumpyModel):
+    """Says that there is more room than there is."""
+
+    def room(self, handle: NumpySequence | None = None) -> int:
+        room = super().room(handle)
+        return min(room + 1, self.max_context - (handle.length if handle else 0))
+
+
+class Evicts(NumpyModel):
+    """Makes room for a row in the cache of another sequence."""
+
+    def _refusal(self, handle: NumpySequence, block: Block) -> Refusal | None:
+        why = super()._refusal(handle, block)
+        if why == "cache":
+            for other in self._open:
+                if other is not handle:
+                    other.cache[:4] = 0
+        return why
+
+
+class Shares(NumpyModel):
+    """A fork shares memory with its origin, and both write to it."""
+
+    def fork(self, handle: NumpySequence, length: int) -> NumpySequence:
+        new = super().fork(handle, length)
+        new.cache = handle.cache[:]
+        return new
+
+
+class Forks(NumpyModel):
+    """Never gives the cache of a fork back."""
+
+    def fork(self, handle: NumpySequence, length: int) -> NumpySequence:
+        new = super().fork(handle, length)
+        self._most -= length
+        return new
+
+
+class Pending(NumpyModel):
+    """A fork takes the tokens of a step that was not committed for committed ones."""
+
+    def fork(self, handle: NumpySequence, length: int) -> NumpySequence:
+        if handle.length < length <= handle.length + len(handle.block):
+            return super().fork(handle, handle.length)
+        return super().fork(handle, length)
 
 
 class Law(NumpyModel):
@@ -87,7 +177,8 @@ class Law(NumpyModel):
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         output = super().step(rows)
-        return replace(output, logits=output.logits * (1.3 if any(len(row.tree) > 1 for row in rows) else 1))
+        wide = any(len(row.block) > 1 for row in rows)
+        return replace(output, logits=output.logits * (1.3 if wide else 1))
 
 
 class Greedy(NumpyModel):
@@ -95,7 +186,7 @@ class Greedy(NumpyModel):
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         output = super().step(rows)
-        if any(len(row.tree) > 1 for row in rows):
+        if any(len(row.block) > 1 for row in rows):
             output.logits[:, ::2] += 0.3
         return output
 
@@ -108,9 +199,67 @@ class Hidden(NumpyModel):
         return replace(output, hidden=dict.fromkeys(output.hidden, next(iter(output.hidden.values()), None)))
 
 
-MODELS = {
-    "rollback": Rollback, "path": Path, "batch": Batch, "mask": Mask, "leak": Leak,
-    "commit": Commit, "limit": Limit, "law": Law, "greedy": Greedy, "hidden": Hidden,
+class Stale(NumpyModel):
+    """Gives the hidden states of an earlier step where they have the same shape."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        if not output.hidden:
+            return output
+        last = self.__dict__.get("_last", output.hidden)
+        self._last = output.hidden
+        same = [a.shape for a in last.values()] == [a.shape for a in output.hidden.values()]
+        return replace(output, hidden=last if same else output.hidden)
+
+
+class Offsets(NumpyModel):
+    """Finds a row's hidden states where its logits would be."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        return replace(output, hidden_offsets=output.offsets)
+
+
+class Scores(NumpyModel):
+    """Gives logits of the last token where none are asked for."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        return super().step([replace(r, logits="last") if r.logits == "none" else r for r in rows])
+
+
+class Joins(NumpyModel):
+    """Mixes up the first two rows in the step in which their number changes."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        output = super().step(rows)
+        before = self.__dict__.get("_rows", len(rows))
+        self._rows = len(rows)
+        if before == len(rows) or len(rows) < 2 or len(output.logits) < 2:
+            return output
+        return replace(output, logits=output.logits[[1, 0, *range(2, len(output.logits))]])
+
+
+class Deaf(NumpyModel):
+    """Takes conditioning and ignores it, though it says that it takes none."""
+
+    def open(self, capacity: int = 0, conditioning: Any = None) -> NumpySequence:
+        return super().open(capacity)
+
+
+class Listens(Deaf):
+    """The same, and says that it takes it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.capabilities = replace(self.capabilities, conditioning=True)
+
+
+MODELS: dict[str, type[NumpyModel]] = {
+    "rollback": Rollback, "path": Path, "batch": Batch, "mask": Mask, "causal": Causal, "places": Places,
+    "leak": Leak, "commit": Commit, "limit": Limit, "raises": Raises, "hostage": Hostage,
+    "refusing": Refusing, "boasts": Boasts, "evicts": Evicts, "shares": Shares, "forks": Forks,
+    "pending": Pending, "law": Law, "greedy": Greedy, "hidden": Hidden, "stale": Stale, "offsets": Offsets,
+    "scores": Scores, "joins": Joins, "deaf": Deaf, "listens": Listens,
 }  # fmt: skip
 
 
@@ -124,7 +273,7 @@ class BrokenBackend(NumpyBackend):
         if fault == "crash":
             os._exit(3)
         model = NumpyModel if options.role == "draft" else MODELS[fault]
-        return Loaded(model(files.folder, options.max_context, options.hidden_layers))
+        return Loaded(model(files.folder, options.max_context, options.hidden_layers, options.cache_bytes))
 
 
 backend = BrokenBackend()
