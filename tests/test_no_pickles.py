@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,11 +45,12 @@ def test_every_load_says_what_it_trusts() -> None:
 def test_a_folder_with_pickles_only_is_not_read(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("accelerate")
-    sys.path.insert(0, str(Path(__file__).parent / "data"))
-    from specport.quantize.text import torch_text
+    from specport.quantize.convert import export
     from support import tiny_models
+
+    from specport.errors import ModelError
 
     tiny_models.hf_model("llama").save_pretrained(tmp_path, safe_serialization=False)
     assert (tmp_path / "pytorch_model.bin").is_file() and not [*tmp_path.glob("*.safetensors")]
-    with pytest.raises(OSError, match="safetensors"):
-        torch_text._start(tmp_path)
+    with pytest.raises(ModelError, match="safetensors"):
+        export.load_source(tmp_path, tmp_path, False)

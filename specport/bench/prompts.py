@@ -1,4 +1,4 @@
-"""Prompt files: a JSON object a line with `id`, `category` and `turns` (a list of user messages)."""
+"""Read prompt files: one JSON object per line with `id`, `category` and `turns` (a list of user messages)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specport.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question. Later turns of a conversation are left out: each would need its own answer first."""
+    """Hold one question. Only the first turn of a conversation is kept: later ones depend on its answer."""
 
     id: str
     category: str
@@ -20,9 +20,9 @@ class Prompt:
 
 
 def read_prompts(path: Path, per_category: int | None = None, categories: Sequence[str] = ()) -> list[Prompt]:
-    """The prompts of a file, at most `per_category` of each, in the file's order.
+    """Return the prompts of a file in its order, at most `per_category` of each category.
 
-    Raises InvalidInput for what cannot be read, and names the line.
+    Raises InvalidInput with the line number for a file or line that cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -37,7 +37,9 @@ def read_prompts(path: Path, per_category: int | None = None, categories: Sequen
         raise InvalidInput(f"no category {unknown[0]!r} in {path}", f"there are {', '.join(found)}")
     chosen = [p for c, own in found.items() if not categories or c in categories for p in own[:per_category]]
     if not chosen:
-        raise InvalidInput(f"{path} holds no prompts", "give a line like {'id', 'category', 'turns'} each")
+        raise InvalidInput(
+            f"{path} holds no prompts", "write one JSON object with id, category and turns per line"
+        )
     if len({prompt.id for prompt in chosen}) < len(chosen):
         raise InvalidInput(f"{path} has the same id twice")
     return chosen
@@ -52,5 +54,5 @@ def _parse(line: str, where: str) -> Prompt:
         return Prompt(str(item["id"]), str(item["category"]), text)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InvalidInput(
-            f"{where} is no prompt", 'it must be like {"id": 1, "category": "qa", "turns": ["Why?"]}'
+            f"{where} is not a prompt", 'write it like {"id": 1, "category": "qa", "turns": ["Why?"]}'
         ) from error

@@ -1,4 +1,4 @@
-"""Runs the methods and keeps every result as it comes, so that a stopped benchmark can go on."""
+"""Run the methods and store every result at once, so that a stopped benchmark can be resumed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specport.bench.methods import PLAIN, Method, Run
 from specport.bench.prompts import Prompt
+from specport.calibration.methods import PLAIN, Method, Run
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
 from specport.progress import Progress, silent
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One entry of the plan: this prompt by this method, for the n-th time."""
+    """One entry of the plan: decode this prompt with this method, for the n-th time."""
 
     prompt: Prompt
     method: str
@@ -28,8 +28,10 @@ class Job:
 
 
 def plan(prompts: Sequence[Prompt], methods: Sequence[str], runs: int) -> list[Job]:
-    """The order of work. All methods take a prompt before the next prompt comes, so that drift of the
-    machine hits them alike; plain decoding comes first and last, and the others in rotation.
+    """Return the jobs in order.
+
+    All methods decode a prompt before the next prompt starts, so that machine drift affects them alike. Plain
+    decoding comes first and last; the others rotate.
     """
     others = [name for name in methods if name != PLAIN]
     jobs: list[Job] = []
@@ -43,7 +45,7 @@ def plan(prompts: Sequence[Prompt], methods: Sequence[str], runs: int) -> list[J
 
 
 class Record:
-    """A folder with `about.json` and `rows.jsonl`. Raises InvalidInput when it holds another benchmark."""
+    """Hold a folder with `about.json` and `rows.jsonl`. Raises InvalidInput where another is in it."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -56,14 +58,14 @@ class Record:
                 changed = [k for k in {*before, *about} if before.get(k) != json.loads(text).get(k)]
                 if changed and (folder / ROWS).is_file():
                     raise InvalidInput(
-                        f"{folder} holds a benchmark with another {sorted(changed)[0]}",
-                        "give another folder with --out, or remove this one",
+                        f"{folder} holds a benchmark with a different {sorted(changed)[0]}",
+                        "choose another --out, or remove this folder",
                     )
             write_atomically(path, text + "\n")
         except (OSError, ValueError) as error:
             raise InvalidInput(f"cannot use the folder {folder}: {error}") from error
         self.rows: list[Row] = [*_read(folder / ROWS)]
-        if self.rows:  # what was torn while it was written is done again, on a line of its own
+        if self.rows:  # drop a torn last line; its job runs again
             write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
@@ -94,7 +96,7 @@ def _read(path: Path) -> Iterator[Row]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
-        except ValueError:  # the last line of a run that was killed while writing
+        except ValueError:  # the last line of a run that was killed while it wrote
             return
 
 
@@ -106,7 +108,7 @@ def decode_all(
     max_new_tokens: int,
     progress: Progress = silent,
 ) -> None:
-    """Do what is missing. Each method decodes a few tokens of the first prompt beforehand, to warm up."""
+    """Run the missing jobs. Each method first decodes a few tokens of the first prompt to warm up."""
     todo = record.missing(jobs)
     if not todo:
         return

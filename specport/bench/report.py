@@ -1,4 +1,4 @@
-"""The report as Markdown and as one self-contained HTML page. Knows figures, not how they came about."""
+"""Format figures as Markdown and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table = Mapping[str, Mapping[str, Figures]]
 
 
 def markdown(table: Table, about: Mapping[str, Any]) -> str:
-    """Tables by category, the details of each method, and where the figures come from."""
+    """Return the tables by category, the details of each method, and the settings behind the figures."""
     categories = [*dict.fromkeys(c for groups in table.values() for c in groups)]
     parts = ["# Benchmark\n", _provenance(about)]
     for title, cell in (
@@ -63,7 +63,7 @@ def _number(value: float | None) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
-    # Names come from files: a bar would end the cell, and a tag would be one in the page.
+    # Names come from files: escape bars, which end a cell, and tags, which would be live in the page.
     cells = (" | ".join(html.escape(cell).replace("|", "&#124;") for cell in line) for line in lines)
     return "".join(f"| {line} |\n" for line in cells)
 
@@ -90,7 +90,7 @@ svg { max-width: 100%; height: auto; }
 
 
 def page(table: Table, about: Mapping[str, Any]) -> str:
-    """One HTML file with everything in it. Raises SpecportError without the packages that draw it."""
+    """Return one self-contained HTML page. Raises SpecportError where the drawing packages are missing."""
     try:
         import markdown as converter
     except ImportError as error:
@@ -103,7 +103,7 @@ def page(table: Table, about: Mapping[str, Any]) -> str:
 
 
 def _plot(table: Table) -> str:
-    """Bars of decode speed-up by category, as SVG."""
+    """Return a bar chart of decode speed-up by category, as SVG."""
     import matplotlib
 
     matplotlib.use("Agg")

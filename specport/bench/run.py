@@ -1,7 +1,7 @@
-"""`specport bench`: loads what is to be compared, runs it, and writes the report.
+"""`specport bench`: load what is compared, run it, and write the report.
 
-All of specport's own methods share one loaded target and one loaded draft, but for those that exit early;
-peers load their own.
+All of specport's own methods share one loaded target and one loaded draft, except for early exits, which load
+a second target. Peers load their own models.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from specport.bench.methods import PLAIN, Method, own, parse
 from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
+from specport.calibration.methods import PLAIN, Method, own, parse
 from specport.core.engine import Engine
 from specport.core.planning.policies import CLASSIFIER
+from specport.drafters.build import build_policy
+from specport.drafters.context import DraftModel, Retrieval
 from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import DraftModel, Retrieval, build, models_in
+from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
@@ -40,13 +42,18 @@ PEERS = ("genai:", "transformers:", "llama.cpp:")
 PACKAGES = (
     "openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "llama-cpp-python", "numpy",
 )  # fmt: skip
+DRAFT = "draft"  # the name of the --draft model in a method
 DEFAULT_METHODS = ("ngram", "suffix", "ngram@fixed=4", "ngram@heuristic")
 DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
 
 
 @dataclass(frozen=True)
 class Report:
-    """table: method -> category or "all" -> figures. folder: report.md, report.html, report.json."""
+    """Hold the results of a benchmark.
+
+    table:  method -> category or "all" -> figures.
+    folder: holds report.md, report.html and report.json.
+    """
 
     table: Mapping[str, Mapping[str, Figures]]
     about: Mapping[str, Any]
@@ -74,13 +81,14 @@ def bench(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Compare methods on a prompt file; greedy, one prompt at a time. Goes on where it was stopped.
+    """Compare methods on a prompt file, greedy, one prompt at a time. Resume a stopped run.
 
-    methods: names as in `methods.parse`, in which `draft` stands for the model of `draft`, and
+    methods: names as in `calibration.methods.parse`, in which `draft` means the model of `draft`, and
              "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch and
-             "llama.cpp:MODE" for llama.cpp on the weights that it came from. Plain decoding is always there.
-    history, datastore: what `suffix` looks into beside the text itself, as for `specport.load`; but nothing
-             is learnt from prompt to prompt, or the answers of one method would help the next.
+             "llama.cpp:MODE" for llama.cpp on the weights before conversion. Plain decoding is always
+             included.
+    history, datastore: text sources of `suffix`, as for `specport.load`. Nothing is learnt from prompt to
+             prompt: the answers of one method would speed up the next.
     Raises SpecportError.
     """
     if max_new_tokens < 2 or runs < 1 or (per_category is not None and per_category < 1):
@@ -89,10 +97,11 @@ def bench(
     names = [*(methods or [*DEFAULT_METHODS, *(DEFAULT_DRAFT_METHODS if draft else ())])]
     names = [*dict.fromkeys([PLAIN, *names])]
     specs = {name: parse(name) for name in names if not name.startswith(PEERS)}
-    if draft is None and any("draft" in parse_draft_names(s.draft) for s in specs.values()):
-        raise InvalidInput("a method names the draft, but there is none", "give one with --draft")
+    drafts = {name: parse_draft(spec.draft) for name, spec in specs.items()}
+    if draft is None and any(DRAFT in spec.models for spec in drafts.values()):
+        raise InvalidInput("a method uses draft, but no draft model is given", "give one with --draft")
     folders = Folders(history, datastore)
-    folders.check([piece for spec in specs.values() for piece in parse_draft(spec.draft)])
+    folders.check(*drafts.values())
     bar = part(progress, 0.0, 0.1)
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
     files, target = loader.target(model, precision, exact)
@@ -133,14 +142,9 @@ def bench(
     return _write(record, {**about, "memory": _peak_memory(), "finished": _now()})
 
 
-def parse_draft_names(expression: str) -> list[str]:
-    """The parts of a method's draft expression, models without their prefix."""
-    return [piece.removeprefix("model:") for piece in parse_draft(expression)]
-
-
 @dataclass
 class _Shared:
-    """The loaded models that specport's own methods have in common."""
+    """Hold the loaded models that specport's own methods share."""
 
     loader: Loader
     files: ModelFiles
@@ -148,7 +152,7 @@ class _Shared:
     tokenizer: Tokenizer
     draft: str | None
     draft_precision: str | None
-    longest: int  # tokens of a prompt and its answer
+    longest: int  # most tokens of a prompt plus its answer
     retrieval: Retrieval
     exact: bool
     draft_name: str | None = None
@@ -156,34 +160,37 @@ class _Shared:
     _draft_files: ModelFiles | None = None
     _torch_models: dict[Path, Any] = field(default_factory=dict)
     _exits: dict[int, Loaded] = field(default_factory=dict)
+    _engines: dict[int, Engine] = field(default_factory=dict)
 
-    def _exiting(self, parts: list[str]) -> Loaded:
-        """The target; with an early exit where the method asks for one, as a second copy of the weights."""
-        layer = self.loader.exit_layer(parts, self.files)
-        if not layer:
-            return self.target
-        if layer not in self._exits:
+    def _exiting(self, spec: DraftSpec) -> tuple[Loaded, Engine]:
+        """Return the target and an engine on it; for an early exit, a second copy of the weights."""
+        layer = self.loader.exit_layer(spec, self.files)
+        if layer and layer not in self._exits:
             self._exits[layer] = self.loader.target_with(self.files, self.exact, layer)
-        return self._exits[layer]
+        target = self._exits[layer] if layer else self.target
+        if layer not in self._engines:
+            self._engines[layer] = Engine(target.model)
+        return target, self._engines[layer]
 
     def own(self, name: str) -> Method:
         spec = parse(name)
+        draft = parse_draft(spec.draft)
         if spec.drafting.policy == CLASSIFIER:
-            if not models_in(parse_draft(spec.draft)):
+            if not draft.models:
                 raise InvalidInput(
                     f"the method {name!r} needs a draft model", "write it like 'draft@classifier'"
                 )
             classifier = self.loader.classifier(self.target, self._draft_model()[1])
             spec = replace(spec, drafting=replace(spec.drafting, classifier=classifier))
-        parts = parse_draft(spec.draft)
-        target = self._exiting(parts)
-        drafter = build(
-            parts, target.model, self.tokenizer, self._load_draft,
-            planned=spec.drafting.policy == "planned", costs=self.loader.costs(target),
+        target, engine = self._exiting(draft)
+        policy = build_policy(
+            draft, target.model, self.tokenizer, {name: self._load_draft(name) for name in draft.models},
+            drafting=spec.drafting, costs=self.loader.costs(target),
             exit_costs=self.loader.exit_costs(target), retrieval=self.retrieval,
         )  # fmt: skip
-        about = {"exact": target.model.capabilities.exact, "exit_layer": target.model.capabilities.exit_layer}
-        return own(spec, drafter, Engine(target.model), self.tokenizer.eos_ids, about)
+        exit_ = target.model.early_exit
+        about = {"exact": target.model.capabilities.exact, "exit_layer": exit_.layer if exit_ else 0}
+        return own(spec, policy, engine, self.tokenizer.eos_ids, about)
 
     def peer(self, name: str) -> Method:
         library, _, mode = name.partition(":")
@@ -216,21 +223,23 @@ class _Shared:
     def _llama_cpp(self, mode: str) -> Method:
         from specport.bench.peers.llama_cpp import LlamaCpp
 
-        context = self.longest + 64  # room for what is drafted beyond the end
+        context = self.longest + 64  # room for draft tokens beyond the end
         eos_ids = self.tokenizer.eos_ids
         return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
 
     def _load_draft(self, spec: str) -> DraftModel:
-        if spec != "draft":
+        if spec != DRAFT:
             raise InvalidInput(
                 f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
             )
         model, _ = self._draft_model()
-        return replace(model, costs=model.costs.fixed())  # each method corrects them by its own steps
+        return replace(
+            model, costs=model.costs.fixed()
+        )  # a fresh copy: each method corrects it by its own steps
 
     def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
         if self._draft is None or self._draft_files is None:
-            assert self.draft is not None  # asked only by methods that need it
+            assert self.draft is not None  # called only by methods that need it
             self._draft_files, found = self.loader.draft(
                 self.draft, self.draft_precision, self.files, self.target
             )
@@ -244,7 +253,7 @@ class _Shared:
 def _encode(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, room: int
 ) -> tuple[list[Prompt], dict[str, list[int]]]:
-    """Token ids of each prompt that leaves room for the answer."""
+    """Return the token ids of each prompt that leaves room for the answer."""
     encoded: dict[str, list[int]] = {}
     for prompt in prompts:
         ids = encode(tokenizer, prompt.text)
@@ -276,7 +285,7 @@ def _now() -> str:
 
 
 def _peak_memory() -> str:
-    """Of this process with all its models; psutil comes with the extra `bench`."""
+    """Return the peak memory of this process with all its models. Needs psutil (extra `bench`)."""
     try:
         import psutil
     except ImportError:

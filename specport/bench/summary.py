@@ -1,11 +1,11 @@
-"""From rows to figures: speed-ups over plain decoding, by prompt, category and method. Pure arithmetic.
+"""Compute figures from rows: speed-ups over plain decoding, by prompt, category and method.
 
 decode speed-up     = TPOT of plain decoding / TPOT of the method, both on the same prompt
-end-to-end speed-up = the same of the whole time (prompt included) for each output token
+end-to-end speed-up = the same ratio of total time (prompt included) per output token
 
-Plain decoding is measured before and after the other methods; its mean is the base, and the row "plain"
-holds the later over the earlier one: what the machine's drift alone makes of a speed-up. Geometric means
-are over prompts; a prompt whose answer is one token long has no TPOT and is left out of decode figures.
+Plain decoding is measured before and after the other methods; the base is its mean. The row "plain" holds the
+ratio of the later to the earlier run, which shows the drift of the machine. Geometric means are over prompts.
+A prompt with an answer of one token has no TPOT and is left out of decode figures.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specport.bench.methods import PLAIN
+from specport.calibration.methods import PLAIN
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One method on one set of prompts; None where nothing was measured.
+    """Hold the figures of one method on one set of prompts; None where nothing was measured.
 
-    decode, end_to_end: geometric means. low, high: quartiles of the prompts' decode speed-ups.
-    total:     decode speed-up by all time over all tokens.
+    decode, end_to_end: geometric means of the speed-ups.
+    low, high: quartiles of the prompts' decode speed-ups.
+    total:     decode speed-up by total time over total tokens.
     ttft_ms, tpot_ms: medians over prompts.
-    same:      prompts whose tokens equal plain decoding's; first_difference: median over the others.
+    same:      number of prompts whose tokens equal those of plain decoding.
+    first_difference: median index of the first different token over the other prompts.
     """
 
     prompts: int
@@ -47,7 +49,7 @@ class Figures:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, dict[str, Figures]]:
-    """method -> category (and "all") -> figures. Methods and categories in the order of the rows."""
+    """Return method -> category (and "all") -> figures. Methods and categories keep the order of the rows."""
     plain = {row["id"]: [] for row in rows}  # type: dict[str, list[Row]]
     for row in rows:
         if row["method"] == PLAIN:
@@ -70,7 +72,7 @@ def _figures(rows: Sequence[Row], plain: Mapping[str, Sequence[Row]]) -> Figures
     decode, whole, base_s, own_s = [], [], 0.0, 0.0
     for key, measured in by_prompt.items():
         base, own = plain[key], measured
-        if rows[0]["method"] == PLAIN:  # the odd ones are the later ones
+        if rows[0]["method"] == PLAIN:  # odd n = the later run
             base = [row for row in measured if row["n"] % 2 == 0]
             own = [row for row in measured if row["n"] % 2] or base
         whole.append(_mean(map(_per_token, base)) / _mean(map(_per_token, own)))
@@ -103,13 +105,13 @@ def _figures(rows: Sequence[Row], plain: Mapping[str, Sequence[Row]]) -> Figures
 
 
 def tpot(row: Row) -> float:
-    """Seconds for each output token after those that came first; 0 when there are no others."""
+    """Return the seconds per output token after the first ones; 0 when there are no others."""
     count = len(row["tokens"]) - int(row.get("num_first", 1))
     return float(row["total_s"] - row["ttft_s"]) / count if count > 0 else 0.0
 
 
 def first_difference(tokens: Sequence[int], plain: Sequence[int]) -> int | None:
-    """Index of the first output token that is not plain decoding's, or None."""
+    """Return the index of the first output token that differs from plain decoding, or None."""
     for i, (a, b) in enumerate(zip(tokens, plain, strict=False)):
         if a != b:
             return i
@@ -132,7 +134,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def _acceptance_length(metrics: Sequence[Mapping[str, Any]]) -> float | None:
-    """Tokens a step, every step counted, so that not drafting is not hidden."""
+    """Return tokens per step over all steps, including those without draft tokens."""
     steps = sum(m["num_steps"] for m in metrics)
     return 1.0 + sum(m["num_accepted_tokens"] for m in metrics) / steps if steps else None
 

@@ -1,1 +1,1 @@
-"""What models cost on this machine: measuring it, and keeping what was measured."""
+"""Measurement of what models cost on this machine."""

@@ -1,6 +1,6 @@
-"""`specport.calibrate`: measure what a target and its draft cost on a device, and keep it.
+"""`specport.calibrate`: measure what a target and its draft cost on a device, and store it.
 
-`specport.load` finds what is kept here by itself; nothing else has to be told.
+`specport.load` finds the stored measurements by itself.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
-from specport.calibration import exits, grafts, heads, stopping
+from specport.calibration import exits, grafts, heads, stopping, target_text
 from specport.calibration.heads import Head
 from specport.calibration.measure import CONTEXTS, Measured, measure
-from specport.core.engine import Engine, Generation
-from specport.core.model_kinds import EarlyExitModel
-from specport.core.planning.policies import Fixed
+from specport.core.engine import Engine
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.stop_classifier import TOP_K
 from specport.core.ports import Model
-from specport.core.sampling.sampler import SamplingParams
-from specport.drafters.spec import GRAFT, DraftModel, check_tokenizer, exit_in, models_in, parse
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
+from specport.drafters.build import check_tokenizer
+from specport.drafters.context import DraftModel
+from specport.drafters.registry import GRAFT
+from specport.drafters.spec import parse
 from specport.drafters.tree.graft import Variant
 from specport.drafters.tree.graft_thresholds import Choice
 from specport.errors import InvalidInput
@@ -39,22 +40,22 @@ from specport.text import builtin_prompts
 from specport.text.tokenizer import load_tokenizer
 
 _LOOP_TOKENS, _SAMPLE_TOKENS = 24, 64
-_TARGET_S, _DRAFT_S = 30.0, 15.0  # of measuring steps
+TARGET_S, DRAFT_S = 30.0, 15.0  # time for measuring steps
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured of one model.
+    """Measurements of one model.
 
     role:     "target", "draft" or "early exit".
-    loop_s:   median seconds that a plain step takes beside the runtime's own call; targets only.
-    path:     where it is kept; None where the backend gives no key to keep it under.
+    loop_s:   median seconds of a plain step outside the runtime's own call; targets only.
+    path:     file of the stored costs; None where the backend gives no key to store them under.
     heads:    of a draft: every size of language-model head that was tried, the whole one first; the best is
-              used. A bundle's head is settled.
+              used. A bundle's head is fixed.
     trained:  the classifier for the policy of that name; None where there was too little to learn from.
-    exit_layer: after which the model may exit; 0 = none.
-    exits:    every layer that was tried for that; the best is used.
-    grafts:   of a draft named as graft(MODEL): what was found for each checkpoint.
+    exit_layer: layers before the early exit; 0 = none.
+    exits:    every exit that was tried; the best is used.
+    grafts:   of a draft named as graft(MODEL): the choice for each checkpoint.
     """
 
     role: str
@@ -71,7 +72,7 @@ class Report:
 
     @property
     def head(self) -> Head | None:
-        """The one of `heads` that is used."""
+        """Return the head of `heads` that is used."""
         return heads.best(self.heads) if self.heads else None
 
 
@@ -89,71 +90,72 @@ def calibrate(
 ) -> list[Report]:
     """Measure the target's steps, and those of each model in `draft`. Arguments as for `specport.load`.
 
-    A draft's language-model head is cut where that pays (see `heads`), the layer after which the target exits
-    early is chosen where `draft` does not say it (see `exits`), and the thresholds of graft(MODEL) are found
-    (see `grafts`). Takes about a minute a model, and some more for a graft. Run it on a machine that does
-    nothing else. Raises SpecportError.
+    Also cuts a draft's language-model head where that is faster (`heads`), chooses the target's exit layer
+    where `draft` names none (`exits`), and chooses the thresholds of graft(MODEL) (`grafts`). Takes about a
+    minute per model, and some more for a graft. Run it on an idle machine. Raises SpecportError.
     """
-    parts = parse(draft)
-    specs, layer = models_in(parts), exit_in(parts)
-    grafted = models_in([name for name in parts if name.startswith(f"{GRAFT}:")])
+    spec = parse(draft)
+    specs, layer = spec.models, spec.exit_layer
+    grafts_of = {part.model: part for part in spec.parts if part.kind == GRAFT}
     drafts = len(specs) + (layer is not None)
     share = 1.0 / (1 + drafts)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
     bar = part(progress, 0.1 * share, share)
-    files, target = loader.target(model, precision, exact)
-    found = report("target", files, target, loader, part(bar, 0.0, 0.7 if drafts else 1.0), _TARGET_S)
-    reports, costs = [found], found.measured.costs
+    target_files, target = loader.target(model, precision, exact)
+    result = report("target", target_files, target, loader, part(bar, 0.0, 0.7 if drafts else 1.0), TARGET_S)
+    reports, costs = [result], result.measured.costs
     if not drafts:
         return reports
-    tokenizer = load_tokenizer(files.folder)
-    written = builtin_prompts.write(
+    tokenizer = load_tokenizer(target_files.folder)
+    written = target_text.write(
         target.model, tokenizer, builtin_prompts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0)
     )
-    key, beside = target.key, files
-    del target  # before the drafts come: two models need not fit
+    key = target.key
+    del target  # two models need not fit into memory
     if layer is not None:
         bar = part(progress, len(specs) * share + share, 1.0)
-        reports += _exit(layer, beside, exact, loader, written, costs, bar)
-    for number, spec in enumerate(specs, start=1):
+        reports += _exit(layer, target_files, exact, loader, written, costs, bar)
+    for number, name in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
-        files = loader.draft_files(spec, draft_precision, beside)
-        own = load_tokenizer(files.folder)
-        if spec in grafted:
-            check_tokenizer(files.name, own, tokenizer)
+        files = loader.draft_files(name, draft_precision, target_files)
+        draft_tokenizer = load_tokenizer(files.folder)
+        if name in grafts_of:
+            check_tokenizer(spec, grafts_of[name], files.name, draft_tokenizer, tokenizer)
         tokens = files.bundle.head_tokens if files.bundle else None
         loaded = loader.draft_with(files, tokens)
         tried: tuple[Head, ...] = ()
-        speaks = not own.mismatch(tokenizer)  # the target's ids; else its text says nothing to the draft
-        if files.bundle is None and speaks:
+        same_ids = not draft_tokenizer.mismatch(tokenizer)  # else the target's ids mean nothing to the draft
+        if files.bundle is None and same_ids:
             tried = heads.compare(
                 partial(loader.draft_with, files), loaded.model, written, costs,
-                own.special_ids, part(bar, 0.0, 0.4),
+                draft_tokenizer.special_ids, part(bar, 0.0, 0.4),
             )  # fmt: skip
             tokens = heads.best(tried).tokens
         if tokens != loaded.head_tokens:
             loaded = loader.draft_with(files, tokens)
-        traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K) if speaks else ()
+        traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K) if same_ids else ()
         trained = stopping.train(traces, costs, heads.step_seconds(loaded.model)) if traces else None
-        before = measurements.find_pair(key, files.fingerprint)
-        graft = before.graft if before.head_tokens == tokens else None  # found with another head
+        stored = measurements.find_pair(key, files.fingerprint)
+        graft = stored.graft if stored.head_tokens == tokens else None  # else chosen with another head
         pair = measurements.Pair(tokens, trained.classifier if trained else None, graft)
         measurements.save_pair(key, files.fingerprint, pair)
-        end = 0.6 if spec in grafted else 1.0
-        found = report("draft", files, loaded, loader, part(bar, 0.4, end), _DRAFT_S)
+        end = 0.6 if name in grafts_of else 1.0
+        result = report("draft", files, loaded, loader, part(bar, 0.4, end), DRAFT_S)
         choices: tuple[Choice, ...] = ()
-        if spec in grafted:
+        if name in grafts_of:
             choices = grafts.calibrate(
-                loader.target_with(beside, exact).model,  # both models at once, as `specport run` has them
+                loader.target_with(target_files, exact).model,  # both models are loaded, as in use
                 tokenizer,
                 costs,
-                DraftModel(loaded.model, own, files.name, found.measured.costs, loaded.head_tokens),
+                DraftModel(
+                    loaded.model, draft_tokenizer, files.name, result.measured.costs, loaded.head_tokens
+                ),
                 loader.profile,
                 part(bar, end, 1.0),
             )
-            kept = Variant(tuple(choice.checkpoint for choice in choices))
-            measurements.save_pair(key, files.fingerprint, replace(pair, graft=kept))
-        reports.append(replace(found, heads=tried, trained=trained, grafts=choices))
+            variant = Variant(tuple(choice.checkpoint for choice in choices))
+            measurements.save_pair(key, files.fingerprint, replace(pair, graft=variant))
+        reports.append(replace(result, heads=tried, trained=trained, grafts=choices))
         del loaded
     return reports
 
@@ -163,11 +165,14 @@ def _exit(
     files: ModelFiles,
     exact: bool,
     loader: Loader,
-    written: Sequence[builtin_prompts.Text],
+    written: Sequence[target_text.Text],
     costs: StepCosts,
     progress: Progress,
 ) -> list[Report]:
-    """Of the target that exits early, and of its first layers. layer: 0 = the best one, which is kept."""
+    """Measure the target with an early exit, and its first layers.
+
+    layer: 0 = choose the best exit and store it.
+    """
     tried: tuple[exits.Exit, ...] = ()
     if not layer:
         layers = exits.candidates(exits.num_layers(files.folder))
@@ -178,11 +183,11 @@ def _exit(
         layer = exits.best(tried).layer
         measurements.save_exit(files.fingerprint, loader.profile.name, layer)
     target = loader.target_with(files, exact, layer)
-    whole = report("target", files, target, loader, part(progress, 0.5, 0.8), _TARGET_S)
-    first = replace(target, model=exits.FirstLayers(cast(EarlyExitModel, target.model)))
+    whole = report("target", files, target, loader, part(progress, 0.5, 0.8), TARGET_S)
+    first = replace(target, model=exits.FirstLayers(target.model))
     first = replace(first, key=measurements.of_exit(target.key))
-    found = report("early exit", files, first, loader, part(progress, 0.8, 1.0), _DRAFT_S)
-    return [replace(whole, exit_layer=layer), replace(found, exit_layer=layer, exits=tried)]
+    exit_report = report("early exit", files, first, loader, part(progress, 0.8, 1.0), DRAFT_S)
+    return [replace(whole, exit_layer=layer), replace(exit_report, exit_layer=layer, exits=tried)]
 
 
 def report(
@@ -194,10 +199,10 @@ def report(
     budget_s: float,
     contexts: Sequence[int] = CONTEXTS,
 ) -> Report:
-    """Measure what a loaded model's steps cost, and keep it.
+    """Measure a loaded model's step costs, and store them.
 
-    role: as in `Report`; budget_s, contexts: as for `measure`. Raises ModelError when the cache cannot be
-    written.
+    role: as in `Report`. budget_s, contexts: as for `measure`.
+    Raises ModelError when the cache cannot be written.
     """
     measured = measure(loaded.model, contexts=contexts, budget_s=budget_s, progress=progress)
     loop = loop_seconds(loaded.model) if role == "target" else None
@@ -223,19 +228,16 @@ def report(
 
 
 def loop_seconds(model: Model) -> float:
-    """Median seconds of a plain decoding step outside the runtime's inference call."""
+    """Return the median seconds of a plain decoding step outside the runtime's inference call."""
     engine = Engine(model)
     prompt = [int(i) for i in np.random.default_rng(0).integers(0, model.vocab_size, 32)]
     if len(prompt) + _LOOP_TOKENS > model.max_context:
         raise InvalidInput(f"a context of {model.max_context} tokens is too small to calibrate")
     outside: list[float] = []
-    generation = Generation(prompt, engine.open(), SamplingParams(), Fixed(0), _LOOP_TOKENS)
+    generation = Generation(prompt, SamplingParams(), _LOOP_TOKENS)
     before = (0.0, 0.0)
-    try:
-        for _ in engine.run([generation]):
-            now = (generation.metrics.decode_s, generation.metrics.verify_s)
-            outside.append((now[0] - before[0]) - (now[1] - before[1]))
-            before = now
-    finally:
-        engine.close(generation.handle)
+    for _ in engine.run([generation]):
+        now = (generation.metrics.decode_s, generation.metrics.verify_s)
+        outside.append((now[0] - before[0]) - (now[1] - before[1]))
+        before = now
     return float(np.median(outside[1:]))

@@ -1,7 +1,7 @@
-"""Chooses the layer after which a target exits early to draft for itself, by what that brings here.
+"""Choose the layer after which a target exits early to draft for itself, by measured speed.
 
-An early exit is cheap and often wrong, a late one right and dear. Models that were not trained for it
-(`specport quantize layerskip`) are wrong nearly everywhere.
+An early exit is cheap but often wrong; a late one is accurate but slow. Models that were not trained to exit
+early (`specport quantize layerskip`) are wrong at nearly every layer.
 """
 
 from __future__ import annotations
@@ -11,72 +11,73 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specport.calibration.heads import agreements, rate, step_seconds
-from specport.core.model_kinds import EarlyExitModel
+from specport.calibration.heads import agreements, expected_speed, step_seconds
+from specport.calibration.target_text import Text
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Row, StepOutput
+from specport.core.ports import Model, Row, StepOutput
 from specport.errors import ModelError
+from specport.models.json_file import read_json
 from specport.progress import Progress
-from specport.text.builtin_prompts import Text
-from specport.text.tokenizer import read_json
 
 _MOST_TRIED = 9
 
 
 @dataclass(frozen=True)
 class Exit:
-    """One exit and what was measured of it.
+    """One exit and its measurements.
 
-    layer:     layers before it.
-    seconds:   of drafting a token.
-    agreement: share of the target's tokens that it would have proposed.
-    rate:      tokens a second that they make, at the number of draft tokens that suits them best.
+    layer:     number of layers before the exit.
+    seconds:   to draft one token.
+    agreement: share of the target's tokens that the exit proposes.
+    tokens_per_second: expected with the best number of draft tokens.
     """
 
     layer: int
     seconds: float
     agreement: float
-    rate: float
+    tokens_per_second: float
 
 
 class FirstLayers:
-    """The part of a model before its exit, as a model whose steps can be timed and read like a draft's.
+    """The layers of a model before its exit, behind the model port, to be measured like a draft model.
 
-    Prompts (rows that want their last logits only) are read by the whole model, since nothing drafted can be
-    committed; everything else is drafted.
+    Rows that want the last logits at most (prompts) are read by the whole model, since drafted tokens cannot
+    be committed. All other rows are drafted.
     """
 
-    def __init__(self, model: EarlyExitModel) -> None:
-        self._model = model
-        self.capabilities = replace(model.capabilities, tree=False, exit_layer=0)
+    def __init__(self, model: Model) -> None:
+        assert model.early_exit is not None  # the model was loaded with an exit
+        self._model, self._exit = model, model.early_exit
+        self.capabilities = replace(model.capabilities, visibility="chain", gather=False)
         self.vocab_size, self.max_context = model.vocab_size, model.max_context
-        self.open, self.close = model.open, model.close
+        self.early_exit = self.chain = self.head_rows = None
+        self.open, self.close, self.room, self.fork = model.open, model.close, model.room, model.fork
         self.truncate = model.truncate
 
-    def commit(self, handle: Any, kept: Sequence[int]) -> None:
-        if kept:
-            self._model.commit(handle, kept)
-        else:  # forgets what was drafted
+    def commit(self, handle: Any, nodes: Sequence[int]) -> None:
+        if nodes:
+            self._model.commit(handle, nodes)
+        else:  # drop the drafted tokens
             self._model.truncate(handle, handle.length)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
-        reads = all(row.logits == "last" for row in rows)
-        return self._model.step(rows) if reads else self._model.draft(rows)
+        is_prompt = all(row.logits != "all" for row in rows)
+        return self._model.step(rows) if is_prompt else self._exit.draft(rows)
 
 
 def num_layers(folder: Path) -> int:
-    """Decoder layers of the model in a folder, by its configuration."""
+    """Return the number of decoder layers by a folder's config.json. Raises ModelError where it has none."""
     config = read_json(folder / "config.json")
-    found = config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers")
-    if not isinstance(found, int):
+    count = config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers")
+    if not isinstance(count, int):
         raise ModelError(
             f"{folder / 'config.json'} does not say num_hidden_layers", "name a layer: early-exit:E"
         )
-    return found
+    return count
 
 
 def candidates(num_layers: int) -> list[int]:
-    """Exits worth trying: at most so many, evenly spread, none so late that hardly a layer is saved."""
+    """Return exits to try: evenly spread, at most _MOST_TRIED, none in the last quarter of the layers."""
     latest = max(1, (3 * num_layers) // 4)
     count = min(latest, _MOST_TRIED)
     return sorted({1 + (latest - 1) * i // max(1, count - 1) for i in range(count)})
@@ -89,22 +90,26 @@ def compare(
     target: StepCosts,
     progress: Progress,
 ) -> tuple[Exit, ...]:
-    """What each exit costs and how well it agrees with what the whole model wrote (`texts`).
+    """Return the cost of each exit and its agreement with the whole model's `texts`.
 
-    load: the model with this exit. target: costs of the whole model's steps. What a step saves since it takes
-    over what was drafted is left out: it is the same work that drafting did.
+    load:   loads the model with this exit.
+    target: costs of the whole model's steps. A verify step takes over the layers that drafting has run; that
+            saving is not counted.
     """
-    found: list[Exit] = []
+    exits: list[Exit] = []
     for number, layer in enumerate(layers):
         progress(f"exit after layer {layer}", number / len(layers))
         first = FirstLayers(load(layer))
         (share,) = agreements(first, texts, [None])
         seconds = step_seconds(first)
-        found.append(Exit(layer, seconds, share, rate(share, seconds, target)))
+        exits.append(Exit(layer, seconds, share, expected_speed(share, seconds, target)))
         del first  # before the next one is compiled
-    return tuple(found)
+    return tuple(exits)
 
 
 def best(exits: Sequence[Exit]) -> Exit:
-    """The fastest; of those that make plain decoding no faster, the one that agrees best for its cost."""
-    return max(exits, key=lambda exit_: (exit_.rate, exit_.agreement / exit_.seconds))
+    """Return the fastest exit.
+
+    Of equal ones (plain decoding), the one with the best agreement for its cost.
+    """
+    return max(exits, key=lambda exit_: (exit_.tokens_per_second, exit_.agreement / exit_.seconds))

@@ -1,11 +1,11 @@
-"""Chooses how many tokens a draft's language-model head keeps, by what that saves and what it costs.
+"""Choose how many rows a draft's language-model head keeps, by measured step time and agreement.
 
-A draft with the vocabulary of a large model spends half its step in the head. Rows of rare tokens can
-go (FR-Spec, arXiv 2502.14856): the target verifies with its whole head, so the text stays the same and
-only the agreement suffers. Byte-pair vocabularies are numbered by how early a pair was merged, which
-ranks tokens by frequency without any corpus: a cut keeps the first ids and all special tokens. Where text of
-the target is at hand, what occurs there most often goes first. The rare words and names that a text is about
-no such head has: where a backend can, they join it as they occur (`drafters/model/context_head.py`).
+A draft with the vocabulary of a large model spends half its step in the head. Rows of rare tokens can be
+dropped (FR-Spec, arXiv 2502.14856). The target verifies with its whole head, so the text stays the same; only
+the agreement falls. Byte-pair vocabularies number tokens by how early a pair was merged, which ranks them by
+frequency without a corpus: a cut head keeps the first ids and all special tokens. Ids that occur most often
+in the target's own text come first where such text is given. Rare words of the current text join the head as
+they occur, where the backend can do that (`drafters/model/context_head.py`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from specport.calibration.target_text import Text, along
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Model, Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Model, Row
 from specport.progress import Progress
 from specport.runtime.registry import Loaded
-from specport.text.builtin_prompts import Text, along
 
 SIZES = (65_536, 32_768, 16_384, 8_192)
-WORTH = 1.02  # how much faster a cut head must come out
+WORTH = 1.02  # least speed-up over the whole head: less may be noise
 _MOST_DRAFTED = 8
 _ROUNDS, _WARM, _CONTEXT = 12, 2, 64
 Clock = Callable[[], float]
@@ -35,33 +34,33 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Head:
-    """One size of head and what was measured of it.
+    """One size of head and its measurements.
 
-    tokens:    ids that it keeps; None = all.
-    size:      how many those are.
+    tokens:    ids that the head keeps; None = all.
+    size:      number of these ids.
     seconds:   of a draft step.
-    agreement: share of the target's tokens that the draft would have proposed.
-    rate:      tokens a second that they make, at the number of draft tokens that suits them best.
+    agreement: share of the target's tokens that the draft proposes.
+    tokens_per_second: expected with the best number of draft tokens.
     """
 
     tokens: tuple[int, ...] | None
     size: int
     seconds: float
     agreement: float
-    rate: float
+    tokens_per_second: float
 
 
 def kept_ids(
     size: int, vocab: int, always: Iterable[int], seen: Mapping[int, int] | None = None
 ) -> tuple[int, ...]:
-    """The `size` ids that were seen most often, the first ones where they are equal, and `always`; rising."""
+    """Return the `size` most frequent ids (lower ids first where equal) and `always`, ascending."""
     counts = seen or {}
     ranked = sorted(range(vocab), key=lambda token: -counts.get(token, 0))  # stable
     return tuple(sorted({*ranked[:size], *(token for token in always if 0 <= token < vocab)}))
 
 
 def sizes(vocab: int) -> list[int]:
-    """Cuts worth trying: those that leave away a good part of the head."""
+    """Return the sizes to try: those that drop at least a quarter of the head."""
     return [size for size in SIZES if size <= 0.75 * vocab]
 
 
@@ -74,10 +73,11 @@ def compare(
     progress: Progress,
     seen: Mapping[int, int] | None = None,
 ) -> tuple[Head, ...]:
-    """What each size of the draft's head costs and how well it agrees, the whole one first.
+    """Return the cost and agreement of each size of the draft's head, the whole head first.
 
-    load: the draft with its head cut to these ids. always: ids that every head keeps. seen: how often the
-    target wrote an id; not in `texts`, on which the heads are compared.
+    load:   loads the draft with its head cut to these ids.
+    always: ids that every head keeps.
+    seen:   counts of ids in text of the target other than `texts`, on which the heads are compared.
     """
     vocab = whole.vocab_size
     cuts = [kept_ids(size, vocab, always, seen) for size in sizes(vocab)]
@@ -89,13 +89,15 @@ def compare(
         cut = load(tokens)
         if cut.head_tokens is None:
             break  # this backend cannot cut heads
-        with_context = cut.model.capabilities.head_rows
+        with_context = cut.model.head_rows is not None
         timed.append((tokens, seconds * step_ratio(whole, cut.model)))
         del cut
     progress("the draft reads", len(cuts) / (len(cuts) + 1))
     shares = agreements(whole, texts, [tokens for tokens, _ in timed], with_context=with_context)
     return tuple(
-        Head(tokens, vocab if tokens is None else len(tokens), cost, share, rate(share, cost, target))
+        Head(
+            tokens, vocab if tokens is None else len(tokens), cost, share, expected_speed(share, cost, target)
+        )
         for (tokens, cost), share in zip(timed, shares, strict=True)
     )
 
@@ -107,10 +109,13 @@ def agreements(
     *,
     with_context: bool = False,
 ) -> list[float]:
-    """Share of the target's tokens that the draft proposes, for each head, out of one reading.
+    """Return the share of the target's tokens that the draft proposes with each head.
 
-    draft: with its whole head; a cut one gives these logits at the ids that it keeps, but for rounding.
-    with_context: a head has the tokens of the text up to there as well (`ContextHead`).
+    The draft reads each text once. A cut head gives the same logits at the ids that it keeps, but for
+    rounding.
+
+    draft: with its whole head.
+    with_context: heads also have the tokens that the text has had so far (`ContextHead`).
     """
     masks = [_absent(draft.vocab_size, head) for head in heads]
     hits, count = np.zeros(len(heads)), 0
@@ -126,7 +131,7 @@ def agreements(
 
 
 def _so_far(mask: NDArray[np.float32], text: Text) -> NDArray[np.float32]:
-    """[answer, vocab] the mask before each token of the answer, without what the text has up to there."""
+    """Return [answer, vocab]: the mask at each token, without ids that the text has had by then."""
     absent = np.repeat(mask[None], len(text.answer), axis=0)
     absent[:, [*text.prompt]] = 0.0
     for i, token in enumerate(text.answer):
@@ -135,7 +140,7 @@ def _so_far(mask: NDArray[np.float32], text: Text) -> NDArray[np.float32]:
 
 
 def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:
-    """[vocab] what to add to the logits: -inf at ids that the head does not keep."""
+    """Return [vocab] to be added to the logits: -inf at ids that the head does not keep, else 0."""
     mask = np.zeros(vocab, dtype=np.float32)
     if head is not None:
         mask[:] = -np.inf
@@ -144,29 +149,29 @@ def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:
 
 
 def step_seconds(model: Model, clock: Clock = time.perf_counter) -> float:
-    """Median seconds of a draft step."""
+    """Return the median seconds of a one-token step."""
     return statistics.median(times[0] for times in _timed([model], clock))
 
 
 def step_ratio(whole: Model, cut: Model, clock: Clock = time.perf_counter) -> float:
-    """Time of the cut draft's step over the whole one's; measured in turns, so that drift cancels."""
+    """Return the cut draft's step time over the whole draft's, measured in turns so that drift cancels."""
     return statistics.median(times[1] / times[0] for times in _timed([whole, cut], clock))
 
 
 def _timed(models: Sequence[Model], clock: Clock) -> list[list[float]]:
-    """Seconds of a one-token step of each model, [rounds][models]."""
+    """Return seconds of a one-token step, [rounds][models]."""
     rounds = []
     handles = [model.open() for model in models]
     context = min(_CONTEXT, *(model.max_context - 1 for model in models))
     try:
         for model, handle in zip(models, handles, strict=True):
-            model.step([Row(handle, TokenTree.chain((0,) * context), logits="last")])
+            model.step([Row(handle, Block.chain((0,) * context), logits="last")])
             model.commit(handle, range(context))
         for _ in range(_WARM + _ROUNDS):
             times = []
             for model, handle in zip(models, handles, strict=True):
                 began = clock()
-                model.step([Row(handle, TokenTree.chain((0,)))])
+                model.step([Row(handle, Block.chain((0,)))])
                 times.append(clock() - began)
                 model.commit(handle, ())
             rounds.append(times)
@@ -176,8 +181,8 @@ def _timed(models: Sequence[Model], clock: Clock) -> list[list[float]]:
     return rounds[_WARM:]
 
 
-def rate(agreement: float, draft_s: float, target: StepCosts) -> float:
-    """Tokens a second with the best number of draft tokens, where each is right by itself as often.
+def expected_speed(agreement: float, draft_s: float, target: StepCosts) -> float:
+    """Return tokens per second with the best number of draft tokens, each accepted with the same probability.
 
     Leviathan et al. 2211.17192, with measured times: (1 - a^(n + 1)) / (1 - a) tokens in T(n + 1) + n D.
     """
@@ -189,6 +194,6 @@ def rate(agreement: float, draft_s: float, target: StepCosts) -> float:
 
 
 def best(heads: Sequence[Head]) -> Head:
-    """The whole head (the first), unless a cut one is faster by a margin that noise does not make."""
-    fastest = max(heads, key=lambda head: head.rate)
-    return fastest if fastest.rate > WORTH * heads[0].rate else heads[0]
+    """Return the fastest head if it beats the whole one (the first) by WORTH, else the whole one."""
+    fastest = max(heads, key=lambda head: head.tokens_per_second)
+    return fastest if fastest.tokens_per_second > WORTH * heads[0].tokens_per_second else heads[0]

@@ -1,9 +1,8 @@
-"""Measures what a model's steps cost, through the `Model` port alone. Knows no runtime.
+"""Measurement of a model's step costs through the `Model` port. Knows no runtime.
 
-Every width is stepped twice in a row, and the widths come in another order in each round: the first of
-the two shows what a change of width costs, the second what the step itself does. The machine's drift
-is told apart from what a width costs, medians keep single stalls out, and a wider step never comes
-out cheaper.
+Each width is stepped twice in a row, in a new random order of widths in each round. The first of the two
+steps shows the cost of a change of width, the second the cost of the step itself. Median polish separates
+machine drift from the cost of a width, medians keep single stalls out, and costs never fall with the width.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Model, Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Model, Row
 from specport.progress import Progress, silent
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -29,7 +27,7 @@ _CHUNK = 512  # prompt tokens a step, as in the engine
 
 @dataclass(frozen=True)
 class Outlier:
-    """A timing that was left to the median to throw out."""
+    """A timing far above the median, which the median ignores."""
 
     width: int
     context: int
@@ -39,7 +37,11 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Measured:
-    """costs, the spread of each cell (interquartile range over median), outliers and rounds."""
+    """Step costs with their reliability.
+
+    spread: [contexts][widths] interquartile range over median.
+    rounds: fewest rounds of any context.
+    """
 
     costs: StepCosts
     spread: tuple[tuple[float, ...], ...]
@@ -56,9 +58,9 @@ def measure(
     progress: Progress = silent,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Time steps of each width at each context; about `budget_s` seconds, prompts not counted.
+    """Time steps of each width at each context, for about `budget_s` seconds without prompts.
 
-    A context that does not fit the model is left out; buckets replace the widths where a model has them.
+    Contexts that do not fit the model are left out. A model's buckets replace `widths`.
     """
     narrowest = model.capabilities.min_width
     widths = sorted({max(width, narrowest) for width in model.capabilities.buckets or widths})
@@ -78,9 +80,9 @@ def measure(
             end = began + budget_s / len(contexts)
             while count < MIN_ROUNDS + 1 or (count < MAX_ROUNDS and clock() < end):
                 for width in rng.permutation(widths).tolist():
-                    row = Row(handle, TokenTree.chain(ids[context : context + width]))
+                    row = Row(handle, Block.chain(ids[context : context + width]))
                     first, second = _timed(model, row, clock), _timed(model, row, clock)
-                    if count:  # the first round warms up
+                    if count:  # the first round is a warm-up
                         steady[context, width].append(second)
                         changes.append(first - second)
                 count += 1
@@ -99,7 +101,7 @@ def measure(
         if seconds > OUTLIER * medians[c, w]
     )
     spread = tuple(tuple(_spread(steady[c, w]) for w in widths) for c in contexts)
-    if narrowest > 1:  # a single token costs what it is padded to
+    if narrowest > 1:  # a single token costs as much as what it is padded to
         widths, table = [1, *widths], tuple((row[0], *row) for row in table)
         spread = tuple((row[0], *row) for row in spread)
     costs = StepCosts(tuple(widths), tuple(contexts), table, change, measured=True)
@@ -107,15 +109,15 @@ def measure(
 
 
 def _read(model: Model, handle: object, ids: Sequence[int]) -> None:
-    """Bring the sequence to exactly these tokens; what is there already is their beginning."""
+    """Extend the sequence to exactly these tokens; its present tokens must be their beginning."""
     for start in range(handle.length, len(ids), _CHUNK):  # type: ignore[attr-defined]
         chunk = ids[start : start + _CHUNK]
-        model.step([Row(handle, TokenTree.chain(chunk), logits="last")])
+        model.step([Row(handle, Block.chain(chunk), logits="last")])
         model.commit(handle, range(len(chunk)))
 
 
 def _timed(model: Model, row: Row, clock: Callable[[], float]) -> float:
-    """Seconds of a step whose tokens are thrown away again."""
+    """Return the seconds of a step; its tokens are dropped again."""
     began = clock()
     model.step([row])
     seconds = clock() - began
@@ -124,7 +126,7 @@ def _timed(model: Model, row: Row, clock: Callable[[], float]) -> float:
 
 
 def typical(times: Sequence[Sequence[float]]) -> list[float]:
-    """One time for each width out of all rounds, [widths][rounds], by median polish of the logarithms.
+    """Return one time per width from [widths][rounds], by median polish of the logarithms.
 
     A round in which the whole machine was slow counts as a slow round, not as slow widths.
     """
@@ -137,11 +139,11 @@ def typical(times: Sequence[Sequence[float]]) -> list[float]:
 
 
 def rising(values: Sequence[float]) -> list[float]:
-    """The nearest values (least squares) that never fall: a wider step is not cheaper, noise says so.
+    """Return the nearest non-decreasing values (least squares): a wider step is not cheaper but for noise.
 
     Isotonic regression by pooling adjacent violators.
     """
-    pools: list[tuple[float, int]] = []  # (mean, how many)
+    pools: list[tuple[float, int]] = []  # (mean, number of values)
     for value in values:
         pools.append((value, 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
@@ -151,5 +153,6 @@ def rising(values: Sequence[float]) -> list[float]:
 
 
 def _spread(times: Sequence[float]) -> float:
+    """Return the interquartile range over the median."""
     low, _, high = statistics.quantiles(times, n=4)
     return (high - low) / statistics.median(times)

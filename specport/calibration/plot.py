@@ -1,4 +1,4 @@
-"""Draws measured cost curves. Needs matplotlib, which comes with the extra `bench`."""
+"""Plots of measured cost curves. Needs matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = (".svg", ".png", ".pdf")
 
 
 def check(name: str) -> None:
-    """Raises InvalidInput or SpecportError when `draw` could not write this file."""
+    """Raise InvalidInput or SpecportError where `draw` could not write this file."""
     path = Path(name)
     if path.suffix not in KINDS:
         raise InvalidInput(f"cannot draw {name}", f"the name must end in {', '.join(KINDS)}")
@@ -28,7 +28,7 @@ def check(name: str) -> None:
 
 
 def draw(reports: Sequence[Report], name: str) -> None:
-    """One panel a model: milliseconds of a step by its new tokens, a line for each context."""
+    """Plot one panel per model: milliseconds of a step by its new tokens, one line per context."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""Trains the classifier that stops a draft (`core.classifier`), on what the target wrote.
+"""Train the classifier that stops drafting (`core.planning.stop_classifier`) on text that the target wrote.
 
-Along a text of the target a draft's guesses are known without drafting: as long as all were right, the
-draft reads just that text. Each guess is labelled by whether it was right. The threshold is the one that
-makes the most tokens a second, by measured costs, on texts that the network was not trained on.
+The draft reads the target's text once: as long as all its guesses are right, drafting would read the same
+tokens. Each guess is labelled by whether it was right. The threshold is chosen for the most tokens per
+second, by measured costs, on texts that the network was not trained on.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from specport.calibration.target_text import Text, along
 from specport.core.planning.confidence import Spread, spread_of
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.stop_classifier import DEPTH, Classifier, features, fit
 from specport.core.ports import Array, Drafted, Model
 from specport.drafters.model.context_head import ContextHead
-from specport.drafters.model.expand import DraftHead
-from specport.text.builtin_prompts import Text, along
+from specport.drafters.model.head import DraftHead
 
-MIN_SAMPLES = 50  # guesses; with fewer nothing is learnt
+MIN_SAMPLES = 50  # fewest guesses to learn from
 _THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
-Stops = Callable[[int, int], bool]  # (place in the text, position in the draft) -> does drafting end here?
+Stops = Callable[[int, int], bool]  # (place in the text, position in the draft) -> whether drafting ends here
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A draft's guesses along one text: how each distribution is spread, and whether the guess was right."""
+    """A draft's guesses along one text: the spread of each distribution, and whether the guess was right."""
 
     spreads: tuple[Spread, ...]
     accepted: tuple[bool, ...]
@@ -37,16 +37,24 @@ class Trace:
 
 @dataclass(frozen=True)
 class Trained:
-    """rate, fixed_rate: tokens a second with the classifier (held out), and with the best fixed number."""
+    """A trained classifier and what it is expected to bring.
+
+    tokens_per_second: with the classifier, on held-out texts.
+    fixed_tokens_per_second: with the best fixed number of draft tokens, `num_fixed`.
+    """
 
     classifier: Classifier
-    rate: float
-    fixed_rate: float
+    tokens_per_second: float
+    fixed_tokens_per_second: float
     num_fixed: int
 
 
 def trace(draft: Model, head_tokens: Sequence[int] | None, texts: Sequence[Text], top_k: int) -> list[Trace]:
-    """head_tokens: ids behind the columns of the draft's logits; None = all in order."""
+    """Return the draft's guesses along each text; texts that do not fit are left out.
+
+    head_tokens: ids of the columns of the draft's logits; None = all in order.
+    top_k:       see `spread_of`.
+    """
     traces = []
     for text in texts:
         spreads, accepted = [], []
@@ -63,7 +71,7 @@ def trace(draft: Model, head_tokens: Sequence[int] | None, texts: Sequence[Text]
 def _guesses(
     draft: Model, head_tokens: Sequence[int] | None, text: Text
 ) -> Iterator[tuple[Array, DraftHead, int]]:
-    """Before each token of the answer: logits [columns] as in drafting, what these are, and the token."""
+    """Yield for each token of the answer: logits [columns] as in drafting, their head, the token."""
     vocab = 1 + max(*text.prompt, *text.answer, *(head_tokens or (draft.vocab_size - 1,)))
     head = ContextHead(draft, DraftHead(vocab, head_tokens))
     for output, answer in along(draft, [text]):
@@ -73,17 +81,21 @@ def _guesses(
 
 
 def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained | None:
-    """draft_s: seconds of a draft step. None where there is too little to learn from, or one class only."""
+    """Train the classifier and choose its threshold.
+
+    draft_s: seconds of a draft step. Returns None where there are too few guesses, or all have the same
+             label.
+    """
     labels = [label for one in traces for label in one.accepted]
     if len(traces) < 2 or len(labels) < MIN_SAMPLES or len(set(labels)) < 2:
         return None
-    held_out = []  # each text's chances from a network that has not seen it
+    held_out = []  # probabilities for each text, from a network that has not seen it
     for i, one in enumerate(traces):
         others = [*traces[:i], *traces[i + 1 :]]
-        held_out.append(_chances(_fit(others), one))
+        held_out.append(_probabilities(_fit(others), one))
 
     def speed(stops: Callable[[int], Stops]) -> float:
-        played = [_play(one.accepted, stops(i), target, draft_s) for i, one in enumerate(traces)]
+        played = [simulate(one.accepted, stops(i), target, draft_s) for i, one in enumerate(traces)]
         return sum(tokens for tokens, _ in played) / sum(seconds for _, seconds in played)
 
     def by_threshold(least: float) -> float:
@@ -99,7 +111,7 @@ def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained
 
 
 def _fit(traces: Sequence[Trace]) -> Classifier:
-    """On the rounds of an oracle that drafts until its first wrong guess."""
+    """Fit a network on the rounds of an oracle that drafts until the first wrong guess."""
     rows, labels = [], []
     for one in traces:
         position = 1
@@ -114,16 +126,16 @@ def _row(spread: Spread, position: int) -> list[float]:
     return features(Drafted((0.0,) * position, *spread))
 
 
-def _chances(classifier: Classifier, one: Trace) -> NDArray[np.float64]:
-    """[text, DEPTH] by place in the text and position in the draft."""
+def _probabilities(classifier: Classifier, one: Trace) -> NDArray[np.float64]:
+    """Return [text, DEPTH] probabilities of a right guess, by place in the text and position in the draft."""
     rows = [_row(spread, position) for spread in one.spreads for position in range(1, DEPTH + 1)]
-    return classifier.chances(np.asarray(rows)).reshape(-1, DEPTH)
+    return classifier.probabilities(np.asarray(rows)).reshape(-1, DEPTH)
 
 
-def _play(accepted: Sequence[bool], stops: Stops, target: StepCosts, draft_s: float) -> tuple[int, float]:
-    """Tokens and seconds of decoding the text with drafts that end where `stops` says.
+def simulate(accepted: Sequence[bool], stops: Stops, target: StepCosts, draft_s: float) -> tuple[int, float]:
+    """Return tokens and seconds of decoding the text with drafts that end where `stops` says.
 
-    Behind a wrong guess the draft's own guesses are unknown: those along the text stand in for them.
+    The guesses that follow a wrong one are unknown; the guesses along the text are taken instead.
     """
     place, seconds = 0, 0.0
     while place < len(accepted):

@@ -1,1 +1,1 @@
-"""Long jobs in processes of their own, and their resumable working directories."""
+"""Long jobs in processes of their own, and resumable working directories."""

@@ -1,8 +1,8 @@
-"""The process in which long jobs run: `python -m specport.jobs.entry TASK`, started by `worker.py`.
+"""Entry point of the process in which a long job runs: `python -m specport.jobs.entry TASK`, see `worker.py`.
 
-TASK is a JSON file, {"job": name, "verbose": bool, "arguments": {...}}. One JSON message a line goes to
-stdout: {"stage", "share"} on the way, {"result"} or {"error", "hint"} at the end. stdin is a pipe from the
-parent: its end means that nobody waits for the result any more.
+TASK is a JSON file with the fields of `worker.Job`, "verbose": bool and "arguments": {...}. The process
+writes one JSON message per line to stdout: {"stage", "share"} for progress, {"result"} or {"error", "hint"}
+at the end. stdin is a pipe from the parent; its end means that the parent no longer waits for the result.
 """
 
 from __future__ import annotations
@@ -21,62 +21,56 @@ from typing import Any
 from specport.errors import SpecportError
 from specport.models.os_errors import cause
 
-# name -> (module, function, seconds that it may take to put its work in order when it is to stop)
-JOBS = {
-    "export": ("specport.quantize.convert.export", "export", 0.0),
-    "save": ("specport.quantize.convert.export", "save", 0.0),
-    "heal": ("specport.quantize.train.heal", "heal", 120.0),
-    "layerskip": ("specport.quantize.train.layerskip.training", "layerskip", 120.0),
-}
-MEMORY = ("there is not enough memory", "close other programs, or take a smaller model")
+MEMORY = ("there is not enough memory", "close other programs, or use a smaller model")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "DefaultCPUAllocator")
 
 
 def main() -> int:
-    """Exit code 0: done; 2: told why not; 130: stopped."""
+    """Run the job. Return the exit code: 0 = done, 2 = failed with an error message, 130 = stopped."""
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    module, function, grace = JOBS[task["job"]]
+    module, _, function = task["function"].partition(":")
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # the libraries print to stdout; only messages may go there
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then closes the pipe
+    os.dup2(2, 1)  # libraries print to stdout, where only messages may go
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent closes the pipe
     stopped = threading.Event()
-    threading.Thread(target=_watch, args=(stopped, grace), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(stopped, task["grace_s"]), daemon=True).start()
     if not task["verbose"]:
         warnings.simplefilter("ignore")
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes that train together, the first
+    reports = os.environ.get("RANK", "0") == "0"  # the first of several processes that train together
 
-    def say(message: dict[str, Any]) -> None:
-        if speaks:
+    def send(message: dict[str, Any]) -> None:
+        if reports:
             out.write(json.dumps(message) + "\n")
             out.flush()
 
     def progress(stage: str, share: float) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
-        say({"stage": stage, "share": share})
+        send({"stage": stage, "share": share})
 
     try:
         job: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        say({"result": job(**task["arguments"], progress=progress)})
+        send({"result": job(**task["arguments"], progress=progress)})
     except SpecportError as error:
-        say({"error": error.message, "hint": error.hint})
+        send({"error": error.message, "hint": error.hint})
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
-        say({"error": MEMORY[0], "hint": MEMORY[1]})
+        send({"error": MEMORY[0], "hint": MEMORY[1]})
         return 2
     except OSError as error:
-        why = cause(error)
-        say({"error": why.message, "hint": why.hint})
+        message, hint = cause(error)
+        send({"error": message, "hint": hint})
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _watch(stopped: threading.Event, grace: float) -> None:
-    while os.read(0, 1):  # unbuffered: a buffered reader's lock is held at exit, which aborts Python
+def _watch_parent(stopped: threading.Event, grace: float) -> None:
+    """Set `stopped` when stdin ends, and end the process after `grace` seconds."""
+    while os.read(0, 1):  # unbuffered: a lock of a buffered reader that is held at exit aborts Python
         pass
     stopped.set()
     if grace:
@@ -87,4 +81,4 @@ def _watch(stopped: threading.Event, grace: float) -> None:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # everything is written; tearing torch down takes a second
+    os._exit(code)  # everything is written; shutting torch down takes a second

@@ -19,51 +19,71 @@ from specport.models.os_errors import cause
 REQUEST, LOCK = "request.json", "lock"
 
 
-@contextmanager
-def workplace(work: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Hold the working directory; empty it where another request made it, remove it at a good end.
+def check_new(out: Path) -> None:
+    """Raise InvalidInput where the output path exists and is not an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidInput(f"{out} is there already", "choose another --out, or remove it first")
 
-    Raises InvalidInput where the folder is somebody else's, and ModelError where a file cannot be read or
-    written, or the memory does not suffice.
+
+def path_for(out: Path) -> Path:
+    """Return the working directory of a build whose result is written to `out`."""
+    return out.with_name(out.name + ".partial")
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Move a finished result to `out`, which is missing or empty (`check_new`)."""
+    if out.exists():
+        out.rmdir()
+    os.replace(folder, out)
+
+
+@contextmanager
+def hold_workdir(work: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Lock a working directory, and remove it when the build in it has succeeded.
+
+    identity: the request; a directory of a different request is emptied first.
+
+    Raises InvalidInput where another process holds the directory or no build made it, and ModelError where a
+    file cannot be read or written or memory runs out.
     """
     text = json.dumps(identity, sort_keys=True)
     path = work / REQUEST
     try:
         work.mkdir(parents=True, exist_ok=True)
         if any(work.iterdir()) and not (path.is_file() or (work / LOCK).is_file()):
-            raise InvalidInput(f"{work} is there already, and no build made it", "choose another --out")
-        with _held(work):
+            raise InvalidInput(f"{work} is there already, but no build made it", "choose another --out")
+        with _locked(work):
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 _empty(work)
                 write_atomically(path, text)
             yield
             _remove(work)
         if os.name == "nt":
-            # Windows deletes no open file: the lock file is left until here, and stays where another
-            # process has it open by now.
+            # Windows cannot delete an open file: the lock file is left until here, and stays where another
+            # process has opened it meanwhile.
             with suppress(OSError):
                 (work / LOCK).unlink()
                 work.rmdir()
     except OSError as error:
-        message, hint = cause(error, "free some space and run the same command: it goes on where it was")
+        message, hint = cause(error, "free some space and run the same command again: it resumes the build")
         raise ModelError(f"the build in {work} stopped: {message}", hint) from error
     except MemoryError as error:
         raise ModelError(
-            "there is not enough memory to build this draft", "close other programs, or take a smaller --from"
+            "there is not enough memory to build this draft", "close other programs, or use a smaller --from"
         ) from error
 
 
 def _empty(work: Path) -> None:
-    """Delete all but the lock file."""
+    """Delete everything but the lock file."""
     for old in work.iterdir():
         if old.name != LOCK:
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
 
 
 def _remove(work: Path) -> None:
-    """Delete the directory while it is locked: another build must not lose what it writes there.
+    """Delete the directory while it is locked, so that another build cannot lose what it writes there.
 
-    The result is in its place by now, so that no failure matters: the next build here empties it.
+    Errors are ignored: the result is in its place, and the next build here empties the directory.
     """
     with suppress(OSError):
         _empty(work)
@@ -72,7 +92,7 @@ def _remove(work: Path) -> None:
 
 
 @contextmanager
-def _held(work: Path) -> Iterator[None]:
+def _locked(work: Path) -> Iterator[None]:
     taken = InvalidInput(f"another process is building in {work}", "wait for it, or choose another --out")
     lock = FileLock(str(work / LOCK))
     try:
@@ -80,7 +100,7 @@ def _held(work: Path) -> Iterator[None]:
     except Timeout:
         raise taken from None
     try:
-        if not (work / LOCK).is_file():  # its last holder has just removed the directory
+        if not (work / LOCK).is_file():  # its previous holder has just removed the directory
             raise taken
         yield
     finally:

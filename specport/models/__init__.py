@@ -1,1 +1,1 @@
-"""Models: where they come from, where they are kept, and how text becomes token ids."""
+"""Models: find, download, cache and check them."""

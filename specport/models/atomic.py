@@ -1,4 +1,4 @@
-"""Write files and folders so that nobody ever sees half of one: beside their place, then moved there."""
+"""Write files and folders atomically: write beside the target, then rename."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from pathlib import Path
 from typing import Any
 
 _WINDOWS = os.name == "nt"
-_TRIES, _WAIT_S = 5, 0.05  # Windows refuses a rename while a virus scanner or a reader has the file open
+_TRIES, _WAIT_S = 5, 0.05  # Windows refuses a rename while another program has the file open
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file to; it takes the place of `path` where the block succeeds.
+    """Yield a temporary path beside `path`; the file written there replaces `path` when the block succeeds.
 
-    Makes the folder where there is none. What was at `path` stays where the block fails. Raises OSError.
+    Creates the folder if needed. When the block fails, `path` stays as it was. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _move(temporary, path)
-    except BaseException:  # Ctrl-C as well
+    except BaseException:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
         raise
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text with the newlines that it has. Raises OSError; an older file then stays as it was."""
+    """Write UTF-8 text without newline conversion. Raises OSError; an older file then stays as it was."""
     with replacing(path) as temporary, open(temporary, "x", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave an empty file under the new name
+        os.fsync(file.fileno())  # else a power failure may leave an empty file under the new name
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
-    """Write a value as JSON, all at once. Raises OSError, and TypeError for what JSON cannot hold."""
+    """Write a value as JSON, atomically. Raises OSError, and TypeError for a value that JSON cannot hold."""
     write_atomically(path, json.dumps(value, indent=indent, sort_keys=sort_keys) + "\n")
 
 
 def replace_folder(new: Path, out: Path) -> None:
-    """Move the folder `new` to `out`, on the same file system, in the place of a folder that is there.
+    """Move the folder `new` to `out` on the same file system, replacing a folder there.
 
-    The old one is moved aside and deleted only when the new one is there; where that fails it comes back.
-    No system renames a folder over a full one, so that for an instant neither is there. Raises OSError.
+    The old folder is moved aside, and deleted only after the new one is in place; on failure it is moved
+    back. No system renames a folder over a non-empty one, so for an instant neither exists. Raises OSError.
     """
     if not os.path.lexists(out):
         _move(new, out)

@@ -1,14 +1,14 @@
-"""Draft bundles: a folder with a draft's weights and `specport.json`, which says what it was built for.
+"""Draft bundles: a folder with a draft's weights and the manifest `specport.json`, which names its target.
 
-The weights are ordinary IR with the whole head, so that other runtimes can use the folder as well; which
-tokens the head is cut to stands in the manifest, and a backend cuts it when it loads the draft.
+The weights are ordinary IR with the whole head, so that other runtimes can use the folder too. The manifest
+lists the tokens that the head is cut to; a backend cuts it when it loads the draft.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,30 @@ from specport.errors import ModelError
 from specport.models import manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
+from specport.models.json_file import read_json
 from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.weight_sketch import same, sketch
-from specport.text.tokenizer import Tokenizer, load_tokenizer, read_json
 
 BUNDLE_FILE = "specport.json"
 FORMAT = 1
-_MOST_TOKENS = 1 << 24  # no vocabulary is larger: a damaged file must not fill the memory
+_MOST_TOKENS = 1 << 24  # larger than any vocabulary; keeps a damaged file from filling the memory
 _REBUILD = "build it again with: specport quantize"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What is known of a draft.
+    """Hold the facts about a draft.
 
-    target, target_shape: name of the model it drafts for, and `shape` of that model's configuration.
-    target_fingerprint:   of the very weights that it was measured with: other at another precision.
+    target, target_shape: name of its target, and `shape` of the target's configuration.
+    target_fingerprint:   of the weights that it was measured with; differs at another precision.
     target_sketch:        of the target's weights, the same at any precision (`weight_sketch`); () = unknown.
-    tokenizer:  fingerprint of the tokenizer that both speak.
-    source, precision: what it was made from, and its weights' format.
-    layers:     decoder layers that were kept, of `num_layers`.
+    tokenizer:  fingerprint of the tokenizer that both share.
+    source, precision: model that it was made from, and its weight format.
+    layers:     indices of the kept decoder layers, of `num_layers`.
     head:       [first, end) ranges of the token ids that its head keeps; None = all.
-    distilled:  how it was healed; empty = not at all.
-    measured:   acceptance, times and speed-up, and on what.
+    distilled:  how it was distilled (`quantize.train.draft`); empty = it was not.
+    measured:   acceptance, times and speed-up, and the conditions of the measurement.
     provenance: command, versions, date.
     """
 
@@ -60,46 +60,46 @@ class Bundle:
 
     @property
     def head_tokens(self) -> tuple[int, ...] | None:
-        """The ids that the head keeps, rising; None = all."""
+        """The ids that the head keeps, ascending; None = all."""
         return None if self.head is None else expand(self.head)
 
     @property
     def pays(self) -> bool:
-        """Whether it was measured to be faster than plain decoding: only then does `auto` use it."""
+        """Whether the draft was measured to be faster than plain decoding. Only then does `auto` use it."""
         return float(self.measured.get("speed_up", 0.0)) > 1.0
 
     @property
     def reach(self) -> tuple[float, ...]:
-        """Measured share of its drafts that were accepted to depth 1, 2, ...; () = not measured."""
+        """Measured share of drafts accepted to depth 1, 2, ...; () = not measured."""
         return tuple(float(share) for share in self.measured.get("acceptance_by_depth", ()))
 
-    def check_target(self, folder: Path, name: str, fingerprint: str = "", own: Path | None = None) -> None:
-        """Raise ModelError where the model in `folder` is not the one that the draft was built for.
+    def check_target(
+        self,
+        folder: Path,
+        name: str,
+        fingerprint: str = "",
+        mismatch: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Raise ModelError where the model in `folder` is not the draft's target.
 
-        Another precision or format of that model will do. fingerprint: of the model's weights. own: the
-        draft's folder, whose tokenizer decides where the target's is another than at the build: vocabularies
-        of one model may be padded differently (`Tokenizer.mismatch`).
+        Another precision or format of the target is accepted.
+        fingerprint: of the model's weights.
+        mismatch:    returns how the two tokenizers differ, or None; called last.
         """
         hint = "choose that model, or build a draft for this one with: specport quantize"
         wrong = ""
         if shape(folder) != self.target_shape:
-            wrong = "its configuration is another"
+            wrong = "its configuration differs"
         elif fingerprint != self.target_fingerprint and not same(self.target_sketch, sketch(folder)):
-            wrong = "its weights are others"
-        elif own is not None and (different := self._speaks_another(own, load_tokenizer(folder))):
-            wrong = f"its tokenizer is another: {different}"
+            wrong = "its weights differ"
+        elif different := mismatch():
+            wrong = f"its tokenizer differs: {different}"
         if wrong:
             raise ModelError(f"the draft was built for {self.target}, not for {name}: {wrong}", hint)
 
-    def _speaks_another(self, own: Path, target: Tokenizer) -> str | None:
-        """Return why the target's tokenizer cannot be the one of the build, or None."""
-        if target.fingerprint == self.tokenizer:
-            return None
-        return load_tokenizer(own).mismatch(target)
-
 
 def shape(folder: Path) -> str:
-    """Hash of what the configuration says of a model's form; the same at every precision."""
+    """Return a hash of the architecture fields of a model's configuration; the same at every precision."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     table = {**config, **text} if isinstance(text, dict) else config
@@ -109,19 +109,20 @@ def shape(folder: Path) -> str:
 
 
 def write(folder: Path, bundle: Bundle) -> None:
-    """Write the manifest, last of all files of `folder`."""
+    """Write the manifest, after all other files of `folder`."""
     manifest.write(folder, {"format": FORMAT, **asdict(bundle)}, BUNDLE_FILE)
 
 
 def read(folder: Path, *, thorough: bool = False) -> Bundle:
-    """Return what is known of the bundle in `folder`.
+    """Return the facts about the bundle in `folder`.
 
-    Raises ModelError where it is damaged (thorough: hash every file), newer than this specport, or has files
-    that are no regular ones.
+    thorough: hash every file.
+    Raises ModelError where the bundle is damaged, is newer than this specport, or has files that are not
+    regular.
     """
     path = folder / BUNDLE_FILE
     try:
-        check_folder(folder)  # those too that the manifest does not name: they are opened by name
+        check_folder(folder)  # includes files that the manifest does not list, since they are opened by name
     except (UnsafeFile, OSError) as error:
         raise ModelError(f"the draft bundle {folder} cannot be trusted: {error}", _REBUILD) from error
     if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough):
@@ -136,18 +137,18 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
         about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
         bundle = Bundle(**about)
         if not isinstance(bundle.measured, Mapping):
-            raise TypeError(f"what was measured is {bundle.measured!r}")
+            raise TypeError(f"measured is {bundle.measured!r}")
         if bundle.head is not None:
             expand(bundle.head)
         if not all(0.0 <= share <= 1.0 for share in bundle.reach):
-            raise ValueError(f"{bundle.reach} are no shares")
+            raise ValueError(f"{bundle.reach} are not shares")
         return bundle
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is no draft bundle's manifest: {error}", _REBUILD) from error
+        raise ModelError(f"{path} is not a draft bundle's manifest: {error}", _REBUILD) from error
 
 
 def register(folder: Path, target_fingerprint: str) -> None:
-    """From now on `--draft auto` uses this bundle beside that target. Raises ModelError."""
+    """Make `--draft auto` use this bundle with that target from now on. Raises ModelError."""
     path = _registered(target_fingerprint)
     try:
         write_json(path, {"folder": str(folder.resolve())})
@@ -157,7 +158,7 @@ def register(folder: Path, target_fingerprint: str) -> None:
 
 
 def registered(target_fingerprint: str) -> Path | None:
-    """The bundle that was last built for a target, where it is still there and whole."""
+    """Return the bundle that was last built for a target, or None where it is missing or damaged."""
     try:
         stored = json.loads(_registered(target_fingerprint).read_text(encoding="utf-8"))
         folder = Path(stored["folder"])
@@ -172,7 +173,7 @@ def _registered(target_fingerprint: str) -> Path:
 
 
 def ranges(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Rising ids as [first, end) ranges: a cut vocabulary is mostly one long one."""
+    """Return ascending ids as [first, end) ranges. A cut vocabulary is mostly one long range."""
     found: list[list[int]] = []
     for token in tokens:
         if found and found[-1][1] == token:
@@ -183,10 +184,10 @@ def ranges(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def expand(head: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The ids of [first, end) ranges. Raises ValueError for ranges that mean nothing."""
+    """Return the ids of [first, end) ranges. Raises ValueError for invalid ranges."""
     tokens: list[int] = []
     for first, end in head:
         if not 0 <= int(first) < int(end) <= _MOST_TOKENS:
-            raise ValueError(f"[{first}, {end}) is no range of token ids")
+            raise ValueError(f"[{first}, {end}) is not a range of token ids")
         tokens.extend(range(int(first), int(end)))
     return tuple(tokens)

@@ -1,8 +1,8 @@
-"""The cache folder: converted and downloaded models, each a folder with a manifest.
+"""Cache folder of converted and downloaded models, each a folder with a manifest.
 
-An entry appears all at once (built in a temporary folder, then renamed) and is checked before use.
-One lock file an entry keeps processes from building it twice; what a killed process left behind is
-removed by the next one that holds the lock.
+An entry is built in a temporary folder, renamed into place, and checked before use. One lock file per entry
+keeps processes from building it twice. The next process that holds the lock removes the files that a killed
+process left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 
 @dataclass(frozen=True)
 class Entry:
-    """A model in the cache. `about` is what its builder noted: name, source, precision, versions."""
+    """Hold a model in the cache. `about` comes from its builder: name, source, precision, versions."""
 
     name: str
     folder: Path
@@ -39,7 +39,7 @@ class Entry:
 
 
 def cache_root() -> Path:
-    """The cache folder: $SPECPORT_CACHE, else the platform's own place for caches."""
+    """Return the cache folder: $SPECPORT_CACHE, else the platform's user cache folder."""
     chosen = os.environ.get("SPECPORT_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_path("specport", False))
 
@@ -50,10 +50,10 @@ def entry(
     progress: Progress = silent,
     also_damaged: Callable[[Path], str | None] = lambda folder: None,
 ) -> Entry:
-    """The entry `name`; built by `build(empty folder) -> about` where it is missing or damaged.
+    """Return the entry `name`. Build it by `build(empty folder) -> about` where it is missing or damaged.
 
-    `also_damaged` may add a check of its own to the manifest's. Raises whatever `build` raises, and
-    ModelError when the cache cannot be written.
+    `also_damaged` may add a check to that of the manifest. Raises whatever `build` raises, and ModelError
+    when the cache cannot be written.
     """
     if not ENTRY_NAME.fullmatch(name):
         raise ValueError(f"not a cache entry name: {name!r}")
@@ -68,30 +68,31 @@ def entry(
             found = _usable(folder, also_damaged)  # another process may have built it meanwhile
             return found if found is not None else _build(name, folder, build)
     except OSError as error:
-        # `build` reads as well: the file that is named need not be one of the cache.
-        message, hint = cause(error, "free some space or set SPECPORT_CACHE to another folder")
+        # `build` also reads: the file that the error names may be outside the cache.
+        message, hint = cause(error, "free some space")
+        hint += ", or set SPECPORT_CACHE to another folder"
         raise ModelError(f"cannot make {name} in the cache {cache_root()}: {message}", hint) from error
 
 
 def entries() -> list[Entry]:
-    """Every entry, by name. Damaged ones are listed too, with an `about` of {"damage": reason}."""
+    """Return every entry, sorted by name. Damaged ones have an `about` of {"damage": reason}."""
     if not _models().is_dir():
         return []
     return [_listed(path) for path in sorted(_models().iterdir()) if path.is_dir()]
 
 
 def find(name: str) -> Entry:
-    """One entry, damaged or not, as `entries` lists it. Raises InvalidInput when there is none."""
+    """Return one entry, damaged or not, as in `entries`. Raises InvalidInput when there is none."""
     return _listed(_existing(name))
 
 
 def verify(name: str) -> str | None:
-    """Hash every file of an entry: what is wrong with it, or None."""
+    """Hash every file of an entry. Return what is wrong with it, or None."""
     return manifest.damage(_existing(name), thorough=True)
 
 
 def remove(name: str) -> int:
-    """Remove an entry; returns the bytes freed. Raises InvalidInput when there is no such entry."""
+    """Remove an entry and return the bytes freed. Raises InvalidInput when there is no such entry."""
     folder = _existing(name)
     size = _size(folder)
     with _wait_for_lock(name, silent):
@@ -111,7 +112,7 @@ def _models() -> Path:
 
 
 def _temporary() -> Path:
-    return cache_root() / "tmp"  # the same file system, so that a rename is atomic
+    return cache_root() / "tmp"  # on the same file system, so that a rename is atomic
 
 
 def _lock(name: str) -> BaseFileLock:
@@ -155,7 +156,7 @@ def _size(folder: Path) -> int:
 
 
 def _build(name: str, folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Entry:
-    """Build under the lock. Whatever happens, the entry is there and whole, or not there at all."""
+    """Build under the lock. On any failure, no partial entry remains."""
     _clean(name)
     work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=_temporary()))
     try:
@@ -163,14 +164,14 @@ def _build(name: str, folder: Path, build: Callable[[Path], Mapping[str, Any]]) 
         if folder.exists():
             _discard(folder)
         os.replace(work, folder)
-    except BaseException:  # Ctrl-C as well
+    except BaseException:  # Ctrl-C too
         shutil.rmtree(work, ignore_errors=True)
         raise
     return _entry(folder, None)
 
 
 def _clean(held: str) -> None:
-    """Remove what killed processes left behind: temporary folders whose lock nobody holds, or we do."""
+    """Remove the temporary folders of killed processes: those whose lock is free or held by this process."""
     for stale in _temporary().iterdir():
         owner = stale.name.rpartition(".")[0]
         if owner == held:
@@ -181,7 +182,7 @@ def _clean(held: str) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Take an entry away in one step, then delete it: nobody sees half of it."""
+    """Rename an entry out of the way, then delete it, so that no process sees a partial entry."""
     _temporary().mkdir(parents=True, exist_ok=True)
     grave = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=_temporary()))
     try:

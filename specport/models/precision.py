@@ -1,4 +1,4 @@
-"""How a model's weights are stored, as users write it: `int8`, `int4`, `int4:asym,group=128,awq`."""
+"""Parse weight formats as users write them: `int8`, `int4`, `int4:asym,group=128,awq`."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from specport.errors import InvalidInput
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as torch names them
-# What a backend loads (`registry.Backend.weights`) -> the precisions it comes in.
+# What a backend loads (`registry.Backend.weights`) -> its precisions.
 STORED = {"ir": ("fp32", "fp16", "int8", "int4"), "huggingface": tuple(TORCH_DTYPES)}
-CHANNEL = -1  # a group is a whole output channel
+CHANNEL = -1  # one group per output channel
 INT4_GROUP = 64
-# name of an option -> (precisions that have it, what it does)
+# option name -> (precisions that support it, description)
 OPTIONS = {
-    "asym": (("int4",), "with a zero point for each group"),
-    "sym": (("int8", "int4"), "without zero points, embeddings and head as well: what an NPU runs"),
+    "asym": (("int4",), "one zero point per group"),
+    "sym": (("int8", "int4"), "no zero points, embeddings and head included; required by an NPU"),
     "group": (
         ("int4",),
-        f"group=N: weights that share a scale (default {INT4_GROUP}), -1 = a whole channel; a power of two "
-        "is made smaller for layers that it does not divide",
+        f"group=N: weights per scale (default {INT4_GROUP}), -1 = one channel; a power of two "
+        "is reduced for layers that it does not divide",
     ),
     "ratio": (("int4",), "ratio=R: share of the layers in int4 (default 1), the others int8"),
     "awq": (("int4",), "activation-aware scaling of weights (AWQ); needs calibration text"),
-    "scale-estimation": (("int4",), "scales that keep each layer's output; needs calibration text"),
-    "gptq": (("int4",), "rounding that keeps each layer's output (GPTQ); needs calibration text, slow"),
+    "scale-estimation": (("int4",), "scales fitted to each layer's output; needs calibration text"),
+    "gptq": (("int4",), "rounding fitted to each layer's output (GPTQ); needs calibration text, slow"),
     "activations": (("int8",), "activations in int8 too, smoothed (SmoothQuant); needs calibration text"),
 }
-# Three digits: what is read is what the text says, and a share of 0 (int8) is none.
+# At most three digits, so that parsing and printing agree. A share of 0 (int8) is not valid.
 _NUMBER = {"group": re.compile(r"-1|[1-9]\d{0,4}"), "ratio": re.compile(r"0?\.(?!0+$)\d{1,3}|1(\.0+)?")}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """base: one of PRECISIONS. options: what stands behind the colon, in the order of OPTIONS.
+    """Hold a weight format.
 
-    The text of equal precisions is equal, and names them in the cache and in a bundle.
+    base:    one of PRECISIONS.
+    options: the options after the colon, in the order of OPTIONS.
+    Equal precisions have equal text, which names them in the cache and in a bundle.
     """
 
     base: str
@@ -56,13 +58,13 @@ class Precision:
 
     @property
     def needs_text(self) -> bool:
-        """Whether it is fitted to text that the model reads."""
+        """Whether it is fitted to calibration text."""
         return bool({"awq", "scale-estimation", "gptq", "activations"} & {*self.options})
 
 
 @cache
 def parse(text: str) -> Precision:
-    """Raises InvalidInput."""
+    """Return the parsed precision. Raises InvalidInput."""
     base, colon, rest = text.partition(":")
     if base not in PRECISIONS or (colon and not rest):
         raise InvalidInput(f"unknown precision {text!r}", f"choose one of {', '.join(PRECISIONS)}")
@@ -72,7 +74,7 @@ def parse(text: str) -> Precision:
         allowed = OPTIONS.get(name, ((), ""))[0]
         pattern = _NUMBER.get(name)
         if base not in allowed or name in given:
-            what = "stands twice" if name in given else f"is no option of {base}"
+            what = "stands twice" if name in given else f"is not an option of {base}"
             raise InvalidInput(f"precision {text!r}: {name!r} {what}", _more(base))
         if not (pattern.fullmatch(value) if pattern else not equals):
             hint = OPTIONS[name][1] if pattern else f"write it as {name}"
@@ -89,7 +91,7 @@ def parse(text: str) -> Precision:
 
 
 def with_zero_points(text: str) -> str:
-    """The precision, with `asym` where it is INT4 and does not say. Raises InvalidInput."""
+    """Return the precision, with `asym` added to INT4 that states neither. Raises InvalidInput."""
     given = parse(text)
     if given.base != "int4" or {"sym", "asym"} & {*given.options}:
         return text

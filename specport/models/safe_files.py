@@ -1,7 +1,7 @@
-"""Check file names and files of folders that somebody else wrote, before anything is opened.
+"""Check file names and files of untrusted folders before they are opened.
 
-A manifest is untrusted: a name in it may lead out of its folder, and a file that it names may be a link, a
-device that never ends or a pipe that nobody writes to.
+A manifest is untrusted: a name in it may lead out of its folder, and the named file may be a link, an endless
+device or a pipe without a writer.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import re
 import stat
 from pathlib import Path
 
-# Names that Windows keeps for devices, with any ending, in any case; superscript digits count as digits.
+# Device names reserved by Windows, with any extension, in any case; superscript digits count as digits.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(
     r'[\x00-\x1f\x7f\\:<>"|?*]'
-)  # separators, drives and streams, and what Windows forbids
+)  # separators, drives, streams, and characters that Windows forbids
 
 _LINK_TAGS = (0xA0000003, 0xA000000C)  # Windows: IO_REPARSE_TAG_MOUNT_POINT and _SYMLINK
 
 
 class UnsafeFile(ValueError):
-    """A name that may not stand in a manifest, or what is no regular file of the folder."""
+    """A name that a manifest must not hold, or a file that is not a regular file of the folder."""
 
 
 def check_name(name: object) -> str:
-    """Return `name` where it is a relative path with forward slashes that stays in its folder on any system.
+    """Return `name` if it is a relative path with forward slashes that stays in its folder on any system.
 
-    Raises UnsafeFile for absolute paths, `..`, drive letters, backslashes and names that Windows reserves.
+    Raises UnsafeFile for absolute paths, `..`, drive letters, backslashes and names reserved by Windows.
     """
     if not isinstance(name, str) or not name or _FORBIDDEN.search(name):
         raise UnsafeFile(f"{name!r} is no name of a file in the folder")
@@ -40,8 +40,8 @@ def check_name(name: object) -> str:
 def inside(folder: Path, name: object) -> Path:
     """Return the path of the regular file `name` in `folder`. The folder itself may be a link.
 
-    A link is refused wherever it leads, but for those of the hub's cache: there each file of a snapshot is a
-    link into the `blobs` beside it. Raises UnsafeFile, and OSError where there is no such file.
+    Links are refused, except those of the hub's cache, where each file of a snapshot links into the `blobs`
+    folder beside it. Raises UnsafeFile, and OSError where there is no such file.
     """
     path = folder
     parts = check_name(name).split("/")
@@ -53,12 +53,12 @@ def inside(folder: Path, name: object) -> Path:
                 return path
             raise UnsafeFile(f"{name} is a link")
         if not (stat.S_ISREG if i + 1 == len(parts) else stat.S_ISDIR)(found.st_mode):
-            raise UnsafeFile(f"{name} is no regular file")
+            raise UnsafeFile(f"{name} is not a regular file")
     return path
 
 
 def check_folder(folder: Path) -> None:
-    """Check that all below `folder` are regular files, by `inside`. Raises UnsafeFile and OSError."""
+    """Check with `inside` that all files below `folder` are regular. Raises UnsafeFile and OSError."""
     for here, folders, names in os.walk(folder, onerror=_raise):
         for name in folders:
             if _is_link(Path(here, name).lstat()):
@@ -68,22 +68,22 @@ def check_folder(folder: Path) -> None:
 
 
 def regular(path: Path) -> Path:
-    """Return `path` where it is a regular file, or a link to one. Raises UnsafeFile, and OSError without it.
+    """Return `path` if it is a regular file or a link to one. Raises UnsafeFile, or OSError if it is missing.
 
-    For folders that the user chose, whose files may be links: a device or a pipe would be read for ever.
+    For folders that the user chose, whose files may be links. Reading a device or a pipe might never end.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UnsafeFile(f"{path} is no regular file")
+        raise UnsafeFile(f"{path} is not a regular file")
     return path
 
 
 def _is_link(found: os.stat_result) -> bool:
-    """Return whether it is a symbolic link or, on Windows, a junction."""
+    """Return whether `path` is a symbolic link or, on Windows, a junction."""
     return stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) in _LINK_TAGS
 
 
 def _is_hub_blob(folder: Path, path: Path) -> bool:
-    """Return whether `folder` is models--X/snapshots/REVISION of the hub's cache, and `path` a blob of it."""
+    """Return whether `folder` is models--X/snapshots/REVISION of the hub's cache and `path` its blob."""
     place = folder.absolute()
     if place.parent.name != "snapshots":
         return False

@@ -1,7 +1,7 @@
-"""Finds the model that a user names and makes it ready to run: a folder with weights and tokenizer.
+"""Find the model that a user names: a folder with weights and tokenizer, ready to run.
 
-What is not in the form that the device's backend loads, OpenVINO IR or a Hugging Face folder, is converted
-once, into the cache.
+A model in another format than the device's backend loads (OpenVINO IR or a Hugging Face folder) is converted
+once by the caller's converter and kept in the cache.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, cache, download, hub
@@ -18,26 +18,26 @@ from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.gguf import file as gguf_file
 from specport.models.identity import fingerprint
+from specport.models.json_file import TOKENIZER_FILE, read_json
 from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.progress import Progress, part, silent
-from specport.text.tokenizer import TOKENIZER_FILE, read_json
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
-RECIPE = 1  # raise when converting the same model again would give other files
+RECIPE = 1  # increase when the same model would convert to different files
 IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model that a backend can load.
+    """Hold the files of a model that a backend can load.
 
-    folder:      openvino_model.xml/.bin or *.safetensors, config.json, tokenizer.json and what belongs to it.
+    folder:      openvino_model.xml/.bin or *.safetensors, config.json, tokenizer.json and related files.
     name:        short name for people.
-    precision:   as `specport.models.precision` writes it; "ir" where the user brought IR and only they know.
+    precision:   as `specport.models.precision` writes it; "ir" for the user's own IR, where it is unknown.
     source:      what the user named, or "default".
-    fingerprint: hash of the weights' identity; the same wherever the folder lies.
-    bundle:      what is known of a draft that `specport quantize` built; None for any other model.
+    fingerprint: hash of the weights, independent of the path.
+    bundle:      facts about a draft that `specport quantize` built; None for any other model.
     """
 
     folder: Path
@@ -48,7 +48,27 @@ class ModelFiles:
     bundle: Bundle | None = None
 
 
-def resolve(
+class Convert(Protocol):
+    """Convert a .gguf file or Hugging Face folder into the empty folder `target`.
+
+    Returns the versions of the packages that did it. Raises ModelError.
+    """
+
+    def __call__(
+        self,
+        source: Path,
+        target: Path,
+        precision: str,
+        *,
+        progress: Progress,
+        trust_remote_code: bool,
+        verbose: bool,
+        weights: str,
+    ) -> Mapping[str, str]: ...
+
+
+def resolve_with(
+    convert: Convert,
     spec: str | None = None,
     *,
     precision: str = "int8",
@@ -57,20 +77,20 @@ def resolve(
     verbose: bool = False,
     weights: str = "ir",
 ) -> ModelFiles:
-    """The model that `spec` names, downloaded and converted where needed.
+    """Return the model that `spec` names, downloaded where needed, and converted by `convert`.
 
-    precision: as `specport.models.precision` reads it, one that `weights` comes in.
-    weights: "ir" for OpenVINO, "huggingface" for a folder with safetensors (`registry.Backend.weights`).
-    spec: None or "default" (the embedded model), a Hugging Face folder, a folder with OpenVINO IR, a
-          .gguf file, or a hub id (`org/name`, `org/name@revision`).
-    trust_remote_code: let a Hugging Face model run its own Python code while it is converted.
+    spec:      None or "default" (the embedded model), a Hugging Face folder, a folder with OpenVINO IR, a
+               .gguf file, or a hub id (`org/name`, `org/name@revision`).
+    precision: as `specport.models.precision` parses it; must be available for `weights`.
+    weights:   "ir" for OpenVINO, "huggingface" for a folder with safetensors (`registry.Backend.weights`).
+    trust_remote_code: let a Hugging Face model run its own Python code during conversion.
     Raises ModelError or InvalidInput with the next step.
     """
     wanted = precisions.parse(precision)
     if wanted.base not in precisions.STORED[weights]:
         kinds = ", ".join(precisions.STORED[weights])
         raise InvalidInput(f"this device does not run {wanted} weights", f"choose one of {kinds}")
-    options = _Options(str(wanted), progress, trust_remote_code, verbose, weights)
+    options = _Options(convert, str(wanted), progress, trust_remote_code, verbose, weights)
     if spec is None or spec == "default":
         return _from_default(options)
     path = _located(spec, part(progress, 0.0, 0.3))
@@ -81,9 +101,9 @@ def resolve(
 
 
 def original(spec: str | None, progress: Progress = silent) -> Path:
-    """The weights that `spec` names as they were before any conversion: a GGUF file or a folder.
+    """Return the weights that `spec` names before any conversion: a GGUF file or a folder.
 
-    Raises ModelError where there is only the converted model.
+    Raises ModelError where only the converted model exists.
     """
     if spec is None or spec == "default":
         return download.default_gguf(progress)
@@ -91,16 +111,16 @@ def original(spec: str | None, progress: Progress = silent) -> Path:
     if path.is_dir() and (path / IR_XML).is_file():
         raise ModelError(
             f"{path} holds converted weights only",
-            "name the GGUF file or Hugging Face folder that it came from",
+            "name the GGUF file or Hugging Face folder from which it was converted",
         )
     ggufs = [] if path.is_file() or [*path.glob("*.safetensors")] else sorted(path.glob("*.gguf"))
     return ggufs[0] if len(ggufs) == 1 else path
 
 
 def _located(spec: str, progress: Progress) -> Path:
-    """The file or folder that a user names, downloaded where it is a hub id."""
+    """Return the file or folder that a user names, downloaded where it is a hub id."""
     path = Path(spec).expanduser()
-    if path.is_file() or (spec and path.is_dir()):  # Path("") is the working folder, which nobody means by it
+    if path.is_file() or (spec and path.is_dir()):  # Path("") would be the working folder
         return path
     if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".xml", ".bin")):
         raise ModelError(
@@ -112,6 +132,7 @@ def _located(spec: str, progress: Progress) -> Path:
 
 @dataclass(frozen=True)
 class _Options:
+    convert: Convert
     precision: str
     progress: Progress
     trust_remote_code: bool
@@ -120,7 +141,7 @@ class _Options:
 
 
 def _from_default(options: _Options) -> ModelFiles:
-    # The hash of the GGUF file is known, so a converted model is found without the file being there.
+    # The hash of the GGUF file is known, so a converted model is found without the file.
     def build(work: Path) -> Mapping[str, Any]:
         gguf = download.default_gguf(part(options.progress, 0.0, 0.2))
         return _convert(gguf, work, download.NAME, "default", options)
@@ -148,7 +169,7 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
         if options.weights != "ir":
             raise ModelError(
                 f"{path} holds OpenVINO IR, which this device does not run",
-                "name the GGUF file or Hugging Face folder it came from; a draft that specport built: "
+                "name the GGUF file or Hugging Face folder it came from; for a draft that specport built: "
                 "specport quantize export --to hf",
             )
         wrong = ir_problem(path)
@@ -173,7 +194,7 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
 
 
 def _check_weights(folder: Path, names: Sequence[str]) -> None:
-    """Raise ModelError where weights are no regular files, or the index names some outside of `folder`."""
+    """Raise ModelError where weights are not regular files, or the index names a file outside `folder`."""
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
     try:
         for name in names:
@@ -185,7 +206,7 @@ def _check_weights(folder: Path, names: Sequence[str]) -> None:
 
 
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
-    stored = re.sub(r"[^\w.-]+", "-", options.precision)  # a colon is no character for a file's name
+    stored = re.sub(r"[^\w.-]+", "-", options.precision)  # file names must not hold a colon
     stored += "-hf" * (options.weights == "huggingface")
     room = min(80, 130 - len(stored))
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:room] or "model"
@@ -197,9 +218,7 @@ def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) 
 
 
 def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) -> Mapping[str, Any]:
-    from specport.jobs import worker  # needs the converter's packages; running IR does not
-
-    versions = worker.convert(
+    versions = options.convert(
         source, work, options.precision,
         progress=part(options.progress, 0.2, 1.0),
         trust_remote_code=options.trust_remote_code,
@@ -210,7 +229,7 @@ def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) 
 
 
 def ir_problem(folder: Path) -> str | None:
-    """Why a folder with OpenVINO IR cannot be run, or None."""
+    """Return why a folder with OpenVINO IR cannot be run, or None."""
     for name in (IR_XML, IR_BIN, "config.json"):
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -225,7 +244,7 @@ def ir_problem(folder: Path) -> str | None:
 
 
 def _folder_problem(folder: Path) -> str | None:
-    """Why a Hugging Face folder of the cache cannot be run, or None."""
+    """Return why a Hugging Face folder of the cache cannot be run, or None."""
     missing = [name for name in ("config.json", TOKENIZER_FILE) if not (folder / name).is_file()]
     if not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
@@ -233,7 +252,7 @@ def _folder_problem(folder: Path) -> str | None:
 
 
 def ir_fingerprint(folder: Path) -> str:
-    """Fingerprint of an IR folder's weights and graph."""
+    """Return the fingerprint of an IR folder's weights and graph."""
     return fingerprint(folder, [IR_XML], [IR_BIN])
 
 

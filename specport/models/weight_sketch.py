@@ -1,7 +1,7 @@
 """Recognise a model's weights at any precision and in any format, by the weights of its last norm.
 
-Quantisation and conversion leave norms as they are, so that INT4 and INT8 IR, float16 safetensors and what
-was made of a GGUF file have the same ones but for rounding; a model that was trained further has others.
+Quantisation and conversion leave norms unchanged except for rounding, so INT4 and INT8 IR, float16
+safetensors and files converted from GGUF share them. A model that was trained further has different norms.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from specport.models.safe_files import UnsafeFile, regular
 
-SIZE = 64  # numbers of a sketch
-# Mean difference of two sketches, in standard deviations of the weights, beside what rounding to bfloat16
-# (8 bits) makes of their mean. INT4, INT8 and BF16 of SmolLM2-135M differ by 0, and from Qwen2.5-1.5B by 0.6.
+SIZE = 64  # number of weights in a sketch
+# Allowed mean difference of two sketches, in standard deviations of the weights, plus the effect of
+# rounding their mean to bfloat16 (8 bits). INT4, INT8 and BF16 of SmolLM2-135M differ by 0, and from
+# Qwen2.5-1.5B by 0.6.
 _TOLERANCE, _ROUNDING = 0.02, 2.0**-9
 _XML, _BIN = "openvino_model.xml", "openvino_model.bin"
 _MOST_BYTES = 1 << 28
@@ -32,10 +33,10 @@ Array = NDArray[np.float32]
 
 
 def sketch(folder: Path) -> tuple[float, ...]:
-    """Return the last norm's mean in deviations, then SIZE of its weights, scaled to mean 0, deviation 1.
+    """Return the mean of the last norm in standard deviations, then SIZE of its weights, standardised.
 
-    Shifted, since converters add the 1 of gemma's norms to their weights. Empty where no such norm is found,
-    or where all its weights are equal.
+    Standardised means shifted to mean 0 and scaled to deviation 1. The shift is needed since converters add 1
+    to the norm weights of gemma. Empty where no such norm is found, or where all its weights are equal.
     """
     try:
         values = _of_ir(folder) if (folder / _XML).is_file() else _of_safetensors(folder)
@@ -49,7 +50,7 @@ def sketch(folder: Path) -> tuple[float, ...]:
 
 
 def same(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether two sketches are of the same weights; also where one is empty: nothing is known."""
+    """Return whether two sketches are of the same weights; True where one is empty (nothing is known)."""
     if not one or not other:
         return True
     if len(one) != len(other):
@@ -59,11 +60,11 @@ def same(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _of_ir(folder: Path) -> Array | None:
-    """The constant that the last norm multiplies by, if need be through a conversion to float32."""
+    """Return the constant that the last norm multiplies by, possibly behind a conversion to float32."""
     path = regular(folder / _XML)
     if path.stat().st_size > _MOST_BYTES:
         return None
-    root = ET.parse(path).getroot()  # no entities are resolved, and the runtime parses it next
+    root = ET.parse(path).getroot()  # resolves no external entities; the runtime parses the file next
     layers = {layer.get("id"): layer for layer in root.iterfind("layers/layer")}
     sources: dict[str | None, list[str | None]] = {}
     for edge in root.iterfind("edges/edge"):
@@ -97,7 +98,7 @@ def _of_safetensors(folder: Path) -> Array | None:
 
 
 def _read(path: Path, start: int, size: int, dtype: str) -> Array:
-    """A vector of floating-point numbers in a file, as float32."""
+    """Return a vector of floating-point numbers in a file, as float32."""
     if not (start >= 0 and 0 <= size <= _MOST_BYTES):
         raise ValueError("outside of the file")
     with open(regular(path), "rb") as file:

@@ -1,1 +1,1 @@
-"""From names to a loaded model: backends, profiles, numerics, stored measurements."""
+"""Load models by name: backends, profiles, numerics checks, stored measurements."""

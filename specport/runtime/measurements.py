@@ -1,6 +1,6 @@
-"""Keeps what was measured, one small JSON file each: step costs of a model, what suits a pair.
+"""Store measurements as small JSON files: step costs of a model, the best settings of a pair.
 
-Knows nothing of how it is measured.
+This module does not measure.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured costs of one model as it was loaded.
+    """Hold the measured costs of one model as it was loaded.
 
-    about: device, model, precision, mode, runtime versions, threads, date: for people.
+    about: device, model, precision, mode, runtime versions, threads and date, for people.
     """
 
     costs: StepCosts
@@ -38,7 +38,7 @@ class Calibration:
 
 
 def find(key: str) -> Calibration | None:
-    """What was measured under `Loaded.key`, or None. A damaged file counts as none."""
+    """Return the measurement stored under `Loaded.key`, or None. A damaged file counts as none."""
     try:
         stored = _read(key)
         table = stored["costs"]
@@ -55,7 +55,7 @@ def find(key: str) -> Calibration | None:
 
 
 def save(key: str, calibration: Calibration) -> Path:
-    """Write the file, all at once. Raises ModelError when the cache cannot be written."""
+    """Write the measurement and return its path. Raises ModelError when the cache cannot be written."""
     costs = calibration.costs
     table = {
         "widths": costs.widths,
@@ -68,11 +68,11 @@ def save(key: str, calibration: Calibration) -> Path:
 
 @dataclass(frozen=True)
 class Pair:
-    """What was found best for a draft beside a target.
+    """Hold the best settings found for a draft with a target.
 
     head_tokens: ids that the draft's head keeps; None = all.
-    classifier:  for the policy of that name; None = not trained.
-    graft:       for graft(MODEL); None = not calibrated. Only its checkpoints are kept.
+    classifier:  for the policy "classifier"; None = not trained.
+    graft:       for graft(MODEL); None = not calibrated. Only its checkpoints are stored.
     """
 
     head_tokens: tuple[int, ...] | None = None
@@ -81,20 +81,23 @@ class Pair:
 
 
 def find_pair(target_key: str, draft_fingerprint: str) -> Pair:
-    """What is kept of this target (`Loaded.key`) and draft; nothing where a file is missing or damaged."""
+    """Return the stored settings of this target (`Loaded.key`) and draft; empty where missing or damaged."""
     try:
         stored = _read(_pair(target_key, draft_fingerprint))
         return Pair(
             bundle.expand(stored["head"]) or None,
             _classifier(stored["classifier"]),
-            _graft(stored.get("graft")),  # files of earlier versions have none
+            _graft(stored.get("graft")),  # absent in files of earlier versions
         )
     except (OSError, ValueError, KeyError, TypeError):
         return Pair()
 
 
 def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | None:
-    """None without a key. Raises ModelError when the cache cannot be written."""
+    """Write the settings of a pair and return the path, None without a key.
+
+    Raises ModelError when the cache cannot be written.
+    """
     key = _pair(target_key, draft_fingerprint)
     if not key:
         return None
@@ -107,12 +110,12 @@ def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | Non
 
 
 def of_exit(target_key: str) -> str:
-    """The key under which the costs of a target's first layers are kept."""
+    """Return the key for the costs of a target's first layers."""
     return f"{target_key}-exit" if target_key else ""
 
 
 def find_exit(fingerprint: str, device: str) -> int | None:
-    """After how many layers this model (weights and device's name) exits best; None = not calibrated."""
+    """Return the best exit layer of this model (weights and device name); None = not calibrated."""
     try:
         layer = _read(_exit(fingerprint, device))["exit_layer"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,12 +124,14 @@ def find_exit(fingerprint: str, device: str) -> int | None:
 
 
 def save_exit(fingerprint: str, device: str, layer: int) -> Path:
-    """Raises ModelError when the cache cannot be written."""
+    """Write the best exit layer and return the path. Raises ModelError when the cache cannot be written."""
     return _write(_exit(fingerprint, device), {"exit_layer": layer})
 
 
 def _exit(fingerprint: str, device: str) -> str:
-    digest = hashlib.sha256(f"{fingerprint} {device}".encode()).hexdigest()  # a device may be a path
+    digest = hashlib.sha256(
+        f"{fingerprint} {device}".encode()
+    ).hexdigest()  # hashed, since a device may be a path
     return f"exit-{digest[:24]}"
 
 
@@ -138,7 +143,7 @@ def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:
     shapes = {"mean": (NUM_FEATURES,), "scale": (NUM_FEATURES,), "inner": (NUM_FEATURES, hidden),
               "inner_bias": (hidden,), "outer": (hidden,), "outer_bias": (), "threshold": ()}  # fmt: skip
     if any(array.shape != shapes[n] or not np.isfinite(array).all() for n, array in arrays.items()):
-        raise ValueError("the classifier's numbers do not fit together")
+        raise ValueError("the classifier's arrays have inconsistent shapes")
     return Classifier(**{**arrays, "threshold": float(arrays["threshold"])})  # type: ignore[arg-type]
 
 
@@ -149,7 +154,7 @@ def _graft(table: Sequence[Mapping[str, Any]] | None) -> Variant | None:
     levels = [c.level for c in found]
     good = all(c.level >= 1 and c.threshold >= 0 and 0 < c.share <= 1 for c in found)
     if not found or not good or levels != sorted({*levels}):
-        raise ValueError("these are no checkpoints")
+        raise ValueError("the graft's checkpoints are invalid")
     return Variant(found)
 
 
@@ -158,7 +163,7 @@ def _pair(target_key: str, draft_fingerprint: str) -> str:
 
 
 def _read(key: str) -> dict[str, Any]:
-    """Raises an OSError, ValueError, KeyError or TypeError where there is nothing good."""
+    """Return a stored object. Raises OSError, ValueError, KeyError or TypeError where it is unusable."""
     stored: dict[str, Any] = json.loads(_path(key).read_text(encoding="utf-8"))
     if not key or stored["format"] != FORMAT:
         raise ValueError(key)

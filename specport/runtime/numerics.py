@@ -1,8 +1,8 @@
-"""Checks on the spot that logits do not depend on how tokens are split over steps and sequences.
+"""Check on this machine that logits do not depend on how tokens are split over steps and sequences.
 
-The kernels' invariance was found by measurement, not promised by any runtime. So a few small steps
-are compared bit for bit once for each runtime version, processor, model and settings; the answer is
-kept. Knows any backend by its `Model` port, and nothing of what to do when the answer is no.
+No runtime guarantees that its kernels round alike for any split. We therefore compare a few small steps bit
+for bit, once for each runtime version, processor, model and settings, and store the answer. The module knows
+a backend only by its `Model` port; the caller decides what to do when the check fails.
 """
 
 from __future__ import annotations
@@ -11,28 +11,27 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.model_kinds import EarlyExitModel
-from specport.core.ports import CacheHandle, Model, Row
-from specport.core.sampling.sampler import to_host
+from specport.core.arrays import to_host
+from specport.core.ports import Block, CacheHandle, Model, Row, StepOutput, Wanted
 from specport.core.tree import TokenTree
+from specport.errors import ContextFull
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 
-CHECK = 4  # raise when the check or a model's layout changes: old answers are then asked anew
-_PAST, _NEW = 37, 11  # a part-filled second block of OpenVINO's cache, so that forks copy one
-NARROW, _WIDE = 64, 200  # without AVX-512, OpenVINO's products round otherwise from about 96 rows on
+CHECK = 4  # increase when an answer's meaning or a model's layout changes; it voids stored answers
+_PAST, _NEW = 37, 11  # the second block of OpenVINO's cache is partly filled, so that forks copy it
+NARROW, _WIDE = 64, 200  # without AVX-512, OpenVINO's matrix products round differently from about 96 rows on
 
 
 def is_invariant(model: Model, past: int = _PAST) -> bool:
-    """Whether chains, trees, single tokens and ragged batches give bit-identical logits behind a prompt.
+    """Return whether chains, trees, ragged batches and forks give the bits of a single step.
 
-    The prompt of `past` tokens is read in one step: plain and speculative decoding read it alike. A model
-    with an early exit is asked a second time, with the first tokens of each row drafted at the exit.
+    The prompt of `past` tokens is read in one step, as in plain and speculative decoding alike. A model with
+    an early exit is checked a second time, with the first tokens of each row drafted at the exit.
     """
     rng = np.random.default_rng(0)
     ids = [int(i) for i in rng.integers(0, model.vocab_size, past + _NEW)]
@@ -43,13 +42,16 @@ def is_invariant(model: Model, past: int = _PAST) -> bool:
         return False
     return all(
         np.array_equal(run, whole)
-        for drafted in ((0, 2) if model.capabilities.exit_layer else (0,))
+        for drafted in ((0, 2) if model.early_exit else (0,))
         for run in _runs(model, prompt, rest, drafted)
     )
 
 
 def is_wide(model: Model) -> bool:
-    """Whether a step of many tokens gives the bits of narrow ones. Where not, `NARROW` tokens mostly do."""
+    """Return whether a step of many tokens gives the bits of narrow steps.
+
+    Where it does not, steps of `NARROW` tokens mostly do.
+    """
     rng = np.random.default_rng(1)
     ids = [int(i) for i in rng.integers(0, model.vocab_size, min(_PAST + _WIDE, model.max_context))]
     prompt, rest = ids[:_PAST], ids[_PAST:]
@@ -58,15 +60,17 @@ def is_wide(model: Model) -> bool:
 
 
 def _runs(model: Model, prompt: list[int], rest: list[int], drafted: int) -> Iterator[NDArray[np.float32]]:
-    """The logits of `rest` behind `prompt`, split in different ways."""
+    """Yield the logits of `rest` after `prompt`, split in different ways."""
     yield _logits(model, [prompt], [[[token]] for token in rest], drafted)[0]
     yield _logits(model, [prompt], [[rest[:2]], [rest[2:5]], [rest[5:8]], [rest[8:]]], drafted)[0]
-    if model.capabilities.batch:  # two ragged neighbours, one of them with single tokens
+    if model.capabilities.batch:  # two ragged sequences, one of them with single tokens
         other = (prompt + rest)[:12]
         steps = [[rest[:1], other[5:9]], [rest[1:8], other[9:10]], [rest[8:], other[10:]]]
         yield _logits(model, [prompt, other[:5]], steps, drafted)[0]
     if model.capabilities.tree:
         yield _tree_path(model, prompt, rest, drafted)
+    if not drafted:
+        yield _forked(model, prompt, rest)
 
 
 def _logits(
@@ -75,41 +79,49 @@ def _logits(
     steps: Sequence[Sequence[Sequence[int]]],
     drafted: int = 0,
 ) -> list[NDArray[np.float32]]:
-    """Feed chunks behind each prompt, one list for each step and sequence; the logits of the chunks.
+    """Feed chunks after each prompt, one list per step and sequence; return the logits of the chunks.
 
-    drafted: first tokens of each chunk that are drafted at the model's early exit before it is stepped.
+    drafted: first tokens of each chunk that are drafted at the model's early exit before the step.
     """
     handles = [_opened(model, prompt) for prompt in prompts]
     found: list[list[NDArray[np.float32]]] = [[] for _ in handles]
     for chunks in steps:
-        rows = [Row(h, TokenTree.chain(chunk)) for h, chunk in zip(handles, chunks, strict=True)]
+        rows = [Row(h, Block.chain(chunk)) for h, chunk in zip(handles, chunks, strict=True)]
         _draft(model, rows, drafted)
-        output = model.step(rows)
+        output = _fits(model.step(rows))
         for i, row in enumerate(rows):
-            found[i].append(to_host(output.logits[output.offsets[i] : output.offsets[i + 1]]).copy())
-            model.commit(row.handle, range(len(row.tree)))
+            found[i].append(to_host(output.logits_of(i)).copy())
+            model.commit(row.handle, range(len(row.block)))
     for handle in handles:
         model.close(handle)
     return [np.concatenate(parts) for parts in found]
 
 
-def _opened(model: Model, prompt: Sequence[int]) -> CacheHandle:
+def _opened(model: Model, prompt: Sequence[int], logits: Wanted = "last") -> CacheHandle:
     handle = model.open()
-    model.step([Row(handle, TokenTree.chain(prompt), logits="last")])
+    _fits(model.step([Row(handle, Block.chain(prompt), logits=logits)]))
     model.commit(handle, range(len(prompt)))
     return handle
 
 
+def _fits(output: StepOutput) -> StepOutput:
+    """Return a step's output. Raises ContextFull where a row was refused: nothing can be compared then."""
+    for why in output.refused.values():
+        raise ContextFull(f"the check of exact mode does not fit the model's {why}")
+    return output
+
+
 def _draft(model: Model, rows: Sequence[Row], count: int) -> None:
-    """Draft the first tokens of each row, as many as it has, token by token."""
+    """Draft the first tokens of each row, one per call."""
     for i in range(count):
-        longer = [Row(row.handle, TokenTree.chain(row.tree.tokens[i : i + 1])) for row in rows]
-        if left := [row for row in longer if len(row.tree)]:
-            cast("EarlyExitModel", model).draft(left)
+        longer = [Row(row.handle, Block.chain(row.block.tokens[i : i + 1])) for row in rows]
+        left = [row for row in longer if len(row.block)]
+        if left and model.early_exit:
+            _fits(model.early_exit.draft(left))
 
 
 def _tree_path(model: Model, prompt: list[int], rest: list[int], drafted: int) -> NDArray[np.float32]:
-    """Logits along `rest` in trees where each of its nodes has a rival."""
+    """Return the logits along `rest` in trees where each node of the path has a sibling."""
     handle = _opened(model, prompt)
     parts = []
     for chunk in (rest[:3], rest[3:7], rest[7:]):  # 5 and 7 nodes: narrower than any set of widths
@@ -119,22 +131,38 @@ def _tree_path(model: Model, prompt: list[int], rest: list[int], drafted: int) -
             tokens += [(token + 1) % model.vocab_size, token]
             parents += [path[-1]] * 2
             path.append(len(tokens) - 1)
-        row = Row(handle, TokenTree(tuple(tokens), tuple(parents)))
+        row = Row(handle, TokenTree(tuple(tokens), tuple(parents)).as_block())
         _draft(model, [row], drafted)
-        output = model.step([row])
-        parts.append(to_host(output.logits)[path].copy())
+        parts.append(to_host(_fits(model.step([row])).logits)[path].copy())
         model.commit(handle, path)
     model.close(handle)
     return np.concatenate(parts)
 
 
+def _forked(model: Model, prompt: list[int], rest: list[int]) -> NDArray[np.float32]:
+    """Return the logits of `rest` in a fork while the original sequence continues with other tokens."""
+    origin = _opened(model, prompt, logits="none")
+    fork = model.fork(origin, len(prompt))
+    widest = max(model.capabilities.buckets, default=_NEW)
+    parts = []
+    for start in range(0, _NEW, widest):
+        chunk = rest[start : start + widest]
+        for handle, tokens in ((origin, prompt[: len(chunk)]), (fork, chunk)):
+            output = _fits(model.step([Row(handle, Block.chain(tokens))]))
+            model.commit(handle, range(len(tokens)))
+        parts.append(to_host(output.logits).copy())
+    model.close(origin)
+    model.close(fork)
+    return np.concatenate(parts)
+
+
 def checked(model: Model, key: str, past: int = _PAST) -> bool:
-    """`is_invariant`, or what it found earlier under this key (`registry.settings_key`)."""
+    """Return `is_invariant`, or the answer stored under this key (`registry.settings_key`)."""
     return _answered(key, lambda: is_invariant(model, past))
 
 
 def checked_wide(model: Model, key: str) -> bool:
-    """`is_wide`, or what it found earlier under this key."""
+    """Return `is_wide`, or the answer stored under this key."""
     return _answered(f"{key}-wide", lambda: is_wide(model))
 
 
@@ -148,7 +176,7 @@ def _answered(key: str, ask: Callable[[], bool]) -> bool:
 
 
 class Answers:
-    """What earlier checks found, in one small file. A damaged file only costs a new check.
+    """Hold the answers of earlier checks in one small file. A damaged file only causes a new check.
 
     Keys name everything that decides which kernels run (`registry.settings_key`).
     """
@@ -161,7 +189,7 @@ class Answers:
         return value if isinstance(value, bool) else None
 
     def put(self, key: str, answer: bool) -> None:
-        """Best effort: a read-only cache folder only means that the next start checks again."""
+        """Store an answer. With a read-only cache folder, the next start checks again."""
         with suppress(OSError):
             write_json(self._path, {**self._read(), f"{CHECK}-{key}": answer})
 

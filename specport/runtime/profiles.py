@@ -1,7 +1,7 @@
-"""Hardware profiles: what is known of a device before anything is measured on it.
+"""Hardware profiles: settings of a device and estimates that apply before calibration.
 
-Reads and checks the TOML files of `specport.hw_profiles` or a user's own. Imports no vendor package;
-recognises CPUs from what the operating system says.
+Reads and checks the TOML files of `specport.hw_profiles` or a user's own. Imports no vendor package. CPUs are
+recognised by the name that the operating system reports.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ else:
 
 @dataclass(frozen=True)
 class Profile:
-    """One device.
+    """Settings of one device.
 
-    recognise:  `cpu`, a regular expression for the processor's name. Empty: never picked by itself;
-                an accelerator is there when its backend finds `device`.
+    recognise:  `cpu`, a regular expression for the processor's name. Empty: never chosen automatically; an
+                accelerator is present when its backend finds `device`.
     backend:    name in the entry-point group `specport.backends`; device: its name for the device.
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
-    amx:        what to add to the first three for INT8 and INT4 weights where the processor has AMX.
-    precision, draft_precision: what a model is converted to unless the user says otherwise.
-    emulated:   whether other hardware stands in for the device's own: said wherever a result is shown.
-    symmetric:  whether the device runs weights without zero points only (option `sym`).
+    amx:        properties added to the first three for INT8 and INT4 weights where the processor has AMX.
+    precision, draft_precision: default weight formats of targets and drafts.
+    emulated:   whether other hardware emulates the device; noted wherever a result is shown.
+    symmetric:  whether the device runs only weights without zero points (option `sym`).
     policy, num_draft_tokens: default drafting; None = the policy's own number.
     buckets:    static step widths; empty = any.
-    cost:       new tokens -> time of a step over that of one token, before calibration.
-    width_change: how much longer a step takes when the one before had another width, as a share of
-                a one-token step.
+    cost:       new tokens -> step time relative to one token, before calibration.
+    width_change: extra time of a step whose width differs from the one before, relative to a one-token
+                step.
     cost_source: "measured" or "estimate".
     """
 
@@ -70,15 +70,15 @@ class Profile:
 
     @property
     def emulation(self) -> str | None:
-        """A note for the user where other hardware stands in for the device's own."""
+        """Return a note for the user where other hardware emulates the device, else None."""
         return (
-            f"{self.name} is emulated: nothing about its speed is true of the hardware"
+            f"{self.name} is emulated: its speed says nothing about the real hardware"
             if self.emulated
             else None
         )
 
     def mismatch(self, cpu: str) -> str | None:
-        """A note for the user when this machine's processor is not the one the profile describes."""
+        """Return a note for the user when the profile does not describe this processor, else None."""
         pattern = self.recognise.get("cpu")
         if pattern is None or re.search(pattern, cpu, re.IGNORECASE):
             return None
@@ -86,12 +86,12 @@ class Profile:
 
 
 def list_profiles() -> list[Profile]:
-    """Every profile that comes with specport, the one that runs everywhere first."""
+    """Return every profile that comes with specport; the one that runs everywhere comes first."""
     return [load_profile(name) for name in _names()]
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """A profile by name, or from a file that ends in .toml.
+    """Return a profile by name, or from a file that ends in .toml.
 
     Raises DeviceError for an unknown name and for a file with a missing, unknown or wrong entry.
     """
@@ -113,7 +113,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def detect(cpu: str | None = None) -> Profile:
-    """The profile for this machine's processor; xeon where none is more specific."""
+    """Return the profile for this machine's processor; xeon where none is more specific."""
     cpu = cpu_name() if cpu is None else cpu
     for profile in list_profiles():
         pattern = profile.recognise.get("cpu")
@@ -124,7 +124,7 @@ def detect(cpu: str | None = None) -> Profile:
 
 @cache
 def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
+    """Return the processor's name as the operating system reports it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -143,7 +143,7 @@ def cpu_name() -> str:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets that matter here, where the operating system lists them; else empty."""
+    """Return the relevant instruction sets where the operating system lists them, else an empty set."""
     wanted = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -157,7 +157,9 @@ def cpu_flags() -> frozenset[str]:
 def _names() -> tuple[str, ...]:
     files = resources.files("specport.hw_profiles").iterdir()
     names = sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
-    return tuple(sorted(names, key=lambda name: name != "xeon"))  # what runs everywhere comes first
+    return tuple(
+        sorted(names, key=lambda name: name != "xeon")
+    )  # the profile that runs everywhere comes first
 
 
 _TABLES = ("recognise", "exact", "fast", "draft", "fallback", "amx", "cost")
@@ -202,7 +204,7 @@ def _parse(text: str, where: str) -> Profile:
         raise fail(f"width_change is {raw['width_change']}", "it must be a share of a step, 0 or more")
     buckets = raw.get("buckets", [])
     if not all(type(b) is int and b > 0 for b in buckets) or buckets != sorted(set(buckets)):
-        raise fail(f"buckets is {buckets}", "they must be whole numbers that rise from 1 or more")
+        raise fail(f"buckets is {buckets}", "they must be increasing whole numbers of 1 or more")
     _check_recognise(raw.get("recognise", {}), fail)
     tables = {key: raw.get(key, {}) for key in _TABLES}
     return Profile(**{**raw, **tables, "buckets": tuple(buckets), "cost": _cost(raw["cost"], fail)})
@@ -225,16 +227,16 @@ def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise fail(f"recognise.{key} is no regular expression: {error}") from error
+            raise fail(f"recognise.{key} is not a regular expression: {error}") from error
 
 
 def _cost(table: Mapping[str, Any], fail: Any) -> dict[int, float]:
-    """{"1": 1.0, "8": 1.4} -> {1: 1.0, 8: 1.4}, checked to rise."""
+    """Parse {"1": 1.0, "8": 1.4} into {1: 1.0, 8: 1.4}. Raises DeviceError where the values decrease."""
     cost: dict[int, float] = {}
     for key, value in table.items():
         if not key.isdigit() or int(key) < 1 or type(value) not in (int, float) or not 0 < value < 1e6:
-            raise fail(f"cost.{key} is {value!r}", "entries are NEW_TOKENS = TIME_OVER_THAT_OF_ONE_TOKEN")
+            raise fail(f"cost.{key} is {value!r}", "entries are NEW_TOKENS = TIME_RELATIVE_TO_ONE_TOKEN")
         cost[int(key)] = float(value)
     if cost.get(1) != 1.0 or [*cost] != sorted(cost) or [*cost.values()] != sorted(cost.values()):
-        raise fail("cost must start with 1 = 1.0 and rise")
+        raise fail("cost must start with 1 = 1.0; tokens and times must not decrease")
     return cost

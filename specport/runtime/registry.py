@@ -1,7 +1,7 @@
-"""Backends: how they are found, what they say of this machine, and how one is asked for a model.
+"""Find backends, query them about this machine, and define how to ask one for a model.
 
-A backend registers an object in the entry-point group `specport.backends`. SPECPORT_BACKENDS, a list
-of names with commas between them, restricts which are loaded; empty means none.
+A backend registers an object in the entry-point group `specport.backends`. SPECPORT_BACKENDS, a list of
+names separated by commas, restricts which are loaded; an empty value means none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Weights = Literal["ir", "huggingface"]
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """Whether a profile's device can be used here; if not, why, and what would mend it."""
+    """Hold whether a profile's device can be used here; if not, the reason and the fix."""
 
     profile: str
     backend: str
@@ -44,14 +44,16 @@ class DeviceStatus:
 class LoadOptions:
     """How a backend is to load a model.
 
-    role:          a draft may round as it likes; a target in exact mode may not.
+    role:          a draft may round in any way; a target in exact mode may not.
     threads:       None = the runtime's own choice.
-    hidden_layers: layers whose hidden states every step returns.
-    head_tokens:   ids the language-model head is cut to; None = all. A backend that cannot cut heads
-                   loads the whole one, and `Loaded.head_tokens` says so.
+    hidden_layers: layers whose hidden states a step can return.
+    head_tokens:   ids that the language-model head is cut to; None = all. A backend that cannot cut heads
+                   loads the whole head, and `Loaded.head_tokens` is None.
     max_context:   a smaller limit than the model's own; None = the model's.
-    exit_layer:    layers after which the model may exit early to draft for itself (`EarlyExitModel`); 0 =
-                   none. A backend that cannot loads a model whose capabilities say 0.
+    exit_layer:    number of layers after which the model may exit early to draft for itself
+                   (`Model.early_exit`); 0 = none. A backend without support loads a model without an exit.
+    cache_bytes:   most memory of the key/value cache; None = a share of free memory
+                   (`memory.default_share`).
     """
 
     profile: Profile
@@ -62,16 +64,17 @@ class LoadOptions:
     head_tokens: tuple[int, ...] | None = None
     max_context: int | None = None
     exit_layer: int = 0
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model.
+    """Hold a loaded model.
 
     key:   names everything that decides how fast its steps are: runtime, processor, weights, settings.
-           Measured costs are kept under it; "" = they cannot be kept.
-    notes: what the user should know about how it was loaded.
-    head_tokens: the ids behind the columns of the logits; None = every id, in order.
+           Measured costs are stored under it; "" = they cannot be stored.
+    notes: messages for the user about how it was loaded.
+    head_tokens: the token id of each column of the logits; None = every id, in order.
     """
 
     model: Model
@@ -81,10 +84,13 @@ class Loaded:
 
 
 def settings_key(options: LoadOptions, **facts: object) -> str:
-    """A `Loaded.key` of everything that decides which kernels run. facts: what the backend knows of it."""
+    """Return a `Loaded.key` that covers everything that decides which kernels run.
+
+    facts: what the backend knows of it.
+    """
     head = options.head_tokens
     facts |= {
-        "instructions": sorted(cpu_flags()),  # virtual machines of one name differ in them
+        "instructions": sorted(cpu_flags()),  # virtual machines with the same processor name differ in them
         "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
         "hidden": options.hidden_layers,
         **({"exit": options.exit_layer} if options.exit_layer else {}),
@@ -94,28 +100,28 @@ def settings_key(options: LoadOptions, **facts: object) -> str:
 
 
 class Backend(Protocol):
-    """What stands behind an entry point."""
+    """The object behind an entry point."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def weights(self) -> Weights:
-        """What it loads: a folder with OpenVINO IR, or a Hugging Face folder with safetensors."""
+        """The format that it loads: "ir" for OpenVINO IR, "huggingface" for a folder with safetensors."""
         ...
 
     def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
-        """One status for each of these profiles; all of them name this backend. Must not raise."""
+        """Return one status for each of these profiles, which all name this backend. Must not raise."""
         ...
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
-        """Raises ModelError or DeviceError."""
+        """Return the loaded model. Raises ModelError or DeviceError."""
         ...
 
 
 @dataclass(frozen=True)
 class BrokenBackend:
-    """An entry point that could not be loaded. It is listed, and never breaks the others."""
+    """Stand for an entry point that could not be loaded, so that it is listed without breaking the others."""
 
     name: str
     reason: str
@@ -129,7 +135,7 @@ class BrokenBackend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every registered backend by name, as far as SPECPORT_BACKENDS allows."""
+    """Return every registered backend by name, as far as SPECPORT_BACKENDS allows."""
     allowed = os.environ.get("SPECPORT_BACKENDS")
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
     found: dict[str, Backend] = {}
@@ -138,13 +144,13 @@ def backends() -> dict[str, Backend]:
             continue
         try:
             found[point.name] = point.load()
-        except Exception as error:  # third-party code: whatever it raises, the listing goes on
+        except Exception as error:  # third-party code may raise anything; the listing continues
             found[point.name] = BrokenBackend(point.name, f"{type(error).__name__}: {error}")
     return found
 
 
 def statuses(profiles: Sequence[Profile]) -> list[DeviceStatus]:
-    """One status for each profile, in their order."""
+    """Return one status for each profile, in their order."""
     available = backends()
     by_name: dict[str, DeviceStatus] = {}
     for name in dict.fromkeys(profile.backend for profile in profiles):
@@ -158,7 +164,7 @@ def statuses(profiles: Sequence[Profile]) -> list[DeviceStatus]:
 
 
 def backend_for(profile: Profile) -> Backend:
-    """The backend of a profile whose device can be used. Raises DeviceError with what would mend it."""
+    """Return the backend of a profile. Raises DeviceError with the fix where its device cannot be used."""
     (status,) = statuses([profile])
     if not status.available:
         raise DeviceError(

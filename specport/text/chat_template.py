@@ -1,6 +1,6 @@
-"""Renders chat templates. The template comes with the model and is untrusted: it runs in jinja's sandbox.
+"""Render chat templates. A template comes with the model and is untrusted: it runs in jinja's sandbox.
 
-The environment is the one transformers gives to templates, so that the text is the same.
+The environment is the same as in transformers, so that the text is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from specport.errors import InvalidInput, ModelError
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's tokens for training; here it only passes its body on."""
+    """Ignore `{% generation %}`, which marks the assistant's tokens for training, and render its body."""
 
     tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]
 
@@ -36,7 +36,7 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 class ChatTemplate:
-    """A compiled chat template."""
+    """Hold a compiled chat template."""
 
     def __init__(self, source: str) -> None:
         environment = ImmutableSandboxedEnvironment(
@@ -53,12 +53,12 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **variables: Any
     ) -> str:
-        """The prompt text. Raises InvalidInput with the template's own words when it refuses the messages."""
+        """Return the prompt text. Raises InvalidInput with the template's own message when it fails."""
         try:
             return self._template.render(
                 messages=list(messages), tools=None, documents=None,
                 add_generation_prompt=add_generation_prompt, **variables,
             )  # fmt: skip
-        except Exception as error:  # a template can fail in any way; none of them may look like our bug
+        except Exception as error:  # a template can raise anything; none of it is a bug of specport
             reason = str(error) or type(error).__name__
             raise InvalidInput(f"the model's chat template refuses these messages: {reason}") from error

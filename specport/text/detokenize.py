@@ -1,11 +1,12 @@
-"""Token ids to streamed text: whole characters, stop strings, and who proposed each piece.
+"""Stream token ids as text: whole characters, stop strings, and the drafter of each piece.
 
-Knows a tokenizer's bytes, nothing of models.
+It needs only the bytes of each token.
 """
 
 from __future__ import annotations
 
 import codecs
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,10 +23,12 @@ class Detokenizer(Protocol):
 
 
 class TextStream:
-    """Collects output tokens; gives out text that can no longer change.
+    """Collect output tokens and give out text that can no longer change.
 
-    A character is held back until all its bytes are there, and text that may be the start of a stop
-    string until it is decided. `text` is what has been given out so far, without any stop string.
+    A character is held back until all its bytes have arrived. Text that may start a stop string is held
+    back until that is decided. `text` is all text given out so far, without any stop string.
+
+    One thread may push while another takes, since sequences of several threads share the engine's steps.
     """
 
     def __init__(self, tokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
@@ -35,29 +38,34 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending: list[Span] = []
         self._source = ""
+        self._lock = threading.Lock()
         self.text = ""
 
     def push(self, token: int, source: str = "") -> bool:
-        """Take one output token; True when a stop string is complete, which is then cut away."""
+        """Add one output token. Return True when a stop string is complete, which is then cut off."""
         if token in self._tokenizer.special_ids:
             return False
-        self._source = source
-        return self._add(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        piece = self._tokenizer.token_bytes(token)
+        with self._lock:
+            self._source = source
+            return self._add(self._decoder.decode(piece))
 
     def take(self) -> tuple[Span, ...]:
-        """The spans that are final and have not been given out before."""
-        return self._give(self._length() - self._held())
+        """Return the spans that are final and have not been given out before."""
+        with self._lock:
+            return self._give(self._length() - self._held())
 
     def finish(self) -> tuple[Span, ...]:
-        """The rest, once no more tokens come; a cut-off character becomes U+FFFD."""
-        self._add(self._decoder.decode(b"", final=True))
-        return self._give(self._length())
+        """Return the remaining spans after the last token; an incomplete character becomes U+FFFD."""
+        with self._lock:
+            self._add(self._decoder.decode(b"", final=True))
+            return self._give(self._length())
 
     def _length(self) -> int:
         return sum(len(text) for text, _ in self._pending)
 
     def _held(self) -> int:
-        """Length of the longest pending tail that a stop string may begin with."""
+        """Return the length of the longest pending tail that may start a stop string."""
         tail = "".join(text for text, _ in self._pending)[-self._hold :] if self._hold else ""
         for start in range(len(tail)):
             if any(s.startswith(tail[start:]) for s in self._stop):
@@ -85,7 +93,7 @@ class TextStream:
 
 
 def _split(spans: Sequence[Span], length: int) -> tuple[list[Span], list[Span]]:
-    """The first `length` characters of the spans, and the rest."""
+    """Return the first `length` characters of the spans, and the rest."""
     first: list[Span] = []
     rest: list[Span] = []
     for text, source in spans:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, without importing transformers: that would cost seconds at every start."""
+"""Convert text to token ids and back. Does not import transformers, which takes seconds at every start."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from typing import Any
 import tokenizers
 
 from specport.errors import InvalidInput, ModelError
-from specport.models.gguf.tokenizer import END_OF_TURN
-from specport.models.safe_files import regular
+from specport.models.json_file import MAX_FILE_BYTES, TOKENIZER_FILE, read_json
 from specport.text.chat_template import ChatTemplate
-
-TOKENIZER_FILE = "tokenizer.json"
-MAX_FILE_BYTES = 1 << 28  # no tokenizer is larger; stops a mistaken or hostile file from filling the memory
+from specport.text.gguf_tokenizer import END_OF_TURN
 
 
 def _gpt2_bytes() -> dict[int, int]:
-    """Code point -> byte of the alphabet that byte-level BPE writes bytes in (GPT-2)."""
+    """Return code point -> byte for the alphabet in which byte-level BPE writes bytes (GPT-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{byte: byte for byte in printable}, **{256 + i: byte for i, byte in enumerate(others)}}
@@ -34,7 +31,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
-    """A model's tokenizer and chat template. Thread-safe.
+    """Hold a model's tokenizer and chat template. Thread-safe.
 
     eos_ids:    every id that ends a turn or a text.
     vocab_size: highest id + 1; the model's own vocabulary may be padded beyond it.
@@ -64,7 +61,7 @@ class Tokenizer:
         self._bos = self._bos_id(add_bos)
 
     def _bos_id(self, add_bos: bool | None) -> int | None:
-        """The BOS id if this tokenizer puts one in front of a text, else None."""
+        """Return the BOS id if this tokenizer prepends one to a text, else None."""
         bos = self._vocab.get(self._special_texts.get("bos_token", ""))
         if bos is None or add_bos is False:
             return None
@@ -77,26 +74,26 @@ class Tokenizer:
 
     @property
     def bos(self) -> int | None:
-        """The BOS id that `encode` puts in front of a text, or None."""
+        """The BOS id that `encode` prepends to a text, or None."""
         return self._bos
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Ids of plain text, with the BOS or EOS that the model's own convention adds; never two BOS.
+        """Return the ids of plain text, with the BOS or EOS of the model's convention; never two BOS.
 
-        With `parse_special=False`, text that looks like a control token is just text.
+        parse_special: False = text that looks like a control token is encoded as plain text.
         """
         return self._encode(text, True, parse_special)
 
     def encode_part(self, text: str) -> list[int]:
-        """Ids of a stretch of plain text: no BOS, no EOS, and what looks like a control token is text."""
+        """Return the ids of a piece of plain text: no BOS, no EOS, and no control tokens."""
         return self._ids(text, False, False)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        """Ids of a conversation of {"role", "content"} messages; ends where the answer starts."""
+        """Return the ids of a conversation of {"role", "content"} messages, up to where the answer starts."""
         return self._encode(self.render(messages, add_generation_prompt), False, True)
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The text that `chat` encodes. Raises InvalidInput when the model has no chat template."""
+        """Return the text that `chat` encodes. Raises InvalidInput when the model has no chat template."""
         if self._template is None:
             raise InvalidInput("this model has no chat template", "give a plain prompt instead of messages")
         return self._template.render(messages, add_generation_prompt, **self._special_texts)
@@ -111,7 +108,7 @@ class Tokenizer:
 
     def _ids(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         try:
-            with self._lock:  # the switch below belongs to the backend, not to the call
+            with self._lock:  # the switch below is state of the backend, not of the call
                 self._backend.encode_special_tokens = not parse_special
                 ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
         except (UnicodeEncodeError, TypeError) as error:
@@ -119,12 +116,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Exact text of `ids`, blanks as they are; bytes that are no UTF-8 become U+FFFD."""
+        """Return the exact text of `ids`, spaces unchanged; invalid UTF-8 becomes U+FFFD."""
         kept = (i for i in ids if not (skip_special_tokens and i in self.special_ids))
         return b"".join(self.token_bytes(i) for i in kept).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; empty for an id outside the vocabulary."""
+        """Return the bytes of a token; empty for an id outside the vocabulary."""
         added = self._added.get(token)
         if added is not None:
             return str(added.content).encode("utf-8", errors="replace")
@@ -135,7 +132,7 @@ class Tokenizer:
         if "ByteLevel" in self._form:
             try:
                 return text.translate(_GPT2_BYTES).encode("latin-1")
-            except UnicodeEncodeError:  # a token that is not written in the byte alphabet
+            except UnicodeEncodeError:  # the token is not written in the byte alphabet
                 return text.encode("utf-8", errors="replace")
         if "ByteFallback" in self._form and (match := _BYTE_TOKEN.fullmatch(text)):
             return bytes([int(match[1], 16)])
@@ -143,24 +140,24 @@ class Tokenizer:
 
     @cached_property
     def table(self) -> Mapping[int, bytes]:
-        """id -> bytes of the whole vocabulary."""
+        """id -> bytes for the whole vocabulary."""
         table = {i: self._bytes(text) for text, i in self._vocab.items()}
         table.update((i, str(token.content).encode()) for i, token in self._added.items())
         return table
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over id -> bytes of every id. Equal: the ids of one model mean the same to the other."""
+        """SHA-256 over id -> bytes of every id. Equal fingerprints mean that ids have the same meaning."""
         digest = hashlib.sha256()
         for i, data in sorted(self.table.items()):
             digest.update(b"%d:%d:" % (i, len(data)) + data)
         return digest.hexdigest()
 
     def mismatch(self, other: Tokenizer) -> str | None:
-        """Why ids of this tokenizer cannot be read by `other`, or None when they can.
+        """Return why `other` cannot read ids of this tokenizer, or None when it can.
 
-        Ids that only one of them has are accepted where they are added tokens: vocabularies are padded,
-        and members of one family add different control tokens.
+        Ids that only one of them has are accepted where they are added tokens: vocabularies are padded, and
+        models of one family add different control tokens.
         """
         if self.fingerprint == other.fingerprint:
             return None
@@ -183,7 +180,7 @@ def _show(data: bytes) -> str:
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """Read tokenizer.json and what belongs to it from a model folder. Raises ModelError."""
+    """Read tokenizer.json and related files from a model folder. Raises ModelError."""
     folder = Path(folder)
     path = folder / TOKENIZER_FILE
     if not path.is_file():
@@ -217,21 +214,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty without the file. Raises ModelError when it is damaged."""
-    try:
-        if regular(path).stat().st_size > MAX_FILE_BYTES:
-            raise ModelError(f"{path} is too large")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}", "copy or download the file again") from error
-    return value if isinstance(value, dict) else {}
-
-
 def _text(token: Any) -> str:
-    """A special token of tokenizer_config.json: its text, or an object that holds it."""
+    """Return a special token of tokenizer_config.json, given as its text or as an object that holds it."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
@@ -244,7 +228,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise ModelError(f"{path} is too large")
         return path.read_text(encoding="utf-8", errors="replace")
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None

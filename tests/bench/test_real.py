@@ -11,7 +11,7 @@ import pytest
 from support.processor import NARROW
 
 from specport.calibration.measure import measure
-from specport.models.source import resolve
+from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.text.tokenizer import load_tokenizer
 

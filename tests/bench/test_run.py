@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
-from specport.api import Drafting
-from specport.bench.methods import Run, Spec, parse
 from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Job, Record, decode_all, plan
 from specport.bench.report import markdown, page
 from specport.bench.summary import first_difference, summarise, tpot
+from specport.calibration.methods import Run, Spec, parse
 from specport.cli import main
+from specport.core.planning.drafting import Drafting
 from specport.errors import InvalidInput
 
 LINES = [
@@ -42,9 +42,9 @@ def test_prompts_are_cut_by_category(prompts: Path) -> None:
     ("text", "words"),
     [
         ("", "holds no prompts"),
-        ("{", "line 1 is no prompt"),
-        ('{"id": 1, "category": "qa"}', "line 1 is no prompt"),
-        ('{"id": 1, "category": "qa", "turns": [""]}', "line 1 is no prompt"),
+        ("{", "line 1 is not a prompt"),
+        ('{"id": 1, "category": "qa"}', "line 1 is not a prompt"),
+        ('{"id": 1, "category": "qa", "turns": [""]}', "line 1 is not a prompt"),
         ('{"id": 1, "category": "qa", "turns": ["a"]}\n' * 2, "same id twice"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path) -> None:
     decode_all(again, jobs, {"counting": rest}, encoded, 8)
     assert rest.calls == 1 + 3 and [row["id"] for row in again.rows] == [str(i) for i in range(6)]
     assert [row["id"] for row in Record(tmp_path, {"a": 1}).rows] == [str(i) for i in range(6)]
-    with pytest.raises(InvalidInput, match="another a"):
+    with pytest.raises(InvalidInput, match="different a"):
         Record(tmp_path, {"a": 2})
 
 
@@ -208,14 +208,14 @@ def test_the_command_end_to_end(
     rows = (out / "rows.jsonl").read_text(encoding="utf-8")
     assert main(command) == 0 and (out / "rows.jsonl").read_text(encoding="utf-8") == rows
     assert main([*command, "--max-new-tokens", "25"]) == 2
-    assert "another max_new_tokens" in capsys.readouterr().err
+    assert "different max_new_tokens" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("toy_backend")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "draft"], "there is none"),
+        (["--method", "draft"], "no draft model is given"),
         (["--method", "other", "--draft", "x"], "unknown drafter"),
         (["--method", "genai:nonsense"], "unknown method"),
         (["--method", "transformers:nonsense"], "unknown method"),

@@ -1,4 +1,4 @@
-"""Measuring step costs and keeping them, on a model whose steps take the time that they are told to."""
+"""Measurement and storage of step costs, on a model whose steps take a given time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Timed(ToyModel):
         self.now, self._width, self._stall, self._count = 0.0, 0, stall_every, itertools.count(1)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
-        width, context = len(rows[0].tree), rows[0].handle.length
+        width, context = len(rows[0].block), rows[0].handle.length
         self.now += 1.0 + 0.1 * width + 0.001 * context + 0.5 * (width != self._width)
         if self._stall and next(self._count) % self._stall == 0:
             self.now += 30.0
@@ -127,7 +127,7 @@ def test_an_unwritable_cache_is_said(kept: measurements.Calibration, tmp_path: P
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring in tenths of a second."""
+    """Measure for tenths of a second."""
     import specport.calibration.calibrate as module
 
     def measure_little(model: Model, **options: Any) -> Measured:
@@ -144,15 +144,15 @@ def test_calibrate_and_then_load_plans_with_it(
     assert main(["calibrate", "--model", "big", "--draft", "ngram|small"]) == 0
     out, err = capsys.readouterr()
     assert "target big (int8)" in out and "draft small (int4)" in out
-    assert "context 16" in out and "the loop adds" in out and "kept in" in out
+    assert "context 16" in out and "the loop adds" in out and "saved to" in out
     assert "steps at 16 tokens" in err
     assert toy_backend.loaded == ["big", "small"]
 
     pipeline = specport.load("big", draft="ngram|small")
-    planner = pipeline.engine.drafter
+    planner = pipeline.engine.policy
     assert isinstance(planner, Planner) and planner._costs.measured
     assert [source.costs and source.costs.measured for source in planner._sources] == [None, True]
-    other = specport.load("other", draft="ngram").engine.drafter
+    other = specport.load("other", draft="ngram").engine.policy
     assert isinstance(other, Planner) and not other._costs.measured
 
 
@@ -174,7 +174,7 @@ def test_a_backend_without_keys_keeps_nothing(
 ) -> None:
     toy_backend.keyed = False
     assert main(["calibrate", "--quiet"]) == 0
-    assert "kept in" not in capsys.readouterr().out
+    assert "saved to" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where a target exits best: tried on what it writes, kept, and found again by `specport.load`."""
+"""The best exit of a target: measured on its own text, stored, and found by `specport.load`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from support.toy_model import ToyExitModel
 
 import specport
 from specport.calibration import exits
+from specport.calibration.target_text import Text, along
 from specport.cli import main
 from specport.core.planning.planner import Planner
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Row
 from specport.drafters.model.drafter import EarlyExitDrafter
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.progress import silent
 from specport.runtime import measurements
 from specport.runtime.registry import LoadOptions
-from specport.text.builtin_prompts import Text, along
 
 LAYERS = 8
 
@@ -34,15 +33,15 @@ def model_folder(toy_backend: ToyBackend, tmp_path: Path) -> Path:  # noqa: F811
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring in tenths of a second."""
+    """Measure for tenths of a second."""
     from functools import partial
 
     import specport.calibration.calibrate as module
     from specport.calibration.measure import measure
 
     monkeypatch.setattr(module, "measure", partial(measure, widths=(1, 2), contexts=(16,)))
-    monkeypatch.setattr(module, "_TARGET_S", 0.0)
-    monkeypatch.setattr(module, "_DRAFT_S", 0.0)
+    monkeypatch.setattr(module, "TARGET_S", 0.0)
+    monkeypatch.setattr(module, "DRAFT_S", 0.0)
 
 
 @pytest.mark.parametrize("count", [2, 3, 9, 12, 30, 61])
@@ -59,7 +58,7 @@ def test_the_exit_with_most_tokens_a_second_is_best() -> None:
     found = exits.compare(models.__getitem__, [1, 2, 3], [text], target, silent)
     assert [tried.layer for tried in found] == [1, 2, 3]
     assert found[0].agreement < found[1].agreement <= found[2].agreement
-    dear = [exits.Exit(t.layer, s, t.agreement, exits.rate(t.agreement, s, target))
+    dear = [exits.Exit(t.layer, s, t.agreement, exits.expected_speed(t.agreement, s, target))
             for t, s in zip(found, (0.01, 0.05, 2.0), strict=True)]  # fmt: skip
     assert exits.best(dear).layer == 2
     hopeless = [exits.Exit(1, 1.0, 0.1, 1.0), exits.Exit(2, 1.0, 0.2, 1.0)]
@@ -72,9 +71,9 @@ def test_first_layers_are_read_and_timed_like_a_draft() -> None:
     ((output, answer),) = along(first, [Text((1, 2, 3), (4, 5, 6))])
     expected = [model.early[a, b] for a, b in ((2, 3), (3, 4), (4, 5))]
     assert answer == (4, 5, 6) and (output.logits == expected).all()
-    assert model.num_open == 0 and first.capabilities.exit_layer == 0
+    assert model.num_open == 0 and first.early_exit is None
     handle = first.open()
-    first.step([Row(handle, TokenTree.chain([1]))])
+    first.step([Row(handle, Block.chain([1]))])
     with pytest.raises(AssertionError):
         first.commit(handle, (0,))  # what was drafted cannot be kept
 
@@ -86,7 +85,7 @@ def test_calibrate_finds_an_exit_and_run_uses_it(capsys: pytest.CaptureFixture[s
     assert main(["calibrate", "--model", "big", "--draft", "early-exit", "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "early exit big (int8, exit after layer" in out and "agreement" in out and "used" in out
-    planner = specport.load("big", draft="ngram|early-exit").engine.drafter
+    planner = specport.load("big", draft="ngram|early-exit").engine.policy
     assert isinstance(planner, Planner) and planner._costs.measured
     (source,) = planner._sources[1:]
     assert isinstance(source.drafter, EarlyExitDrafter) and source.costs and source.costs.measured
@@ -99,9 +98,9 @@ def test_a_named_exit_is_only_measured(capsys: pytest.CaptureFixture[str]) -> No
     assert [(r["role"], r["exit_layer"], r["exits"]) for r in reports] == [
         ("target", 0, []), ("target", 3, []), ("early exit", 3, []),
     ]  # fmt: skip
-    source = specport.load("big", draft="early-exit:3").engine.drafter._sources[0]  # type: ignore[union-attr]
+    source = specport.load("big", draft="early-exit:3").engine.policy._sources[0]  # type: ignore[union-attr]
     assert source.costs.measured
-    with pytest.raises(InvalidInput, match="where big exits best"):
+    with pytest.raises(InvalidInput, match="the best exit layer of big"):
         specport.load("big", draft="early-exit")
 
 

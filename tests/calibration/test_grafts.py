@@ -1,4 +1,4 @@
-"""Graft's thresholds on toy models: what is found, how it is kept, and that it is used."""
+"""Graft's thresholds on toy models: their choice, their storage, and their use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from specport.calibration import calibrate as module
 from specport.calibration import grafts
 from specport.cli import main
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import Fixed
+from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.planning.step_costs import StepCosts
-from specport.drafters.cascade import Cascade
-from specport.drafters.spec import DraftModel
+from specport.drafters.context import DraftModel
 from specport.drafters.tree.graft import (
     CHECKPOINTS,
     VARIANTS,
@@ -47,7 +46,7 @@ def flat(seconds: float) -> StepCosts:
 def found(
     draft_s: float, target: ToyModel | None = None, profile: Profile | None = None
 ) -> tuple[Choice, ...]:
-    """What is found beside a target whose steps take a second at any width."""
+    """Return the choices for a target whose steps take a second at any width."""
     target = target or ToyModel(VOCAB, max_context=400)
     model = ToyModel(VOCAB, noise=0.2, max_context=400)
     draft = DraftModel(model, Tokenizer(), "toy", flat(draft_s))  # type: ignore[arg-type]
@@ -66,8 +65,8 @@ def test_a_cheap_draft_is_not_stopped_and_a_costly_one_early() -> None:
     assert cheap.checkpoint.level == costly.checkpoint.level == 1
     assert cheap.checkpoint.threshold < 0.5 and cheap.stopped < 0.2
     assert costly.checkpoint.threshold > 0.9 and costly.stopped > 0.8
-    assert costly.rate > 1.5 * costly.never_rate
-    assert cheap.rate >= cheap.never_rate
+    assert costly.tokens_per_second > 1.5 * costly.never_tokens_per_second
+    assert cheap.tokens_per_second >= cheap.never_tokens_per_second
 
 
 def test_a_planner_takes_part_in_the_recordings() -> None:
@@ -85,7 +84,7 @@ def test_levels_and_shares_stay_as_they_are() -> None:
 
 
 def test_a_profile_that_drafts_short_chains_is_calibrated_on_those() -> None:
-    """Its checkpoints behind the last level are never asked and stay."""
+    """Checkpoints behind the last level are never reached and stay as they are."""
     target = ToyModel(VOCAB, tree=False, max_context=400)
     choices = found(30.0, target, CHAINS)
     assert [choice.learnt for choice in choices] == [True, True, False]
@@ -104,13 +103,12 @@ def test_a_recording_ends_where_the_answer_does(ends: bool) -> None:
     text = target.greedy([1, 2], 20)
     eos = frozenset(text[-1:]) if ends else frozenset()
 
-    def make(variant: Variant, tell: Callable[[DraftedRound], None]) -> GraftDrafter:
-        return GraftDrafter(ModelLevels(draft, target.vocab_size), (), variant, record=tell)
+    def make(variant: Variant, record: Callable[[DraftedRound], None]) -> FirstProposal:
+        graft = GraftDrafter(ModelLevels(draft, target.vocab_size), (), variant, record=record)
+        return FirstProposal([graft], lambda: Fixed(6))
 
     seen: list[float] = []
-    rounds = grafts.record(
-        target, make, Variant(), [[1, 2]], eos, Fixed(6), lambda what, share: seen.append(share)
-    )
+    rounds = grafts.record(target, make, Variant(), [[1, 2]], eos, 6, lambda what, share: seen.append(share))
     committed = sum(1 + r.accepted for r in rounds)
     if ends:
         length = text.index(text[-1]) + 1
@@ -166,7 +164,7 @@ def test_damaged_checkpoints_count_as_nothing(wrong: object) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring in tenths of a second, on three short prompts."""
+    """Measure for tenths of a second, on three short prompts."""
     measure = module.measure
     monkeypatch.setattr(
         module, "measure", lambda model, **rest: measure(model, widths=(1, 2), contexts=(16,), budget_s=0)
@@ -179,11 +177,9 @@ NPU = ("--device", "core-ultra-npu-emulated")
 
 
 def grafted(pipeline: specport.Pipeline) -> Variant:
-    drafter = pipeline.engine.drafter
-    if isinstance(drafter, Cascade):
-        drafter = drafter._drafters[-1]
-    if isinstance(drafter, Planner):
-        drafter = drafter._sources[-1].drafter
+    policy = pipeline.engine.policy
+    assert isinstance(policy, FirstProposal | Planner)
+    drafter = policy._drafters[-1] if isinstance(policy, FirstProposal) else policy._sources[-1].drafter
     assert isinstance(drafter, GraftDrafter)
     return drafter._variant
 
@@ -202,7 +198,7 @@ def test_calibrate_prints_and_keeps_what_load_uses(
     assert "recording grafted trees" in err
     lines = out[out.index("graft: level") :].splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "6"]
-    assert lines[3].endswith("too few: left as it was")
+    assert lines[3].endswith("too few rounds: unchanged")
 
     kept = measurements.find_pair("big-target", "0").graft
     assert kept is not None and kept != VARIANTS["graft"]

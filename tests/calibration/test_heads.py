@@ -1,4 +1,4 @@
-"""Choosing the size of a draft's head, on drafts whose agreement and speed are told."""
+"""Choice of the size of a draft's head, on drafts of given agreement and speed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from support.toy_model import ToyModel
 from support.toy_pipeline import ToyTokenizer
 
 import specport
-from specport.calibration import heads
+from specport.calibration import heads, target_text
 from specport.calibration.calibrate import calibrate
+from specport.calibration.target_text import Text
+from specport.core.planning.policies import FirstProposal
 from specport.core.planning.step_costs import StepCosts
 from specport.drafters.model.drafter import ModelDrafter
 from specport.models.source import ModelFiles
 from specport.runtime import measurements
 from specport.runtime.registry import Loaded, LoadOptions
 from specport.text import builtin_prompts
-from specport.text.builtin_prompts import Text
 
 FLAT = StepCosts((1, 64), (0,), ((0.1, 0.1),), measured=True)
 
@@ -38,13 +39,13 @@ def test_a_head_keeps_the_first_ids_and_the_special_ones() -> None:
 
 def test_the_target_writes_what_it_would() -> None:
     target, tokenizer = ToyModel(max_context=400), ToyTokenizer()
-    written = builtin_prompts.write(target, tokenizer, builtin_prompts.PROMPTS, 9, lambda what, share: None)  # type: ignore[arg-type]
+    written = target_text.write(target, tokenizer, builtin_prompts.PROMPTS, 9, lambda what, share: None)  # type: ignore[arg-type]
     assert len(written) == len(builtin_prompts.PROMPTS) and target.num_open == 0
     for prompt, text in zip(builtin_prompts.PROMPTS, written, strict=True):
         assert text.prompt == tuple(tokenizer.encode(prompt))
         assert list(text.answer) == target.greedy(text.prompt, 9)
     short = ToyModel(max_context=90)
-    fitting = builtin_prompts.write(short, tokenizer, builtin_prompts.PROMPTS, 9, lambda what, share: None)  # type: ignore[arg-type]
+    fitting = target_text.write(short, tokenizer, builtin_prompts.PROMPTS, 9, lambda what, share: None)  # type: ignore[arg-type]
     assert len(fitting) == sum(len(prompt) + 9 <= 90 for prompt in builtin_prompts.PROMPTS) < len(written)
 
 
@@ -88,11 +89,11 @@ def test_steps_are_timed_in_turns() -> None:
 
 def test_the_rate_is_that_of_the_best_draft_length() -> None:
     # With steps that cost the same at any width and a free draft, all 8 tokens are drafted.
-    assert heads.rate(1.0, 0.0, FLAT) == pytest.approx(9 / 0.1)
+    assert heads.expected_speed(1.0, 0.0, FLAT) == pytest.approx(9 / 0.1)
     # One token at half the time of a step: (1 + 0.6) / 0.15 is more than plain and than two tokens.
-    assert heads.rate(0.6, 0.05, FLAT) == pytest.approx(1.6 / 0.15)
+    assert heads.expected_speed(0.6, 0.05, FLAT) == pytest.approx(1.6 / 0.15)
     # A draft that never pays is not used.
-    assert heads.rate(0.1, 1.0, FLAT) == pytest.approx(1 / 0.1)
+    assert heads.expected_speed(0.1, 1.0, FLAT) == pytest.approx(1 / 0.1)
 
 
 def test_a_cut_head_must_win_clearly() -> None:
@@ -126,7 +127,7 @@ def test_a_head_is_kept_and_found(
 
 
 class CuttingBackend(ToyBackend):
-    """Cuts heads as it is told. A whole draft's step takes 20 ms, a cut one's next to nothing."""
+    """Cuts heads. A step of a whole draft takes 20 ms, of a cut one hardly any time."""
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
         self.loaded.append(f"{files.name}:{len(options.head_tokens or ())}")
@@ -163,7 +164,9 @@ def test_calibration_cuts_the_head_and_the_next_load_takes_it(cutting: CuttingBa
     cutting.loaded.clear()
     pipeline = specport.load("big", draft="small", policy="fixed", num_draft_tokens=7)
     assert cutting.loaded == ["big:0", "small:8"]
-    drafter = pipeline.engine.drafter
+    policy = pipeline.engine.policy
+    assert isinstance(policy, FirstProposal)
+    (drafter,) = policy._drafters
     assert isinstance(drafter, ModelDrafter)
     head = drafter._reading.head(0)
     assert head.columns is None and head.ids(range(8)) == [*range(8)]

@@ -1,4 +1,4 @@
-"""The classifier that stops a draft: what it learns, where its threshold lies, how it is kept and asked."""
+"""The classifier that stops a draft: its training, its threshold, its storage and its use."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import specport
 from specport.calibration import stopping
 from specport.calibration.calibrate import calibrate
 from specport.calibration.stopping import Trace
+from specport.calibration.target_text import Text
 from specport.cli import main
 from specport.core.planning.confidence import NO_SPREAD, Spread, spread_of
-from specport.core.planning.policies import CLASSIFIER, Classified, make_policy
+from specport.core.planning.policies import CLASSIFIER, Classified, make_length_rule
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.stop_classifier import DEPTH, NUM_FEATURES, TOP_K, Classifier, features, fit
 from specport.core.ports import Drafted, Plan
 from specport.errors import InvalidInput
 from specport.runtime import measurements
-from specport.text.builtin_prompts import Text
 
 FLAT = StepCosts((1, 64), (0,), ((1.0, 1.0),), measured=True)
 
@@ -55,7 +55,7 @@ def test_it_learns_what_no_threshold_on_the_probability_can() -> None:
         labels.append((chance > 0.5) != (position <= DEPTH // 2))
     assert len(rows[0]) == NUM_FEATURES
     classifier = fit(rows, labels)
-    right = (classifier.chances(np.asarray(rows)) > 0.5) == np.asarray(labels)
+    right = (classifier.probabilities(np.asarray(rows)) > 0.5) == np.asarray(labels)
     assert right.mean() > 0.95
     again = fit(rows, labels)
     assert np.array_equal(classifier.inner, again.inner) and classifier.outer_bias == again.outer_bias
@@ -64,7 +64,7 @@ def test_it_learns_what_no_threshold_on_the_probability_can() -> None:
 
 
 def traces(num: int, rng: np.random.Generator) -> list[Trace]:
-    """Guesses that are right as often as the draft thinks."""
+    """Return guesses that are right with the probability that the draft gives."""
     found = []
     for _ in range(num):
         chances = rng.choice([0.95, 0.2], size=60)
@@ -76,7 +76,9 @@ def test_the_threshold_is_where_most_tokens_a_second_are_made() -> None:
     many = traces(6, np.random.default_rng(2))
     trained = stopping.train(many, FLAT, 0.1)
     assert trained is not None
-    assert trained.rate > 1.02 * trained.fixed_rate  # it sees what is unsure; a number does not
+    assert (
+        trained.tokens_per_second > 1.02 * trained.fixed_tokens_per_second
+    )  # it sees what is unsure; a number does not
     assert 0.2 < trained.classifier.threshold < 0.95
     # Where a draft step costs as much as the target's, few tokens pay; where it is free, all do.
     dear, free = stopping.train(many, FLAT, 2.0), stopping.train(many, FLAT, 0.0)
@@ -97,7 +99,7 @@ def test_playing_a_text() -> None:
     accepted = [True, True, False, True, True, True]
 
     def number(n: int) -> tuple[int, float]:
-        return stopping._play(accepted, lambda place, position: position >= n, FLAT, 0.1)
+        return stopping.simulate(accepted, lambda place, position: position >= n, FLAT, 0.1)
 
     # 2 drafts + bonus; then 2 and the end of the text.
     assert number(2) == (6, pytest.approx(2 * 1.2))
@@ -136,7 +138,7 @@ def test_the_rule_asks_for_what_it_needs(classifier: Classifier) -> None:
     assert classifier.goes_on(Drafted((0.95,), *sure(0.95)))
     assert not classifier.goes_on(Drafted((0.2,), *sure(0.2)))
     assert replace(classifier, threshold=0.01).goes_on(Drafted((0.2,), *sure(0.2)))
-    assert make_policy(CLASSIFIER, 4, classifier=classifier).plan() == Plan(4, stop=classifier)
+    assert make_length_rule(CLASSIFIER, 4, classifier=classifier).plan() == Plan(4, stop=classifier)
     assert Classified().plan() == Plan(DEPTH)
 
 
@@ -148,7 +150,7 @@ def test_a_classifier_is_kept_and_found(
     found = measurements.find_pair("target", "draft")
     assert path is not None and found.head_tokens == (1, 2) and found.classifier is not None
     rows = np.random.default_rng(0).uniform(size=(20, NUM_FEATURES))
-    assert np.array_equal(found.classifier.chances(rows), classifier.chances(rows))
+    assert np.array_equal(found.classifier.probabilities(rows), classifier.probabilities(rows))
     assert found.classifier.threshold == classifier.threshold
     table = json.loads(path.read_text())
     for name, wrong in (("mean", [1.0]), ("outer", [float("nan")] * 16), ("inner", "x"), ("threshold", None)):
@@ -172,7 +174,7 @@ def calibrated(monkeypatch: pytest.MonkeyPatch, toy_backend: ToyBackend) -> ToyB
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 3}])
 def test_calibrate_trains_it_and_load_uses_it(options: dict[str, Any]) -> None:
     pipeline = specport.load("big", draft="small", policy=CLASSIFIER)
-    stop = pipeline._drafting.make_policy().plan().stop
+    stop = pipeline._drafting.make_length_rule().plan().stop
     assert isinstance(stop, Classifier) and 0 < stop.threshold < 1
     first = pipeline.generate("abc", max_new_tokens=30, **options)
     assert first.metrics.num_accepted_tokens

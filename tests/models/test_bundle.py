@@ -17,8 +17,10 @@ from specport.cli import main
 from specport.errors import ModelError
 from specport.models import bundle, manifest
 from specport.models.bundle import Bundle
-from specport.models.source import IR_BIN, IR_XML, resolve
+from specport.models.source import IR_BIN, IR_XML
 from specport.models.weight_sketch import same, sketch
+from specport.runtime.conversion import resolve
+from specport.runtime.loading import tokenizer_mismatch
 from specport.text.tokenizer import load_tokenizer
 
 MADE = Bundle(
@@ -82,7 +84,7 @@ def test_what_means_nothing_is_no_bundle(made: Path, wrong: dict[str, object]) -
     about = manifest.read(made, bundle.BUNDLE_FILE)
     assert about is not None
     manifest.write(made, {**about["about"], **wrong}, bundle.BUNDLE_FILE)
-    with pytest.raises(ModelError, match="no draft bundle's manifest"):
+    with pytest.raises(ModelError, match="not a draft bundle's manifest"):
         bundle.read(made)
 
 
@@ -93,11 +95,11 @@ def test_damage_and_newer_formats_are_said(made: Path) -> None:
     with pytest.raises(ModelError, match=r"format 99.*update specport"):
         bundle.read(made)
     manifest.write(made, {"format": 1, "target": "x"}, bundle.BUNDLE_FILE)
-    with pytest.raises(ModelError, match="no draft bundle's manifest"):
+    with pytest.raises(ModelError, match="not a draft bundle's manifest"):
         bundle.read(made)
     manifest.write(made, about["about"], bundle.BUNDLE_FILE)
     (made / IR_BIN).write_bytes(b"weighty")
-    with pytest.raises(ModelError, match=r"openvino_model.bin has other content.*specport quantize"):
+    with pytest.raises(ModelError, match=r"the content of openvino_model.bin has changed.*specport quantize"):
         bundle.read(made)
     (made / IR_BIN).unlink()
     with pytest.raises(ModelError, match="is missing"):
@@ -154,6 +156,10 @@ def as_ir(folder: Path, out: Path, converted: bool, shift: float = 0.0) -> Path:
     return out
 
 
+def check(made: bundle.Bundle, folder: Path, name: str, fingerprint: str, draft: Path) -> None:
+    made.check_target(folder, name, fingerprint, lambda: tokenizer_mismatch(made, draft, folder))
+
+
 def test_a_model_of_the_same_form_with_other_weights_is_refused(tmp_path: Path) -> None:
     """As Qwen2.5-1.5B beside a draft for Qwen2.5-Coder-1.5B; any format of the right one does."""
     right, wrong = with_norm(tmp_path / "right", 1), with_norm(tmp_path / "wrong", 2)
@@ -162,17 +168,15 @@ def test_a_model_of_the_same_form_with_other_weights_is_refused(tmp_path: Path) 
         target_sketch=sketch(right),
     )  # fmt: skip
     for dtype in ("F16", "BF16"):
-        made.check_target(with_norm(tmp_path / dtype, 1, dtype), "same", "e" * 64, right)
+        check(made, with_norm(tmp_path / dtype, 1, dtype), "same", "e" * 64, right)
     for n, (converted, shift) in enumerate([(False, 0.0), (True, 0.0), (False, 1.0)]):
         assert sketch(as_ir(right, tmp_path / f"ir{n}", converted, shift))
-        made.check_target(tmp_path / f"ir{n}", "same", "e" * 64, right)
+        check(made, tmp_path / f"ir{n}", "same", "e" * 64, right)
     for folder in (wrong, as_ir(wrong, tmp_path / "wrong-ir", True)):
         with pytest.raises(ModelError, match=r"for big, not for other: its weights.*specport quantize"):
-            made.check_target(folder, "other", "e" * 64, right)
-    replace(made, target_sketch=()).check_target(
-        wrong, "other", "e" * 64, right
-    )  # an older bundle: not known
-    made.check_target(wrong, "other", MADE.target_fingerprint, right)  # the very weights of the build
+            check(made, folder, "other", "e" * 64, right)
+    check(replace(made, target_sketch=()), wrong, "other", "e" * 64, right)  # an older bundle: not known
+    check(made, wrong, "other", MADE.target_fingerprint, right)  # the very weights of the build
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -184,13 +188,13 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     vocab = stored["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (other / "tokenizer.json").write_text(json.dumps(stored))
-    with pytest.raises(ModelError, match=r"for big, not for other: its tokenizer is another: token \d+"):
-        made.check_target(other, "other", MADE.target_fingerprint, right)
+    with pytest.raises(ModelError, match=r"for big, not for other: its tokenizer differs: token \d+"):
+        check(made, other, "other", MADE.target_fingerprint, right)
     stored = json.loads(text)  # padding that only one of them has is no other tokenizer
     stored["added_tokens"].append({**stored["added_tokens"][0], "id": len(vocab), "content": "<|pad|>"})
     (other / "tokenizer.json").write_text(json.dumps(stored))
     assert load_tokenizer(other).fingerprint != made.tokenizer
-    made.check_target(other, "other", MADE.target_fingerprint, right)
+    check(made, other, "other", MADE.target_fingerprint, right)
 
 
 def test_what_is_no_model_has_no_sketch(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_inspect_shows_it(made: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--out", "x", "--head-tokens", "-1"], "head_tokens is -1"),
         (["--out", "x", "--distil", "-5"], "distil_tokens is -5"),
         (["--out", "."], "is there already"),
-        (["inspect", "."], "no draft bundle"),
+        (["inspect", "."], "not a draft bundle"),
         (["export", ".", "--to", "xml", "--out", "y"], "unknown layout"),
     ],
 )

@@ -98,7 +98,7 @@ def test_same_size_and_time_is_found_by_verify():
     stat = (folder / "weights.bin").stat()
     _flip(folder)
     os.utime(folder / "weights.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert cache.verify("tiny") == "weights.bin has other content than when it was made"
+    assert cache.verify("tiny") == "the content of weights.bin has changed"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("broken")])

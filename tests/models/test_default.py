@@ -7,7 +7,8 @@ import time
 import pytest
 
 from specport.models import cache, download, manifest
-from specport.models.source import ir_problem, resolve
+from specport.models.source import ir_problem
+from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real_model
@@ -33,7 +34,8 @@ def test_default_model_is_whole_and_right():
 def test_second_start_is_quick():
     resolve()
     code = (
-        "from specport.models.source import resolve; from specport.text.tokenizer import load_tokenizer; "
+        "from specport.runtime.conversion import resolve\n"
+        "from specport.text.tokenizer import load_tokenizer\n"
         "load_tokenizer(resolve().folder).encode('hello')"
     )
     start = time.monotonic()

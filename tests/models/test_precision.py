@@ -84,7 +84,7 @@ def test_every_option_belongs_to_the_precisions_that_it_names(base: str) -> None
         if base in bases:
             assert parse(text).options == (name,)
         else:
-            with pytest.raises(InvalidInput, match=f"'{name}' is no option of {base}"):
+            with pytest.raises(InvalidInput, match=f"'{name}' is not an option of {base}"):
                 parse(text)
 
 
@@ -107,13 +107,17 @@ def test_what_needs_text_and_what_is_symmetric() -> None:
         (":sym", "unknown precision ':sym'", "choose one of fp32, bf16, fp16, int8, int4"),
         (
             "int8:sym,",
-            "precision 'int8:sym,': '' is no option of int8",
+            "precision 'int8:sym,': '' is not an option of int8",
             "options of int8 are sym, activations",
         ),
-        ("int8:asym", "'asym' is no option of int8", "options of int8 are sym, activations"),
-        ("int4:activations", "'activations' is no option of int4", "options of int4 are asym, sym, group"),
-        ("int4: sym", "' sym' is no option of int4", "asym, sym"),
-        ("fp16:awq", "'awq' is no option of fp16", "fp16 has no options"),
+        ("int8:asym", "'asym' is not an option of int8", "options of int8 are sym, activations"),
+        (
+            "int4:activations",
+            "'activations' is not an option of int4",
+            "options of int4 are asym, sym, group",
+        ),
+        ("int4: sym", "' sym' is not an option of int4", "asym, sym"),
+        ("fp16:awq", "'awq' is not an option of fp16", "fp16 has no options"),
         ("int4:awq,awq", "'awq' stands twice", "options of int4"),
         ("int4:group=32,group=64", "'group' stands twice", "options of int4"),
         ("int4:asym,sym", "asym and sym exclude each other", "choose one"),

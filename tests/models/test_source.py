@@ -12,7 +12,8 @@ from support import tiny_models
 from specport.errors import InvalidInput, ModelError
 from specport.models import hub, source
 from specport.models.gguf.file import read_header, write_without_tokenizer
-from specport.models.source import original, resolve
+from specport.models.source import original
+from specport.runtime.conversion import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def test_devices_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices"]) == 0
     shown = capsys.readouterr().out
     assert all(profile.name in shown for profile in list_profiles())
-    assert "to mend it" in shown and "\x1b" not in shown
+    assert "fix: " in shown and "\x1b" not in shown
     assert main(["devices", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {d["profile"] for d in told["devices"]} == {p.name for p in list_profiles()}

@@ -11,8 +11,8 @@ from support import tiny_models
 from tokenizers import AddedToken
 
 from specport.errors import InvalidInput, ModelError
-from specport.models.gguf import tokenizer as gguf_tokenizer
 from specport.models.gguf.file import read_header
+from specport.text import gguf_tokenizer
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 

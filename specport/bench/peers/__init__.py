@@ -1,1 +1,1 @@
-"""Other runtimes that the benchmark compares with."""
+"""Other runtimes as benchmark peers."""

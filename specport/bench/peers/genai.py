@@ -1,6 +1,6 @@
 """Peer: openvino-genai's LLMPipeline on the same IR. Optional (extra `bench`).
 
-It is fed token ids, so that every method reads the same prompt.
+It gets token ids, so that every method reads the same prompt.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from specport.bench.methods import Run
+from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.quantize.convert.to_genai import genai
 
-# The modes, and the settings that make them; numbers are the library's own defaults.
+# Settings of each mode. The numbers are the library's defaults.
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "lookup": {"num_assistant_tokens": 5, "max_ngram_size": 3},
@@ -28,9 +28,9 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 class GenAi:
-    """One mode of LLMPipeline. Raises SpecportError where the package is missing.
+    """Run one mode of LLMPipeline. Raises SpecportError where the package is missing.
 
-    properties: of the runtime, the same that specport itself takes for its fast mode.
+    properties: runtime properties; the same as in specport's fast mode.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Peer: llama.cpp through llama-cpp-python, plain, with its prompt lookup, or with a draft model.
+"""Peer: llama.cpp through llama-cpp-python: plain, with its prompt lookup, or with a draft model.
 
-It runs the GGUF file that the compared model was converted from. Optional (extra `llama`; there are no
-wheels, so installing it compiles llama.cpp for this machine). It is fed token ids, so that every method
-reads the same prompt.
+It runs the GGUF file that the compared model was converted from. Optional (extra `llama`); there are no
+wheels, so installing it compiles llama.cpp on this machine. It gets token ids, so that every method reads the
+same prompt.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from specport.bench.methods import Run
+from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.source import original
 
-# The modes, and the settings that make them. Its own documentation advises two looked-up tokens on a
-# processor and ten on a GPU; it has no default for a draft model: a chain of three suits a processor.
+# Settings of each mode. The library's documentation recommends 2 lookup tokens on a CPU and 10 on a GPU. It
+# has no default for a draft model; a chain of 3 tokens suits a CPU.
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "lookup": {"max_ngram_size": 2, "num_pred_tokens": 2},
@@ -30,10 +30,10 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 class LlamaCpp:
-    """One mode of llama-cpp-python's `Llama`. Raises SpecportError where the package is missing.
+    """Run one mode of llama-cpp-python's `Llama`. Raises SpecportError where the package is missing.
 
-    model, draft: what the user named; there must be a GGUF file behind it.
-    max_context:  most tokens of a prompt and its answer.
+    model, draft: the names that the user gave; a GGUF file must exist for each.
+    max_context:  most tokens of a prompt plus its answer.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class LlamaCpp:
             drafting = _chain(Llama(str(draft_weights), **options), **MODES[mode])
         elif MODES[mode]:
             drafting = LlamaPromptLookupDecoding(**MODES[mode])
-        # With a drafter the library keeps logits of every token, but makes room for them only if told to.
+        # With a draft the library stores the logits of every token, but allocates them only with logits_all.
         self._llama = Llama(str(weights), draft_model=drafting, logits_all=drafting is not None, **options)
         self.settings: Mapping[str, Any] = settings
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
-        self._llama.reset()  # it would keep what the new prompt shares with the last one
+        self._llama.reset()  # else it reuses the cache of a shared prefix
         tokens: list[int] = []
         ttft = 0.0
         began = time.perf_counter()
@@ -94,7 +94,7 @@ class LlamaCpp:
 
 
 def _chain(llama: Any, num_pred_tokens: int) -> Any:
-    """Greedy continuations of a second model, as the library wants them of a draft."""
+    """Return a draft model for the library that proposes greedy continuations of a second model."""
     import numpy as np
     from llama_cpp.llama_speculative import LlamaDraftModel
 
@@ -109,5 +109,5 @@ def _chain(llama: Any, num_pred_tokens: int) -> Any:
 def _gguf(spec: str) -> Path:
     path = original(spec)
     if path.suffix != ".gguf":
-        raise InvalidInput(f"{spec} has no GGUF file, which llama.cpp needs", "name one as the model")
+        raise InvalidInput(f"{spec} has no GGUF file, which llama.cpp needs", "give a GGUF file as the model")
     return path

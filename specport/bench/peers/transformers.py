@@ -1,9 +1,9 @@
-"""Peer: transformers' own `generate` on PyTorch, plain, with prompt lookup, or with an assistant model.
+"""Peer: transformers' `generate` on PyTorch: plain, with prompt lookup, or with an assistant model.
 
-It runs the weights that the compared model was converted from: transformers rolls its cache back after a
-rejection, which the stateful form that OpenVINO runs does not allow. Beside the torch backend it computes in
-the same precision, beside any other in bfloat16. It is fed token ids, so that every method reads the same
-prompt.
+It runs the weights that the compared model was converted from. The stateful IR does not work here:
+transformers crops its cache after a rejection, which a stateful model does not allow. It computes in the
+precision of the torch backend where that is compared, else in bfloat16. It gets token ids, so that every
+method reads the same prompt.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from specport.bench.methods import Run
+from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.precision import TORCH_DTYPES
 from specport.models.source import original
 
-# The modes, and the settings that make them; everything else is the library's default.
+# Settings of each mode. All others are the library's defaults.
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "lookup": {"prompt_lookup_num_tokens": 10},
@@ -32,10 +32,10 @@ _ASSISTED = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant
 
 
 class Transformers:
-    """One mode of `generate`. Raises SpecportError where the packages are missing.
+    """Run one mode of `generate`. Raises SpecportError where the packages are missing.
 
-    model, draft: what the user named; converted models will not do.
-    loaded:       models by their files, which several modes share.
+    model, draft: the names that the user gave; converted models cannot be used.
+    loaded:       path -> loaded model, shared by the modes.
     precision:    one of TORCH_DTYPES.
     """
 
@@ -87,7 +87,7 @@ class Transformers:
         if mode == "draft":
             assert draft is not None
             path, assistant = shared(draft)
-            config = GenerationConfig()  # the library's defaults; it reads them from the assistant
+            config = GenerationConfig()  # the library's defaults, which it reads from the assistant
             assistant.generation_config = config
             self._options["assistant_model"] = assistant
             settings |= {"draft weights": path.name, **{name: getattr(config, name) for name in _ASSISTED}}
@@ -114,7 +114,7 @@ class Transformers:
 
 
 class _Clock:
-    """A streamer that notes when the first tokens come, and how many; the prompt comes before them."""
+    """Streamer that records when the first tokens arrive and how many; it gets the prompt before them."""
 
     def __init__(self) -> None:
         self.first: float | None = None

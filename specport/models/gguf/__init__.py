@@ -1,1 +1,1 @@
-"""Reading GGUF files: header, tensors, tokenizer."""
+"""Read and write GGUF files: header and tensors."""

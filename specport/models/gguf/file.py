@@ -1,8 +1,8 @@
-"""Reads the header of a GGUF file: metadata and tensor table. Never reads or interprets weights.
+"""Read the header of a GGUF file: metadata and tensor table. Never reads or interprets weights.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package's reader makes a
-NumPy view of every string, which takes seconds for a vocabulary of 150,000 tokens; this one takes tenths.
-The file is untrusted: every length is checked against the file's size before it is used.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the `gguf` package makes a
+NumPy view of every string, which takes seconds for a vocabulary of 150,000 tokens; this one takes tenths. The
+file is untrusted: every length is checked against the file's size before it is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from specport.errors import ModelError
 from specport.models.safe_files import UnsafeFile, regular
 
-Tensor = tuple[tuple[int, ...], int, int]  # shape in ggml order, ggml type, offset from the data's start
+Tensor = tuple[tuple[int, ...], int, int]  # shape in ggml order, ggml type, offset from the start of the data
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -28,7 +28,7 @@ MAX_ENTRIES = 1 << 20  # more metadata keys or tensors than any real model has
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
-# ggml type -> (elements a block, bytes a block): needed only to tell whether the file is complete.
+# ggml type -> (elements per block, bytes per block): only to check that the file is complete.
 BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -40,10 +40,10 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What stands before the weights of a GGUF file.
+    """Hold everything before the weights of a GGUF file.
 
     metadata: key -> value; arrays of numbers are NumPy arrays, arrays of strings are lists.
-    data_start: where the data of the tensors start.
+    data_start: byte offset of the tensor data.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Parse and check `path`. Raises ModelError when it is no GGUF file, damaged or incomplete."""
+    """Parse and check `path`. Raises ModelError when it is not a GGUF file, damaged or incomplete."""
     try:
         with open(regular(path), "rb") as file:
             if file.read(4) != MAGIC:
@@ -83,7 +83,7 @@ class _Parser:
         return ModelError(f"{self.path} is truncated or damaged: {what}", "download the file again")
 
     def take(self, size: int) -> int:
-        """Move past `size` bytes; returns where they start."""
+        """Skip `size` bytes and return where they start."""
         start = self.at
         if size < 0 or size > len(self.data) - start:
             raise self.damaged(f"the header ends after {len(self.data)} bytes")
@@ -165,10 +165,10 @@ class _Parser:
 
 
 def write_without_tokenizer(header: GgufHeader, out: Path, vocab_size: int) -> None:
-    """Copy a GGUF file without its tokenizer; `{architecture}.vocab_size` takes the vocabulary's place.
+    """Copy a GGUF file without its tokenizer; `{architecture}.vocab_size` replaces the vocabulary.
 
-    transformers parses the metadata twice on its way to the weights, and almost all of that time goes
-    into the strings of the tokenizer, which it does not need there.
+    transformers parses the metadata twice before it reads the weights. Almost all of that time goes into the
+    strings of the tokenizer, which it does not need there.
     """
     size_key = f"{header.architecture}.vocab_size"
     kept = [key for key in header.spans if not key.startswith("tokenizer.") and key != size_key]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from specport.models import download
-from specport.models.gguf import tokenizer as gguf_tokenizer
 from specport.models.gguf.file import read_header
+from specport.text import gguf_tokenizer
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("data", "tokenizer_golden.json").read_text("utf-8"))

@@ -1,7 +1,7 @@
-"""Builds a `tokenizers` tokenizer from the vocabulary in a GGUF file, with llama.cpp's token ids.
+"""Build a `tokenizers` tokenizer from the vocabulary in a GGUF file, with llama.cpp's token ids.
 
-The pre-tokenizers and flags are those of llama.cpp (src/llama-vocab.cpp). What a GGUF file says about
-its vocabulary is written as an ordinary Hugging Face tokenizer, so that transformers reads it too.
+The pre-tokenizers and flags are those of llama.cpp (src/llama-vocab.cpp). The result is saved as an ordinary
+Hugging Face tokenizer, so that transformers reads it too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CASED = r"[^\r\n\p{L}\p{N}]?(?:(?=\p{L})[^a-z])*(?:(?=\p{L})[^A-Z])+%s|" + (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Expressions applied one after the other, each to the pieces that the one before left.
+# Expressions are applied in order, each to the pieces left by the one before.
 PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "gpt-2": (_GPT2,),
@@ -51,7 +51,7 @@ ALIASES = {
 IGNORE_MERGES = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken"}
 BOS_BY_DEFAULT = IGNORE_MERGES
 
-# Texts that end a turn or a text, whatever the metadata says (llama.cpp keeps the same kind of list).
+# Texts that end a turn or a text regardless of the metadata (llama.cpp has a similar list).
 END_OF_TURN = frozenset({
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
     "<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
@@ -59,7 +59,7 @@ END_OF_TURN = frozenset({
 
 
 class Vocabulary:
-    """The `tokenizer.ggml.*` metadata of a GGUF file, checked."""
+    """Hold the `tokenizer.ggml.*` metadata of a GGUF file, checked."""
 
     def __init__(self, header: GgufHeader) -> None:
         self.path, self._data = header.path, header.metadata
@@ -86,7 +86,7 @@ class Vocabulary:
         return self._data.get(f"tokenizer.ggml.{key}", default)
 
     def special(self, name: str, default: int | None = None) -> int | None:
-        """Id of the `bos`, `eos`, `eot`, `eom`, `unknown` or `padding` token; None where there is none."""
+        """Return the id of the `bos`, `eos`, `eot`, `eom`, `unknown` or `padding` token, or None."""
         value = self.get(f"{name}_token_id", default)
         return int(value) if value is not None and 0 <= int(value) < len(self.tokens) else None
 
@@ -99,14 +99,14 @@ class Vocabulary:
         return self.special("eos", 2 if self.spm else None)
 
     def end_ids(self) -> list[int]:
-        """Every id that ends a turn or a text."""
+        """Return every id that ends a turn or a text."""
         ids = {self.eos, self.special("eot"), self.special("eom")}
         ids.update(i for i, text in enumerate(self.tokens) if text in END_OF_TURN and self.types[i] != 1)
         return sorted(i for i in ids if i is not None)
 
 
 def build(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer of a GGUF vocabulary. Raises ModelError for a kind that is not supported."""
+    """Return the tokenizer of a GGUF vocabulary. Raises ModelError for an unsupported kind."""
     if vocabulary.spm:
         tokenizer = _sentencepiece(vocabulary)
     elif vocabulary.kind == "gpt2":
@@ -122,7 +122,7 @@ def build(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _real_tokens(vocabulary: Vocabulary) -> dict[str, int]:
-    """Text -> id without the padding that only widens the embedding to a round number."""
+    """Return text -> id without padding tokens, which only round up the embedding size."""
     out: dict[str, int] = {}
     for i, text in enumerate(vocabulary.tokens):
         if vocabulary.types[i] == UNUSED and text == f"[PAD{i}]":
@@ -144,7 +144,9 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
     tokens = _real_tokens(vocabulary)
     pairs = []
     for merge in merges:
-        left, _, right = merge[1:].partition(" ")  # llama.cpp looks for the blank from the second character
+        left, _, right = merge[1:].partition(
+            " "
+        )  # llama.cpp searches for the space from the second character on
         left = merge[:1] + left
         if left in tokens and right in tokens and left + right in tokens:
             pairs.append((left, right))
@@ -181,7 +183,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _merges_from_scores(tokens: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Merge rules that join pieces in the order of the joined piece's score, as SentencePiece does."""
+    """Return merge rules that join pieces in the order of the merged piece's score, as SentencePiece does."""
     found: list[tuple[float, int, str, str]] = []
     for text, i in tokens.items():
         for cut in range(1, len(text)):
@@ -206,7 +208,7 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 
 
 def _add_template(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Let the tokenizer itself add BOS and EOS where the model's convention does."""
+    """Make the tokenizer add BOS and EOS where the model's convention does."""
     ends = []
     for wanted, i in ((vocabulary.add_bos, vocabulary.bos), (vocabulary.add_eos, vocabulary.eos)):
         ends.append((vocabulary.tokens[i], i) if wanted and i is not None else None)

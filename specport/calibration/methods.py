@@ -1,4 +1,4 @@
-"""Ways to decode that a benchmark compares: specport's own, all on one loaded target.
+"""Time ways to decode: what each of them owes a comparison, and specport's own on one loaded target.
 
 A method is named as DRAFT, DRAFT@POLICY or DRAFT@POLICY=N: `plain`, `ngram`, `ngram|MODEL@fixed=4`. A tree is
 drafted by `DRAFT@fixed=N:B,B,...` with the number of branches at depth 1, 2, ...: `ngram@fixed=4:2`.
@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from specport.api import Drafting
-from specport.core.engine import Engine, Generation
-from specport.core.ports import Drafter
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.engine import Engine
+from specport.core.planning.drafting import Drafting
+from specport.core.ports import Policy
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.errors import InvalidInput
 
 PLAIN = "plain"
@@ -78,39 +79,28 @@ class Own:
     """One of specport's methods. A drafter learns from prompt to prompt, as in a pipeline."""
 
     def __init__(
-        self, spec: Spec, engine: Engine, eos_ids: frozenset[int], settings: Mapping[str, Any]
+        self, name: str, engine: Engine, eos_ids: frozenset[int], settings: Mapping[str, Any]
     ) -> None:
-        self.name = spec.name
+        self.name = name
         self.settings = settings
         self._engine = engine
         self._eos_ids = eos_ids
-        self._drafting = spec.drafting
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
         began = time.perf_counter()
-        generation = Generation(
-            list(prompt),
-            self._engine.open(),
-            SamplingParams(),
-            self._drafting.make_policy(),
-            max_new_tokens,
-            self._eos_ids,
-        )
-        try:
-            for _ in self._engine.run([generation]):
-                pass
-            total = time.perf_counter() - began
-        finally:
-            self._engine.close(generation.handle)
+        generation = Generation(list(prompt), SamplingParams(), max_new_tokens, self._eos_ids)
+        for _ in self._engine.run([generation]):
+            pass
+        total = time.perf_counter() - began
         metrics = generation.metrics
         tokens = generation.tokens[generation.num_prompt_tokens :]
         return Run(tokens, metrics.ttft_s, total, metrics.as_dict())
 
 
 def own(
-    spec: Spec, drafter: Drafter | None, engine: Engine, eos_ids: frozenset[int], about: Mapping[str, Any]
+    spec: Spec, policy: Policy | None, engine: Engine, eos_ids: frozenset[int], about: Mapping[str, Any]
 ) -> Own:
-    """A method on the target of `engine` with a drafter of its own."""
+    """Return a method that drafts by this policy on the model of `engine`, which other methods share."""
     how = {f.name: getattr(spec.drafting, f.name) for f in fields(spec.drafting) if f.name != "classifier"}
     settings = {**about, "draft": spec.draft, **how}
-    return Own(spec, Engine(engine.model, drafter), eos_ids, settings)
+    return Own(spec.name, engine.beside(policy), eos_ids, settings)
