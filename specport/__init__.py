@@ -10,10 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specport.runtime.versions import VERSION
+
 if TYPE_CHECKING:
-    from specport.api import Chat, GenerationOptions, Pipeline
+    from specport.api import load
+    from specport.chat import Chat
     from specport.errors import SpecportError
-    from specport.runtime.loading import load
+    from specport.options import GenerationOptions
+    from specport.pipeline import Pipeline
     from specport.stream import Chunk, Result, Stream
 
 # Run from a checkout (`python -m specport` there finds this folder, not the installed copy): what
@@ -22,16 +26,24 @@ _beside = Path(__file__).parent.parent
 if not Path(__file__).with_name("backends").exists() and (_beside / "hw_profiles").is_dir():
     __path__.append(str(_beside))
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Chat", "Chunk", "GenerationOptions", "Pipeline", "Result", "SpecportError", "Stream", "load"]
+_HOMES = {
+    "load": "specport.api",
+    "Chat": "specport.chat",
+    "Chunk": "specport.stream",
+    "GenerationOptions": "specport.options",
+    "Pipeline": "specport.pipeline",
+    "Result": "specport.stream",
+    "SpecportError": "specport.errors",
+    "Stream": "specport.stream",
+}
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `specport --help` must not load a runtime."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'specport' has no attribute {name!r}")
     from importlib import import_module
 
-    streaming = dict.fromkeys(("Chunk", "Result", "Stream"), "stream")
-    homes = {"load": "runtime.loading", "SpecportError": "errors", **streaming}
-    return getattr(import_module(f"specport.{homes.get(name, 'api')}"), name)
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,16 +1,16 @@
-"""Errors that a user can cause and mend. Knows nothing of any backend, model or command line.
+"""Errors that a user can cause and fix.
 
-Every error a user can meet derives from `SpecportError`; the command line prints it on one line and
-exits with code 2. Anything else that escapes is a bug and keeps its traceback.
+Every such error derives from `SpecportError`; the command line prints it on one line and exits with code 2.
+Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class SpecportError(Exception):
-    """A mistake in the input or in the set-up, with the next step to take.
+    """An error in the input or the set-up, with the next step to take.
 
-    `hint` names the command or the change that mends it; it is printed behind the message.
+    hint: the command or change that fixes it; printed after the message.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Progress of slow work: a callback for library use, a bar on stderr for people."""
+"""Report the progress of slow work: a callback for library use, a bar on stderr for the command line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, float], None]  # (what is being done, share done of the whole: 0 to 1)
+Progress = Callable[[str, float], None]  # (name of the stage, share done of the whole: 0 to 1)
 
 
 def silent(what: str, share: float) -> None:
-    """The progress callback that shows nothing."""
+    """Show nothing."""
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress callback that draws a bar on stderr; nothing is drawn until it is first called."""
+    """Yield a progress callback that draws a bar on stderr, starting with its first call."""
     from tqdm import tqdm
 
     bar: tqdm[None] | None = None
@@ -36,5 +36,5 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def part(progress: Progress, start: float, end: float) -> Progress:
-    """A callback whose 0 to 1 is `start` to `end` of `progress`."""
+    """Return a callback whose range 0 to 1 maps to `start` to `end` of `progress`."""
     return lambda what, share: progress(what, start + (end - start) * min(max(share, 0.0), 1.0))

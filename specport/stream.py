@@ -1,18 +1,19 @@
-"""One generation as a stream of text, and its result."""
+"""Stream one generation as text, and return its result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from specport.core.engine import Engine, FinishReason, Generation
+from specport.core.engine import Engine
 from specport.core.metrics import Metrics
+from specport.core.sequence import FinishReason, Generation
 from specport.text.detokenize import Span, TextStream
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """New text of a stream, and the same in spans of (text, drafter or "" for the target itself)."""
+    """Hold new text of a stream, and the same as spans of (text, drafter name or "" for the target)."""
 
     text: str
     spans: tuple[Span, ...]
@@ -20,27 +21,36 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished generation. `token_ids` are the output's, with the end token if there was one."""
+    """Hold a finished generation.
+
+    token_ids: output tokens, including the end token if there was one.
+    logprobs:  log-probability of each of token_ids from the target's logits; empty where not requested.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     metrics: Metrics
     prompt_token_ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
 
 
 class Stream:
-    """Iterator over the chunks of one generation; `result` is there once it has ended.
+    """Iterate over the chunks of one generation. `result` is available at the end.
 
-    Dropping it early frees what it holds. `cancel` may be called from any thread.
+    Dropping the stream early ends the generation; its memory is freed before the engine's next round.
+    `cancel` may be called from any thread.
     """
 
     def __init__(
-        self, engine: Engine, generation: Generation, text: TextStream, on_end: Callable[[Result], None]
+        self,
+        engine: Engine,
+        generation: Generation,
+        text: TextStream,
+        on_end: Callable[[Result], None] = lambda result: None,
     ) -> None:
         self._generation = generation
-        self._text = text
-        self._on_end = on_end
+        self._engine, self._text, self._on_end = engine, text, on_end
         self._commits = engine.run([generation])
         self._result: Result | None = None
 
@@ -54,7 +64,7 @@ class Stream:
             for _ in self._commits:
                 if spans := self._text.take():
                     return _chunk(spans)
-        except BaseException:  # Ctrl-C as well: what is there becomes the result
+        except BaseException:  # Ctrl-C too: the text so far becomes the result
             self.close()
             raise
         if spans := self._text.finish():
@@ -63,27 +73,26 @@ class Stream:
         raise StopIteration
 
     def cancel(self) -> None:
-        """Stop before the next step; what is there by then becomes the result."""
+        """Stop before the next step. The text up to then becomes the result."""
         self._generation.cancel()
 
     def close(self) -> None:
-        """Stop now and free the cache. Happens by itself at the end of the iteration."""
+        """Stop now and free the cache. The end of the iteration does the same."""
         if self._result is not None:
             return
         self._commits.close()
         self._generation.cancel()
-        self._generation.check_cancelled()
-        self._text.finish()
+        self._engine.tidy()
         self._result = finished(self._generation, self._text)
         self._on_end(self._result)
 
     def __del__(self) -> None:
-        if hasattr(self, "_result"):  # the constructor got to its end
-            self.close()
+        if hasattr(self, "_generation"):  # may run during a step: take no lock here
+            self._generation.cancel()
 
     @property
     def result(self) -> Result:
-        """The whole text; iterates to the end first if need be."""
+        """The result of the generation. Reads the stream to its end first."""
         for _ in self:
             pass
         assert self._result is not None  # the iteration has ended
@@ -95,13 +104,14 @@ def _chunk(spans: tuple[Span, ...]) -> Chunk:
 
 
 def finished(generation: Generation, text: TextStream) -> Result:
-    """The result of a generation that the engine has ended."""
-    assert generation.finish_reason is not None  # the engine has ended it
+    """Return the result of a generation that has ended, or that was closed before it began."""
+    text.finish()
     cut = generation.num_prompt_tokens
     return Result(
         text.text,
         generation.tokens[cut:],
-        generation.finish_reason,
+        generation.finish_reason or "cancelled",
         generation.metrics,
         generation.tokens[:cut],
+        generation.token_logprobs,
     )

@@ -98,7 +98,7 @@ def test_draft_of_another_tokenizer_names_the_mismatch(tmp_path: Path) -> None:
     import shutil
 
     from specport.models.cache import cache_root
-    from specport.models.source import resolve
+    from specport.runtime.conversion import resolve
 
     other = tmp_path / "other"
     shutil.copytree(resolve().folder, other)

@@ -1,8 +1,8 @@
-"""The command line: finds the subcommand, and turns its errors into exit codes.
+"""Command line: run a subcommand and turn its errors into exit codes.
 
-Knows which subcommands there are, nothing of what they do. Exit codes: 0 done, 1 done and a check
-failed (matrix), 2 a mistake the user can mend (said in one line), 130 stopped by Ctrl-C, 141 the reader
-of the output went away.
+This module knows the names of the subcommands only. Exit codes: 0 done; 1 done, but a check failed (matrix);
+2 an error that the user can fix (printed on one line); 130 stopped by Ctrl-C; 141 the reader of the output
+closed the pipe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from specport.cli import terminal
 from specport.cli.options import Parser
 from specport.errors import SpecportError
 
-# Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy itself.
+# Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy at load.
 COMMANDS = {
     "run": "specport.cli.run",
     "calibrate": "specport.cli.calibrate",
@@ -32,13 +32,13 @@ EXAMPLES = """\
 examples:
   specport run "Explain speculative decoding to a child."
   specport run --chat --device xeon
-  specport calibrate --device xeon      measure what a step costs here; run then plans with it
-  specport devices                      what this machine can run on, and what is missing
+  specport calibrate --device xeon      measure step times on this machine for the planner of run
+  specport devices                      list the devices of this machine, and what is missing
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Anything but a user's mistake keeps its traceback."""
+    """Run one command and return its exit code. Only errors that are bugs keep their traceback."""
     terminal.prepare_streams()
     try:
         return _dispatch([*(sys.argv[1:] if argv is None else argv)])
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    # Only the command that is asked for is imported; the overview needs all of them.
+    # Import only the requested command. The overview needs all of them.
     asked = [arguments[0]] if arguments and arguments[0] in COMMANDS else [*COMMANDS]
     modules = {name: importlib.import_module(COMMANDS[name]) for name in asked}
     parser = _parser(modules.values())
@@ -67,9 +67,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _parser(modules: Iterable[ModuleType]) -> Parser:
-    parser = Parser(
-        "specport", description="Speculative decoding that runs, and pays, on any hardware.", epilog=EXAMPLES
-    )
+    parser = Parser("specport", description="Speculative decoding on any hardware.", epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"specport {specport.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for module in modules:

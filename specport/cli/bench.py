@@ -17,14 +17,14 @@ examples:
   specport bench --prompts spec_bench.jsonl --per-category 10 --model DIR --draft DRAFT_DIR \\
       --method 'ngram|draft' --method ngram@fixed=4 --method genai:plain --method genai:draft --out results
 
-A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, suffix, draft or several of them like
-'ngram|draft'; the policy is planned unless it is named; DRAFT@fixed=3:2,2 drafts trees. What --history and
---datastore name is read by suffix, not changed: nothing is learnt from prompt to prompt. Peers: genai:plain,
+A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, suffix, draft or several, as in
+'ngram|draft'. The default policy is planned. DRAFT@fixed=3:2,2 drafts trees. The drafter suffix reads
+--history and --datastore but does not change them: nothing is learnt between prompts. Peers: genai:plain,
 genai:lookup, genai:draft and genai:draft-dynamic are openvino-genai on the same model; transformers:plain,
-transformers:lookup and transformers:draft are PyTorch on the weights that it was converted from;
-llama.cpp:plain, llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file that
-it was converted from. Plain decoding is always measured, before and after the others. A benchmark that was
-stopped goes on where it was, with the same command.
+transformers:lookup and transformers:draft are PyTorch on the weights before conversion; llama.cpp:plain,
+llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file before conversion.
+Plain decoding is always measured, before and after the others. The same command resumes a benchmark that was
+stopped.
 """
 
 
@@ -35,21 +35,35 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--prompts", required=True, type=Path, metavar="FILE",
-        help='a JSON object a line: {"id": 1, "category": "qa", "turns": ["Why?"]}',
+        help='one JSON object per line: {"id": 1, "category": "qa", "turns": ["Why?"]}',
     )  # fmt: skip
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="results: report.md, .html and .json, rows"
+        "--out", required=True, type=Path, metavar="DIR", help="folder for report.md, .html, .json and rows"
     )
     add = parser.add_argument
-    add("--method", action="append", dest="methods", metavar="METHOD", help="see below; repeatable")
+    add(
+        "--method",
+        action="append",
+        dest="methods",
+        metavar="METHOD",
+        help="method to measure, see below; repeatable",
+    )
     add("--per-category", type=int, metavar="N", help="at most N prompts of each category")
-    add("--category", action="append", dest="categories", metavar="NAME", help="only this one; repeatable")
-    add("--max-new-tokens", type=int, metavar="N", help="length limit of each answer (default: 128)")
-    add("--runs", type=int, metavar="N", help="times each prompt is decoded by each method (default: 1)")
+    add(
+        "--category",
+        action="append",
+        dest="categories",
+        metavar="NAME",
+        help="measure this category only; repeatable",
+    )
+    add("--max-new-tokens", type=int, metavar="N", help="most tokens of each answer (default: 128)")
+    add("--runs", type=int, metavar="N", help="runs of each method on each prompt (default: 1)")
     options.add_target_options(parser)
     draft = parser.add_argument_group("drafting")
-    draft.add_argument("--draft", metavar="MODEL", help="the model that `draft` stands for in a method")
-    options.add_precision(draft, "--draft-precision", "weights of the draft model (default: the device's)")
+    draft.add_argument("--draft", metavar="MODEL", help="the model that the name `draft` means in a method")
+    options.add_precision(
+        draft, "--draft-precision", "weight format of the draft model (default: the device's)"
+    )
     options.add_retrieval_options(draft)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

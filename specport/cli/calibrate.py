@@ -1,4 +1,4 @@
-"""`specport calibrate`: measure what a model's steps cost here, for the planner of `specport run`."""
+"""`specport calibrate`: measure a model's step times on this machine for the planner of `specport run`."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ examples:
   specport calibrate --model DIR --draft early-exit
   specport calibrate --model DIR --draft 'graft(DRAFT_DIR)'
 
-Takes about a minute a model, and some more for a graft; let the machine do nothing else meanwhile. The
-head of a draft is cut to its commonest tokens where that pays; --draft early-exit finds the layer after
-which the model itself drafts best; graft(MODEL), when its tree stops drafting. `specport run` with the
-same models, device, mode and threads finds the result by itself.
+Takes about one minute per model, longer for a graft. Keep the machine idle meanwhile. The head of a draft is
+cut to its most frequent tokens where that is faster. --draft early-exit finds the layer after which the model
+drafts best for itself. graft(MODEL) finds the thresholds at which its tree stops. `specport run` with the
+same models, device, mode and threads uses the results.
 """
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
-        "calibrate", help="measure what steps cost here, so that drafting is planned by it", epilog=EXAMPLES,
-        description="Measure the cost of a step by new tokens and context, of the target and its draft.",
+        "calibrate", help="measure step times here, for planning the number of draft tokens", epilog=EXAMPLES,
+        description="Measure the step time of target and draft by number of new tokens and context.",
     )  # fmt: skip
     options.add_target_options(parser)
     options.add_draft_options(parser.add_argument_group("drafting"))
     output = parser.add_argument_group("output")
-    output.add_argument("--plot", metavar="FILE", help="draw the curves as .svg, .png or .pdf")
-    output.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    output.add_argument("--plot", metavar="FILE", help="plot the step times to a .svg, .png or .pdf file")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -58,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         from specport.calibration.plot import check
 
-        check(args.plot)  # said now, not after a minute of measuring
+        check(args.plot)  # fail now, not after a minute of measuring
     from specport.calibration.calibrate import calibrate
 
     given = options.given(args, CALIBRATE_OPTIONS)
     if given.get("draft") == "auto":
-        raise InvalidInput("there is no draft model in 'auto'", "name one, or leave --draft out")
+        raise InvalidInput("--draft auto names no draft model to measure", "name one, or omit --draft")
     with terminal.progress(args.quiet) as progress:
         reports = calibrate(args.model, **given, progress=progress)
     if args.json:
@@ -84,13 +84,13 @@ def _table(report: Report) -> None:
     say = terminal.write
     rounds = f"median of {report.measured.rounds} rounds"
     after = f", exit after layer {report.exit_layer}" if report.exit_layer else ""
-    say(f"{report.role} {report.name} ({report.precision}{after}): ms of a step, {rounds}\n")
+    say(f"{report.role} {report.name} ({report.precision}{after}): ms per step, {rounds}\n")
     say(f"{'new tokens':>14}" + "".join(f"{width:>7}" for width in costs.widths) + "\n")
     for context, row in zip(costs.contexts, costs.seconds, strict=True):
         say(f"{f'context {context}':>14}" + "".join(f"{1e3 * s:7.1f}" for s in row) + "\n")
     relative = (s / costs.seconds[0][0] for s in costs.seconds[0])
     say(f"{'over one token':>14}" + "".join(f"{r:7.2f}" for r in relative) + "\n")
-    say(f"a change of width costs {1e3 * costs.change * costs.seconds[0][0]:.1f} ms more\n")
+    say(f"a change of step width adds {1e3 * costs.change * costs.seconds[0][0]:.1f} ms\n")
     if report.loop_s is not None:
         say(f"the loop adds {1e3 * report.loop_s:.2f} ms to a plain step\n")
     if report.heads:
@@ -103,11 +103,11 @@ def _table(report: Report) -> None:
     if outliers:
         worst = max(outliers, key=lambda o: o.seconds / o.median)
         say(
-            f"{len(outliers)} timings were over 1.5 times their median and did not count; the worst: "
+            f"{len(outliers)} timings over 1.5 times their median were excluded; the largest: "
             f"{1e3 * worst.seconds:.0f} ms for {worst.width} tokens at context {worst.context}\n"
         )
     if report.path is not None:
-        say(f"kept in {report.path}\n")
+        say(f"saved to {report.path}\n")
     say("\n")
 
 
@@ -116,19 +116,20 @@ def _heads(report: Report) -> None:
     for head in report.heads:
         size = str(head.size) + (" whole" if head.tokens is None else "")
         used = "  used" if head is report.head else ""
-        terminal.write(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.rate:10.1f}{used}\n")
+        figures = f"{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.tokens_per_second:10.1f}"
+        terminal.write(f"{size:>14}{figures}{used}\n")
 
 
 def _exits(report: Report) -> None:
     terminal.write(f"{'exit':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
     for tried in report.exits:
         used = "  used" if tried.layer == report.exit_layer else ""
-        figures = f"{1e3 * tried.seconds:7.1f}{tried.agreement:11.1%}{tried.rate:10.1f}"
+        figures = f"{1e3 * tried.seconds:7.1f}{tried.agreement:11.1%}{tried.tokens_per_second:10.1f}"
         terminal.write(f"{tried.layer:>14}{figures}{used}\n")
 
 
 def _grafts(choices: Sequence[Choice]) -> None:
-    """Tokens a second are of the rounds that came to a checkpoint, with costs as measured."""
+    """Print one line per checkpoint. tokens/s counts only the rounds that reached it."""
     say = terminal.write
     say(f"{'graft: level':>14}{'stop below':>12}{'keep':>7}{'rounds':>8}{'stop':>7}")
     say(f"{'tokens/s':>10}{'never':>8}\n")
@@ -137,9 +138,11 @@ def _grafts(choices: Sequence[Choice]) -> None:
         below = "never" if threshold <= 0 else "always" if threshold > 1 else f"{threshold:.2f}"
         say(f"{level:>14}{below:>12}{share:7.0%}{choice.num_rounds:>8}")
         if choice.learnt:
-            say(f"{choice.stopped:7.0%}{choice.rate:10.1f}{choice.never_rate:8.1f}\n")
+            say(
+                f"{choice.stopped:7.0%}{choice.tokens_per_second:10.1f}{choice.never_tokens_per_second:8.1f}\n"
+            )
         else:
-            say("  too few: left as it was\n")
+            say("  too few rounds: unchanged\n")
 
 
 def _as_dict(report: Report) -> dict[str, object]:
@@ -161,7 +164,7 @@ def _as_dict(report: Report) -> dict[str, object]:
                 "size": head.size,
                 "seconds": head.seconds,
                 "agreement": head.agreement,
-                "tokens_per_second": head.rate,
+                "tokens_per_second": head.tokens_per_second,
                 "used": head is report.head,
             }
             for head in report.heads
@@ -171,8 +174,8 @@ def _as_dict(report: Report) -> dict[str, object]:
         "classifier": report.trained
         and {
             "threshold": report.trained.classifier.threshold,
-            "tokens_per_second": report.trained.rate,
-            "fixed_tokens_per_second": report.trained.fixed_rate,
+            "tokens_per_second": report.trained.tokens_per_second,
+            "fixed_tokens_per_second": report.trained.fixed_tokens_per_second,
         },
         "graft": [
             {
@@ -180,8 +183,8 @@ def _as_dict(report: Report) -> dict[str, object]:
                 "rounds": choice.num_rounds,
                 "learnt": choice.learnt,
                 "stopped": choice.stopped,
-                "tokens_per_second": choice.rate,
-                "never_tokens_per_second": choice.never_rate,
+                "tokens_per_second": choice.tokens_per_second,
+                "never_tokens_per_second": choice.never_tokens_per_second,
             }
             for choice in report.grafts
         ],

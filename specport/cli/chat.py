@@ -1,4 +1,4 @@
-"""The interactive conversation of `specport run --chat`; with piped input, each line is a turn."""
+"""Interactive conversation of `specport run --chat`. With piped input, each line is one turn."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from specport.cli.render import Printer
 from specport.errors import SpecportError
 
 if TYPE_CHECKING:
-    from specport.api import Chat
+    from specport.chat import Chat
     from specport.stream import Result
 
 HELP = """\
-/reset   forget the conversation
-/quit    leave (so does Ctrl-D)
-/help    this list
-Ctrl-C stops an answer; pressed again it leaves."""
+/reset   clear the conversation
+/quit    leave (also Ctrl-D)
+/help    show this list
+Ctrl-C stops an answer; a second Ctrl-C leaves."""
 COMMAND = re.compile(r"/[a-z]+")
 
 
 def converse(chat: Chat, printer: Printer, first: str | None = None) -> int:
-    """Talk until the user leaves; returns the exit code. `first` is the user's first message."""
+    """Run the conversation until the user leaves and return the exit code.
+
+    first: the user's first message; None = read it from stdin.
+    """
     interactive = sys.stdin.isatty()
     if interactive:
         _enable_line_editing()
         printer.note("/help lists the commands; Ctrl-D leaves")
-    interrupted = False  # Ctrl-C was the last thing the user did
+    interrupted = False  # whether the last input was Ctrl-C
     while True:
         try:
             line = first if first is not None else _read(interactive)
@@ -50,7 +53,7 @@ def converse(chat: Chat, printer: Printer, first: str | None = None) -> int:
             except SpecportError as error:
                 if not interactive:
                     raise
-                terminal.complain(str(error))  # such as a full context: /reset helps
+                terminal.complain(str(error))  # for instance a full context: /reset helps
                 continue
             interrupted = result.finish_reason == "cancelled"
             if interrupted and not interactive:
@@ -66,20 +69,20 @@ def _turn(chat: Chat, text: str, printer: Printer) -> Result:
 def _command(name: str, chat: Chat) -> None:
     if name == "/reset":
         chat.reset()
-        terminal.say("(the conversation is forgotten)")
+        terminal.say("(conversation cleared)")
     elif name == "/help":
         terminal.say(HELP)
     else:
-        terminal.say(f"there is no command {name}\n{HELP}")
+        terminal.say(f"unknown command {name}\n{HELP}")
 
 
 def _read(interactive: bool) -> str | None:
-    """The next line without its end, None when there are no more."""
+    """Return the next line without its line end, or None at the end of the input."""
     if not interactive:
         line = terminal.decoded(sys.stdin.readline)
         return line.rstrip("\r\n") if line else None
     prompt = "> "
-    if not sys.stdout.isatty():  # input() would write the prompt among the answers
+    if not sys.stdout.isatty():  # input() would write its prompt into the answers
         sys.stderr.write(prompt)
         sys.stderr.flush()
         prompt = ""
@@ -91,5 +94,5 @@ def _read(interactive: bool) -> str | None:
 
 
 def _enable_line_editing() -> None:
-    with suppress(ImportError):  # Windows has line editing in its console
+    with suppress(ImportError):  # missing on Windows, whose console edits lines itself
         import readline  # noqa: F401  (input() uses it once it is imported)

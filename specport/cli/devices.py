@@ -1,4 +1,4 @@
-"""`specport devices`: what this machine can run on, and what would mend the rest."""
+"""`specport devices`: list the devices of this machine, and how to make the others available."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GREEN, YELLOW = "32", "33"  # ANSI codes
 def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "devices",
-        help="what this machine can run on, and what is missing",
-        description="List every device profile: available, or why not and what would mend it.",
+        help="list the devices of this machine, and what is missing",
+        description="List every device profile: available, or the reason why not and the fix.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         for line in (
             status.facts.get("name"),
             status.reason,
-            status.remedy and f"to mend it: {status.remedy}",
+            status.remedy and f"fix: {status.remedy}",
         ):
             if line:
                 terminal.write(f"{'':{width + 11}} {line}\n")

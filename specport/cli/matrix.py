@@ -1,4 +1,4 @@
-"""`specport matrix`: the conformance suite on every device, as one table."""
+"""`specport matrix`: run the conformance suite on every device and print one table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from specport.errors import InvalidInput
 
 EXAMPLES = """\
 examples:
-  specport matrix                               every device that is here
+  specport matrix                               every available device
   specport matrix --device xeon --out results   one device; matrix.json, .md and .html
   specport matrix --device ./mine.toml          a backend of your own
-  specport matrix --list --json                 rows for a CI: GitHub's fromJSON
-  specport matrix --collect A B --out all       one table of several machines' results
+  specport matrix --list --json                 rows for a CI, for GitHub's fromJSON
+  specport matrix --collect A B --out all       join the results of several machines
 exit code: 1 where a check failed
 """
 
@@ -23,23 +23,25 @@ exit code: 1 where a check failed
 def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "matrix", help="run the conformance suite on every device", epilog=EXAMPLES,
-        description="Checks, device by device, what every backend must hold. Needs specport[test].",
+        description="Check the contract that every backend must meet, on each device. Needs specport[test].",
     )  # fmt: skip
     parser.add_argument(
         "--device", action="append", metavar="DEVICE",
-        help="a name from `specport devices` or a profile file; may be given several times",
+        help="a name from `specport devices` or a profile file; repeatable",
     )  # fmt: skip
-    parser.add_argument("--model", metavar="MODEL", help="as for specport run (default: a tiny random llama)")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="model, as for specport run (default: a tiny random llama)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write matrix.json, matrix.md, matrix.html")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     actions = parser.add_mutually_exclusive_group()
-    actions.add_argument("--list", action="store_true", help="list the rows of a CI, run nothing")
+    actions.add_argument("--list", action="store_true", help="list the rows for a CI; run nothing")
     actions.add_argument(
         "--collect",
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="join the results in these folders, run nothing",
+        help="join the results in these folders; run nothing",
     )
 
 
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         wrong = [name for name in ("device", "model") if getattr(args, name)]
         wrong += ["out"] if args.list and args.out else []
         if wrong:
-            raise InvalidInput(f"--{wrong[0]} has no meaning beside --{'list' if args.list else 'collect'}")
+            raise InvalidInput(f"--{wrong[0]} cannot be combined with --{'list' if args.list else 'collect'}")
     if args.list:
         _list(matrix.ci_rows(), args.json)
         return 0
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(rows: dict[str, list[dict[str, object]]], as_json: bool) -> None:
     if as_json:
-        terminal.write(json.dumps(rows) + "\n")  # one line: it becomes an output of a job
+        terminal.write(json.dumps(rows) + "\n")  # one line, since a CI job passes it on as an output
         return
     for row in rows["include"]:
         runner = row["runner"]

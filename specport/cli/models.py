@@ -1,4 +1,4 @@
-"""`specport models`: what is in the cache, fetch ahead, remove."""
+"""`specport models`: list the cache, download and convert models, remove them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  specport models                       list what is cached
-  specport models pull                  fetch and convert the default model
+  specport models                       list the cached models
+  specport models pull                  download and convert the default model
   specport models pull Qwen/Qwen2.5-0.5B-Instruct --precision int4
-  specport models rm NAME               names are those of the list
+  specport models rm NAME               remove a model by its name in the list
 """
 HEADER = ("NAME", "PRECISION", "SIZE", "SOURCE")
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
-        "models", help="list, fetch or remove cached models", epilog=EXAMPLES,
-        description="Models that were downloaded or converted. Set SPECPORT_CACHE to keep them elsewhere.",
+        "models", help="list, download or remove cached models", epilog=EXAMPLES,
+        description="Manage downloaded and converted models. SPECPORT_CACHE sets another folder for them.",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="the list as JSON")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
-    pull = actions.add_parser("pull", help="download and convert a model now, not at its first run")
-    pull.add_argument("model", nargs="?", metavar="MODEL", help="as for specport run --model")
-    options.add_precision(pull, "--precision", "weights of the converted model (default: int8)")
+    pull = actions.add_parser("pull", help="download and convert a model before its first run")
+    pull.add_argument("model", nargs="?", metavar="MODEL", help="model, as for specport run --model")
+    options.add_precision(pull, "--precision", "weight format of the converted model (default: int8)")
     options.add_trust_option(pull)
     remove = actions.add_parser("rm", help="remove a model from the cache")
     remove.add_argument("name", metavar="NAME")
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> None:
-    from specport.models.source import resolve
+    from specport.runtime.conversion import resolve
 
     settings = options.given(args, ("precision", "trust_remote_code"))
     with terminal.progress(quiet=False) as progress:
@@ -77,7 +77,7 @@ def _folder(name: str) -> Path:
 
 def _list(entries: list[Entry]) -> None:
     if not entries:
-        terminal.say("no models yet; `specport models pull` fetches the default one, as does the first run")
+        terminal.say("no models yet; `specport models pull` or the first run downloads the default model")
         return
     rows = [HEADER, *(_row(entry) for entry in entries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]

@@ -1,4 +1,4 @@
-"""`specport quantize`: build a draft that is worth its cost, look at one, hand one to other runtimes."""
+"""`specport quantize`: build a draft, inspect one, or export one to other runtimes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  specport quantize --out draft                           a draft cut from the default model itself
+  specport quantize --out draft                           a draft cut from the default model
   specport quantize --target MODEL --from SIBLING --out draft
-                                                          as many layers as make the most tokens a second
+                                                          the number of layers with the most tokens/s
   specport quantize --target MODEL --from SIBLING --layers 16 --mlp 0.6 --distil 100000 --out draft
                                                           16 layers, and 0.6 of their feed-forward channels,
-                                                          healed on text that the target writes
-  specport run --model MODEL --draft draft "Hello."       `--draft auto` finds the last one by itself
+                                                          distilled on text that the target generates
+  specport run --model MODEL --draft draft "Hello."       `--draft auto` uses the one built last
   specport quantize inspect draft
   specport quantize export draft --to genai --out folder  or --to hf
-  specport quantize layers                                what each layer is worth
-  specport quantize compare --precision int4:asym,awq     what ways to store the weights cost
+  specport quantize layers                                measure the importance of each layer
+  specport quantize compare --precision int4:asym,awq     compare weight formats
 
-Layers go one by one, those first without which the draft still agrees best with the target. A build that was
-stopped goes on with the same command. Let the machine do nothing else meanwhile: times are measured.
+Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
+The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
 """
 BUILD_OPTIONS = (*options.PAIR_OPTIONS, "processes")
 REQUEST_OPTIONS = (
@@ -42,16 +42,16 @@ REQUEST_OPTIONS = (
 
 def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
-        "quantize", help="build a draft for a target: compressed, pruned, trimmed, healed", epilog=EXAMPLES,
-        description="Build a draft bundle for a target, and measure what it is worth on this device.",
+        "quantize", help="build a draft for a target: compressed, pruned, distilled", epilog=EXAMPLES,
+        description="Build a draft bundle for a target and measure its speed-up on this device.",
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (without one: build)")
     inspect = actions.add_parser(
-        "inspect", help="what a bundle, or a model trained by layerskip, is and what was measured of it"
+        "inspect", help="show a bundle, or a model trained by layerskip, and its measurements"
     )
     inspect.add_argument("folder", type=Path, metavar="DIR")
-    inspect.add_argument("--json", action="store_true", help="the manifest as JSON")
-    export = actions.add_parser("export", help="write a bundle in another runtime's layout")
+    inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    export = actions.add_parser("export", help="write a bundle in the layout of another runtime")
     export.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument(
         "--to", required=True, metavar="{genai,hf}",
@@ -64,12 +64,17 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_layerskip.add_parser(actions)
     options.add_pair_options(parser)
     add = parser.add_argument_group("draft").add_argument
-    add("--layers", type=int, metavar="N", help="decoder layers to keep (default: what pays best)")
-    add("--speed-up", type=float, metavar="X", help="as many layers as make a draft step X times as fast")
+    add("--layers", type=int, metavar="N", help="decoder layers to keep (default: the fastest choice)")
+    add(
+        "--speed-up",
+        type=float,
+        metavar="X",
+        help="choose the number of layers so that a draft step is X times as fast",
+    )
     add(
         "--by", metavar="{agreement,angle,block,influence}",
-        help="what tells which layers go: how well the draft still agrees with the target, angular distance "
-        "of layers or of a block of them, block influence (default: agreement)",
+        help="criterion for removing layers: agreement of the draft with the target, angular distance "
+        "of layers or of a block, block influence (default: agreement)",
     )  # fmt: skip
     add(
         "--mlp", type=float, metavar="X",
@@ -77,29 +82,29 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     add(
         "--head-tokens", type=int, metavar="N",
-        help="commonest tokens that the head keeps; 0 = all (default: what pays best)",
+        help="most frequent tokens that the head keeps; 0 = all (default: the fastest choice)",
     )  # fmt: skip
     add(
         "--distil", dest="distil_tokens", type=int, metavar="N",
-        help="heal the draft on N tokens that the target writes (default: 0, not at all)",
+        help="distil the draft on N tokens that the target generates (default: 0, no distillation)",
     )  # fmt: skip
     add(
         "--epochs", type=float, metavar="X",
-        help="times that each text is read in training; 0 = fit what stays to the whole model, in "
-        "minutes, and train nothing (default: 3.0)",
+        help="training passes over each text; 0 = only fit the remaining weights to the full model, in "
+        "minutes (default: 3.0)",
     )  # fmt: skip
-    add("--loss", metavar="{kl,ce,tv}", help="what healing minimises (default: kl)")
-    add("--learning-rate", type=float, metavar="X", help="of healing (default: 2e-5)")
-    add("--processes", type=int, metavar="N", help="heal on N GPUs or machines with `accelerate launch`")
-    add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
+    add("--loss", metavar="{kl,ce,tv}", help="loss of the distillation (default: kl)")
+    add("--learning-rate", type=float, metavar="X", help="learning rate of the distillation (default: 2e-5)")
+    add("--processes", type=int, metavar="N", help="distil on N GPUs or machines with `accelerate launch`")
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
     add(
         "--prompts", type=Path, metavar="FILE",
-        help="your own prompts, as for specport bench, to choose, heal and measure by: the target answers "
-        "each once, those that it is measured on apart, in turns with prompts that it makes up",
+        help="your own prompts, as for specport bench, to choose, distil and measure: the target answers "
+        "each once, alternating with prompts of its own; those for the measurement are held out",
     )  # fmt: skip
     add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="folder of the bundle; it must not be there yet")
-    add("--json", action="store_true", dest="as_json", help="the manifest as JSON instead of a table")
+    add("--out", type=Path, metavar="DIR", help="folder of the bundle; must not exist yet")
+    add("--json", action="store_true", dest="as_json", help="print the manifest as JSON instead of a table")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -107,9 +112,10 @@ def run(args: argparse.Namespace) -> int:
     if args.action is not None:
         return ACTIONS[args.action](args)
     if args.out is None:
-        raise InvalidInput("--out is missing", "name the folder that the draft is to be written to")
+        raise InvalidInput("--out is missing", "name the folder for the draft")
     from specport.bench.prompts import read_prompts
-    from specport.quantize.build import Request, build
+    from specport.quantize.build import build
+    from specport.quantize.request import Request
 
     own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
     request = Request(prompts=own, **options.given(args, REQUEST_OPTIONS))
@@ -123,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _built(built)
     _show(built.bundle)
-    found = "specport run --draft auto finds it"
-    slow = "it is slower than plain decoding here, so that --draft auto does not use it"
+    found = "specport run --draft auto uses it"
+    slow = "it is slower than plain decoding here, so --draft auto does not use it"
     terminal.say(f"written: {built.folder}; {found if built.bundle.pays else slow}")
     return 0
 
@@ -135,20 +141,20 @@ def _built(built: Built) -> None:
         say(f"{'head':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
         for head in built.plan.heads:
             size = str(head.size) + (" whole" if head.tokens is None else "")
-            say(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.rate:10.1f}\n")
+            say(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.tokens_per_second:10.1f}\n")
     choice = built.plan.choice
-    if len(choice.gone) > 1:
+    if len(choice.dropped_by_count) > 1:
         say(f"{'layers':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}  without layer\n")
         for n, (ms, share, rate) in enumerate(
-            zip(choice.seconds, choice.agreements, choice.rates, strict=True)
+            zip(choice.seconds, choice.agreements, choice.tokens_per_second, strict=True)
         ):
             mark = "  used" if n == choice.count else ""
-            without = _without(choice.gone, n)
+            without = _without(choice.dropped_by_count, n)
             say(f"{choice.num_layers - n:>14}{1e3 * ms:7.1f}{share:11.1%}{rate:10.1f}  {without}{mark}\n")
 
 
 def _without(gone: Sequence[Sequence[int]], count: int) -> str:
-    """The layer that goes as well, or, where others come back for it, all that go."""
+    """Return the layer that was removed as text; all removed layers where earlier ones were put back."""
     if not count:
         return ""
     new = {*gone[count]} - {*gone[count - 1]}
@@ -159,14 +165,14 @@ def _without(gone: Sequence[Sequence[int]], count: int) -> str:
 
 def _inspect(args: argparse.Namespace) -> int:
     from specport.models import bundle
-    from specport.quantize.train.layerskip import build as layerskip_build
+    from specport.quantize.train.layerskip import about
 
     folder, as_json = args.folder, args.json
-    if (folder / layerskip_build.ABOUT).is_file():
-        quantize_layerskip.show(layerskip_build.read(folder), as_json)
+    if (folder / about.NAME).is_file():
+        quantize_layerskip.show(about.read(folder), as_json)
         return 0
     if not (folder / bundle.BUNDLE_FILE).is_file():
-        raise InvalidInput(f"{folder} is no draft bundle", "specport quantize --out DIR makes one")
+        raise InvalidInput(f"{folder} is not a draft bundle", "specport quantize --out DIR makes one")
     found = bundle.read(folder, thorough=True)
     if as_json:
         terminal.write(json.dumps(asdict(found), indent=1) + "\n")
@@ -186,12 +192,12 @@ def _show(bundle: Bundle) -> None:
         ("head", head),
     ]
     if d and d["mlp_channels"]:
-        lines.append(("channels", "{} of {} of each feed-forward part".format(*d["mlp_channels"])))
+        lines.append(("channels", "{} of {} channels of each feed-forward block".format(*d["mlp_channels"])))
     if d:
         change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
         done = f"on {d['tokens_read']} tokens: agreement {change}"
         lines.append(
-            ("healed", done if d.get("trained", True) else f"fitted only: agreement {d['agreement']:.1%}")
+            ("distilled", done if d.get("trained", True) else f"fitted only: agreement {d['agreement']:.1%}")
         )
     if m:
         by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])

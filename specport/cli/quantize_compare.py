@@ -1,4 +1,4 @@
-"""`specport quantize compare`: what each way to store a model's weights costs and is worth here."""
+"""`specport quantize compare`: measure size, fidelity and speed of a model at several weight formats."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ examples:
   specport quantize compare                               the default model: fp16, int8, int4 and the device's
   specport quantize compare MODEL --precision int8 --precision int4:asym,group=128,awq
 
-What may stand behind the colon, in any order:
+Options after the colon, in any order:
 {options}
-MB is what the weights take on disk. The source, computed in f32, writes answers. Perplexity is of their
-tokens, KL (nats a token, with its standard error) is measured on them, `same top` is the share of tokens
-that both like best. ms/token is plain decoding, TTFT the time to the first token behind a prompt; the spread
-is the interquartile range over the median. Let the machine do nothing else meanwhile: times are measured.
+MB is the size of the weights on disk. The source model, computed in f32, writes answers. Perplexity and KL
+(nats per token, with standard error) are measured on their tokens. `same top` is the share of tokens where
+both have the same most likely token. ms/token is plain decoding; TTFT is the time to the first token after a
+prompt; the spread is the interquartile range over the median. Keep the machine idle: times are measured.
 """
 COMPARE_OPTIONS = ("device", "threads", "trust_remote_code")
 
 
 def add_parser(actions: options.Subparsers) -> None:
     parser = actions.add_parser(
-        "compare", help="what int8, int4 and more cost and are worth for a model",
+        "compare", help="compare size, fidelity and speed of int8, int4 and others",
         epilog=EXAMPLES.format(options=_options()),
-        description="Convert a model at several precisions; measure size, closeness to the source and speed.",
-        argument_default=argparse.SUPPRESS,  # leaves alone what stands in front of `compare`
+        description="Convert a model at several precisions; measure size, fidelity to the source and speed.",
+        argument_default=argparse.SUPPRESS,  # does not overwrite options before `compare`
     )  # fmt: skip
     add = parser.add_argument
-    add("model", nargs="?", default=None, metavar="MODEL", help="as for specport run --model")
+    add("model", nargs="?", default=None, metavar="MODEL", help="model, as for specport run --model")
     add(
         "--precision", action="append", dest="precisions", default=None,
         metavar="{fp16,int8,int4}[:OPTION,...]",
-        help="weights to compare; repeatable (default: fp16, int8, int4 and the device's own)",
+        help="weight format to compare; repeatable (default: fp16, int8, int4 and the device's own)",
     )  # fmt: skip
     add(
         "--prompts", type=Path, metavar="FILE",
-        help="your own prompts to answer and read, as for specport bench (default: eight of common kinds)",
+        help="your own prompts, as for specport bench (default: eight common tasks)",
     )  # fmt: skip
     options.add_device_options(parser)
-    add("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
+    add("--json", action="store_true", dest="as_json", help="print one JSON object instead of a table")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options() -> str:
-    """The options of `specport.models.precision`, a paragraph each."""
+    """Return the options of `specport.models.precision`, one paragraph each."""
     lines = []
     for name, (bases, what) in OPTIONS.items():
         form, colon, rest = what.partition(": ")
@@ -89,7 +89,7 @@ def _table(found: Comparison) -> None:
         f"read: {found.answers} answers of {found.tokens} tokens, written by the source in f32, "
         f"whose own perplexity is {found.source_perplexity:.3f}\n"
     )
-    order = "interleaved" if found.interleaved else "one precision after another, since memory is short"
+    order = "interleaved" if found.interleaved else "one precision after another, since memory is limited"
     say(f"timed: {found.rounds} rounds, {order}; prompt of {found.prompt_tokens} tokens\n\n")
     width = max(len("precision"), *(len(row.precision) for row in found.rows))
     say(
@@ -97,7 +97,7 @@ def _table(found: Comparison) -> None:
         f"{'ms/token':>10}{'spread':>8}{'TTFT ms':>9}{'spread':>8}\n"
     )
     for row in found.rows:
-        near = row.closeness
+        near = row.fidelity
         say(
             f"{row.precision:{width}}{row.size_mb:8.1f}{near.perplexity:12.3f}{near.kl:9.4f}{near.kl_error:8.4f}"
             f"{near.same_top:10.1%}{row.tpot.median:10.2f}{row.tpot.spread:8.0%}"

@@ -1,4 +1,4 @@
-"""`specport quantize layers`: what each decoder layer of a model is worth."""
+"""`specport quantize layers`: measure the importance of each decoder layer of a model."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ if TYPE_CHECKING:
     from specport.quantize.prune.importance import Importance
 
 EXPLAINED = """\
-angle      angular distance between the residual stream before and behind the layer, in half turns
-influence  one less the mean cosine between the two (block influence)
-without    share of the target's tokens that the draft still proposes when the layer is left out
+angle      angular distance between the residual stream before and after the layer, in half turns
+influence  one minus the mean cosine between the two (block influence)
+without    share of the target's tokens that the draft still proposes when the layer is removed
 
-A block is several layers in a row: of each size the one whose ends are closest is shown.
+A block is several layers in a row. The table shows the block of each size with the smallest angular distance.
 """
 
 
 def add_parser(actions: options.Subparsers) -> None:
     parser = actions.add_parser(
-        "layers", help="what each layer of a model is worth", epilog=EXPLAINED,
-        description="Measures every layer of a draft on text that the target writes.",
-        argument_default=argparse.SUPPRESS,  # what is not given leaves alone what stands in front of `layers`
+        "layers", help="measure the importance of each layer of a model", epilog=EXPLAINED,
+        description="Measure every layer of a draft on text that the target generates.",
+        argument_default=argparse.SUPPRESS,  # does not overwrite options before `layers`
     )  # fmt: skip
     options.add_pair_options(parser)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="your own prompts, as for bench")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="as JSON instead of a table")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="your own prompts, as for specport bench"
+    )
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON instead of a table")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
     from specport.bench.prompts import read_prompts
-    from specport.quantize.inputs import Origin
-    from specport.quantize.prune.importance import look
+    from specport.quantize.inputs import Inputs
+    from specport.quantize.prune.importance import measure_layers
 
     own = [prompt.text for prompt in read_prompts(args.prompts)] if args.prompts else []
     with terminal.progress(args.quiet) as progress:
-        origin = Origin.load(
+        inputs = Inputs.load(
             args.target, args.source, progress=progress, **options.given(args, options.PAIR_OPTIONS)
         )
-        found = look(origin, own, progress)
+        found = measure_layers(inputs, own, progress)
     if args.as_json:
         terminal.write(json.dumps(asdict(found), indent=1) + "\n")
     else:

@@ -12,19 +12,19 @@ from specport.cli import options, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from specport.quantize.train.layerskip.build import About
+    from specport.quantize.train.layerskip.about import About
 
 EXPLAINED = """\
-Layers are left out at random while it trains, the more the deeper, and every layer learns to say through the
-model's own head what the whole model said before. The table shows, for each exit, how often it says the same.
+Training drops layers at random, deeper ones more often. Through the model's own head, every layer learns to
+predict the tokens of the original model. The table shows the agreement of each exit with the full model.
 
 examples:
   specport quantize layerskip --target MODEL --tokens 200000 --out DIR
   specport calibrate --model DIR --draft early-exit
   specport run --model DIR --draft early-exit
 
-A training that was stopped goes on with the same command. The model's text changes: it is another model, to
-be compared with the first by your own measure before it takes its place.
+The same command resumes a training that was stopped. The result is another model, with other output: compare
+its quality with the original on your own task before you replace the original.
 """
 RECIPE_OPTIONS = ("dropout", "exit_scale", "curriculum", "every", "epochs", "learning_rate", "seed")
 BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens")
@@ -33,33 +33,43 @@ BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "process
 def add_parser(actions: options.Subparsers) -> None:
     parser = actions.add_parser(
         "layerskip", help="train a model to exit early and draft for itself", epilog=EXPLAINED,
-        description="Train a model on what it writes itself, so that its own first layers can draft for it.",
+        description="Train a model on its own output, so that its first layers can draft for it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     group = parser.add_argument_group("model and device")
     group.add_argument("--target", metavar="MODEL", help="the model to train, as for specport run --model")
-    options.add_precision(group, "--precision", "weights of the model that writes (default: the device's)")
+    options.add_precision(
+        group, "--precision", "weight format of the generating model (default: the device's)"
+    )
     options.add_device_options(group)
     add = parser.add_argument_group("training").add_argument
     add(
-        "--tokens", type=int, metavar="N", help="tokens that the model writes to learn from (default: 200000)"
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="tokens that the model generates as training text (default: 200000)",
     )
-    add("--epochs", type=float, metavar="X", help="times that each text is read (default: 1.0)")
+    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 1.0)")
     add("--learning-rate", type=float, metavar="X", help="default: 2e-4")
-    add("--dropout", type=float, metavar="X", help="chance that the last layer is left out (default: 0.1)")
-    add("--exit-scale", type=float, metavar="X", help="weight of the exits' losses (default: 0.2)")
+    add("--dropout", type=float, metavar="X", help="dropout rate of the last layer (default: 0.1)")
+    add("--exit-scale", type=float, metavar="X", help="weight of the early-exit losses (default: 0.2)")
     add(
         "--curriculum", metavar="{rotational,gradual}",
-        help="every 8th layer has a loss, others in each step; or the last one first, then ever more",
+        help="rotational: every 8th layer has a loss, others each step; gradual: last layer first, then more",
     )  # fmt: skip
-    add("--every", type=int, metavar="N", help="of the rotational curriculum (default: 8)")
+    add("--every", type=int, metavar="N", help="layer interval of the rotational curriculum (default: 8)")
     add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
-    add("--seed", type=int, metavar="N", help="of the text and of the training (default: 0)")
-    add("--prompts", type=Path, metavar="FILE", help="your own prompts, as for bench, beside its own")
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="your own prompts, as for specport bench, besides generated ones",
+    )
     add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="Hugging Face folder; it must not be there yet")
-    add("--json", action="store_true", dest="as_json", help="what came of it as JSON instead of a table")
+    add("--out", type=Path, metavar="DIR", help="output Hugging Face folder; must not exist yet")
+    add("--json", action="store_true", dest="as_json", help="print the results as JSON instead of a table")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -69,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from specport.quantize.train.layerskip.recipe import Recipe
 
     if args.out is None:
-        raise InvalidInput("--out is missing", "name the folder that the model is to be written to")
-    # What was not given is no attribute at all, unless `quantize` has an option of that name.
+        raise InvalidInput("--out is missing", "name the folder for the model")
+    # An option that is not given is no attribute, unless `quantize` has an option of that name.
     asked = argparse.Namespace(**dict.fromkeys((*RECIPE_OPTIONS, *BUILD_OPTIONS)) | vars(args))
     recipe = Recipe(**options.given(asked, RECIPE_OPTIONS))
     own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
@@ -88,7 +98,7 @@ def show(about: About, as_json: bool) -> None:
         return
     say = terminal.write
     say(f"{about.source}, trained on {about.tokens_read} tokens in {about.seconds:.0f} s\n")
-    say(f"perplexity of its own text: {about.before.perplexity:.3f} to {about.after.perplexity:.3f}\n\n")
+    say(f"perplexity on its own text: {about.before.perplexity:.3f} to {about.after.perplexity:.3f}\n\n")
     say(f"{'exit':>7}{'before':>9}{'after':>9}\n")
     shares = zip(about.before.agreement, about.after.agreement, strict=True)
     for layer, (before, after) in enumerate(shares, start=1):

@@ -1,4 +1,4 @@
-"""Shows a generation: streamed text, where its tokens came from, and the summary line.
+"""Print a generation: streamed text, the drafter of each token, and the summary line.
 
 Model output is untrusted: control characters never reach a terminal.
 """
@@ -14,9 +14,9 @@ from specport.cli import terminal
 if TYPE_CHECKING:
     from specport.stream import Result, Stream
 
-# Colours of drafters in order of appearance; what the target chose itself stays plain.
+# Colours of drafters in order of appearance. The target's own tokens stay uncoloured.
 PALETTE = ("32", "36", "35", "33", "34")
-# C0 and C1 controls but tab and newline become visible signs; a carriage return would hide text.
+# Show C0 and C1 controls except tab and newline as visible signs; a carriage return would hide text.
 VISIBLE = {
     **{code: 0x2400 + code for code in range(0x20)},
     **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
@@ -25,7 +25,7 @@ VISIBLE = {
 
 
 class Printer:
-    """Prints answers to stdout and what is to be said about them to stderr."""
+    """Print answers to stdout and notes about them to stderr."""
 
     def __init__(self, *, quiet: bool = False, show_drafts: bool = False) -> None:
         self._quiet = quiet
@@ -37,7 +37,7 @@ class Printer:
             terminal.say(text)
 
     def legend(self, draft_name: str) -> None:
-        """Explain the colours of a drafter's parts ("ngram|model")."""
+        """Print the colours of the drafters in a draft name such as "ngram|model"."""
         if not self._show_drafts or self._quiet:
             return
         names = [] if draft_name == "none" else draft_name.split("|")
@@ -45,7 +45,7 @@ class Printer:
         sys.stderr.write(f"drafts: {', '.join(shown)}\n")
 
     def answer(self, stream: Stream) -> Result:
-        """Print a stream as it comes. Ctrl-C ends the text; a second one raises KeyboardInterrupt."""
+        """Print a stream as it arrives. Ctrl-C ends the text; a second one raises KeyboardInterrupt."""
         last = "\n"
         with closing(stream), terminal.on_ctrl_c(stream.cancel):
             for chunk in stream:
@@ -60,7 +60,7 @@ class Printer:
         self.note(summary(result))
 
     def _marked(self, spans: tuple[tuple[str, str], ...]) -> str:
-        """Spans of one source in a row are marked as one."""
+        """Mark adjacent spans of one source as one span."""
         pieces: list[tuple[str, str]] = []
         for text, source in spans:
             if pieces and pieces[-1][1] == source:
@@ -83,7 +83,7 @@ class Printer:
 
 
 def summary(result: Result) -> str:
-    """What the generation cost and what speculation brought, in one line."""
+    """Return the summary line: tokens, TTFT, TPOT, acceptance, and the time shares of draft and verify."""
     m = result.metrics
     ends = {"length": " (cut at the length limit)", "cancelled": " (stopped)"}
     plural = "" if m.num_output_tokens == 1 else "s"

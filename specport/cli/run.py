@@ -1,4 +1,4 @@
-"""`specport run`: generate from one prompt, or talk with `--chat`."""
+"""`specport run`: generate from one prompt, or chat with `--chat`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from specport.errors import InvalidInput
 from specport.runtime.versions import installed
 
 if TYPE_CHECKING:
-    from specport.api import GenerationOptions, Pipeline
+    from specport.options import GenerationOptions
+    from specport.pipeline import Pipeline
 
 EXAMPLES = """\
 examples:
@@ -31,7 +32,7 @@ examples:
 Only the answer goes to stdout; notes, progress and the summary line go to stderr.
 """
 NO_PROMPT = 'give a text, as in: specport run "Hello"'
-# Packages whose versions a report should name, where they are installed.
+# Packages whose versions go into the JSON report, where installed.
 PACKAGES = ("openvino", "torch", "transformers", "optimum-intel", "nncf", "tokenizers", "numpy")
 
 
@@ -41,11 +42,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
         description="Generate text with speculative decoding, or chat.",
     )  # fmt: skip
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the text to answer; - or nothing reads it from stdin"
+        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - or nothing reads it from stdin"
     )
     parser.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
     parser.add_argument(
-        "--chat", action="store_true", help="talk turn by turn; piped stdin is one turn a line"
+        "--chat", action="store_true", help="chat turn by turn; with piped stdin, one turn per line"
     )
     options.add_model_options(parser)
     options.add_generation_options(parser)
@@ -53,23 +54,26 @@ def add_parser(subparsers: options.Subparsers) -> None:
     output.add_argument(
         "--show-drafts", action="store_true", help="mark each piece of text with the drafter that proposed it"
     )
-    output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text")
-    output.add_argument("--quiet", action="store_true", help="only the answer and errors")
+    output.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout instead of the text"
+    )
+    output.add_argument("--quiet", action="store_true", help="print only the answer and errors")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.chat:
-        _refuse(args.json, "--json does not go with --chat")
-        _refuse(args.raw, "--raw does not go with --chat: a conversation needs the chat template")
+        _refuse(args.json, "--json cannot be combined with --chat")
+        _refuse(args.raw, "--raw cannot be combined with --chat: a conversation needs the chat template")
+    _refuse(bool(args.logprobs) and not args.json, "--logprobs needs --json", "add --json")
     prompt = _prompt(args)
-    # Bad options are said at once, not after a model was downloaded and converted.
-    from specport.api import GenerationOptions
+    # Reject bad options now, not after a model was downloaded and converted.
+    from specport.options import GenerationOptions
 
     generation = GenerationOptions(**options.given(args, options.GENERATION_OPTIONS))
     with closing(_load(args)) as pipeline:
         if args.chat:
             return _chat(args, pipeline, generation, prompt)
-        assert prompt is not None  # only a chat may begin without one
+        assert prompt is not None  # only a chat may start without a prompt
         return (_print_json if args.json else _print_text)(args, pipeline, generation, prompt)
 
 
@@ -135,14 +139,19 @@ def _print_json(
     }
     if args.show_drafts:
         report["spans"] = spans
+    if generation.logprobs:
+        report["logprobs"] = result.logprobs
     terminal.write(json.dumps(report) + "\n")
     return 130 if result.finish_reason == "cancelled" else 0
 
 
 def _prompt(args: argparse.Namespace) -> str | None:
-    """The prompt from wherever the user put it, None where a chat begins without. Raises InvalidInput."""
+    """Return the prompt from PROMPT, --prompt-file or stdin; None where a chat starts without one.
+
+    Raises InvalidInput where there are two prompts, none, or an empty one.
+    """
     if args.prompt is not None and args.prompt_file is not None:
-        raise InvalidInput("there are two prompts", "give either PROMPT or --prompt-file")
+        raise InvalidInput("two prompts were given", "give either PROMPT or --prompt-file")
     given = args.prompt if args.prompt != "-" else None
     if args.chat and given is None and args.prompt_file is None:  # stdin is the conversation
         return None
@@ -152,14 +161,14 @@ def _prompt(args: argparse.Namespace) -> str | None:
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
-    """The prompt from a file or from stdin."""
+    """Return the prompt from a file or from stdin."""
     if args.prompt_file is not None:
         text = _read_file(args.prompt_file)
     elif args.prompt is None and sys.stdin.isatty():
-        raise InvalidInput("there is no prompt", NO_PROMPT)
+        raise InvalidInput("no prompt was given", NO_PROMPT)
     else:
         text = terminal.decoded(sys.stdin.read)
-    # The end of the last line belongs to the file, not to a message.
+    # The last line end belongs to the file, not to the message.
     return text if args.raw else text.rstrip("\r\n")
 
 
@@ -169,7 +178,7 @@ def _read_file(name: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text") from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+    except (OSError, ValueError) as error:  # ValueError: the name holds a null character
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"cannot read the prompt file {path}: {reason}") from error
 

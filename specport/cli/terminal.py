@@ -1,6 +1,6 @@
-"""The terminal: encodings, colours, the progress bar, Ctrl-C, and readers that go away.
+"""Terminal input and output: encodings, colours, progress bar, Ctrl-C, closed pipes.
 
-Only what was asked for goes to stdout; everything said about it goes to stderr. Knows nothing of models.
+Results go to stdout, messages about them to stderr. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ BOLD, DIM, RED = "1", "2", "31"  # ANSI codes
 
 
 def prepare_streams() -> None:
-    """Make printing safe: no character that a model writes may end the program with a traceback."""
+    """Set encodings and error handlers so that no character of a model's output raises an exception."""
     if os.name == "nt":
-        os.system("")  # switches the console to ANSI escape codes; there is no shorter way
+        os.system("")  # an empty command enables ANSI escape codes in the console
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            if stream.isatty():  # it shows what it can
+            if stream.isatty():  # print ? for characters that it cannot show
                 stream.reconfigure(errors="replace")
-            else:  # files and pipes are UTF-8 on every platform
+            else:  # write UTF-8 to files and pipes on every platform
                 stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # Windows tools write a BOM
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # sig: Windows tools write a BOM
 
 
 def release_streams() -> None:
-    """Flush; what cannot be written any more is dropped, so that Python does not complain at exit."""
+    """Flush both streams. Drop what can no longer be written, so that Python does not complain at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -47,7 +47,7 @@ def release_streams() -> None:
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether `stream` shows ANSI colours (https://no-color.org, https://force-color.org)."""
+    """Return whether `stream` shows ANSI colours (https://no-color.org, https://force-color.org)."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -56,23 +56,23 @@ def coloured(stream: TextIO) -> bool:
 
 
 def paint(text: str, code: str) -> str:
-    """`text` in the colour or weight of an ANSI code, and back to normal."""
+    """Return `text` in the colour or weight of an ANSI code, followed by a reset."""
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def write(text: str) -> None:
-    """Write to stdout at once. Raises BrokenPipeError when the reader went away."""
+    """Write to stdout and flush. Raises BrokenPipeError when the reader has closed the pipe."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        if error.errno in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL of a closed pipe
+        if error.errno in (errno.EPIPE, errno.EINVAL):  # Windows reports a closed pipe as EINVAL
             raise BrokenPipeError from error
         raise SpecportError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def decoded(read: Callable[[], str]) -> str:
-    """What `read` gets from stdin. Raises InvalidInput when it is not text."""
+    """Return what `read` gets from stdin. Raises InvalidInput when it is not text."""
     try:
         return read()
     except UnicodeDecodeError as error:
@@ -80,19 +80,19 @@ def decoded(read: Callable[[], str]) -> str:
 
 
 def say(text: str, code: str = DIM) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     sys.stderr.write((paint(text, code) if coloured(sys.stderr) else text) + "\n")
     sys.stderr.flush()
 
 
 def complain(text: str) -> None:
-    """An error, on one line."""
+    """Print an error on one line of stderr."""
     label = paint("error:", f"{BOLD};{RED}") if coloured(sys.stderr) else "error:"
     sys.stderr.write(f"specport: {label} {' '.join(text.split())}\n")
 
 
 def stopped() -> None:
-    """Say that Ctrl-C ended the program, on a line of its own."""
+    """Print that Ctrl-C ended the program, on a line of its own."""
     if sys.stderr.isatty():
         sys.stderr.write("\n")
     say("specport: stopped")
@@ -100,7 +100,7 @@ def stopped() -> None:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """A progress callback: a bar on a terminal, else a line on stderr for each stage, or nothing."""
+    """Yield a progress callback: a bar on a terminal, else a line per stage on stderr; silent if `quiet`."""
     from specport.progress import progress_bar, silent
 
     if quiet:
@@ -121,9 +121,9 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first Ctrl-C calls `act`; a second one raises KeyboardInterrupt as usual."""
+    """Call `act` on the first Ctrl-C inside the block. A second one raises KeyboardInterrupt as usual."""
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored (nohup), or somebody else's
+    if before is not signal.default_int_handler:  # ignored (nohup), or handled by other code
         yield
         return
 
@@ -133,7 +133,7 @@ def on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
 
     try:
         signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread, where Ctrl-C never arrives
+    except ValueError:  # not the main thread, which alone receives Ctrl-C
         yield
         return
     try:

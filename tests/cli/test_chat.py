@@ -46,7 +46,7 @@ def test_reset_help_and_quit(monkeypatch, capsys):
     assert talk(monkeypatch, "one\n/reset\ntwo\n/help\n/nonsense\n/quit\nthree\n") == 0
     out, err = capsys.readouterr()
     assert out == f"{greedy('one', 12)}\n{greedy('two', 12)}\n"
-    assert "the conversation is forgotten" in err and "there is no command /nonsense" in err
+    assert "conversation cleared" in err and "unknown command /nonsense" in err
     assert err.count("/quit    leave") == 2
 
 

@@ -73,10 +73,10 @@ def test_help_imports_nothing_heavy(arguments):
         (["run", "Hi", "--temperature", "nan"], "temperature is nan"),
         (["run", "Hi", "--stop", ""], "a stop string is empty"),
         (["run", " \n"], "the prompt is empty"),
-        (["run", "Hi", "--prompt-file", "x"], "there are two prompts"),
+        (["run", "Hi", "--prompt-file", "x"], "two prompts were given"),
         (["run", "--prompt-file", "no/such/file"], "cannot read the prompt file"),
-        (["run", "--chat", "--json"], "--json does not go with --chat"),
-        (["run", "--chat", "--raw"], "--raw does not go with --chat"),
+        (["run", "--chat", "--json"], "--json cannot be combined with --chat"),
+        (["run", "--chat", "--raw"], "--raw cannot be combined with --chat"),
         (["run", "x" * 5000], "the prompt has 5000 tokens"),
     ],
 )

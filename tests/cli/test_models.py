@@ -8,6 +8,7 @@ import pytest
 
 from specport.cli import main
 from specport.models import cache, source
+from specport.runtime import conversion
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_pull(monkeypatch, capsys, tmp_path):
             progress("converting", share)
         return source.ModelFiles(tmp_path, "small", "int4", "org/small", "")
 
-    monkeypatch.setattr(source, "resolve", resolve)
+    monkeypatch.setattr(conversion, "resolve", resolve)
     assert main(["models", "pull"]) == 0
     assert main(["models", "pull", "org/small", "--precision", "int4"]) == 0
     assert asked == [(None, {}), ("org/small", {"precision": "int4"})]

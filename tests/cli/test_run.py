@@ -18,14 +18,14 @@ from support import toy_pipeline
 from support.toy_pipeline import greedy
 
 import specport
-from specport.api import GenerationOptions
+from specport.api import load
 from specport.cli import main, options
 from specport.cli.render import Printer, summary
 from specport.core.metrics import Metrics
 from specport.core.planning.policies import POLICIES
 from specport.core.verify.rules import RULES
 from specport.models.precision import PRECISIONS
-from specport.runtime.loading import load
+from specport.options import GenerationOptions
 from specport.stream import Chunk, Result
 
 TOY = toy_pipeline.PROGRAM
@@ -92,7 +92,7 @@ def test_no_prompt(monkeypatch, capsys):
     give_stdin(monkeypatch, b"")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     assert main(["run"]) == 2
-    assert "there is no prompt" in capsys.readouterr().err
+    assert "no prompt was given" in capsys.readouterr().err
 
 
 def test_only_given_options_reach_load():
@@ -256,3 +256,11 @@ def _actions() -> dict[str, argparse.Action]:
     options.add_model_options(parser)
     options.add_generation_options(parser)
     return {action.dest: action for action in parser._actions}
+
+
+def test_log_probabilities_come_with_json_only(capsys):
+    assert main(["run", "--json", "--logprobs", "--max-new-tokens", "5", "Hello"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["logprobs"]) == len(report["token_ids"]) == 5 and max(report["logprobs"]) < 0
+    assert main(["run", "--logprobs", "Hello"]) == 2
+    assert "--json" in capsys.readouterr().err

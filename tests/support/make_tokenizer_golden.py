@@ -1,4 +1,4 @@
-"""Writes tokenizer_golden.json: token ids as llama.cpp gives them, the oracle of models/test_gguf_golden.py.
+"""Writes tokenizer_golden.json: token ids as llama.cpp gives them, the oracle of text/test_gguf_golden.py.
 
 Made with llama.cpp's own server code, in an environment of its own: `pip install xllamacpp`, then
 `python make_tokenizer_golden.py NAME=FILE.gguf ...`. The chat texts are rendered by llama.cpp's own

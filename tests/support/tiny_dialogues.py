@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from specport.quantize.text.teacher import Dialogue
+from specport.quantize.text.dialogues import Dialogue
 
 from support import tiny_models
 

@@ -51,6 +51,11 @@ def toy_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyBackend:
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("specport.runtime.loading.backend_for", lambda profile: backend)
     monkeypatch.setattr("specport.runtime.loading.resolve", resolve)
-    for module in ("specport.runtime.loading", "specport.bench.run", "specport.calibration.calibrate"):
+    for module in (
+        "specport.api",
+        "specport.runtime.loading",
+        "specport.bench.run",
+        "specport.calibration.calibrate",
+    ):
         monkeypatch.setattr(f"{module}.load_tokenizer", lambda folder: Tokenizer())
     return backend

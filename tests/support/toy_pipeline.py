@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import specport
-from specport.api import Pipeline
 from specport.cli import main
-from specport.core.engine import Engine
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.errors import ModelError
+from specport.pipeline import Pipeline
+from support.generations import drafted
 from support.toy_model import ToyModel
 
 LETTERS = "abcdefghij "
@@ -62,7 +62,7 @@ def load(model: str | None = None, *, progress: Any = None, **options: Any) -> P
     toy = ToyModel(step_seconds=float(os.environ.get("TOY_STEP_SECONDS", "0")), max_context=4096)
     drafter = None if options.get("draft") == "none" else NgramDrafter()
     return Pipeline(
-        Engine(toy, drafter), ToyTokenizer(), model_name="toy", device_name="paper", notes=["it is a toy"],
+        drafted(toy, drafter), ToyTokenizer(), model_name="toy", device_name="paper", notes=["it is a toy"],
     )  # fmt: skip
 
 

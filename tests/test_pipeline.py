@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from support import toy_pipeline
 from support.toy_model import ToyModel
 
-from specport.api import Drafting, Pipeline
 from specport.core.engine import Engine
+from specport.core.planning.drafting import Drafting
+from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.ports import Drafter, Row, StepOutput
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.errors import InvalidInput, SpecportError
+from specport.pipeline import Pipeline
+
+
+def engine(toy: ToyModel, *drafters: Drafter) -> Engine:
+    return Engine(toy, FirstProposal(drafters, lambda: Fixed(20)) if drafters else None)
 
 
 @pytest.fixture
@@ -23,7 +33,7 @@ def toy() -> ToyModel:
 
 @pytest.fixture
 def pipeline(toy: ToyModel) -> Pipeline:
-    return Pipeline(Engine(toy, NgramDrafter()), toy_pipeline.ToyTokenizer())
+    return Pipeline(engine(toy, NgramDrafter()), toy_pipeline.ToyTokenizer())
 
 
 def test_text_ids_and_reason_agree(pipeline: Pipeline, toy: ToyModel) -> None:
@@ -64,8 +74,8 @@ def test_stream_chunks_join_to_the_text(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize("drafter", ["none", "ngram", "model"])
 def test_stop_strings_end_the_same_text_with_the_same_tokens(drafter: str) -> None:
     toy = ToyModel(max_context=512)
-    drafters = {"none": None, "ngram": NgramDrafter(), "model": ModelDrafter(ToyModel(), toy.vocab_size)}
-    pipeline = Pipeline(Engine(toy, drafters[drafter]), toy_pipeline.ToyTokenizer())
+    drafters = {"none": (), "ngram": (NgramDrafter(),), "model": (ModelDrafter(ToyModel(), toy.vocab_size),)}
+    pipeline = Pipeline(engine(toy, *drafters[drafter]), toy_pipeline.ToyTokenizer())
     whole = toy_pipeline.greedy("hello", 60)
     stop = whole[21:24]
     result = pipeline.generate("hello", max_new_tokens=60, stop=[stop])
@@ -86,14 +96,47 @@ def test_cancelled_stream_keeps_its_text(toy: ToyModel, pipeline: Pipeline) -> N
 
 
 @pytest.mark.parametrize("read", [0, 1])
-def test_dropped_streams_free_their_cache(read: int, pipeline: Pipeline, toy: ToyModel) -> None:
+def test_dropped_streams_free_their_cache_before_the_next_round(
+    read: int, pipeline: Pipeline, toy: ToyModel
+) -> None:
     stream = pipeline.stream("hello", max_new_tokens=100)
     for _ in range(read):
         next(stream)
-    assert toy.num_open == 1
+    assert toy.num_open == read  # opened by the first round
     del stream
     gc.collect()
+    assert pipeline.generate("x", max_new_tokens=3).text == toy_pipeline.greedy("x", 3)
     assert toy.num_open == 0
+
+
+def test_a_stream_that_is_dropped_within_a_step_re_enters_nothing() -> None:
+    dropped: list[object] = []
+
+    class Collecting(ToyModel):
+        """Drops a stream while it steps, as the garbage collector may."""
+
+        stepping = False
+
+        def step(self, rows: Sequence[Row]) -> StepOutput:
+            assert not self.stepping
+            self.stepping = True
+            if dropped:
+                dropped.clear()
+                gc.collect()
+            output = super().step(rows)
+            self.stepping = False
+            return output
+
+        def close(self, handle: Any) -> None:
+            assert not self.stepping
+            super().close(handle)
+
+    toy = Collecting(max_context=512)
+    pipeline = Pipeline(engine(toy, NgramDrafter()), toy_pipeline.ToyTokenizer())
+    dropped.append(pipeline.stream("hello", max_new_tokens=100))
+    next(dropped[0])  # type: ignore[call-overload]
+    assert pipeline.generate("one", max_new_tokens=20).text == toy_pipeline.greedy("one", 20)
+    assert not dropped and toy.num_open == 0
 
 
 def test_two_streams_interleave(pipeline: Pipeline) -> None:
@@ -107,18 +150,27 @@ def test_two_streams_interleave(pipeline: Pipeline) -> None:
         assert texts[i] == toy_pipeline.greedy(prompt, 25)
 
 
-def test_threads_share_a_pipeline(pipeline: Pipeline) -> None:
+def test_threads_share_the_steps_of_a_pipeline() -> None:
+    rows: list[int] = []
+
+    class Counting(ToyModel):
+        def step(self, given: Sequence[Row]) -> StepOutput:
+            rows.append(len(given))
+            return super().step(given)
+
+    pipeline = Pipeline(Engine(Counting(max_context=512, step_seconds=0.002)), toy_pipeline.ToyTokenizer())
     texts: dict[int, str] = {}
 
     def work(i: int) -> None:
         texts[i] = pipeline.generate("x" * (i + 1), max_new_tokens=30).text
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(5)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [texts[i] for i in range(5)] == [toy_pipeline.greedy("x" * (i + 1), 30) for i in range(5)]
+    assert [texts[i] for i in range(8)] == [toy_pipeline.greedy("x" * (i + 1), 30) for i in range(8)]
+    assert len(rows) < 8 * 30 / 2 and max(rows) > 4
 
 
 def test_chat_keeps_its_cache_and_says_what_a_fresh_start_would(pipeline: Pipeline, toy: ToyModel) -> None:
@@ -148,6 +200,56 @@ def test_chat_goes_on_after_a_stopped_answer(pipeline: Pipeline) -> None:
     assert chat.send("more").result.text == expected.text
 
 
+def test_a_dropped_answer_stays_as_far_as_it_came_and_a_dropped_chat_frees_its_cache(
+    pipeline: Pipeline, toy: ToyModel
+) -> None:
+    chat = pipeline.chat(max_new_tokens=50)
+    stream = chat.send("hello")
+    next(stream)
+    del stream
+    gc.collect()
+    said = chat.send("more").result.prompt_token_ids
+    assert len(said) > len("hello") + len("more")
+    assert chat.messages[1]["role"] == "assistant" and chat.messages[1]["content"]
+    assert toy.num_open == 1
+    del chat
+    gc.collect()
+    pipeline.engine.tidy()
+    assert toy.num_open == 0
+
+
+def test_a_closed_chat_says_so(pipeline: Pipeline, toy: ToyModel) -> None:
+    chat = pipeline.chat(max_new_tokens=5)
+    chat.send("hello").result  # noqa: B018
+    chat.close()
+    chat.close()
+    with pytest.raises(InvalidInput, match="closed"):
+        chat.send("more")
+    assert toy.num_open == 0
+
+
+def test_a_list_of_conversations_is_a_batch(pipeline: Pipeline) -> None:
+    talks = [[{"role": "user", "content": text}] for text in ("one", "two")]
+    results = pipeline.generate(talks, max_new_tokens=9)
+    assert [r.text for r in results] == [toy_pipeline.greedy(text, 9) for text in ("one", "two")]
+    with pytest.raises(InvalidInput, match="list of messages"):
+        pipeline.generate(["one", talks[0]], max_new_tokens=9)
+
+
+def test_none_means_the_default_and_whole_numbers_of_any_kind_are_whole_numbers(pipeline: Pipeline) -> None:
+    options = {"stop": None, "temperature": None, "max_new_tokens": np.int64(7), "seed": np.int64(3)}
+    assert pipeline.generate("hello", **options).text == toy_pipeline.greedy("hello", 7)
+
+
+def test_log_probabilities_are_the_targets_own(pipeline: Pipeline, toy: ToyModel) -> None:
+    result = pipeline.generate("hello", max_new_tokens=12, logprobs=True)
+    plain = Pipeline(Engine(toy), toy_pipeline.ToyTokenizer())
+    assert result.logprobs == plain.generate("hello", max_new_tokens=12, logprobs=True).logprobs
+    text = [*result.prompt_token_ids, *result.token_ids]
+    row = toy.table[text[-3], text[-2]].astype(np.float64)
+    assert result.logprobs[-1] == pytest.approx(row[text[-1]] - np.log(np.exp(row).sum()), abs=1e-9)
+
+
 def test_chat_that_no_longer_fits_is_refused_and_nothing_is_lost(pipeline: Pipeline) -> None:
     chat = pipeline.chat(max_new_tokens=10)
     chat.send("hello").result  # noqa: B018
@@ -173,6 +275,8 @@ def test_chat_that_no_longer_fits_is_refused_and_nothing_is_lost(pipeline: Pipel
         {"repetition_penalty": 0},
         {"stop": [""]},
         {"no_such_option": 1},
+        {"stop": [1]},
+        {"seed": 1.5},
     ],
 )
 def test_bad_options_are_refused_with_their_name(options: dict[str, object], pipeline: Pipeline) -> None:

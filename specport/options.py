@@ -1,0 +1,52 @@
+"""Options of one generation: sampling parameters and text options. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specport.core.sampling.params import SamplingParams, whole_number
+from specport.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class GenerationOptions(SamplingParams):
+    """Hold how to generate. Greedy by default.
+
+    stop:     strings that end the text; they are not part of it.
+    system:   system message before a prompt that is a plain string.
+    raw:      encode a string prompt as it is, without the chat template.
+    logprobs: keep the log-probability of each output token (`Result.logprobs`), from the target's logits
+              before penalties and temperature.
+    """
+
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    system: str | None = None
+    raw: bool = False
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = whole_number("max_new_tokens", self.max_new_tokens)
+        if most < 1:
+            raise InvalidInput(f"max_new_tokens is {most}; it must be 1 or more")
+        object.__setattr__(self, "max_new_tokens", most)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) for text in stop):
+            raise InvalidInput(f"stop is {self.stop!r}; it must be a string or several")
+        if not all(stop):
+            raise InvalidInput("a stop string is empty")
+        object.__setattr__(self, "stop", stop)
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:
+        """Return the options by name; None means the default. Raises InvalidInput for unknown names."""
+        known = cls.__dataclass_fields__
+        if unknown := sorted(set(options) - set(known)):
+            raise InvalidInput(f"unknown option: {', '.join(unknown)}", f"options are {', '.join(known)}")
+        try:
+            return cls(**{name: value for name, value in options.items() if value is not None})
+        except TypeError as error:
+            raise InvalidInput(f"an option has a value of the wrong type: {error}") from error
