@@ -1,7 +1,7 @@
-"""Builds drafts of one target with different numbers of layers, and draws what they are worth.
+"""A sweep over drafts of one target with different numbers of layers, with a table and a plot of their speed.
 
-What the examples beside this file share. Text that the target writes is written once for all of them; a sweep
-that was stopped goes on with the same command.
+The examples beside this file share it. The target's text is written once for all drafts. Run the same command
+again to resume a sweep.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from specport.quantize.build import Request, build
+from specport.quantize.build import build
+from specport.quantize.request import Request
 
 from specport.models import bundle
 from specport.models.bundle import Bundle
@@ -21,12 +22,13 @@ from specport.progress import progress_bar
 def arguments(
     description: str, layers: Sequence[int], distil: int, mlp: float = 1.0
 ) -> argparse.ArgumentParser:
+    """Return a parser with the options of a sweep; the arguments are their defaults."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path("drafts"), help="folder of the drafts")
     parser.add_argument(
         "--layers", type=int, nargs="+", default=list(layers), help="numbers of layers to keep"
     )
-    parser.add_argument("--distil", type=int, default=distil, help="tokens that the target writes")
+    parser.add_argument("--distil", type=int, default=distil, help="tokens of text that the target writes")
     parser.add_argument(
         "--epochs", type=float, default=0.0, help="times that each text is read in training; 0 = fit only"
     )
@@ -45,38 +47,32 @@ def sweep(
     device: str,
     precision: str | None = None,
 ) -> list[Bundle]:
-    """A draft with each number of layers in `out / layers-N`; those that are there are not built again."""
-    found = []
+    """Build a draft with each number of layers in `out / layers-N`, unless it exists; return all of them."""
+    drafts = []
     for count in layers:
         folder = out / f"layers-{count}"
         if not folder.exists():
             with progress_bar() as progress:
-                asked = replace(request, layers=count)
                 build(
-                    target,
-                    folder,
-                    asked,
-                    source=source,
-                    device=device,
-                    precision=precision,
-                    progress=progress,
-                )
-        found.append(bundle.read(folder))
-    return found
+                    target, folder, replace(request, layers=count),
+                    source=source, device=device, precision=precision, progress=progress,
+                )  # fmt: skip
+        drafts.append(bundle.read(folder))
+    return drafts
 
 
 def table(drafts: Sequence[Bundle]) -> str:
-    """What was measured of each draft, in Markdown."""
+    """Return the measurements of each draft as a Markdown table."""
     lines = [
-        "| layers | draft step | cost | agreement, healed | mean acceptance length | decode | same text |",
+        "| layers | draft step | cost | agreement, distilled | mean acceptance length | decode | same text |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for draft in drafts:
         m, d = draft.measured, draft.distilled
-        healed = f"{d['agreement']:.1%} from {d['agreement_before']:.1%}" if d else "not healed"
+        agreement = f"{d['agreement']:.1%} from {d['agreement_before']:.1%}" if d else "not distilled"
         low, high = m["speed_up_range"]
         lines.append(
-            f"| {len(draft.layers)} | {m['draft_ms']:.1f} ms | {m['cost']:.2f} | {healed} "
+            f"| {len(draft.layers)} | {m['draft_ms']:.1f} ms | {m['cost']:.2f} | {agreement} "
             f"| {m['mean_acceptance_length']:.2f} | {m['speed_up']:.2f} ({low:.2f} to {high:.2f}) "
             f"| {m['same_text']}/{m['prompts']} |"
         )
@@ -84,7 +80,7 @@ def table(drafts: Sequence[Bundle]) -> str:
 
 
 def plot(drafts: Sequence[Bundle], path: Path, title: str) -> None:
-    """Speed-up over plain decoding against layers kept; bars reach from the worst to the best prompt."""
+    """Plot the speed-up over plain decoding by layers kept; bars reach from the worst to the best prompt."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,6 +103,7 @@ def plot(drafts: Sequence[Bundle], path: Path, title: str) -> None:
 
 
 def report(drafts: Sequence[Bundle], out: Path, title: str) -> None:
+    """Write the plot into `out` and print the table."""
     plot(drafts, out / "speed-up.svg", title)
     print(table(drafts))
     print(f"\nplot: {out / 'speed-up.svg'}")

@@ -1,4 +1,4 @@
-"""How an example ends: what a user can mend in one line, and exit code 2."""
+"""Error handling of the examples: one line for errors that a user can fix, and exit code 2."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from specport.errors import SpecportError
 
 
 def run(main: Callable[[], None]) -> None:
+    """Run an example, and exit with 2 after such an error and with 130 after Ctrl-C."""
     try:
         main()
     except SpecportError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -3,14 +3,14 @@
     python examples/qwen_coder_xeon.py --target qwen2.5-coder-1.5b.gguf --source qwen2.5-coder-0.5b.gguf
 
 Both may be hub ids, Hugging Face folders or GGUF files. On 2 cores the target writes for an hour, and a draft
-takes ten minutes, or with --epochs 1 an hour and a half; what is done is kept.
+takes ten minutes, or an hour and a half with --epochs 1. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
 import draft_sweep
 import ending
-from specport.quantize.build import Request
+from specport.quantize.request import Request
 
 
 def main() -> None:

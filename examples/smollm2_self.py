@@ -1,6 +1,6 @@
-"""A draft cut from the target itself: SmolLM2-135M-Instruct, which specport fetches by itself.
+"""Drafts cut from the target itself: SmolLM2-135M-Instruct, which specport downloads by itself.
 
-python examples/smollm2_self.py                    # fitted only, minutes a draft; what is done is kept
+python examples/smollm2_self.py                    # fitted only, minutes per draft
 python examples/smollm2_self.py --layers 8 --distil 20000
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import draft_sweep
 import ending
-from specport.quantize.build import Request
+from specport.quantize.request import Request
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Makes models small: conversion and compression. Needs the packages of the `openvino` extra."""
+"""Conversion, compression, pruning and training of models. Needs the packages of the extra `openvino`."""

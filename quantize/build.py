@@ -1,13 +1,12 @@
-"""`specport quantize`: from a target, and a smaller sibling of it, to a draft that is worth its cost.
+"""`specport quantize`: build a draft bundle for a target, from the target itself or from a smaller sibling.
 
-What takes long is kept while it is done: search and training in `OUT.partial`, the text that the target
-writes in the cache, for later drafts as well. The same command goes on there; the bundle appears at once,
-when all of it is there.
+Slow stages keep their results: search and training in `OUT.partial`, the target's text in the cache, where
+later drafts find it too. The same command resumes a build that was stopped. The bundle is moved to OUT when
+it is complete.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,93 +16,45 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.evaluate import pair as proof
-from specport.quantize.inputs import Origin
+from specport.quantize.evaluate.pair import DraftPair, evaluate
+from specport.quantize.inputs import Inputs
 from specport.quantize.plan import Plan
-from specport.quantize.prune import choose, depth
-from specport.quantize.text import teacher
-from specport.quantize.text.prompts import parts
-from specport.quantize.train import distilled as healed
-from specport.quantize.train.distilled import Healed
+from specport.quantize.prune import choose
+from specport.quantize.request import Request
+from specport.quantize.text import dialogues, shards
+from specport.quantize.text.prompts import divide
+from specport.quantize.train import distilled
+from specport.quantize.train.distilled import Distilled
 
-from specport.calibration import calibrate, heads
+from specport.calibration import calibrate, heads, target_text
 from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
-from specport.jobs import worker
-from specport.jobs.workdir import workplace
+from specport.jobs import workdir, worker
 from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent
-from specport.runtime import measurements
+from specport.runtime import conversion, measurements
 from specport.runtime.registry import Loaded
 from specport.runtime.versions import installed
-from specport.text import builtin_prompts
 
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
-AGREEMENT = "agreement"
-_CHOOSING_TOKENS = 64
-_COSTS_BUDGET_S, _CONTEXTS = 8.0, (64,)  # for costs that calibration has not measured
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to build. Raises InvalidInput for wishes that contradict each other.
-
-    layers, speed_up: how many layers to keep, or how much faster a draft step is to be; neither: as many as
-                   make the most tokens a second.
-    by:            what tells which layers go: "agreement" (how well the draft still agrees with the target,
-                   layer by layer), or a measure of `depth.MEASURES`.
-    mlp:           share of the feed-forward channels that stay; fewer than all only with healing.
-    head_tokens:   size of the head; 0 keeps it whole, None takes the best size.
-    distil_tokens: tokens that the target writes for the draft to learn from; 0 = no healing.
-    prompts:       the user's own turns, to write answers to, choose and measure by (see `prompts.parts`).
-    loss, epochs, learning_rate, seed: see `distil.Recipe`.
-    """
-
-    layers: int | None = None
-    speed_up: float | None = None
-    by: str = AGREEMENT
-    mlp: float = 1.0
-    head_tokens: int | None = None
-    distil_tokens: int = 0
-    prompts: tuple[str, ...] = ()
-    loss: str = "kl"
-    epochs: float = 3.0
-    learning_rate: float = 2e-5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.layers is not None and self.speed_up is not None:
-            raise InvalidInput("layers and speed_up are two ways to say one thing", "give one of them")
-        if self.layers is not None and self.layers < 1:
-            raise InvalidInput(f"layers is {self.layers}; it must be 1 or more")
-        if self.speed_up is not None and not 1.0 <= self.speed_up <= 20.0:
-            raise InvalidInput(f"speed_up is {self.speed_up}; it must be from 1 to 20")
-        if not 0.1 <= self.mlp <= 1.0:
-            raise InvalidInput(f"mlp is {self.mlp}; it must be from 0.1 to 1")
-        if self.mlp < 1.0 and not self.distil_tokens:
-            raise InvalidInput("a draft with fewer channels has to be healed", "add --distil TOKENS")
-        if self.by not in (AGREEMENT, *depth.MEASURES):
-            known = ", ".join((AGREEMENT, *depth.MEASURES))
-            raise InvalidInput(f"unknown measure {self.by!r}", f"choose one of {known}")
-        if self.head_tokens is not None and self.head_tokens < 0:
-            raise InvalidInput(f"head_tokens is {self.head_tokens}; it must be 0 or more")
-        if self.distil_tokens < 0:
-            raise InvalidInput(f"distil_tokens is {self.distil_tokens}; it must be 0 or more")
-        if self.prompts and len(set(self.prompts)) < 4:
-            raise InvalidInput(
-                "fewer than four different prompts are too few to choose and measure by", "give more"
-            )
+DISTIL = worker.Job("specport.quantize.train.draft:distil_draft", grace_s=120.0)
+CHOOSING_TOKENS = 64  # of each answer that layers and head are chosen by
+COSTS_BUDGET_S, CONTEXTS = 8.0, (64,)  # of a quick measurement, where calibration has measured no costs
 
 
 @dataclass(frozen=True)
 class Built:
-    """folder: of the bundle. plan: what was expected of it, and of other heads and layers."""
+    """The result of a build.
+
+    folder: the bundle's.
+    plan:   what was expected of this bundle, and of other heads and numbers of layers.
+    """
 
     bundle: Bundle
     folder: Path
@@ -126,192 +77,196 @@ def build(
 ) -> Built:
     """Build a draft for `target` from `source` (None = the target itself) and write it to the folder `out`.
 
-    source: what was healed elsewhere (`train/distilled.py`) keeps its layers and head, unless others are
-    asked for.
-    processes: more than one train together, as `accelerate launch` starts them.
-    Other arguments as for `specport.load`. Raises SpecportError; what was done until then is kept.
+    source: a folder of weights that were distilled on another machine (`train/distilled.py`) keeps its layers
+               and its head, unless the request asks for others.
+    processes: processes that train together; more than one are started by `accelerate launch`.
+    Other arguments as for `specport.load`. Raises SpecportError; finished stages are kept.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInput(f"{out} is there already", "choose another --out, or remove it first")
+    workdir.check_new(out)
     if processes < 1:
         raise InvalidInput(f"processes is {processes}; it must be 1 or more")
     spec = source if source is not None else target
-    before = healed.read(Path(spec)) if spec and not request.distil_tokens else Healed({})
-    if before.facts:
-        draft_precision = draft_precision or before.facts["precision"]
+    imported = distilled.read(Path(spec)) if spec and not request.distil_tokens else Distilled({})
+    if imported.facts:
+        draft_precision = draft_precision or imported.facts["precision"]
         if request.layers is None and request.speed_up is None:
-            request = replace(request, layers=before.facts["layers"])
-    origin = Origin.load(
+            request = replace(request, layers=imported.facts["layers"])
+    inputs = Inputs.load(
         target, source, device=device, precision=precision, draft_precision=draft_precision, threads=threads,
         trust_remote_code=trust_remote_code, progress=part(progress, 0.0, 0.05),
     )  # fmt: skip
-    # Known now, before anything takes long: healing needs weights that can be trained.
+    # Distillation needs weights that can be trained: an error for their lack comes before anything slow.
     trainable = original(spec) if request.distil_tokens else None
-    work = out.with_name(out.name + ".partial")
-    prints = {"target": origin.target_files.fingerprint, "source": origin.files.fingerprint}
-    with workplace(work, {**asdict(request), **prints}):
-        return _Job(origin, request, work, trainable, before, processes, progress).run(out)
+    work = workdir.path_for(out)
+    models = {"target": inputs.target_files.fingerprint, "source": inputs.source_files.fingerprint}
+    with workdir.hold_workdir(work, {**asdict(request), **models}):
+        return _Build(inputs, request, work, trainable, imported, processes, progress).run(out)
 
 
 @dataclass
-class _Job:
-    """One build: the stages in their order."""
+class _Build:
+    """One build: runs its stages in order.
 
-    origin: Origin
+    trainable: the original weights to distil; None = no distillation.
+    imported:  what an earlier distillation of the source says of itself.
+    """
+
+    inputs: Inputs
     request: Request
     work: Path
     trainable: Path | None
-    before: Healed
+    imported: Distilled
     processes: int
     progress: Progress
     shards: list[Path] = field(default_factory=list)
 
     def run(self, out: Path) -> Built:
-        origin = self.origin
-        choosing, held_out, own = parts(self.request.prompts)
-        costs = self._costs(origin.target, part(self.progress, 0.05, 0.1))
+        inputs = self.inputs
+        choosing, held_out, to_learn = divide(self.request.prompts)
+        costs = self._costs(inputs.target, part(self.progress, 0.05, 0.1))
         if self.trainable:
-            bar = part(self.progress, 0.1, 0.4)
-            count, seed = self.request.distil_tokens, self.request.seed
-            folder = teacher.folder_for(origin.target_files.fingerprint, own, seed)
-            self.shards = teacher.write_shards(
-                self._writer, origin.tokenizer, folder, count, seed, own, bar, least=2
-            )  # one is held out
+            self.shards = self._write_text(to_learn, part(self.progress, 0.1, 0.4))
         plan = self._plan(choosing, costs, part(self.progress, 0.4, 0.55))
         folder = self.work / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
-        distilled = self._weights(plan, folder, part(self.progress, 0.55, 0.9))
-        name, precision = origin.files.name, self._precision()
+        distillation = self._weights(plan, folder, part(self.progress, 0.55, 0.9))
+        name, precision = inputs.source_files.name, self._precision()
         files = ModelFiles(folder, name, precision, str(out), ir_fingerprint(folder))
-        draft = origin.loader.draft_with(files, plan.head)
+        draft = inputs.loader.draft_with(files, plan.head)
         draft_costs = self._costs(draft, part(self.progress, 0.9, 0.92), keep=files)
-        pair = proof.Pair(origin.target, draft, origin.tokenizer, name, costs, draft_costs)
-        measured = proof.measure(pair, held_out, part(self.progress, 0.92, 1.0))
+        pair = DraftPair(inputs.target, draft, inputs.tokenizer, name, costs, draft_costs)
+        measured = evaluate(pair, held_out, part(self.progress, 0.92, 1.0))
         choice = plan.choice
         made = Bundle(
-            target=origin.target_files.name,
-            target_shape=bundle.shape(origin.target_files.folder),
-            target_fingerprint=origin.target_files.fingerprint,
-            target_sketch=sketch(origin.target_files.folder),
-            tokenizer=origin.tokenizer.fingerprint,
+            target=inputs.target_files.name,
+            target_shape=bundle.shape(inputs.target_files.folder),
+            target_fingerprint=inputs.target_files.fingerprint,
+            target_sketch=sketch(inputs.target_files.folder),
+            tokenizer=inputs.tokenizer.fingerprint,
             source=name,
             precision=precision,
             layers=choice.kept,
             num_layers=choice.num_layers,
             head=None if plan.head is None else bundle.ranges(plan.head),
-            distilled=distilled,
-            measured={"device": origin.loader.profile.name, **measured},
+            distilled=distillation,
+            measured={"device": inputs.loader.profile.name, **measured},
             provenance={
                 "command": " ".join(["specport", *sys.argv[1:]]) if sys.argv[0].endswith("specport") else "",
                 "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "versions": installed(PACKAGES),
                 "layers_by": self.request.by,
-                "layers_gone": [list(gone) for gone in choice.gone],
+                "layers_gone": [list(dropped) for dropped in choice.dropped_by_count],
                 "agreements": [round(a, 4) for a in choice.agreements],
             },
         )
         bundle.write(folder, made)
-        if out.exists():
-            out.rmdir()  # empty, as was checked
-        os.replace(folder, out)
+        workdir.publish(folder, out)
         if made.pays:
-            bundle.register(out, origin.target_files.fingerprint)
+            bundle.register(out, inputs.target_files.fingerprint)
         self.progress("done", 1.0)
         return Built(made, out, plan)
 
-    def _writer(self) -> Model:
-        """The target with the faster kernels: it writes text to learn from, not text to be compared."""
-        return self.origin.loader.target_with(self.origin.target_files, exact=False).model
+    def _write_text(self, prompts: Sequence[str], progress: Progress) -> list[Path]:
+        """Return the shards that the draft learns from; two at least, as one is held out."""
+        inputs, seed = self.inputs, self.request.seed
+        folder = shards.folder_for(inputs.target_files.fingerprint, prompts, seed)
+        return shards.write_shards(
+            self._fast_target, inputs.tokenizer, folder, self.request.distil_tokens, seed, prompts, progress,
+            least=2,
+        )  # fmt: skip
+
+    def _fast_target(self) -> Model:
+        """Load the target with its fast kernels: training text need not be bit-exact."""
+        return self.inputs.loader.target_with(self.inputs.target_files, exact=False).model
 
     def _precision(self) -> str:
-        """What the draft's weights are stored in: INT4 with zero points, where they were fitted or trained.
+        """Return the precision of the draft's weights: INT4 gets zero points where weights were fitted.
 
-        Sources often are 4-bit files, whose weights survive INT4 without. Those that have left their grid do
-        not: of a Qwen draft that agreed with 72 % in INT8, 70 % was left with zero points and 48 % without.
+        Sources often are 4-bit files, whose weights survive INT4 without zero points. Fitted or trained
+        weights have left that grid. Of a Qwen draft with 72 % agreement in INT8, 70 % was left with zero
+        points and 48 % without.
         """
-        given = self.origin.files.precision
+        given = self.inputs.source_files.precision
         return given if self.trainable is None else precisions.with_zero_points(given)
 
     def _plan(self, choosing: Sequence[str], costs: StepCosts, progress: Progress) -> Plan:
-        kept = self.work / "plan.json"
-        if known := Plan.load(kept):
-            return known
-        origin = self.origin
+        path = self.work / "plan.json"
+        if stored := Plan.load(path):
+            return stored
+        inputs = self.inputs
         bar = part(progress, 0.0, 0.2)
-        written = builtin_prompts.write(
-            origin.target.model, origin.tokenizer, choosing, _CHOOSING_TOKENS, bar
-        )
+        written = target_text.write(inputs.target.model, inputs.tokenizer, choosing, CHOOSING_TOKENS, bar)
         tried, head = self._head(written, costs, part(progress, 0.2, 0.4))
-        search = choose.Search(origin.files.folder, origin.loader, origin.files, head, self.work / "half")
-        order = self.work / "layers.json"
-        choice = search.run(written, costs, self.request, order, part(progress, 0.4, 1.0))
+        search = choose.Search(inputs.loader, inputs.source_files, head, self.work)
+        choice = search.run(written, costs, self.request, part(progress, 0.4, 1.0))
         plan = Plan(tried, head, choice)
-        plan.save(kept)
+        plan.save(path)
         return plan
 
     def _costs(self, loaded: Loaded, progress: Progress, keep: ModelFiles | None = None) -> StepCosts:
-        """What calibration found, else a quick look.
+        """Return the step costs that calibration has stored, else measure them briefly.
 
-        keep: files of the draft, whose costs are kept: it is new, and has to be planned by something until it
-        is calibrated.
+        keep: the files of a new draft: its costs are stored, so that the planner has some until `specport
+        calibrate` measures better ones.
         """
-        if found := measurements.find(loaded.key):
-            return found.costs
+        if stored := measurements.find(loaded.key):
+            return stored.costs
         if keep is None:
-            return measure(
-                loaded.model, contexts=_CONTEXTS, budget_s=_COSTS_BUDGET_S, progress=progress
-            ).costs
-        loader = self.origin.loader
-        report = calibrate.report("draft", keep, loaded, loader, progress, _COSTS_BUDGET_S, _CONTEXTS)
+            return measure(loaded.model, contexts=CONTEXTS, budget_s=COSTS_BUDGET_S, progress=progress).costs
+        loader = self.inputs.loader
+        report = calibrate.report("draft", keep, loaded, loader, progress, COSTS_BUDGET_S, CONTEXTS)
         return report.measured.costs
 
     def _head(
-        self, written: Sequence[builtin_prompts.Text], costs: StepCosts, progress: Progress
+        self, written: Sequence[target_text.Text], costs: StepCosts, progress: Progress
     ) -> tuple[tuple[heads.Head, ...], tuple[int, ...] | None]:
-        """The ids that the head keeps: what the target writes most often, the first ones, special ones."""
+        """Return the sizes that were tried, and the ids that the head keeps (None = all).
+
+        A head keeps special tokens, and the ids that the target writes most often; of equal ones the first.
+        """
         size = self.request.head_tokens
         if size == 0:
             return (), None
-        if size is None and self.before.facts:
-            return (), self.before.head
-        seen = teacher.token_counts(self.shards)
-        always = {*self.origin.tokenizer.special_ids, *self.origin.tokenizer.eos_ids}
-        whole = self.origin.loader.draft_with(self.origin.files, None)
+        if size is None and self.imported.facts:
+            return (), self.imported.head
+        seen = dialogues.token_counts(self.shards)
+        always = {*self.inputs.tokenizer.special_ids, *self.inputs.tokenizer.eos_ids}
+        whole = self.inputs.loader.draft_with(self.inputs.source_files, None)
         if size is not None:
             tokens = heads.kept_ids(size, whole.model.vocab_size, always, seen)
             return (), None if len(tokens) == whole.model.vocab_size else tokens
-        cut = partial(self.origin.loader.draft_with, self.origin.files)
+        cut = partial(self.inputs.loader.draft_with, self.inputs.source_files)
         tried = heads.compare(cut, whole.model, written, costs, always, progress, seen)
         return tried, heads.best(tried).tokens
 
     def _weights(self, plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write the draft's IR to `folder`; returns how it was healed."""
+        """Write the draft's IR to `folder`; return what `Bundle.distilled` says of it."""
         if self.trainable is None:
-            from specport.quantize.convert import ir
+            from specport.quantize.prune import ir
 
-            ir.drop_layers(self.origin.files.folder, folder, plan.choice.dropped)
-            return dict(self.before.facts)
-        asked, trust = self.request, self.origin.loader.trust_remote_code
-        healed_folder = self.work / "healed"
+            ir.drop_layers(self.inputs.source_files.folder, folder, plan.choice.dropped)
+            return dict(self.imported.facts)
+        request, trust = self.request, self.inputs.loader.trust_remote_code
+        trained = self.work / "distilled"
         names = ("loss", "epochs", "learning_rate", "seed")
         arguments = {
             "source": str(self.trainable),
             "work": str(self.work),
-            "out": str(healed_folder),
+            "out": str(trained),
             "dropped": plan.choice.dropped,
-            "mlp": asked.mlp,
+            "mlp": request.mlp,
             "head": None if plan.head is None else bundle.ranges(plan.head),
             "shards": [str(path) for path in self.shards],
-            "recipe": {name: getattr(asked, name) for name in names} | {"precision": self._precision()},
+            "recipe": {name: getattr(request, name) for name in names} | {"precision": self._precision()},
             "trust_remote_code": trust,
         }
-        found = worker.run(
-            "heal", arguments, "the draft cannot be healed",
+        facts = worker.run(
+            DISTIL, arguments, "the draft cannot be distilled",
             processes=self.processes, progress=part(progress, 0.0, 0.85),
         )  # fmt: skip
         folder.mkdir()
-        worker.convert(
-            healed_folder, folder, self._precision(),
+        conversion.convert(
+            trained, folder, self._precision(),
             progress=part(progress, 0.85, 1.0), trust_remote_code=trust,
         )  # fmt: skip
-        return {**found, "tokens_written": asked.distil_tokens}
+        return {**facts, "tokens_written": request.distil_tokens}

@@ -1,4 +1,4 @@
-"""What a draft is made for, and what from: the two models of a build, on the device at hand."""
+"""The inputs of a build: the target, the model that the draft is made from, and a device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Origin:
-    """files: what the draft is made from, IR with all its layers. target: loaded, in exact mode."""
+class Inputs:
+    """The models of a build.
+
+    target:       loaded in exact mode, from `target_files`.
+    source_files: IR of the model that the draft is made from, with all its layers.
+    """
 
     loader: Loader
     target_files: ModelFiles
     target: Loaded
-    files: ModelFiles
+    source_files: ModelFiles
     tokenizer: Tokenizer
 
     @classmethod
@@ -34,20 +38,23 @@ class Origin:
         threads: int | None = None,
         trust_remote_code: bool = False,
         progress: Progress = silent,
-    ) -> Origin:
-        """source: None = the target itself. Other arguments as for `specport.load`. Raises SpecportError."""
+    ) -> Inputs:
+        """Load the target and resolve the source.
+
+        source: None = the target itself. Other arguments as for `specport.load`. Raises SpecportError.
+        """
         loader = Loader.on(device, threads, None, trust_remote_code, progress)
         if loader.backend.weights != "ir":
             raise InvalidInput(
-                f"drafts are built by steps of OpenVINO, which {loader.profile.name} does not run",
-                "build with --device xeon; specport quantize export DIR --to hf then makes one that "
-                f"{loader.profile.name} runs",
+                f"drafts are built with OpenVINO, which {loader.profile.name} does not run",
+                "build with --device xeon; specport quantize export DIR --to hf then converts the draft for "
+                f"{loader.profile.name}",
             )
         spec = source if source is not None else (target or "default")
         target_files, loaded = loader.target(target, precision, exact=True)
         files = loader.draft_files(spec, draft_precision, target_files)
         if files.bundle:
-            raise InvalidInput(f"{spec} is a draft bundle already", "give the model that it was made from")
+            raise InvalidInput(f"{spec} is a draft bundle already", "name the model that it was made from")
         tokenizer = load_tokenizer(target_files.folder)
         if wrong := load_tokenizer(files.folder).mismatch(tokenizer):
             raise ModelError(f"{files.name} has another tokenizer than the target: {wrong}")

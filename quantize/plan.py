@@ -1,6 +1,6 @@
-"""What was decided of a draft before it is made: its head and its layers.
+"""The plan of a draft: the head and the layers that were chosen for it.
 
-Kept, since times decided it: a build that goes on must not decide otherwise the second time.
+The plan is stored, since it depends on measured times: a resumed build must not choose differently.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from specport.models.atomic import write_json
 
 @dataclass(frozen=True)
 class Plan:
-    """heads: sizes that were tried. head: the ids that the draft's head keeps; None = all."""
+    """heads: sizes that were measured. head: ids that the draft's head keeps; None = all.
+
+    choice: of layers.
+    """
 
     heads: tuple[Head, ...]
     head: tuple[int, ...] | None
     choice: Choice
 
     def save(self, path: Path) -> None:
-        """Write it all at once."""
+        """Write the plan atomically."""
         content = {
             "heads": [{**asdict(head), "tokens": _ranges(head.tokens)} for head in self.heads],
             "head": _ranges(self.head),
@@ -36,7 +39,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan | None:
-        """None where there is none."""
+        """Read a plan; None where there is no file."""
         if not path.is_file():
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +47,7 @@ class Plan:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in stored["choice"].items()
         }
-        choice["gone"] = tuple(map(tuple, choice["gone"]))
+        choice["dropped_by_count"] = tuple(map(tuple, choice["dropped_by_count"]))
         heads = tuple(Head(**{**head, "tokens": _ids(head["tokens"])}) for head in stored["heads"])
         return cls(heads, _ids(stored["head"]), Choice(**choice))
 

@@ -1,4 +1,4 @@
-"""Compresses the weights of an IR folder with NNCF."""
+"""Compression of an IR folder's weights with NNCF."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import load_tokenizer
 
 ANSWER_TOKENS = 96
-# Share of an outlier that SmoothQuant moves from activations to weights (alpha of arXiv 2211.10438, and its
-# usual value). NNCF's own, 0.95, gave KL 0.30 instead of 0.19 on SmolLM2-135M.
+# Share of an outlier that SmoothQuant moves from activations to weights (alpha of arXiv 2211.10438, at its
+# usual value). NNCF's default, 0.95, gave KL 0.30 instead of 0.19 on SmolLM2-135M.
 SMOOTHING = 0.5
 
 
 def compress(source: Path, target: Path, precision: Precision, progress: Progress) -> None:
-    """Write the IR of `source`, uncompressed, with compressed weights to `target`.
+    """Compress the weights of the uncompressed IR in `source`, and write the model to `target`.
 
-    target: has the model's configuration and tokenizer already. What needs calibration text reads what the
-    model itself writes behind `prompts.CHOOSING`.
-    Raises ModelError where NNCF cannot do it.
+    target: already has the model's configuration and tokenizer.
+    Methods that need calibration text get the model's own answers to `prompts.CHOOSING`.
+    Raises ModelError where NNCF cannot compress the model.
     """
     import nncf
     import openvino
 
-    texts = _texts(source, target, part(progress, 0.6, 0.7)) if precision.needs_text else []
+    texts = write_texts(source, target, part(progress, 0.6, 0.7)) if precision.needs_text else []
     progress("compressing weights", 0.7)
     model = openvino.Core().read_model(source / "openvino_model.xml")
-    dataset = nncf.Dataset(texts, _inputs([port.any_name for port in model.inputs])) if texts else None
+    dataset = nncf.Dataset(texts, inputs_of([port.any_name for port in model.inputs])) if texts else None
     try:
         if "activations" in precision.options:
             model = _activations(model, dataset, len(texts), precision)
         elif precision.base == "int8":
             modes = nncf.CompressWeightsMode
             mode = modes.INT8_SYM if precision.symmetric else modes.INT8_ASYM
-            # NNCF compiles a model for each weight to quantise it; in NumPy it is 4x faster, bit-identical.
+            # NNCF compiles a model for each weight to quantise it; NumPy is 4 times as fast, with the same
+            # bits.
             with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"):
                 model = nncf.compress_weights(model, mode=mode)
         else:
-            model = nncf.compress_weights(model, dataset=dataset, **_int4(precision, len(texts)))
+            model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
     except nncf.InvalidGroupSizeError as error:
         widths = ", ".join(sorted({*re.findall(r"channel size: (\d+)", str(error))}, key=int))
         raise ModelError(
@@ -73,13 +74,14 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
     gc.collect()
 
 
-def _int4(precision: Precision, num_texts: int) -> dict[str, Any]:
+def int4_options(precision: Precision, num_texts: int) -> dict[str, Any]:
+    """Return the arguments of `nncf.compress_weights` for INT4 weights."""
     import nncf
 
     options = {*precision.options}
     mode, backup = nncf.CompressWeightsMode, nncf.BackupMode
-    # For a layer that the group does not divide, NNCF takes the largest power of two that does. That is a
-    # smaller one where the group is a power of two; else it can be larger, which nobody asked for.
+    # Where the group does not divide a layer's inputs, NNCF takes the largest power of two that does. For a
+    # group that is no power of two this can be larger than what was asked for, so it is an error then.
     fits = precision.group & (precision.group - 1) == 0
     fallback = nncf.GroupSizeFallbackMode.ADJUST if fits else nncf.GroupSizeFallbackMode.ERROR
     return {
@@ -100,6 +102,7 @@ def _is_int4(node: Any) -> bool:
 
 
 def _activations(model: Any, dataset: Any, num_texts: int, precision: Precision) -> Any:
+    """Return the model with weights and activations quantised to INT8."""
     import nncf
     from nncf.quantization import advanced_parameters as advanced
 
@@ -111,7 +114,7 @@ def _activations(model: Any, dataset: Any, num_texts: int, precision: Precision)
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=num_texts,
         fast_bias_correction=True,
-        # No kernel multiplies cached keys in int8: rounding them costs accuracy and saves nothing.
+        # No kernel multiplies cached keys in int8: rounding them would cost accuracy and save nothing.
         ignored_scope=nncf.IgnoredScope(types=["ScaledDotProductAttention"]),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
@@ -119,13 +122,13 @@ def _activations(model: Any, dataset: Any, num_texts: int, precision: Precision)
     )
 
 
-def _texts(folder: Path, tokenizer_folder: Path, progress: Progress) -> list[list[int]]:
-    """Prompts and what the model answers to them, as token ids."""
+def write_texts(folder: Path, tokenizer_folder: Path, progress: Progress) -> list[list[int]]:
+    """Return prompts with the greedy answers of the IR in `folder`, as token ids."""
     import openvino
 
     tokenizer = load_tokenizer(tokenizer_folder)
     compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU")
-    fill = _inputs([port.any_name for port in compiled.inputs])
+    fill = inputs_of([port.any_name for port in compiled.inputs])
     request = compiled.create_infer_request()
     texts: list[list[int]] = []
     for number, prompt in enumerate(CHOOSING):
@@ -142,8 +145,11 @@ def _texts(folder: Path, tokenizer_folder: Path, progress: Progress) -> list[lis
     return texts
 
 
-def _inputs(names: list[str]) -> Any:
-    """A function that makes a stateful model's inputs of one row's new tokens, and of how long it is then."""
+def inputs_of(names: list[str]) -> Any:
+    """Return a function that fills a stateful model's inputs for one row.
+
+    The function takes the row's new tokens and its length with them (None: no earlier tokens).
+    """
 
     def fill(tokens: list[int], length: int | None = None) -> dict[str, Any]:
         length = len(tokens) if length is None else length
@@ -160,6 +166,7 @@ def _inputs(names: list[str]) -> Any:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable while the context lasts."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,7 +1,7 @@
-"""Converts a GGUF file or a Hugging Face folder to OpenVINO IR with compressed weights.
+"""Conversion of a GGUF file or a Hugging Face folder to OpenVINO IR with compressed weights.
 
-transformers reads the weights (GGUF is dequantised exactly), optimum-intel traces the model to a stateful
-IR, NNCF compresses it. `jobs/worker.py` runs it in a process of its own; `export` may also be called
+transformers reads the weights (GGUF is dequantised exactly), optimum-intel traces the model to a stateful IR,
+NNCF compresses it. `runtime/conversion.py` runs it in a process of its own; `export` may also be called
 directly.
 """
 
@@ -20,12 +20,12 @@ from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models.atomic import write_json
 from specport.models.gguf import file as gguf_file
-from specport.models.gguf import tokenizer as gguf_tokenizer
 from specport.progress import Progress, silent
+from specport.text import gguf_tokenizer
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
-# Above this many bytes in float32, memory and disk are kept low by tracing 16-bit weights instead.
+# Models above this many bytes in float32 are traced with 16-bit weights, to save memory and disk.
 FLOAT32_BYTES = 4 << 30
 
 
@@ -39,7 +39,7 @@ def export(
 ) -> dict[str, str]:
     """Write openvino_model.xml/.bin, config, generation config and tokenizer into `target`.
 
-    precision: as `specport.models.precision` reads it. Returns package versions. Raises ModelError.
+    precision: as in `specport.models.precision`. Returns package versions. Raises ModelError.
     """
     source, target = Path(source), Path(target)
     wanted = precisions.parse(precision)
@@ -86,7 +86,7 @@ def save(
     progress: Progress = silent,
     trust_remote_code: bool = False,
 ) -> dict[str, str]:
-    """Write `source` as a Hugging Face folder with safetensors into `target`, for torch to load.
+    """Write `source` into `target` as a Hugging Face folder with safetensors, for torch.
 
     precision: "fp32", "bf16" or "fp16". Returns package versions. Raises ModelError.
     """
@@ -108,15 +108,15 @@ def save(
 
 
 def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:
-    """The transformers model in a GGUF file or a Hugging Face folder; `work` is for temporary files.
+    """Load a GGUF file or a Hugging Face folder as a transformers model.
 
-    Raises ModelError.
+    work: folder for temporary files. Raises ModelError.
     """
     return _load_gguf(source, work) if source.is_file() else _load_folder(source, trust_remote_code)
 
 
 def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
-    """Tokenizer and token ids of `source` into the folder `target`, which has the model."""
+    """Write the tokenizer and token ids of `source` into the folder `target`, which has the model already."""
     if source.is_file():
         _finish_gguf(source, target)
     else:
@@ -124,7 +124,7 @@ def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
 
 
 def _load_gguf(source: Path, target: Path) -> Any:
-    """The model in a GGUF file, dequantised exactly to float32."""
+    """Load a GGUF file, dequantised exactly to float32 (float16 for large models)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     header = gguf_file.read_header(source)
@@ -180,7 +180,7 @@ def _load_folder(source: Path, trust_remote_code: bool) -> Any:
             trust_remote_code=trust_remote_code,
             local_files_only=True,
         )
-    except Exception as error:  # whatever transformers says about files that it cannot use
+    except Exception as error:  # transformers raises many kinds for files that it cannot use
         text = str(error).strip().splitlines()
         reason = text[0][:300] if text else type(error).__name__
         raise ModelError(
@@ -200,7 +200,7 @@ def _check_config(config: Any, source: Path) -> None:
 
 
 def _finish_gguf(source: Path, target: Path) -> None:
-    """Tokenizer from the GGUF file; token ids into the configs, where any runtime looks for them."""
+    """Write the GGUF file's tokenizer, and its token ids into the configs, where runtimes look for them."""
     header = gguf_file.read_header(source)
     gguf_tokenizer.save(header, target)
     vocabulary = gguf_tokenizer.Vocabulary(header)
@@ -211,7 +211,7 @@ def _finish_gguf(source: Path, target: Path) -> None:
 
 
 def _finish_folder(source: Path, target: Path, trust_remote_code: bool) -> None:
-    """The folder's own tokenizer files, unchanged; a slow tokenizer is converted to a fast one."""
+    """Copy the folder's tokenizer files; convert a slow tokenizer to a fast one."""
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -227,12 +227,12 @@ def _finish_folder(source: Path, target: Path, trust_remote_code: bool) -> None:
         tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     except Exception as error:  # sentencepiece missing, files missing, python-only tokenizers
         raise ModelError(
-            f"{source} has no tokenizer that can be used", "put the model's tokenizer.json into the folder"
+            f"{source} has no usable tokenizer", "put the model's tokenizer.json into the folder"
         ) from error
 
 
 def _merge_json(path: Path, values: dict[str, Any]) -> None:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known.pop("_from_model_config", None)  # else transformers would replace the ids again
+    known.pop("_from_model_config", None)  # with it transformers would replace the ids again
     known.update({key: value for key, value in values.items() if value is not None})
     write_json(path, known, indent=2)

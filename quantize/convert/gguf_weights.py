@@ -1,4 +1,4 @@
-"""What transformers' GGUF loader leaves out of the configuration, read from the GGUF file itself."""
+"""Completion of what transformers' GGUF loader leaves out of the configuration, read from the file itself."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_po
 
 @contextmanager
 def lean_loader(half: bool) -> Iterator[None]:
-    """Make transformers' GGUF loader affordable while the context lasts.
+    """Make transformers' GGUF loader cheaper while the context lasts.
 
-    It builds gguf's table of tensor names again for each module of the model; once is enough. And it
-    holds every tensor in float32 until the last is read; with `half`, matrices are held in float16.
+    The loader rebuilds gguf's table of tensor names for each module of the model; here it is cached. The
+    loader also holds all tensors in float32 until the last is read; with `half`, matrices are held in
+    float16.
     """
     import gguf
 
@@ -42,7 +43,10 @@ def lean_loader(half: bool) -> Iterator[None]:
 
 
 def complete_config(config: Any, header: GgufHeader) -> None:
-    """Mend `config` in place. Raises ModelError where the file needs what cannot be expressed."""
+    """Complete `config` in place.
+
+    Raises ModelError where the file has rope scaling that it cannot express.
+    """
     meta, prefix = header.metadata, header.architecture
     head_dim = meta.get(f"{prefix}.attention.key_length")
     if head_dim is not None:
@@ -61,7 +65,7 @@ def complete_config(config: Any, header: GgufHeader) -> None:
 
 
 def _llama3_rope(config: Any, header: GgufHeader) -> dict[str, Any]:
-    """Llama 3's rope scaling, recovered from the frequency factors that the file holds instead."""
+    """Return Llama 3's rope scaling, recovered from the frequency factors in the file."""
     (count,), kind, offset = header.tensors[ROPE_FACTORS]
     if kind != 0:
         raise ModelError(f"{header.path}: {ROPE_FACTORS} is not float32")

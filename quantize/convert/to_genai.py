@@ -1,4 +1,4 @@
-"""A model folder in the layout that another runtime wants."""
+"""Conversion of a model folder to the layout of openvino-genai."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from specport.models.manifest import MANIFEST_FILE
 
 
 def genai(folder: Path, out: Path, *, link: bool = False) -> Path:
-    """An IR folder with the tokenizer models that openvino-genai reads. link: share the files' contents.
+    """Write an IR folder with the tokenizer models that openvino-genai reads; return `out`.
+
+    link: hard-link files instead of copying them, where the file system can.
 
     Raises SpecportError where openvino-tokenizers, which comes with openvino-genai, is missing.
     """

@@ -1,8 +1,8 @@
-"""`specport quantize compare`: what each way to store a model's weights costs and is worth on a device.
+"""`specport quantize compare`: size, fidelity and speed of a model at several precisions on a device.
 
-The source is the model in fp16, computed in f32. It writes the answers; every precision then reads the same
-tokens, as the device runs it in exact mode. The best precision depends on the phase: a prompt is bound by
-computation, a token by memory, so both are timed.
+The source is the model in fp16, computed in f32. It writes answers; the model at each precision then reads
+the same tokens, in exact mode on the device. The best precision depends on the phase, so both are timed:
+prompts are bound by computation, single tokens by memory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from specport.quantize.evaluate.fidelity import Closeness, closeness, perplexity
+from specport.quantize.evaluate.fidelity import Fidelity, measure_fidelity, perplexity
 from specport.quantize.text.prompts import HELD_OUT
 
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import Fixed
+from specport.calibration.target_text import write
+from specport.core.engine import Engine
 from specport.core.ports import Model
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.errors import InvalidInput, ModelError
 from specport.models.precision import parse
 from specport.models.source import IR_BIN, IR_XML, ModelFiles
@@ -30,7 +31,7 @@ from specport.progress import Progress, part, silent
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import Profile, cpu_name
 from specport.runtime.versions import installed
-from specport.text.builtin_prompts import encode, write
+from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import load_tokenizer
 
 SOURCE = "fp16"
@@ -40,12 +41,12 @@ ANSWER_TOKENS = 96
 PROMPT_TOKENS = 140  # HumanEval's mean
 DECODE_TOKENS = 24
 ROUNDS, WARM = 7, 1
-_MEMORY_OVER_FILE = 3.0  # of a loaded model, with weights repacked for the kernels
+_MEMORY_OVER_FILE = 3.0  # memory of a loaded model, with weights repacked for the kernels, over its file size
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: median and quartiles."""
+    """Median and quartiles of a time, in milliseconds."""
 
     median: float
     low: float
@@ -53,17 +54,20 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Interquartile range over median."""
+        """Return the interquartile range over the median."""
         return (self.high - self.low) / self.median
 
 
 @dataclass(frozen=True)
 class Row:
-    """size_mb: of the weights' files, 10^6 bytes. tpot: of plain decoding."""
+    """One precision.
+
+    size_mb: of the weights' files, in 10^6 bytes. tpot, ttft: of plain decoding. notes: of the backend.
+    """
 
     precision: str
     size_mb: float
-    closeness: Closeness
+    fidelity: Fidelity
     tpot: Times
     ttft: Times
     notes: tuple[str, ...]
@@ -71,9 +75,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """answers, tokens: how many were read. source_perplexity: of what the source itself wrote.
+    """All precisions of one model on one device.
 
-    interleaved: whether the precisions were timed in turns in each of the rounds; else one after another.
+    answers, tokens: number of answers that were compared, and of their tokens.
+    source_perplexity: of the source on its own answers.
+    interleaved: whether all precisions were timed in turns in each round; else one after another.
     """
 
     model: str
@@ -99,10 +105,12 @@ def compare(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Comparison:
-    """Convert, read and time a model at each of `precisions` (none: fp16, int8, int4 and the device's own).
+    """Convert a model to each of `precisions`, measure its fidelity, and time it.
 
-    prompts: what the source answers; none: `prompts.HELD_OUT`. Other arguments as for `specport.load`.
-    At most two models are held at once, until times are measured. Raises SpecportError.
+    precisions: none = fp16, int8, int4 and the device's defaults.
+    prompts:    for the source to answer; none = `prompts.HELD_OUT`.
+    Other arguments as for `specport.load`. At most two models are loaded at a time until the timing. Raises
+    SpecportError.
     """
     loader = Loader.on(device, threads, None, trust_remote_code)
     names = [*dict.fromkeys(str(parse(name)) for name in precisions or defaults(loader.profile))]
@@ -117,19 +125,19 @@ def compare(
     if not texts:
         raise InvalidInput("no prompt fits the model's context", "give shorter ones with --prompts")
     source_perplexity = perplexity(reference, texts)
-    found: list[tuple[Closeness, tuple[str, ...]]] = []
+    measured: list[tuple[Fidelity, tuple[str, ...]]] = []
     for number, each in enumerate(files):
         bar = _share(part(progress, 0.5, 0.75), each.precision, number, len(files))
         loaded = loader.target_with(each, exact=True)
-        found.append((closeness(reference, loaded.model, texts, bar), loaded.notes))
-        del loaded  # before the next one comes
+        measured.append((measure_fidelity(reference, loaded.model, texts, bar), loaded.notes))
+        del loaded  # before the next one is loaded
     room = min(PROMPT_TOKENS, reference.max_context - DECODE_TOKENS - 1)
     prompt = encode(tokenizer, " ".join(HELD_OUT))[:room]
     del reference
     interleaved = fit_together(files)
     loads = [partial(_load, loader, each) for each in files]
     timed = times(loads, prompt, interleaved, part(progress, 0.75, 1.0))
-    rows = zip(files, found, timed, strict=True)
+    rows = zip(files, measured, timed, strict=True)
     return Comparison(
         model=source.name,
         device=loader.profile.name,
@@ -140,13 +148,13 @@ def compare(
         prompt_tokens=len(prompt),
         rounds=ROUNDS,
         interleaved=interleaved,
-        rows=tuple(Row(f.precision, size(f) / 1e6, near, *both, notes) for f, (near, notes), both in rows),
+        rows=tuple(Row(f.precision, size(f) / 1e6, fid, *both, notes) for f, (fid, notes), both in rows),
         versions=installed(PACKAGES),
     )
 
 
 def defaults(profile: Profile) -> list[str]:
-    """What is compared where the user names nothing: the three kinds, and what the device would take."""
+    """Return the precisions to compare by default: the three kinds, and the device's own defaults."""
     kinds = ("fp16", "int8:sym", "int4:sym") if profile.symmetric else ("fp16", "int8", "int4")
     return [*kinds, profile.precision, profile.draft_precision]
 
@@ -154,19 +162,21 @@ def defaults(profile: Profile) -> list[str]:
 def _converted(
     loader: Loader, spec: str | None, names: Sequence[str], progress: Progress
 ) -> list[ModelFiles]:
-    found = []
+    """Return the model's files at each precision. Raises ModelError where it comes in one precision only."""
+    converted = []
     for number, name in enumerate(names):
         files = replace(loader, progress=_share(progress, name, number, len(names))).files(spec, name)
         if files.bundle or files.precision != name:
             raise ModelError(
                 f"{spec} holds converted weights only",
-                "name the GGUF file or Hugging Face folder that it came from",
+                "name the GGUF file or Hugging Face folder that it was converted from",
             )
-        found.append(files)
-    return found
+        converted.append(files)
+    return converted
 
 
 def _share(progress: Progress, name: str, number: int, count: int) -> Progress:
+    """Return the progress of item `number` of `count`, with its name before each message."""
     bar = part(progress, number / count, (number + 1) / count)
     return lambda what, share: bar(f"{name}: {what}", share)
 
@@ -176,7 +186,7 @@ def _load(loader: Loader, files: ModelFiles) -> Model:
 
 
 def size(files: ModelFiles) -> int:
-    """Bytes of the weights and their graph."""
+    """Return the bytes of the weights and their graph."""
     return sum((files.folder / name).stat().st_size for name in (IR_XML, IR_BIN))
 
 
@@ -187,14 +197,14 @@ def times(
     progress: Progress,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[Times, Times]]:
-    """(TPOT, TTFT) of each model in plain decoding.
+    """Return (TPOT, TTFT) of each model in plain decoding.
 
-    together: all are held at once and timed in turns, forwards and backwards, so that the machine's drift
-    meets all of them alike.
+    together: all models are loaded at once and timed in turns, forwards and backwards, so that drift of the
+              machine affects all of them alike.
     """
-    found: list[tuple[Times, Times]] = []
+    timed: list[tuple[Times, Times]] = []
     for group in [loads] if together else [[load] for load in loads]:
-        progress("timing", len(found) / len(loads))
+        progress("timing", len(timed) / len(loads))
         models = [load() for load in group]
         first: list[list[float]] = [[] for _ in models]
         later: list[list[float]] = [[] for _ in models]
@@ -205,37 +215,41 @@ def times(
                     first[i].append(seconds)
                     later[i] += others
             done = (number + 1) / (WARM + ROUNDS) * len(models)
-            progress("timing", (len(found) + done) / len(loads))
-        found += [(_times(b), _times(a)) for a, b in zip(first, later, strict=True)]
+            progress("timing", (len(timed) + done) / len(loads))
+        timed += [(quartiles(b), quartiles(a)) for a, b in zip(first, later, strict=True)]
         del models
-    return found
+    return timed
 
 
 def _decode(model: Model, prompt: Sequence[int], clock: Callable[[], float]) -> tuple[float, list[float]]:
-    """Seconds until the first token of a plain answer, and of each token behind it; no token ends it."""
+    """Return the seconds to the first token of a plain answer, and those of each later token.
+
+    No token ends the answer.
+    """
     engine = Engine(model)
     stamps = [clock()]
-    generation = Generation([*prompt], engine.open(), SamplingParams(), Fixed(0), 1 + DECODE_TOKENS)
-    try:
-        stamps += [clock() for _ in engine.run([generation])]
-    finally:
-        engine.close(generation.handle)
+    generation = Generation([*prompt], SamplingParams(), 1 + DECODE_TOKENS)
+    stamps += [clock() for _ in engine.run([generation])]
     first, *others = (b - a for a, b in pairwise(stamps))
     return first, others
 
 
-def _times(seconds: Sequence[float]) -> Times:
+def quartiles(seconds: Sequence[float]) -> Times:
+    """Return median and quartiles in milliseconds."""
     low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
     return Times(median, low, high)
 
 
 def fit_together(files: Sequence[ModelFiles]) -> bool:
-    """Whether all these models may be held at once: half of the free memory is to stay free."""
+    """Return whether all these models may be loaded at once, with half of the free memory left."""
     return _MEMORY_OVER_FILE * sum(map(size, files)) < free_memory() / 2
 
 
 def free_memory() -> int:
-    """Bytes; 0 where the system does not say: only Linux does without psutil (extra `bench`)."""
+    """Return free memory in bytes.
+
+    0 = unknown, as without psutil (extra `bench`) on systems other than Linux.
+    """
     try:
         import psutil
     except ImportError:
@@ -243,6 +257,6 @@ def free_memory() -> int:
             text = Path("/proc/meminfo").read_text(encoding="ascii")
         except OSError:
             return 0
-        found = re.search(r"MemAvailable:\s*(\d+) kB", text)
-        return int(found[1]) << 10 if found else 0
+        match = re.search(r"MemAvailable:\s*(\d+) kB", text)
+        return int(match[1]) << 10 if match else 0
     return int(psutil.virtual_memory().available)

@@ -1,4 +1,7 @@
-"""How close a model comes to the one that it was made from, on the same text. Knows no runtime."""
+"""Fidelity of a compressed model: how close its logits are to its source's on the same text.
+
+Knows no runtime.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from specport.calibration.target_text import Text, along
 from specport.core.ports import Array, Model
 from specport.progress import Progress
-from specport.text.builtin_prompts import Text, along
 
-_ROWS = 16  # of logits at once: in float64 one of a large vocabulary has a megabyte
+_ROWS = 16  # of logits at once: a float64 row of a large vocabulary takes a megabyte
 
 
 @dataclass(frozen=True)
-class Closeness:
-    """Of a model to its source, over all tokens of the answers.
+class Fidelity:
+    """Fidelity of a model to its source, over all tokens of the answers.
 
     perplexity: of the answers' tokens.
     kl:         mean KL(source || model), nats a token; kl_error: standard error of the answers' means.
-    same_top:   share of tokens where both like the same one best.
+    same_top:   share of tokens where both have the same likeliest token.
     """
 
     perplexity: float
@@ -31,33 +34,36 @@ class Closeness:
 
 
 def perplexity(model: Model, texts: Sequence[Text]) -> float:
-    """Of the answers' tokens."""
+    """Return the perplexity of the answers' tokens."""
     losses = [
         _loss(_log_softmax(rows), tokens)
         for output, answer in along(model, texts)
-        for rows, tokens in _cut(output.logits, answer)
+        for rows, tokens in _chunks(output.logits, answer)
     ]
     return float(np.exp(np.concatenate(losses).mean()))
 
 
-def closeness(source: Model, model: Model, texts: Sequence[Text], progress: Progress) -> Closeness:
-    """Reads both, text by text; they must be two models, since the logits of a step live until the next."""
+def measure_fidelity(source: Model, model: Model, texts: Sequence[Text], progress: Progress) -> Fidelity:
+    """Compare two models text by text.
+
+    They must be separate: logits of a step are valid until the next step.
+    """
     losses: list[NDArray[np.float64]] = []
     same: list[NDArray[np.bool_]] = []
-    divergences: list[NDArray[np.float64]] = []  # a text each
+    divergences: list[NDArray[np.float64]] = []  # one array per text
     readings = zip(along(source, texts), along(model, texts), strict=True)
-    for number, ((true, answer), (found, _)) in enumerate(readings):
+    for number, ((expected, answer), (actual, _)) in enumerate(readings):
         progress("comparing with the source", number / len(texts))
         parts = []
-        both = _cut(true.logits, answer), _cut(found.logits, answer)
-        for (wanted, tokens), (given, _) in zip(*both, strict=True):
-            p, q = _log_softmax(wanted), _log_softmax(given)
+        both = _chunks(expected.logits, answer), _chunks(actual.logits, answer)
+        for (source_rows, tokens), (rows, _) in zip(*both, strict=True):
+            p, q = _log_softmax(source_rows), _log_softmax(rows)
             losses.append(_loss(q, tokens))
             same.append(p.argmax(axis=1) == q.argmax(axis=1))
             parts.append((np.exp(p) * (p - q)).sum(axis=1))
         divergences.append(np.concatenate(parts))
     means = [each.mean() for each in divergences]
-    return Closeness(
+    return Fidelity(
         perplexity=float(np.exp(np.concatenate(losses).mean())),
         kl=float(np.concatenate(divergences).mean()),
         kl_error=float(np.std(means, ddof=1) / len(means) ** 0.5) if len(means) > 1 else 0.0,
@@ -65,7 +71,7 @@ def closeness(source: Model, model: Model, texts: Sequence[Text], progress: Prog
     )
 
 
-def _cut(logits: Array, tokens: Sequence[int]) -> Iterator[tuple[Array, Sequence[int]]]:
+def _chunks(logits: Array, tokens: Sequence[int]) -> Iterator[tuple[Array, Sequence[int]]]:
     for start in range(0, len(tokens), _ROWS):
         yield logits[start : start + _ROWS], tokens[start : start + _ROWS]
 

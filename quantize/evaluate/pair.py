@@ -1,4 +1,4 @@
-"""Measures a draft beside its target: what the bundle says of it."""
+"""Evaluation of a draft with its target: what a bundle says of its speed and acceptance."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from specport.bench.methods import Run, own, parse
 from specport.calibration import heads
+from specport.calibration.methods import Own, Run, own, parse
 from specport.core.engine import Engine
 from specport.core.planning.step_costs import StepCosts
-from specport.drafters.spec import DraftModel, build
+from specport.drafters.build import build_policy
+from specport.drafters.context import DraftModel
+from specport.drafters.spec import parse as parse_draft
 from specport.progress import Progress
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
@@ -24,8 +26,12 @@ METHODS = ("plain", f"draft@fixed={DEPTH}", "draft")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What is measured together. costs: of the target's steps, and of the draft's."""
+class DraftPair:
+    """A target and its draft.
+
+    name:  the draft's.
+    costs, draft_costs: of the target's steps and of the draft's.
+    """
 
     target: Loaded
     draft: Loaded
@@ -35,13 +41,18 @@ class Pair:
     draft_costs: StepCosts
 
 
-def measure(pair: Pair, prompts: Sequence[str], progress: Progress) -> dict[str, Any]:
-    """Acceptance by depth, milliseconds a token and speed-up over plain decoding, each prompt in turns."""
-    methods = {name: _method(pair, name) for name in METHODS}
+def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Measure acceptance by depth, milliseconds per token and the speed-up over plain decoding.
+
+    Each prompt is run with every method in turn, so that drift of the machine meets all of them. Prompts that
+    do not fit the target's context are left out.
+    """
+    engine = Engine(pair.target.model)
+    methods = {name: _method(pair, name, engine) for name in METHODS}
     encoded = [encode(pair.tokenizer, prompt) for prompt in prompts]
     encoded = [ids for ids in encoded if len(ids) + NUM_TOKENS <= pair.target.model.max_context]
     for method in methods.values():
-        method.run(encoded[0], 8)  # warms up
+        method.run(encoded[0], 8)  # warm-up
     runs: dict[str, list[Run]] = {name: [] for name in METHODS}
     for number, ids in enumerate(encoded):
         for name, method in methods.items():
@@ -72,26 +83,25 @@ def measure(pair: Pair, prompts: Sequence[str], progress: Progress) -> dict[str,
     }
 
 
-def _method(pair: Pair, name: str) -> Any:
+def _method(pair: DraftPair, name: str, engine: Engine) -> Own:
+    """Return a bench method; all methods of a pair share one engine's lock."""
     spec = parse(name)
-    planned = spec.drafting.policy == "planned"
-    drafter = build(
-        [] if spec.draft == "none" else ["model:draft"],
-        pair.target.model,
-        pair.tokenizer,
-        lambda _: DraftModel(
-            pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens
-        ),
-        planned=planned,
-        costs=pair.costs,
+    draft = DraftModel(
+        pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens
     )
-    return own(spec, drafter, Engine(pair.target.model), pair.tokenizer.eos_ids, {})
+    policy = build_policy(
+        parse_draft(spec.draft), pair.target.model, pair.tokenizer, {"draft": draft},
+        drafting=spec.drafting, costs=pair.costs,
+    )  # fmt: skip
+    return own(spec, policy, engine, pair.tokenizer.eos_ids, {})
 
 
 def _at(run: Run, name: str, depth: int) -> int:
+    """Return a count by depth; 0 where a run never got that deep."""
     counts = run.metrics[name]
     return int(counts[depth]) if depth < len(counts) else 0
 
 
 def _tpot(run: Run) -> float:
+    """Return the seconds per output token after the first."""
     return (run.total_s - run.ttft_s) / max(len(run.tokens) - 1, 1)

@@ -1,1 +1,1 @@
-"""Choosing and removing layers and channels of a draft."""
+"""Choice and removal of a draft's layers and channels."""

@@ -1,8 +1,8 @@
-"""Which decoder layers a draft can do without.
+"""Ranking of decoder layers by how little a draft loses without them.
 
-Three ways to tell: the angular distance between the residual stream before and behind a layer or a block
-of layers (Gromov et al., arXiv 2403.17887), block influence (Men et al., arXiv 2403.03853), and by what
-counts in the end: how often the draft still proposes what the target writes.
+Three measures: the angular distance between the residual stream before and after a layer or a block of layers
+(Gromov et al., arXiv 2403.17887), block influence (Men et al., arXiv 2403.03853), and agreement: how often
+the draft still proposes what the target writes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 
 from specport.progress import Progress, silent
 
-LOOKED_AT = 6  # candidates a round, after the first: the order of the others hardly changes
+CANDIDATES = 6  # layers that each round tries, after the first: the order of the others hardly changes
 Agreement = Callable[[Collection[int]], float]
 
 
 @dataclass(frozen=True)
 class Dropping:
-    """gone[n]: the layers that go when n of them go. agreements[n]: with the target, then."""
+    """Layers in the order of dropping.
 
-    gone: tuple[tuple[int, ...], ...]
+    dropped_by_count[n]: the layers to drop where n are dropped. agreements[n]: with the target, without them.
+    """
+
+    dropped_by_count: tuple[tuple[int, ...], ...]
     agreements: tuple[float, ...]
 
 
 def angular_distance(streams: NDArray[np.float32], block: int = 1) -> NDArray[np.float64]:
-    """[layers + 1 - block] mean of arccos(cosine) / pi of the stream before layer l and before l + block.
+    """Return [layers + 1 - block]: mean arccos(cosine) / pi between the streams before l and l + block.
 
     streams: [layers + 1, tokens, width].
     """
@@ -40,7 +43,7 @@ def angular_distance(streams: NDArray[np.float32], block: int = 1) -> NDArray[np
 
 
 def block_influence(streams: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[layers] one less the mean cosine between the stream before and behind each layer."""
+    """Return [layers]: one minus the mean cosine of the stream before and after each layer."""
     before, behind = streams[:-1].astype(np.float64), streams[1:].astype(np.float64)
     lengths = np.linalg.norm(before, axis=2) * np.linalg.norm(behind, axis=2)
     influence: NDArray[np.float64] = 1.0 - ((before * behind).sum(axis=2) / np.maximum(lengths, 1e-30)).mean(
@@ -50,7 +53,7 @@ def block_influence(streams: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def by_block(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
-    """The `count` consecutive layers that change the stream least; the first layer always stays."""
+    """Return the `count` consecutive layers that change the stream least; the first layer always stays."""
     if count == 0:
         return ()
     distances = angular_distance(streams, count)
@@ -59,12 +62,12 @@ def by_block(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
 
 
 def by_angle(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
-    """The `count` single layers of least angular distance; the first layer always stays."""
+    """Return the `count` single layers of least angular distance; the first layer always stays."""
     return _least(angular_distance(streams), count)
 
 
 def by_influence(streams: NDArray[np.float32], count: int) -> tuple[int, ...]:
-    """The `count` layers of least block influence; the first layer always stays."""
+    """Return the `count` layers of least block influence; the first layer always stays."""
     return _least(block_influence(streams), count)
 
 
@@ -84,39 +87,43 @@ def by_measure(
     progress: Progress = silent,
     floor: float = 0.0,
 ) -> Dropping:
-    """What one of MEASURES would drop, and how well the draft still agrees. Stops below `floor`."""
-    gone: list[tuple[int, ...]] = []
+    """Rank layers by one of MEASURES and measure the agreement.
+
+    Stops at the first agreement below `floor`.
+    """
+    dropped: list[tuple[int, ...]] = []
     agreements: list[float] = []
     for count in counts:
-        progress(f"{count} layers dropped", len(gone) / len(counts))
-        gone.append(MEASURES[measure](streams, count))
-        agreements.append(agreement(gone[-1]))
+        progress(f"{count} layers dropped", len(dropped) / len(counts))
+        dropped.append(MEASURES[measure](streams, count))
+        agreements.append(agreement(dropped[-1]))
         if count and agreements[-1] < floor:
             break
-    return Dropping(tuple(gone), tuple(agreements))
+    return Dropping(tuple(dropped), tuple(agreements))
 
 
 def by_agreement(
     agreement: Agreement, num_layers: int, count: int, progress: Progress = silent, floor: float = 0.0
 ) -> Dropping:
-    """Greedily: in each round the layer goes without which the agreement is best.
+    """Rank layers greedily: each round drops the layer without which the agreement is best.
 
-    agreement: of the draft without these layers. Stops after `count` layers, or below `floor`.
+    agreement: returns the draft's agreement without the given layers.
+    Stops after `count` layers, or at the first agreement below `floor`.
     """
     order: list[int] = []
     agreements = [agreement(())]
     ranking: Sequence[int] = range(1, num_layers)  # the first layer stays
     for number in range(min(count, num_layers - 1)):
-        candidates = ranking if number == 0 else ranking[:LOOKED_AT]
+        candidates = ranking if number == 0 else ranking[:CANDIDATES]
         scores: dict[int, float] = {}
         for i, layer in enumerate(candidates):
             progress(f"layer {number + 1} to drop", (number + i / len(candidates)) / count)
             scores[layer] = agreement((*order, layer))
-        looked_at = sorted(scores, key=lambda layer: -scores[layer])
-        order.append(looked_at[0])
-        agreements.append(scores[looked_at[0]])
-        # What was not looked at this time keeps its place, behind.
-        ranking = [*looked_at[1:], *(layer for layer in ranking if layer not in scores)]
+        ordered = sorted(scores, key=lambda layer: -scores[layer])
+        order.append(ordered[0])
+        agreements.append(scores[ordered[0]])
+        # Layers that were not tried in this round keep their order, behind the others.
+        ranking = [*ordered[1:], *(layer for layer in ranking if layer not in scores)]
         if agreements[-1] < floor:
             break
     return Dropping(tuple(tuple(order[:n]) for n in range(len(order) + 1)), tuple(agreements))

@@ -1,4 +1,4 @@
-"""What each layer of a draft is worth, by every measure of `depth`: to look at before anything is cut."""
+"""Report of what each layer of a draft is worth, by every measure of `depth`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from specport.quantize.inputs import Origin
+from specport.quantize.inputs import Inputs
 from specport.quantize.prune import depth
 from specport.quantize.prune.probe import Probe
 from specport.quantize.text.prompts import CHOOSING
 
+from specport.calibration import target_text
 from specport.progress import Progress, part
-from specport.text import builtin_prompts
 
 BLOCKS = (1, 2, 4, 6, 8, 12, 16)
 NUM_TOKENS = 64
@@ -20,9 +20,9 @@ NUM_TOKENS = 64
 
 @dataclass(frozen=True)
 class Block:
-    """`size` consecutive layers from `first`.
+    """A block of `size` consecutive layers from layer `first`.
 
-    angle: angular distance over them, in half turns. agreement: with the target, without them.
+    angle: angular distance over the block, in half turns. agreement: with the target, without the block.
     """
 
     size: int
@@ -33,10 +33,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Importance:
-    """agreement: share of the target's tokens that the whole draft proposes. num_tokens: looked at.
+    """Measures of a draft's layers.
 
+    agreement:  share of the target's tokens that the whole draft proposes, over `num_tokens` tokens.
     angles, influences: [layers] angular distance and block influence of each layer.
-    agreements: [layers] without it. blocks: of each size the one of least angular distance.
+    agreements: [layers] without each layer.
+    blocks:     for each size the block of least angular distance.
     """
 
     agreement: float
@@ -47,14 +49,15 @@ class Importance:
     blocks: tuple[Block, ...]
 
 
-def look(origin: Origin, prompts: Sequence[str], progress: Progress) -> Importance:
-    """prompts: the user's own; () = those that drafts are chosen by. The draft keeps its whole head."""
+def measure_layers(inputs: Inputs, prompts: Sequence[str], progress: Progress) -> Importance:
+    """Measure what each layer of the source model is worth as a draft of the target, with its whole head.
+
+    prompts: the user's own; () = the prompts that drafts are chosen by.
+    """
     bar = part(progress, 0.0, 0.2)
-    written = builtin_prompts.write(
-        origin.target.model, origin.tokenizer, prompts or CHOOSING, NUM_TOKENS, bar
-    )
-    profile = origin.loader.profile
-    probe = Probe(origin.files.folder, profile.device, profile.draft)
+    written = target_text.write(inputs.target.model, inputs.tokenizer, prompts or CHOOSING, NUM_TOKENS, bar)
+    profile = inputs.loader.profile
+    probe = Probe(inputs.source_files.folder, profile.device, profile.draft)
     streams = np.concatenate([probe.streams(text) for text in written], axis=1)
     without = []
     for layer in range(probe.num_layers):
@@ -64,9 +67,9 @@ def look(origin: Origin, prompts: Sequence[str], progress: Progress) -> Importan
     sizes = [size for size in BLOCKS if size < probe.num_layers]
     for number, size in enumerate(sizes):
         progress(f"without {size} layers", 0.8 + 0.2 * number / len(sizes))
-        gone = depth.by_block(streams, size)
-        angle = float(depth.angular_distance(streams, size)[gone[0]])
-        blocks.append(Block(size, gone[0], angle, probe.agreement(written, gone)))
+        dropped = depth.by_block(streams, size)
+        angle = float(depth.angular_distance(streams, size)[dropped[0]])
+        blocks.append(Block(size, dropped[0], angle, probe.agreement(written, dropped)))
     progress("done", 1.0)
     return Importance(
         probe.agreement(written),

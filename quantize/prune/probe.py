@@ -1,7 +1,7 @@
-"""Reads texts with some of a model's layers switched off: what is each layer worth?
+"""Logits and residual streams of a model with some of its layers switched off.
 
-One compiled graph serves every combination: each layer's part of the residual stream is multiplied by an
-input. A layer that is switched off gives bit for bit what dropping it gives.
+One compiled graph serves every combination: each layer's contribution to the residual stream is multiplied by
+an input. Switching a layer off gives bit for bit the result of dropping it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import layers, surgery
 
-from specport.text.builtin_prompts import Text
+from specport.calibration.target_text import Text
 
 
 class Probe:
     """A draft candidate with switchable layers.
 
-    folder:     stateful IR. head: token ids that the draft's head will keep, beside those of the text.
+    folder:     stateful IR.
+    head:       token ids that the draft's head will keep, beside the ids of the text; None = all.
     properties: of the runtime, as a draft is loaded with.
     """
 
@@ -30,9 +31,9 @@ class Probe:
         self, folder: Path, device: str, properties: Mapping[str, Any], head: Sequence[int] | None = None
     ) -> None:
         model = surgery.read_model(folder)
-        found = layers.find(model)
-        self.num_layers = len(found)
-        streams = [layer.entry for layer in found] + [found[-1].exit]
+        model_layers = layers.find(model)
+        self.num_layers = len(model_layers)
+        streams = [layer.entry for layer in model_layers] + [model_layers[-1].exit]
         self._head = None if head is None else np.asarray(head, dtype=np.int64)
         rows = ops.parameter([-1], np.int32, name="rows")
         rows.output(0).set_names({"rows"})
@@ -47,19 +48,19 @@ class Probe:
         self._plain = np.ones(self.num_layers, dtype=np.float32)
 
     def logits(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.float32]:
-        """[answer, vocab] before each token of the answer. Valid until the next reading."""
+        """Return the logits [answer, vocab] at each token of the answer. Valid until the next call."""
         self._read(text, dropped)
-        found: NDArray[np.float32] = self._request.get_tensor("logits").data[0]
-        return found
+        logits: NDArray[np.float32] = self._request.get_tensor("logits").data[0]
+        return logits
 
     def choices(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.int64]:
-        """[answer] the token it would propose before each token of the answer."""
+        """Return [answer]: the id that the draft proposes at each token of the answer."""
         logits = self.logits(text, dropped)
         if self._head is None:
             best: NDArray[np.int64] = logits.argmax(axis=1)
             return best
         ids, first = np.unique([*text.prompt, *text.answer[:-1]], return_index=True)
-        # A head takes up a token once the text has it (`drafters/model/context_head.py`).
+        # A cut head also has the tokens that the text has had so far (`drafters/model/context_head.py`).
         unseen = first >= len(text.prompt) + np.arange(len(logits))[:, None]
         candidates = np.concatenate([self._head, ids])
         columns = np.concatenate([logits[:, self._head], np.where(unseen, -np.inf, logits[:, ids])], axis=1)
@@ -67,12 +68,12 @@ class Probe:
         return chosen
 
     def agreement(self, texts: Sequence[Text], dropped: Collection[int] = ()) -> float:
-        """Share of the target's tokens that it would propose."""
+        """Return the share of the target's tokens that the draft proposes without the `dropped` layers."""
         right = [self.choices(text, dropped) == np.asarray(text.answer) for text in texts]
         return float(np.concatenate(right).mean())
 
     def streams(self, text: Text) -> NDArray[np.float32]:
-        """[layers + 1, answer, width] the residual stream before each layer and behind the last."""
+        """Return [layers + 1, answer, width]: the residual stream before each layer and after the last."""
         self._read(text, ())
         rows = [self._request.get_tensor(f"stream.{n}").data[0] for n in range(self.num_layers + 1)]
         return np.stack(rows).astype(np.float32)

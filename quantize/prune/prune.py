@@ -1,4 +1,4 @@
-"""Takes decoder layers, and channels of those that stay, out of a transformers model."""
+"""Removal of decoder layers, and of feed-forward channels, from a transformers model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from specport.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHANNELS = 64  # the number that stay is a multiple of it: INT4 weights are stored in such groups
+CHANNELS = 64  # the kept channels are a multiple of it: INT4 weights are stored in such groups
 
 
 def drop_layers(model: Any, dropped: Collection[int]) -> None:
-    """In place. The layers that stay are renumbered, in the configuration and for their caches.
+    """Drop layers in place; renumber the others, in the configuration and for their caches.
 
     model: a decoder whose layers are `model.model.layers` (llama, qwen2, qwen3, gemma3 and most others).
-    Raises ModelError for another kind of model, and for layers that are not there.
+    Raises ModelError for another kind of model, and for layers that do not exist.
     """
     import torch
 
@@ -38,7 +38,7 @@ def drop_layers(model: Any, dropped: Collection[int]) -> None:
 
 
 def decoder_layers(model: Any) -> Any:
-    """Raises ModelError where they are not `model.model.layers`."""
+    """Return the module list `model.model.layers`. Raises ModelError where there is none."""
     import torch
 
     layers = getattr(getattr(model, "model", None), "layers", None)
@@ -48,13 +48,13 @@ def decoder_layers(model: Any) -> Any:
 
 
 def is_gated(layer: Any) -> bool:
-    """Whether the feed-forward part is gate, up and down."""
+    """Return whether a layer's feed-forward part has the projections gate, up and down."""
     part = getattr(layer, "mlp", None)
     return all(hasattr(part, name) for name in ("gate_proj", "up_proj", "down_proj"))
 
 
 def feed_forward(layer: Any) -> Any:
-    """The feed-forward part of a layer. Raises ModelError for one that is not gate, up and down."""
+    """Return a layer's feed-forward part. Raises ModelError where it has no gate, up and down projections."""
     if not is_gated(layer):
         raise ModelError(
             f"a {type(layer).__name__} has no gated feed-forward part", "build the draft without --mlp"
@@ -63,12 +63,12 @@ def feed_forward(layer: Any) -> Any:
 
 
 def num_channels(width: int, share: float) -> int:
-    """How many of `width` channels stay if this share of them does: whole groups, one at least."""
+    """Return the number of channels for this share of `width`: whole groups, at least one."""
     return min(width, max(CHANNELS, round(share * width / CHANNELS) * CHANNELS))
 
 
 def keep_channels(part: Any, kept: Tensor) -> None:
-    """In place. kept: numbers of the channels of a feed-forward part that stay, in ascending order."""
+    """Keep these channels of a feed-forward part, in place. kept: channel numbers, ascending."""
     import torch
 
     for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):

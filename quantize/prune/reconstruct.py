@@ -1,11 +1,10 @@
-"""Prunes a model, and fits what stays to do what is gone. Least squares instead of training.
+"""Pruning with reconstruction: the remaining weights are fitted by least squares, without training.
 
-Layer by layer, on some text: the last matrix of each feed-forward part that stays is solved for, so that the
-residual stream behind it is as close as can be to the one that the whole model has before the next layer that
-stays. That covers channels that are gone, layers that are gone, and what earlier layers could not make up
-for. The idea is that of second-order pruning (SparseGPT, arXiv 2301.00774) and of ReplaceMe
-(arXiv 2505.02819), which puts one linear map in the place of a block of layers; here the map costs nothing,
-since it is a matrix that is there anyway.
+Layer by layer, on some text, the last matrix of each remaining feed-forward part is solved for, so that the
+residual stream after it comes close to the whole model's stream before the next remaining layer. That makes
+up for dropped channels, dropped layers and the remaining error of earlier layers. The idea is that of
+second-order pruning (SparseGPT, arXiv 2301.00774) and of ReplaceMe (arXiv 2505.02819), which replaces a block
+of layers by one linear map. Here the map costs nothing, since the matrix exists anyway.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from specport.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Towards the weights as they were, in mean squares of a channel: some ten thousand tokens do not settle
-# thousands of weights a row.
+# Pull towards the old weights, in mean squares of a channel: ten thousand tokens do not determine thousands
+# of weights per row.
 RIDGE = 0.1
 
 
@@ -44,11 +43,14 @@ def prune(
     """Drop layers and keep this share of each feed-forward part's channels, in place.
 
     model: a float32 decoder, as for `prune.drop_layers`. texts: token ids.
-    Returns how many channels stay, and of how many. A channel counts by what it adds to the stream: its mean
-    activation times the length of its column behind it (width pruning as in Minitron, arXiv 2407.14679).
-    Layers whose feed-forward part is normalised behind its last matrix (Gemma) are pruned, but not fitted;
-    of a part that is not gate, up and down no channel can go (0, 0).
-    Raises ModelError for layers that are not there, and for channels that cannot go.
+
+    A channel is ranked by what it adds to the stream: its mean activation times the norm of its column in the
+    last matrix (width pruning as in Minitron, arXiv 2407.14679). Layers whose feed-forward output is
+    normalised (Gemma) are pruned, but not fitted.
+
+    Returns the number of channels kept, and of all; (0, 0) where the feed-forward part has no gate, up and
+    down projections and `share` is 1.
+    Raises ModelError for layers that do not exist, and for channels that cannot be dropped.
     """
     layers = list(decoder_layers(model))
     if share == 1.0 and not is_gated(layers[0]):
@@ -56,7 +58,7 @@ def prune(
         return 0, 0
     width = feed_forward(layers[0]).down_proj.in_features
     count = num_channels(width, share)
-    progress("fitting what stays", 0.0)
+    progress("fitting the remaining weights", 0.0)
     streams, calls = _calls(model, layers, texts)
     drop_layers(model, dropped)
     kept = [number for number in range(len(layers)) if number not in dropped]
@@ -65,9 +67,9 @@ def prune(
         for number in range(kept[0]):
             walk.original(layers[number], number)
         for done, (number, following) in enumerate(zip(kept, [*kept[1:], len(layers)], strict=True)):
-            progress("fitting what stays", (1 + done) / (1 + len(kept)))
-            for same in range(number, following):  # before the layer that stays is changed
-                walk.original(layers[same], same)
+            progress("fitting the remaining weights", (1 + done) / (1 + len(kept)))
+            for whole in range(number, following):  # before the remaining layer is changed
+                walk.original(layers[whole], whole)
             walk.fit(layers[number], number, count)
     model.config.intermediate_size = count
     return count, width
@@ -75,64 +77,70 @@ def prune(
 
 @dataclass
 class _Walk:
-    """wanted: the residual stream of each text in the whole model, [1, tokens, width]; have: in the pruned
-    one, as far as it is done. calls: for each text and layer the arguments beside the stream."""
+    """The residual streams of all texts, layer by layer.
 
-    wanted: list[Tensor]
-    have: list[Tensor]
+    reference: [1, tokens, width] of each text in the whole model.
+    current:   the same in the pruned model, up to the layers that are fitted.
+    calls:     for each text and layer the arguments beside the stream.
+    """
+
+    reference: list[Tensor]
+    current: list[Tensor]
     calls: list[list[dict[str, Any]]]
 
     def original(self, layer: Any, number: int) -> None:
-        self.wanted = self._through(layer, number, self.wanted)
+        """Take the whole model's streams through a layer."""
+        self.reference = self._through(layer, number, self.reference)
 
     def fit(self, layer: Any, number: int, count: int) -> None:
-        """Keep `count` channels of the layer, and go through it with its new weights."""
+        """Keep `count` channels of a layer, fit its weights, and take the pruned model's streams on."""
         part = feed_forward(layer)
         down = part.down_proj
         inputs: list[Tensor] = []
         added: list[Tensor] = []
 
-        def look(_: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        def keep(_: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             inputs.append(arguments[0])
             added.append(output)
 
-        hook = down.register_forward_hook(look)
-        outputs = self._through(layer, number, self.have)
+        hook = down.register_forward_hook(keep)
+        outputs = self._through(layer, number, self.current)
         hook.remove()
         hook = down.register_forward_hook(lambda *_: torch.zeros_like(added[0]))
-        without = _run(layer, self.have[0], self.calls[0][number])
+        without = _run(layer, self.current[0], self.calls[0][number])
         hook.remove()
         tolerance = 1e-4 * float(outputs[0].abs().max())
-        plain = torch.allclose(without + added[0], outputs[0], atol=tolerance)  # goes to the stream as it is
-        worth = sum(x.abs().sum(dim=(0, 1)) for x in inputs) * down.weight.norm(dim=0)
-        chosen = worth.topk(count).indices.sort().values
+        # Whether the output of the last matrix is added to the stream without a norm.
+        plain = torch.allclose(without + added[0], outputs[0], atol=tolerance)
+        score = sum(x.abs().sum(dim=(0, 1)) for x in inputs) * down.weight.norm(dim=0)
+        chosen = score.topk(count).indices.sort().values
         keep_channels(part, chosen)
         if not plain:
-            self.have = self._through(layer, number, self.have)
+            self.current = self._through(layer, number, self.current)
             return
         inputs = [x[..., chosen] for x in inputs]
         before = [output - more for output, more in zip(outputs, added, strict=True)]
-        missing = [wanted - b for wanted, b in zip(self.wanted, before, strict=True)]
-        down.weight.copy_(_solved(down.weight, inputs, missing, self.wanted))
-        self.have = [b + down(x) for b, x in zip(before, inputs, strict=True)]
+        missing = [goal - b for goal, b in zip(self.reference, before, strict=True)]
+        down.weight.copy_(_solved(down.weight, inputs, missing, self.reference))
+        self.current = [b + down(x) for b, x in zip(before, inputs, strict=True)]
 
     def _through(self, layer: Any, number: int, streams: Sequence[Tensor]) -> list[Tensor]:
-        return [_run(layer, stream, own[number]) for stream, own in zip(streams, self.calls, strict=True)]
+        return [_run(layer, stream, calls[number]) for stream, calls in zip(streams, self.calls, strict=True)]
 
 
 def _calls(
     model: Any, layers: Sequence[Any], texts: Sequence[Sequence[int]]
 ) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
-    """The stream before the first layer, and what each layer is called with beside it, for each text."""
+    """Return for each text the stream before the first layer, and each layer's other arguments."""
     streams: list[Tensor] = []
     calls: list[list[dict[str, Any]]] = []
 
-    def look(_: Any, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+    def keep(_: Any, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         if not calls[-1]:
             streams.append(arguments[0])
         calls[-1].append(named)
 
-    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
     with torch.no_grad():
         for text in texts:
             calls.append([])
@@ -148,16 +156,16 @@ def _run(layer: Any, stream: Tensor, named: dict[str, Any]) -> Tensor:
 
 
 def _solved(
-    weight: Tensor, inputs: Sequence[Tensor], missing: Sequence[Tensor], wanted: Sequence[Tensor]
+    weight: Tensor, inputs: Sequence[Tensor], missing: Sequence[Tensor], reference: Sequence[Tensor]
 ) -> Tensor:
-    """The weights, [out, in], with which inputs [1, tokens, in] give what is missing, [1, tokens, out].
+    """Return weights [out, in] that map the inputs [1, tokens, in] to what is missing [1, tokens, out].
 
-    A token counts by how far its stream is off for its length: the next layer normalises it, and a few
-    tokens have streams a hundred times as long as others.
+    Errors are weighted by the inverse norm of a token's stream: the next layer normalises the stream, and a
+    few tokens have streams a hundred times as long as others.
     """
     size = weight.shape[1]
     gram, moment = weight.new_zeros(size, size), weight.new_zeros(size, weight.shape[0])
-    for x, r, stream in zip(inputs, missing, wanted, strict=True):
+    for x, r, stream in zip(inputs, missing, reference, strict=True):
         scale = stream[0].pow(2).mean(dim=-1, keepdim=True).rsqrt()
         gram.addmm_((x[0] * scale).T, x[0] * scale)
         moment.addmm_((x[0] * scale).T, r[0] * scale)

@@ -1,1 +1,1 @@
-"""Text that the target writes, for a draft to learn from."""
+"""Training text for drafts, written by their target."""

@@ -1,8 +1,8 @@
-"""Longer texts that people wrote, with something to do with them: user's turns for the target to answer.
+"""User's turns with longer passages that people wrote, and a task for each.
 
-A draft that has only seen short turns does not learn to copy from a long one, which is most of what it is
-asked for when a text is summarized, translated, corrected or searched. The texts are those that every Python
-brings: its language reference, its docstrings and its own source. Nothing is imported or run.
+A draft that has only seen short turns does not learn to copy from long ones, as it must where a text is
+summarized, translated, corrected or searched. The passages come with every Python: its language reference,
+docstrings and source code. The modules are read, not imported or run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Of a passage, in characters: about 60 to 700 tokens, short ones being more common.
+# Length of a passage in characters: about 60 to 700 tokens, short ones more often.
 SHORTEST, LONGEST = 200, 2800
 MODULES = (
     "argparse", "ast", "asyncio.queues", "asyncio.tasks", "bisect", "calendar", "cmd", "codecs",
@@ -53,56 +53,57 @@ CODE = (
 )  # fmt: skip
 
 
-def facts() -> str:
-    """What the turns depend on: they differ between versions of Python, and with this file."""
-    shape = json.dumps([MODULES, PROSE, CODE, SHORTEST, LONGEST, *_texts()])
-    return hashlib.sha256(shape.encode()).hexdigest()
+def content_hash() -> str:
+    """Return a hash of all that the turns depend on: this file's tables, and the texts of this Python."""
+    content = json.dumps([MODULES, PROSE, CODE, SHORTEST, LONGEST, *texts()])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def turn(rng: np.random.Generator) -> str:
-    """A task with its passage: as often prose as code."""
+    """Return a task with its passage; half of them are prose, half are code."""
     prose = bool(rng.integers(2))
-    pieces = _texts()[0 if prose else 1]
+    pieces = texts()[0 if prose else 1]
     size = int(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
     start = int(rng.integers(len(pieces)))
     passage = ""
-    for piece in pieces[start:] + pieces[:start]:  # neighbours belong together
+    for piece in pieces[start:] + pieces[:start]:  # neighbouring pieces belong together
         if passage and len(passage) + len(piece) > size:
             break
         passage += ("\n\n" if passage else "") + piece
     tasks = PROSE if prose else CODE
     task = tasks[int(rng.integers(len(tasks)))]
-    return task.format(_cut(passage, size, " " if prose else "\n"))
+    return task.format(shortened(passage, size, " " if prose else "\n"))
 
 
-def _cut(text: str, size: int, end: str) -> str:
-    """At most `size` characters, to a whole word or line."""
+def shortened(text: str, size: int, end: str) -> str:
+    """Return at most `size` characters of a text, cut behind a whole word or line (`end` separates them)."""
     return text if len(text) <= size else text[: max(text.rfind(end, 0, size), SHORTEST // 2)].rstrip()
 
 
 @cache
-def _texts() -> tuple[list[str], list[str]]:
-    """Paragraphs of prose, and functions and classes."""
+def texts() -> tuple[list[str], list[str]]:
+    """Return all paragraphs of prose, and the source of all functions."""
     from pydoc_data.topics import topics
 
-    prose = [_unwrapped(p) for text in topics.values() for p in text.split("\n\n")]
+    prose = [_joined(p) for text in topics.values() for p in text.split("\n\n")]
     code: list[str] = []
     for name in MODULES:
-        for kind, text in _parts(name):
+        for kind, text in _pieces(name):
             if kind == "prose":
-                prose += [_unwrapped(p) for p in text.split("\n\n")]
+                prose += [_joined(p) for p in text.split("\n\n")]
             else:
                 code.append(text)
     return [p for p in prose if len(p) >= SHORTEST // 2], [c for c in code if len(c) >= SHORTEST]
 
 
-def _unwrapped(paragraph: str) -> str:
-    """On one line, as most text is that people paste; unless it is indented, which then means something."""
+def _joined(paragraph: str) -> str:
+    """Return a paragraph on one line, as most pasted text is; indented lines have a meaning and stay."""
     text = paragraph.strip("\n")
     return text if "\n " in text or text.startswith(" ") else text.replace("\n", " ")
 
 
-def _parts(module: str) -> Iterator[tuple[str, str]]:
+def _pieces(module: str) -> Iterator[tuple[str, str]]:
+    """Yield the docstrings ("prose") and the functions ("code") of a module's source."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return
@@ -112,5 +113,5 @@ def _parts(module: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Module | ast.ClassDef) and (text := ast.get_docstring(node)):
             yield "prose", text
         elif isinstance(node, ast.FunctionDef):
-            own = lines[node.lineno - 1 : node.end_lineno]
-            yield "code", "\n".join(line[node.col_offset :] for line in own)
+            body = lines[node.lineno - 1 : node.end_lineno]
+            yield "code", "\n".join(line[node.col_offset :] for line in body)

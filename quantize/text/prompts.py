@@ -1,7 +1,7 @@
-"""What a draft is chosen by, and what it is measured on.
+"""Prompts that a draft is chosen by, and others that it is measured on.
 
-Two lists of like kinds: what layers and heads are chosen on is not what the result is measured on. They stand
-here for users who give no prompts of their own; of their own, both are a part.
+Layers and heads must not be chosen on the prompts that the result is measured on. The two lists here have
+prompts of the same kinds, for users who give none; a user's own prompts are divided instead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MOST = 12  # of the user's prompts that a draft is chosen by, and as many that it is measured on, about
+MOST = 12  # about so many of the user's prompts to choose by, and as many to measure on
 
 CHOOSING = (
     "Write a Python function that returns the longest common prefix of a list of strings.",
@@ -39,19 +39,26 @@ HELD_OUT = (
 )
 
 
-class Parts(NamedTuple):
-    """choosing: prompts to choose by; held_out: to measure on, and for nothing else; to_learn: to answer."""
+class Division(NamedTuple):
+    """Prompts by their use.
+
+    choosing: to choose layers and head by. held_out: to measure on, and for nothing else.
+    to_learn: for the target to answer; the draft learns from that.
+    """
 
     choosing: tuple[str, ...]
     held_out: tuple[str, ...]
     to_learn: tuple[str, ...]
 
 
-def parts(own: Sequence[str]) -> Parts:
-    """What each of the user's prompts is for. Files often go by category; each part has of all."""
-    if not own:
-        return Parts(CHOOSING, HELD_OUT, ())
-    distinct = tuple(dict.fromkeys(own))
+def divide(prompts: Sequence[str]) -> Division:
+    """Divide the user's prompts by use.
+
+    Files are often sorted by category, so each use takes evenly spread ones.
+    """
+    if not prompts:
+        return Division(CHOOSING, HELD_OUT, ())
+    distinct = tuple(dict.fromkeys(prompts))
     step = max(2, len(distinct) // MOST)
     held_out = distinct[1::step]
-    return Parts(distinct[::step], held_out, tuple(p for p in distinct if p not in held_out))
+    return Division(distinct[::step], held_out, tuple(p for p in distinct if p not in held_out))

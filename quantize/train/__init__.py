@@ -1,1 +1,1 @@
-"""Training of drafts."""
+"""Training of drafts, and of targets for early exits."""

@@ -1,4 +1,4 @@
-"""How dialogues are laid out in batches for training: which go together, in which order, and how padded."""
+"""Batches of dialogues for training: grouping, order and padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from specport.quantize.text.teacher import Dialogue
+from specport.quantize.text.dialogues import Dialogue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def plan(
     texts: Sequence[Dialogue], epochs: float, batch_tokens: int, seed: int, processes: int = 1
 ) -> Iterator[list[list[int]]]:
-    """For each step the texts of each process. Texts of like length go together: less padding."""
+    """Yield for each step the texts of each process.
+
+    Texts of similar length share a batch, to save padding.
+    """
     rng = np.random.default_rng(seed)
     lengths = np.array([len(text.tokens) for text in texts])
     left = epochs
@@ -31,14 +34,19 @@ def plan(
                 batches.append([])
             batches[-1].append(int(i))
         groups = [batches[i : i + processes] for i in range(0, len(batches), processes)]
-        full = [group for group in groups if len(group) == processes]  # every process has work in every step
+        full = [
+            group for group in groups if len(group) == processes
+        ]  # every process needs a batch in every step
         for index in rng.permutation(len(full)):
             yield full[index]
         left -= 1.0
 
 
 def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
-    """Padded on the right; rows and columns point at the places that predict an answer's tokens."""
+    """Return the tensors of a batch, padded on the right.
+
+    rows, columns: [answer tokens] the places whose output predicts the answers' tokens.
+    """
     ids, mask = padded([text.tokens for text in texts])
     arrays = {
         "ids": ids,
@@ -53,7 +61,7 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
 
 
 def padded(texts: Sequence[ArrayLike]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids [texts, longest], with zeros on the right of those that are shorter, and where they are."""
+    """Return token ids [texts, longest], padded with zeros on the right, and the mask of the real tokens."""
     rows = [np.asarray(tokens, dtype=np.int64) for tokens in texts]
     ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     mask = np.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""What a folder of healed weights says of itself, for a bundle that is made from it on another machine."""
+"""The record in a folder of distilled weights, for a bundle that is built from it on another machine."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ from typing import Any, NamedTuple
 from specport.errors import ModelError
 from specport.models import bundle
 from specport.models.atomic import write_json
-from specport.text.tokenizer import read_json
+from specport.models.json_file import read_json
 
-NAME = "healed.json"
+NAME = "distilled.json"
 _HEAD = "head"
 
 
-class Healed(NamedTuple):
-    """facts: as `heal.heal` returns them; empty = not healed. head: ids that it learned with; None = all."""
+class Distilled(NamedTuple):
+    """The record of a distillation.
+
+    facts: as `draft.distil_draft` returns them; empty = not distilled.
+    head:  ids of the head that the draft was trained with; None = all.
+    """
 
     facts: Mapping[str, Any]
     head: tuple[int, ...] | None = None
 
 
 def write(folder: Path, facts: Mapping[str, Any], head: Sequence[Sequence[int]] | None) -> None:
-    """head: ranges of ids, as in a bundle."""
+    """Write the record into a folder. head: ranges of ids, as in a bundle."""
     write_json(folder / NAME, {**facts, _HEAD: head})
 
 
-def read(folder: Path) -> Healed:
-    """Of a folder, or of what is none. Raises ModelError."""
+def read(folder: Path) -> Distilled:
+    """Read the record of a folder; an empty one where there is none.
+
+    Raises ModelError where it is damaged.
+    """
     facts = read_json(folder / NAME) if folder.is_dir() else {}
     if not facts:
-        return Healed({})
+        return Distilled({})
     try:
         head = facts.pop(_HEAD)
         int(facts["layers"]), str(facts["precision"])
-        return Healed(facts, None if head is None else bundle.expand(head))
+        return Distilled(facts, None if head is None else bundle.expand(head))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / NAME} is damaged: {error!r}", "heal it again") from error
+        raise ModelError(f"{folder / NAME} is damaged: {error!r}", "distil the draft again") from error

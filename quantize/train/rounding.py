@@ -1,8 +1,8 @@
-"""Trains weights as they will be stored: rounded to INT4 in every step, with gradients as if they were not.
+"""Quantization-aware training: forward passes round weights to INT4, gradients ignore it.
 
 A draft that was trained in full precision loses two to twenty points of agreement when it is stored in INT4.
-One that sees its own rounding does not (straight-through estimator, arXiv 1308.3432; LLM-QAT,
-arXiv 2305.17888). The grid is NNCF's: from the smallest to the largest weight of a group, zero among them.
+A draft that was trained with rounding does not (straight-through estimator, arXiv 1308.3432; LLM-QAT, arXiv
+2305.17888). The grid is NNCF's: from the smallest to the largest weight of a group, with zero on it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LEVELS, _LEAST = 15, 1e-8  # steps of a 4-bit grid; the smallest scale
-_SMALLEST = 32  # group that NNCF makes by itself
+_SMALLEST = 32  # smallest group that NNCF chooses by itself
 
 
 class _Rounded(torch.nn.Module):  # type: ignore[misc]
-    """A weight [out, in] on the grid of its groups of `group` neighbours in a row."""
+    """Rounds a weight [out, in] to the grids of its groups of `group` neighbours in a row."""
 
     def __init__(self, group: int, zero_points: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Rounded(torch.nn.Module):  # type: ignore[misc]
 
 
 def on_grid(weight: Tensor, group: int, zero_points: bool) -> Tensor:
-    """The weight [out, in] as INT4 holds it, with or without zero points; in is a multiple of group."""
+    """Return the weight [out, in] rounded as INT4 stores it; `in` must be a multiple of `group`."""
     rows = weight.detach().reshape(len(weight), -1, group)
     low, high = rows.amin(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
     if zero_points:
@@ -47,7 +47,7 @@ def on_grid(weight: Tensor, group: int, zero_points: bool) -> Tensor:
         scale = ((high - low) / _LEVELS).clamp(min=_LEAST)
         zero = (-low / scale).round().clamp(0, _LEVELS)
         codes = ((rows / scale).round() + zero).clamp(0, _LEVELS) - zero
-    else:  # from -8 to 7; the side with the largest weight has the 8
+    else:  # from -8 to 7; the sign of the largest weight gets the 8
         scale = torch.where(low.abs() >= high, low.abs(), -high) / 8
         scale = torch.where(scale.abs() < _LEAST, torch.full_like(scale, _LEAST), scale)
         codes = (rows / scale).round().clamp(-8, 7)
@@ -58,13 +58,14 @@ def on_grid(weight: Tensor, group: int, zero_points: bool) -> Tensor:
 def rounded(model: Any, precision: str) -> Iterator[None]:
     """Run the layers of `model` with weights rounded as `precision` stores them, while the context lasts.
 
-    Only INT4 is coarse enough to matter: with other precisions nothing changes. Raises InvalidInput.
+    Changes nothing for precisions other than INT4, whose rounding is fine enough. Raises InvalidInput for an
+    unknown precision.
     """
     wanted = precisions.parse(precision)
     linears = [m for m in decoder_layers(model).modules() if isinstance(m, torch.nn.Linear)]
     stored: dict[Any, int] = {}
-    if wanted.base == "int4" and wanted.ratio == 1.0:  # else NNCF says later which layers stay in INT8
-        stored = {m: group for m in linears if (group := _group(m.in_features, wanted.group))}
+    if wanted.base == "int4" and wanted.ratio == 1.0:  # with a smaller ratio NNCF chooses INT8 layers later
+        stored = {m: group for m in linears if (group := group_size(m.in_features, wanted.group))}
     for layer, group in stored.items():
         parametrize.register_parametrization(layer, "weight", _Rounded(group, "asym" in wanted.options))
     try:
@@ -74,9 +75,12 @@ def rounded(model: Any, precision: str) -> Iterator[None]:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
 
 
-def _group(width: int, wanted: int) -> int:
-    """Weights of a row that share a scale where so many are wanted; 0 = NNCF leaves the row in INT8."""
+def group_size(width: int, wanted: int) -> int:
+    """Return how many weights of a row share a scale, for the group that is wanted.
+
+    0 = the row stays in INT8.
+    """
     if wanted == precisions.CHANNEL:
         return width
-    group = math.gcd(width, wanted)  # where it is smaller: the largest power of two, as `wanted` is one
+    group = math.gcd(width, wanted)  # a power of two, as `wanted` is one
     return group if group == wanted or group >= _SMALLEST else 0

@@ -1,8 +1,7 @@
-"""The loop that trains a model on what a target wrote: steps, learning rate, checkpoints.
+"""The training loop: steps, learning rate, checkpoints. The caller's student defines the loss.
 
-What is minimised is the caller's business. Runs on CPU and CUDA, and with `accelerate launch` on several GPUs
-or machines. A checkpoint holds everything that the next step depends on, so that a run that was stopped gives
-the same model.
+Runs on CPU and CUDA, and with `accelerate launch` on several GPUs or machines. A checkpoint holds everything
+that the next step depends on, so that a resumed run gives the same model.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from specport.quantize.text.teacher import Dialogue
+from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches
 
-from specport.errors import ModelError
+from specport.errors import InvalidInput, ModelError
 from specport.models.atomic import replacing
 from specport.models.os_errors import cause
 from specport.progress import Progress
@@ -32,8 +31,10 @@ _WARM_UP, _LAST_RATE, _SMOOTH = 0.05, 0.1, 0.95
 
 
 class Pace(Protocol):
-    """What a recipe says of the loop. batch_tokens: prompt and answer tokens of a step; epochs: times that
-    each text is read."""
+    """The part of a recipe that the loop reads.
+
+    epochs: times that each text is read. batch_tokens: prompt and answer tokens of a step.
+    """
 
     @property
     def epochs(self) -> float: ...
@@ -55,15 +56,15 @@ def train(
     stage: str,
     progress: Progress,
 ) -> tuple[Run, bool]:
-    """Train in place. Returns the run and whether it is this process, of several, that writes the model.
+    """Train in place. Return the run, and whether this process (of several) writes the model.
 
-    student:  a module; called with a batch, the number of the step and how many steps there are. It gives the
-              loss and how many of the batch's answer tokens it would propose. Its parameters that require a
-              gradient are trained.
-    identity: of the work; a checkpoint at `path` of other work is not gone on with.
-    examine:  called with student and device before the first step and behind the last; plain data, kept as
-              `Run.before` and `Run.after`.
-    stage:    for the progress bar.
+    student:  a module, called with a batch, the number of the step and the number of steps. Returns the loss
+              and how many of the batch's answer tokens it would propose. Parameters that require a gradient
+              are trained.
+    identity: hash of the job; a checkpoint at `path` written by another job is ignored.
+    examine:  called with student and device before the first step and after the last; returns plain data,
+              kept as `Run.before` and `Run.after`.
+    stage:    the name for the progress bar.
     Raises ModelError when a checkpoint cannot be read or written.
     """
     from accelerate import Accelerator
@@ -82,7 +83,7 @@ def train(
         for step in range(run.step, len(plan)):
             began = time.monotonic()
             for group in optimizer.param_groups:
-                group["lr"] = pace.learning_rate * _rate(step / len(plan))
+                group["lr"] = pace.learning_rate * _schedule(step / len(plan))
             chosen = [texts[i] for i in plan[step][accelerator.process_index]]
             loss, hits = student(batches.batch(chosen, accelerator.device), step, len(plan))
             accelerator.backward(loss)
@@ -110,13 +111,16 @@ def train(
 
 
 def _mixed() -> str:
-    """bf16 where the machine has units for it. AVX-512's own bf16 took 1.6 times as long as f32 on a Xeon."""
+    """Return bf16 where the hardware has matrix units for it.
+
+    AVX-512's bf16 took 1.6 times as long as f32 on a Xeon.
+    """
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return "bf16" if torch.cuda.is_available() or amx() else "no"
 
 
 class Run:
-    """Where a training stands; kept in one file, which appears all at once. No pickles."""
+    """The state of a training, stored atomically in one safetensors file."""
 
     def __init__(self, identity: str, path: Path, trained: list[Any], optimizer: Any) -> None:
         self.identity, self.path, self.trained, self.optimizer = identity, path, trained, optimizer
@@ -127,7 +131,7 @@ class Run:
         self.loss = self.agreement = 0.0
 
     def record(self, loss: float, agreement: float) -> None:
-        """Also running means, for the progress bar."""
+        """Add a step, and update the running means for the progress bar."""
         self.losses.append(round(loss, 5))
         keep = _SMOOTH if self.step else 0.0
         self.loss = keep * self.loss + (1 - keep) * loss
@@ -135,6 +139,7 @@ class Run:
         self.step += 1
 
     def save(self) -> None:
+        """Write the checkpoint. Raises ModelError."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -153,7 +158,7 @@ class Run:
             raise ModelError(f"cannot write {self.path}: {message}", hint) from error
 
     def load(self) -> bool:
-        """Whether there was something to go on with."""
+        """Read the checkpoint of the same job; return False where there is none. Raises ModelError."""
         from safetensors import SafetensorError, safe_open
 
         if not self.path.is_file():
@@ -176,14 +181,27 @@ class Run:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
         except (SafetensorError, ValueError) as error:
-            raise ModelError(f"{self.path} is damaged: {error}", "remove it and start again") from error
+            raise ModelError(
+                f"{self.path} is damaged: {error}", "remove it and run the command again"
+            ) from error
         for name, value in about.items():
             setattr(self, name, value)
         return True
 
 
+def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None:
+    """Raise InvalidInput where there is nothing to learn from or nothing to measure by."""
+    if not texts or not held_out:
+        raise InvalidInput("there is too little text to learn from", "let the target write more")
+
+
+def sample_of(losses: Sequence[float]) -> list[float]:
+    """Return about 50 of the steps' losses, evenly spread, for a record."""
+    return [round(loss, 3) for loss in losses[:: max(1, len(losses) // 50)]]
+
+
 def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:
-    """Names the work: the text, what is trained, and the facts that decide how."""
+    """Return a hash of the job: the text, the shapes of what is trained, and the facts that decide how."""
     digest = hashlib.sha256(b"".join(facts))
     for text in texts:
         digest.update(text.tokens.tobytes())
@@ -193,8 +211,8 @@ def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:
     return digest.hexdigest()[:24]
 
 
-def _rate(done: float) -> float:
-    """Share of the learning rate: warm-up, then a cosine."""
+def _schedule(done: float) -> float:
+    """Return the share of the learning rate at this share of the steps: linear warm-up, then a cosine."""
     if done < _WARM_UP:
         return (done + 1e-3) / (_WARM_UP + 1e-3)
     rest = (done - _WARM_UP) / (1.0 - _WARM_UP)

@@ -1,4 +1,4 @@
-"""A draft from end to end on a tiny model: built, healed, stopped and gone on with, used."""
+"""A draft from end to end on a tiny model: built, distilled, interrupted and resumed, used."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.quantize import build as building
-from specport.quantize.build import Request, build
+from specport.quantize.build import build
 from specport.quantize.plan import Plan
-from specport.quantize.text import passages, prompts, teacher
-from specport.quantize.train import distilled as healed_elsewhere
+from specport.quantize.request import Request
+from specport.quantize.text import dialogues, passages, prompts, turns, writer
+from specport.quantize.train import distilled as record
 from support import tiny_models
 
 import specport
@@ -29,7 +30,7 @@ from specport.models import bundle, cache
 from specport.models.source import IR_BIN
 
 LAYERS = 4
-HEALED = Request(layers=2, mlp=0.5, head_tokens=0, distil_tokens=60, epochs=2.0)
+DISTILLED = Request(layers=2, mlp=0.5, head_tokens=0, distil_tokens=60, epochs=2.0)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -42,29 +43,29 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache for the whole file: the model is converted once."""
+    """Return a cache for the whole file, so that the model is converted once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, converted: Path) -> None:
     monkeypatch.setenv("SPECPORT_CACHE", str(converted))
-    monkeypatch.setattr(teacher, "OPENINGS", {5: ("Why", "How")})
+    monkeypatch.setattr(turns, "OPENINGS", {5: ("Why", "How")})
     monkeypatch.setattr(passages, "turn", lambda rng: str(rng.choice(["Summarize: a b c", "What is d?"])))
-    monkeypatch.setattr(teacher, "SHARD", 4)
-    monkeypatch.setattr(teacher, "ANSWER_TOKENS", 12)
-    monkeypatch.setattr(building, "_COSTS_BUDGET_S", 0.5)
+    monkeypatch.setattr(turns, "SHARD", 4)
+    monkeypatch.setattr(writer, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(building, "COSTS_BUDGET_S", 0.5)
     monkeypatch.setattr(prompts, "CHOOSING", ("Why is that?", "How are you?"))
     monkeypatch.setattr(prompts, "HELD_OUT", ("Who is it?", "When was it?"))
 
 
 @pytest.fixture(scope="module")
-def healed(target: str, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build gives that nobody stopped."""
-    out = tmp_path_factory.mktemp("healed") / "draft"
+def distilled(target: str, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the result of a build that was not interrupted."""
+    out = tmp_path_factory.mktemp("distilled") / "draft"
     with pytest.MonkeyPatch.context() as patch:
         _small.__wrapped__(patch, converted)  # type: ignore[attr-defined]
-        build(target, out, HEALED)
+        build(target, out, DISTILLED)
     return out
 
 
@@ -79,32 +80,32 @@ def test_a_draft_learns_from_the_users_prompts_and_is_measured_on_others(
     asked = {
         tokenizer.decode(dialogue.tokens[: dialogue.start].tolist())
         for path in (converted / "text").rglob("own-*.npz")
-        for dialogue in teacher.read_shard(path)
+        for dialogue in dialogues.read_shard(path)
     }
     assert len(asked) == 3
     assert all((sum(prompt in text for text in asked) == 1) == (prompt in own[::2]) for prompt in own)
 
 
-def test_a_draft_is_built_and_used(healed: Path, target: str) -> None:
-    made = bundle.read(healed, thorough=True)
+def test_a_draft_is_built_and_used(distilled: Path, target: str) -> None:
+    made = bundle.read(distilled, thorough=True)
     assert len(made.layers) == 2 and made.num_layers == LAYERS and made.layers[0] == 0
     assert made.head is None and made.distilled["tokens_read"] > 0 and made.distilled["seed"] == 0
     assert made.measured["same_text"] == made.measured["prompts"] == 2
     assert made.distilled["mlp_channels"] == [64, 128]
     assert made.provenance["versions"]["torch"]
-    assert not healed.with_name("draft.partial").exists()
+    assert not distilled.with_name("draft.partial").exists()
     assert [*(cache.cache_root() / "text").glob("*/opened-00000.npz")]
     plain = specport.load(target, draft="none").generate("What is it?", max_new_tokens=24)
-    for draft in (str(healed), "auto"):
+    for draft in (str(distilled), "auto"):
         pipeline = specport.load(target, draft=draft)
         drafted = pipeline.generate("What is it?", max_new_tokens=24)
         assert drafted.token_ids == plain.token_ids
-    fixed = specport.load(target, draft=str(healed), policy="fixed").generate("What?", max_new_tokens=24)
+    fixed = specport.load(target, draft=str(distilled), policy="fixed").generate("What?", max_new_tokens=24)
     assert fixed.metrics.num_draft_tokens > 0
 
 
 def test_a_build_that_was_stopped_goes_on_and_gives_the_same(
-    healed: Path, target: str, tmp_path: Path
+    distilled: Path, target: str, tmp_path: Path
 ) -> None:
     stages: list[str] = []
 
@@ -124,29 +125,32 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same(
     for word, count in (("without", 1), ("distilling", 2), ("measuring", 1)):
         with pytest.raises(KeyboardInterrupt):
             build(
-                target, out, HEALED, progress=until(word, count) if word != "without" else until("layer", 1)
+                target,
+                out,
+                DISTILLED,
+                progress=until(word, count) if word != "without" else until("layer", 1),
             )
         assert not out.exists() and out.with_name("draft.partial").is_dir()
     assert not any(stage.startswith("the target writes") for stage in stages if "calibration" in stage)
     stages.clear()
-    built = build(target, out, HEALED, progress=until("never", 1))
+    built = build(target, out, DISTILLED, progress=until("never", 1))
     # What was decided stays decided, and what was fitted fitted.
     assert not any(stage.startswith(("layer", "fitting")) for stage in stages)
-    assert (out / IR_BIN).read_bytes() == (healed / IR_BIN).read_bytes()
-    assert built.bundle.distilled["losses"] == bundle.read(healed).distilled["losses"]
+    assert (out / IR_BIN).read_bytes() == (distilled / IR_BIN).read_bytes()
+    assert built.bundle.distilled["losses"] == bundle.read(distilled).distilled["losses"]
     assert not out.with_name("draft.partial").exists()
 
 
-def test_what_was_healed_elsewhere_keeps_its_layers_and_its_head(target: str, tmp_path: Path) -> None:
-    source = tmp_path / "healed-elsewhere"
+def test_what_was_distilled_elsewhere_keeps_its_layers_and_its_head(target: str, tmp_path: Path) -> None:
+    source = tmp_path / "distilled-elsewhere"
     shutil.copytree(target, source)
     facts = {"layers": LAYERS, "precision": "int8", "agreement": 0.5, "agreement_before": 0.25}
     head = [[0, 90], [100, 110]]
-    healed_elsewhere.write(source, facts, head)
+    record.write(source, facts, head)
     made = build(target, tmp_path / "draft", Request(), source=str(source)).bundle
     assert made.distilled == facts and made.precision == "int8"
     assert made.head is not None and [list(ids) for ids in made.head] == head and len(made.layers) == LAYERS
-    (source / healed_elsewhere.NAME).write_text('{"layers": 4, "precision": "int8", "head": [[9, 3]]}')
+    (source / record.NAME).write_text('{"layers": 4, "precision": "int8", "head": [[9, 3]]}')
     with pytest.raises(ModelError, match="damaged"):
         build(target, tmp_path / "other", Request(), source=str(source))
 
@@ -183,11 +187,11 @@ def test_a_child_that_the_system_ended_is_told_of(
             children[-1].kill()
 
     with pytest.raises(ModelError, match="most likely because there is not enough memory"):
-        build(target, tmp_path / "draft", HEALED, progress=kill)
+        build(target, tmp_path / "draft", DISTILLED, progress=kill)
     assert not (tmp_path / "draft").exists()
 
 
-def test_several_processes_heal_together(target: str, tmp_path: Path) -> None:
+def test_several_processes_train_together(target: str, tmp_path: Path) -> None:
     asked = Request(layers=2, head_tokens=100, distil_tokens=60, epochs=4.0)
     made = build(target, tmp_path / "draft", asked, processes=2).bundle
     assert made.head_tokens is not None and 100 <= len(made.head_tokens) <= 103  # and special ones
@@ -204,7 +208,7 @@ def test_folders_of_others_stay_as_they_are(target: str, tmp_path: Path) -> None
     assert (mine / "thesis.txt").read_text() == "years of work"
     with pytest.raises(InvalidInput, match="processes is 0"):
         build(target, tmp_path / "other", Request(), processes=0)
-    with pytest.raises(InvalidInput, match=r"has to be healed.*--distil"):
+    with pytest.raises(InvalidInput, match=r"has to be distilled.*--distil"):
         Request(mlp=0.5)
     with pytest.raises(InvalidInput, match=r"unknown measure.*agreement, angle"):
         Request(by="luck")

@@ -1,4 +1,4 @@
-"""`specport quantize compare`: figures by hand, timing and output on a toy, all of it on a tiny model."""
+"""`specport quantize compare`: fidelity against plain loops, timing on a toy, and both on a tiny model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from specport.quantize.evaluate import fidelity as near
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 from support.toy_model import ToyModel
 
+from specport.calibration.target_text import Text
 from specport.cli import main
 from specport.models.precision import OPTIONS
 from specport.models.source import ModelFiles
 from specport.progress import silent
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import Loaded, LoadOptions
-from specport.text.builtin_prompts import Text
 
 NONE = ToyModel(sharpness=0.0)  # every token is as likely as any other
 
@@ -32,13 +32,13 @@ def written(model: ToyModel, length: int = 40) -> list[Text]:
 
 def test_a_model_is_as_close_to_itself_as_can_be() -> None:
     source = ToyModel()
-    found = near.closeness(source, ToyModel(), written(source), silent)
+    found = near.measure_fidelity(source, ToyModel(), written(source), silent)
     assert (found.kl, found.kl_error, found.same_top) == (0.0, 0.0, 1.0)
     assert found.perplexity == near.perplexity(source, written(source)) > 1.0
 
 
 def test_figures_are_what_they_are_called() -> None:
-    """Against plain loops over the toys' tables; 40 tokens are read in several pieces."""
+    """Fidelity equals plain loops over the toys' tables; 40 tokens are compared in several chunks."""
     source, model = ToyModel(), ToyModel(noise=0.5)
     texts = written(source)
     losses, means, divergences, same = [], [], [], []
@@ -53,7 +53,7 @@ def test_figures_are_what_they_are_called() -> None:
             same.append(p.argmax() == q.argmax())
         divergences += own
         means.append(np.mean(own))
-    found = near.closeness(source, model, texts, silent)
+    found = near.measure_fidelity(source, model, texts, silent)
     assert found.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-6)
     assert found.kl == pytest.approx(np.mean(divergences), rel=1e-6)
     assert found.kl_error == pytest.approx(np.std(means, ddof=1) / 3**0.5, rel=1e-6)
@@ -62,13 +62,13 @@ def test_figures_are_what_they_are_called() -> None:
 
 
 def test_a_model_that_knows_nothing() -> None:
-    found = near.closeness(ToyModel(), NONE, written(ToyModel()), silent)
+    found = near.measure_fidelity(ToyModel(), NONE, written(ToyModel()), silent)
     assert found.perplexity == pytest.approx(11.0)
-    assert near.closeness(ToyModel(), NONE, written(ToyModel())[:1], silent).kl_error == 0.0
+    assert near.measure_fidelity(ToyModel(), NONE, written(ToyModel())[:1], silent).kl_error == 0.0
 
 
 class Ticking(ToyModel):
-    """Each new token takes as long as is told, on a clock that all share; at first ten times as long."""
+    """Takes a given time per new token on a shared clock; ten times as long at first."""
 
     now = 0.0
     order: list[str] = []  # noqa: RUF012
@@ -78,7 +78,7 @@ class Ticking(ToyModel):
         self.name, self.seconds = name, seconds
 
     def step(self, rows):  # type: ignore[no-untyped-def]
-        width = len(rows[0].tree)
+        width = len(rows[0].block)
         cold = len(self.widths) <= compare.DECODE_TOKENS
         Ticking.now += self.seconds * width * (10 if cold else 1)
         if width > 1:
@@ -109,7 +109,7 @@ def test_times(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quartiles() -> None:
-    times = compare._times([0.001 * n for n in range(1, 8)])
+    times = compare.quartiles([0.001 * n for n in range(1, 8)])
     assert (times.low, times.median, times.high) == pytest.approx((2.0, 4.0, 6.0))
     assert times.spread == pytest.approx(1.0)
 
@@ -135,7 +135,7 @@ def test_what_is_compared_where_nothing_is_named() -> None:
 
 
 class Noisy(ToyBackend):
-    """fp16 is a little noisy, int8 more, int4 most; loads and the device they were for are counted."""
+    """Loads toys with noise by precision: fp16 least, int4 most. Records loads and their device."""
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
         profile = options.profile
@@ -177,9 +177,9 @@ def test_json(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["tokens"] == 8 * compare.ANSWER_TOKENS and found["interleaved"] is True
     int4, int8 = found["rows"]
     assert (int4["precision"], int8["precision"]) == ("int4", "int8")
-    assert int4["size_mb"] == 3.0 and int4["closeness"]["kl"] > int8["closeness"]["kl"] > 0
-    assert int4["closeness"]["perplexity"] > found["source_perplexity"] > 1
-    assert int4["closeness"].keys() == {"perplexity", "kl", "kl_error", "same_top"}
+    assert int4["size_mb"] == 3.0 and int4["fidelity"]["kl"] > int8["fidelity"]["kl"] > 0
+    assert int4["fidelity"]["perplexity"] > found["source_perplexity"] > 1
+    assert int4["fidelity"].keys() == {"perplexity", "kl", "kl_error", "same_top"}
     assert int4["tpot"].keys() == int4["ttft"].keys() == {"median", "low", "high"}
     assert int8["notes"] == ["rounded twice"] and int4["notes"] == []
     # The source in f32 on the CPU first, then each to be read, then each to be timed.
@@ -195,7 +195,7 @@ def test_table(noisy: Noisy, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert {len(line) for line in (header, *rows)} == {len(header)}  # columns are aligned
     assert err == "int8: rounded twice\n"
     monkeypatch.setattr(compare, "free_memory", lambda: 0)
-    assert "one precision after another, since memory is short" in run(capsys, "toy")[0]
+    assert "one precision after another, since memory is limited" in run(capsys, "toy")[0]
 
 
 def test_own_prompts(noisy: Noisy, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_own_prompts(noisy: Noisy, capsys: pytest.CaptureFixture[str], tmp_path:
     source = ToyModel()
     texts = [Text(tuple("abcdefghij ".find(c) for c in turn), ()) for turn in ("abc", "cab")]
     texts = [replace(t, answer=tuple(source.greedy(t.prompt, compare.ANSWER_TOKENS))) for t in texts]
-    want = near.closeness(source, ToyModel(noise=0.1), texts, silent)
-    assert found["rows"][0]["closeness"]["kl"] == pytest.approx(want.kl)
+    want = near.measure_fidelity(source, ToyModel(noise=0.1), texts, silent)
+    assert found["rows"][0]["fidelity"]["kl"] == pytest.approx(want.kl)
 
 
 def test_options_in_front_of_the_action_count(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,13 +262,13 @@ def test_help_lists_every_option_of_a_precision(capsys: pytest.CaptureFixture[st
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny GGUF file with an empty cache, converted in this process."""
+    """Return a tiny GGUF file with an empty cache, converted in this process."""
     pytest.importorskip("openvino")
     pytest.importorskip("optimum.intel")
     from specport.quantize.convert import export
     from support import tiny_models
 
-    from specport.jobs import worker
+    from specport.runtime import conversion
 
     folder = tmp_path_factory.mktemp("compare")
     tiny_models.write_gguf(folder / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
@@ -278,7 +278,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("SPECPORT_CACHE", str(folder / "cache"))
-        monkeypatch.setattr(worker, "convert", convert)
+        monkeypatch.setattr(conversion, "convert", convert)
         yield folder / "tiny.gguf"
 
 
@@ -296,10 +296,10 @@ def test_a_tiny_model(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fp16, int8, int4 = found.rows
     assert [row.precision for row in found.rows] == ["fp16", "int8", "int4"]
     # Processors with bfloat16 round fp16 weights' activations: not quite 0.
-    assert 0 <= fp16.closeness.kl < min(0.005, int8.closeness.kl)
-    assert int8.closeness.kl < 0.1 < int4.closeness.kl
-    assert fp16.closeness.same_top > 0.9 > int4.closeness.same_top
-    assert fp16.closeness.perplexity == pytest.approx(found.source_perplexity, rel=0.02)
+    assert 0 <= fp16.fidelity.kl < min(0.005, int8.fidelity.kl)
+    assert int8.fidelity.kl < 0.1 < int4.fidelity.kl
+    assert fp16.fidelity.same_top > 0.9 > int4.fidelity.same_top
+    assert fp16.fidelity.perplexity == pytest.approx(found.source_perplexity, rel=0.02)
     assert fp16.size_mb > int8.size_mb > int4.size_mb > 0.04
     for row in found.rows:
         assert 0 < row.tpot.low <= row.tpot.median <= row.tpot.high

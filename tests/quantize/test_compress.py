@@ -23,14 +23,13 @@ from specport.quantize.convert import compress, export
 from support import tiny_models
 
 from specport.cli import main
-from specport.core.ports import Row
-from specport.core.tree import TokenTree
+from specport.core.ports import Block, Row
 from specport.errors import InvalidInput, ModelError
-from specport.jobs import worker
 from specport.models import cache
 from specport.models.precision import parse
-from specport.models.source import ModelFiles, resolve
-from specport.runtime import loading
+from specport.models.source import ModelFiles
+from specport.runtime import conversion, loading
+from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
@@ -45,7 +44,7 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"
 
 @dataclass
 class Tiny:
-    """A model before compression (`draft`), the rest of its files (`rest`), and what it wrote (`texts`)."""
+    """An uncompressed model (`draft`), its other files (`rest`), and calibration text (`texts`)."""
 
     draft: Path
     rest: Path
@@ -53,22 +52,22 @@ class Tiny:
     source: list[np.ndarray]  # what `draft` says of them, as `read` gives it
 
     def divergence(self, folder: Path) -> float:
-        """Mean KL(source || model), nats a token."""
+        """Return the mean KL(source || model) in nats per token."""
         pairs = zip(self.source, read(folder, self.texts), strict=True)
         return float(np.concatenate([(np.exp(p) * (p - q)).sum(axis=1) for p, q in pairs]).mean())
 
     def compressed(self, precision: str, out: Path, *, fresh: bool = False) -> Path:
-        """`fresh`: calibration text is written anew, which takes most of the time."""
+        """Compress the model. fresh: write the calibration text again, which takes most of the time."""
         shutil.copytree(self.rest, out)
         with pytest.MonkeyPatch.context() as monkeypatch:
             if not fresh:
-                monkeypatch.setattr(compress, "_texts", lambda *_: self.texts)
+                monkeypatch.setattr(compress, "write_texts", lambda *_: self.texts)
             compress.compress(self.draft, out, parse(precision), lambda what, share: None)
         return out
 
 
 def make(folder: Path, monkeypatch: pytest.MonkeyPatch, *, half: bool = False, **changes: Any) -> Tiny:
-    """The very files that `export` hands to `compress`."""
+    """Return the files that `export` hands to `compress`."""
     model = tiny_models.save_hf(folder / "hf", "llama", LAYERS, **changes)
     if half:
         monkeypatch.setattr(export, "FLOAT32_BYTES", 0)
@@ -81,7 +80,7 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, *, half: bool = False, *
     monkeypatch.setattr(compress, "compress", keep)
     export.export(folder / "hf", folder / "rest", "int8")
     draft, rest = folder / "draft", folder / "rest"
-    texts = compress._texts(draft, rest, lambda what, share: None)
+    texts = compress.write_texts(draft, rest, lambda what, share: None)
     return Tiny(draft, rest, texts, read(draft, texts))
 
 
@@ -93,16 +92,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """With a head of its own, and weights traced in 16 bits, as those of large models are."""
+    """Return a model with an untied head and weights traced in 16 bits, as for large models."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         folder = tmp_path_factory.mktemp("untied")
         return make(folder, monkeypatch, half=True, tie_word_embeddings=False)
 
 
 def read(folder: Path, texts: list[list[int]]) -> list[np.ndarray]:
-    """[tokens, vocab] logarithms of probabilities of each text, computed in f32."""
+    """Return the log-probabilities [tokens, vocab] of each text, computed in f32."""
     request = ov.Core().compile_model(folder / "openvino_model.xml", "CPU", F32).create_infer_request()
-    fill = compress._inputs([port.any_name for port in request.model_inputs])
+    fill = compress.inputs_of([port.any_name for port in request.model_inputs])
     found = []
     for text in texts:
         request.reset_state()
@@ -113,7 +112,7 @@ def read(folder: Path, texts: list[list[int]]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Weight:
-    """Of one MatMul or Gather. shape: [out, in], or [out, groups, group]."""
+    """The stored weight of one MatMul or Gather. shape: [out, in], or [out, groups, group]."""
 
     kind: str
     shape: tuple[int, ...]
@@ -122,7 +121,7 @@ class Weight:
 
 
 def weights(folder: Path) -> dict[str, Weight]:
-    """By the name of the module that reads it, as `layers.0.mlp.down_proj`."""
+    """Return the weights by the module that reads them, as in `layers.0.mlp.down_proj`."""
     model = ov.Core().read_model(folder / "openvino_model.xml")
     found = {}
     for node in model.get_ops():
@@ -189,7 +188,7 @@ def test_types_and_zero_points(
 def test_sym_leaves_no_zero_point_in_the_whole_graph(
     model: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """What an NPU needs: every integer constant is signed and is a weight; nothing is subtracted from one."""
+    """NPUs need signed integer constants only, all of them weights, and no zero points."""
     source: Tiny = request.getfixturevalue(model)
     folder = source.compressed(precision, tmp_path / "ir")
     ops = ov.Core().read_model(folder / "openvino_model.xml").get_ops()
@@ -283,7 +282,7 @@ def ops_of(folder: Path) -> list[ov.Node]:
 def test_the_backend_runs_it(
     precision: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also as a draft, whose head is cut."""
+    """The device runs the model as a target and as a draft with a cut head."""
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
     folder = tiny.compressed(precision, tmp_path / "ir", fresh=True)
     files = ModelFiles(folder, "tiny", precision, "tiny", precision)
@@ -295,7 +294,7 @@ def test_the_backend_runs_it(
     ):
         loaded = load(files, options)
         handle = loaded.model.open()
-        got = loaded.model.step([Row(handle, TokenTree.chain(text))]).logits
+        got = loaded.model.step([Row(handle, Block.chain(text))]).logits
         want = read(folder, [text])[0][:, loaded.head_tokens or slice(None)]
         agreed = np.asarray(got).argmax(axis=1) == want.argmax(axis=1)
         assert agreed.mean() > 0.8  # it rounds activations as well
@@ -321,7 +320,7 @@ def test_groups_that_do_not_divide(
 def test_a_model_without_a_layer_that_int4_fits_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NNCF would store all of it in int8 and say nothing."""
+    """Without the error NNCF would silently store all weights in int8."""
     real = compress.compress
     odd = make(tmp_path, monkeypatch, hidden_size=48, intermediate_size=80, head_dim=12)
     monkeypatch.setattr(compress, "compress", real)
@@ -333,7 +332,7 @@ def test_a_model_without_a_layer_that_int4_fits_is_refused(
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A tiny GGUF file, and an empty cache."""
+    """Return a tiny GGUF file, with an empty cache."""
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
     tiny_models.write_gguf(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
     return tmp_path / "tiny.gguf"
@@ -341,7 +340,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Precisions that the converter was asked for; what it writes is no model."""
+    """Return the precisions that a stand-in for the converter was asked for."""
     asked: list[str] = []
 
     def convert(source: Path, work: Path, precision: str, **_: object) -> dict[str, str]:
@@ -351,7 +350,7 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (work / "openvino_model.xml").write_text("<net></net>")
         return {}
 
-    monkeypatch.setattr(worker, "convert", convert)
+    monkeypatch.setattr(conversion, "convert", convert)
     return asked
 
 
@@ -390,7 +389,7 @@ def test_what_cannot_be_compressed_is_said_in_one_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     convert = lambda source, work, precision, **_: export.export(source, work, precision)  # noqa: E731
-    monkeypatch.setattr(worker, "convert", convert)  # in this process: that saves its imports
+    monkeypatch.setattr(conversion, "convert", convert)  # in this process: that saves its imports
     assert main(["models", "pull", str(here), "--precision", "int4:group=48"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("specport: error: the model cannot be compressed to int4:group=48: groups of 48")

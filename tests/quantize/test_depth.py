@@ -1,4 +1,4 @@
-"""Which layers a draft can do without: the measures, the search, and the graph surgery."""
+"""Ranking of layers: the measures, the search, and dropping layers from a graph."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specport.calibration.target_text import Text
 from specport.errors import ModelError
-from specport.text.builtin_prompts import Text
 
 ov = pytest.importorskip("openvino")
 
 from specport.backends.openvino.graph import layers, surgery  # noqa: E402
-from specport.quantize.convert import ir  # noqa: E402
 from specport.quantize.convert.export import export  # noqa: E402
-from specport.quantize.prune import depth  # noqa: E402
+from specport.quantize.prune import depth, ir  # noqa: E402
 from specport.quantize.prune.probe import Probe  # noqa: E402
 from specport.quantize.prune.prune import drop_layers  # noqa: E402
 from support import tiny_models  # noqa: E402
@@ -50,10 +49,10 @@ def test_the_search_drops_what_costs_least_agreement_first() -> None:
         return 0.9 - sum(worth[layer] for layer in gone)
 
     found = depth.by_agreement(agreement, 5, 3)
-    assert found.gone == ((), (3,), (3, 1), (3, 1, 4))
+    assert found.dropped_by_count == ((), (3,), (3, 1), (3, 1, 4))
     assert np.allclose(found.agreements, [0.9, 0.89, 0.84, 0.74])
     assert all(0 not in gone for gone in asked) and len(asked) == 1 + 4 + 3 + 2
-    assert depth.by_agreement(agreement, 5, 4, floor=0.85).gone[-1] == (3, 1)
+    assert depth.by_agreement(agreement, 5, 4, floor=0.85).dropped_by_count[-1] == (3, 1)
 
 
 def test_other_measures_drop_by_the_residual_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +66,17 @@ def test_other_measures_drop_by_the_residual_stream(monkeypatch: pytest.MonkeyPa
     ):
         found = depth.by_measure(streams, measure, lambda dropped: shares[len(dropped)], range(4))
         assert found == depth.Dropping(gone, (0.9, 0.8, 0.6, 0.2))
-    assert len(depth.by_measure(streams, "angle", lambda d: shares[len(d)], range(4), floor=0.7).gone) == 3
+    assert (
+        len(
+            depth.by_measure(streams, "angle", lambda d: shares[len(d)], range(4), floor=0.7).dropped_by_count
+        )
+        == 3
+    )
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IR of a random model with five layers."""
+    """Return the IR of a random model with five layers."""
     place = tmp_path_factory.mktemp("model")
     tiny_models.save_hf(place / "hf", request.param, num_hidden_layers=LAYERS)
     (place / "ir").mkdir()

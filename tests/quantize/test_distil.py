@@ -1,4 +1,4 @@
-"""Healing: a pruned model learns the target's distribution, and goes on where it was stopped."""
+"""Distillation: a pruned model learns the target's distribution, and resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from specport.quantize.prune.prune import drop_layers  # noqa: E402
-from specport.quantize.text.teacher import Dialogue  # noqa: E402
-from specport.quantize.train import batches, distil, trainer  # noqa: E402
+from specport.quantize.text.dialogues import Dialogue  # noqa: E402
+from specport.quantize.train import batches, distil, losses, trainer  # noqa: E402
 from specport.quantize.train.distil import Recipe, Student  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.tiny_dialogues import VOCAB, dialogues  # noqa: E402
@@ -42,29 +42,29 @@ def run(
     return distil.distil(model, HEAD, texts[4:], texts[:4], recipe, work, progress)
 
 
-@pytest.mark.parametrize("loss", distil.LOSSES)
+@pytest.mark.parametrize("loss", losses.LOSSES)
 def test_the_loss_falls_and_embeddings_stay(loss: str, texts: list[Dialogue], tmp_path: Path) -> None:
     model = student()
     embedding = model.get_input_embeddings().weight.detach().clone()
-    healed = run(model, texts, tmp_path, loss=loss, epochs=10.0)
-    steps = len(healed.losses) // 5
-    assert np.mean(healed.losses[-steps:]) < 0.9 * np.mean(healed.losses[:steps])
+    result = run(model, texts, tmp_path, loss=loss, epochs=10.0)
+    steps = len(result.losses) // 5
+    assert np.mean(result.losses[-steps:]) < 0.9 * np.mean(result.losses[:steps])
     assert torch.equal(model.get_input_embeddings().weight, embedding)
-    assert healed.trained == (healed.after > healed.before)
-    assert healed.num_tokens == 10 * sum(len(text.tokens) for text in texts[4:])
+    assert result.trained == (result.after > result.before)
+    assert result.num_tokens == 10 * sum(len(text.tokens) for text in texts[4:])
 
 
 def test_no_passes_train_nothing(texts: list[Dialogue], tmp_path: Path) -> None:
     model, before = student(), student().state_dict()
-    healed = run(model, texts, tmp_path, epochs=0.0)
-    assert healed.writes and healed.losses == () and healed.before == healed.after and healed.num_tokens == 0
+    result = run(model, texts, tmp_path, epochs=0.0)
+    assert result.writes and result.losses == () and result.before == result.after and result.num_tokens == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_training_that_does_harm_is_undone(texts: list[Dialogue], tmp_path: Path) -> None:
     model, before = student(), student().state_dict()
-    healed = run(model, texts, tmp_path, learning_rate=5.0)
-    assert not healed.trained and healed.after == healed.before and healed.num_tokens > 0
+    result = run(model, texts, tmp_path, learning_rate=5.0)
+    assert not result.trained and result.after == result.before and result.num_tokens > 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -103,9 +103,9 @@ def test_a_damaged_checkpoint_is_named(texts: list[Dialogue], tmp_path: Path) ->
             Recipe(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("loss", distil.LOSSES)
+@pytest.mark.parametrize("loss", losses.LOSSES)
 def test_losses_by_hand(loss: str) -> None:
-    """A head of four tokens takes up 4 and 7 from the text; 6 comes too late to be proposed at its place."""
+    """A head of four ids gets 4 and 7 from the text; 6 occurs too late to be proposed."""
     model = tiny_models.hf_model("llama")
     ids = [3, 5, 8, 9, 4, 7]
     top = np.array([[5, 7], [6, 4]], dtype=np.int32)

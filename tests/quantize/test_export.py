@@ -15,7 +15,8 @@ from support import tiny_models
 from specport.errors import ModelError
 from specport.models import cache
 from specport.models.gguf.file import read_header
-from specport.models.source import ir_problem, resolve
+from specport.models.source import ir_problem
+from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too

@@ -15,9 +15,10 @@ from specport.errors import InvalidInput, ModelError
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from specport.quantize.text import passages, teacher  # noqa: E402
-from specport.quantize.train.layerskip import build as layerskip_build  # noqa: E402
+from specport.quantize.text import passages, turns, writer  # noqa: E402
+from specport.quantize.train.layerskip import about as record  # noqa: E402
 from specport.quantize.train.layerskip import training as layerskip  # noqa: E402
+from specport.quantize.train.layerskip.build import build  # noqa: E402
 from specport.quantize.train.layerskip.recipe import (  # noqa: E402
     Recipe,
     Sweep,
@@ -150,10 +151,10 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("openvino")
     pytest.importorskip("optimum.intel")
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(teacher, "OPENINGS", {5: ("Why", "How")})
+    monkeypatch.setattr(turns, "OPENINGS", {5: ("Why", "How")})
     monkeypatch.setattr(passages, "turn", lambda rng: "What is d?")
-    monkeypatch.setattr(teacher, "SHARD", 4)
-    monkeypatch.setattr(teacher, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(turns, "SHARD", 4)
+    monkeypatch.setattr(writer, "ANSWER_TOKENS", 12)
     tiny_models.save_hf(tmp_path / "tiny", "llama", LAYERS)
     return str(tmp_path / "tiny")
 
@@ -165,7 +166,7 @@ def test_the_command_from_end_to_end(target: str, tmp_path: Path, capsys: pytest
     table = capsys.readouterr().out
     assert "perplexity" in table and "whole" in table and table.count("%") == 2 * LAYERS
     assert not out.with_name("trained.partial").exists()
-    about = layerskip_build.read(out)
+    about = record.read(out)
     assert about.recipe["every"] == 2 and about.tokens_read > 0 and about.versions["torch"]
     assert main(["quantize", "inspect", str(out)]) == 0
     assert capsys.readouterr().out == table
@@ -192,9 +193,9 @@ def test_what_is_half_done_is_kept_and_gone_on_with(target: str, tmp_path: Path)
 
     for word in ("the target writes", "training"):
         with pytest.raises(KeyboardInterrupt):
-            layerskip_build.build(target, out, recipe, tokens=40, progress=until(word))
+            build(target, out, recipe, tokens=40, progress=until(word))
         assert not out.exists() and out.with_name("trained.partial").is_dir()
-    assert layerskip_build.build(target, out, recipe, tokens=40).tokens_read > 0
+    assert build(target, out, recipe, tokens=40).tokens_read > 0
     assert out.is_dir() and not out.with_name("trained.partial").exists()
 
 
@@ -202,9 +203,9 @@ def test_what_is_half_done_is_kept_and_gone_on_with(target: str, tmp_path: Path)
     "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "source": "x"}'], ids=range(5)
 )
 def test_a_damaged_record_is_named(content: str, tmp_path: Path) -> None:
-    (tmp_path / layerskip_build.ABOUT).write_text(content)
+    (tmp_path / record.NAME).write_text(content)
     with pytest.raises(ModelError, match=r"layerskip\.json"):
-        layerskip_build.read(tmp_path)
+        record.read(tmp_path)
 
 
 def test_wrong_wishes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,16 +17,18 @@ import pytest
 from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
-from specport.models.source import IR_XML, resolve
+from specport.models.source import IR_XML
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from specport.quantize.convert import ir, to_huggingface  # noqa: E402
+from specport.quantize.convert import to_huggingface  # noqa: E402
 from specport.quantize.convert.export import export  # noqa: E402
 from specport.quantize.convert.to_huggingface import to_hugging_face  # noqa: E402
+from specport.quantize.prune import ir  # noqa: E402
 from support import tiny_models  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too
@@ -49,7 +51,7 @@ def ir_logits(folder: Path) -> Any:
 
 
 def hf_logits(folder: Path, half_tables: bool = False) -> Any:
-    """half_tables: with rotary tables in float16, as the exporter stores those of an fp16 model."""
+    """Write a model's IR. half_tables: store rotary tables in float16, as the exporter does for fp16."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -73,7 +75,7 @@ def off(want: Any, got: Any) -> float:
 
 @pytest.fixture(scope="module")
 def draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """IR of a random model of that kind and precision, with two of its four layers dropped."""
+    """Return the IR of a random model with two of its four layers dropped."""
     place = tmp_path_factory.mktemp("drafts")
 
     def make(kind: str, precision: str) -> Path:
@@ -105,7 +107,7 @@ def test_transformers_computes_what_the_ir_computes(
     want = ir_logits(cut)
     to_hugging_face(cut, tmp_path / "half")
     assert off(want, hf_logits(tmp_path / "half")) < 0.02
-    monkeypatch.setattr(to_huggingface, "_DTYPE", np.float32)  # without rounding it is the very same model
+    monkeypatch.setattr(to_huggingface, "DTYPE", np.float32)  # without rounding it is the very same model
     to_hugging_face(cut, tmp_path / "full")
     assert off(want, hf_logits(tmp_path / "full", precision == "fp16")) < 2e-5
     half, full = stored(tmp_path / "half"), stored(tmp_path / "full")
@@ -137,7 +139,7 @@ def test_an_exported_bundle_stays_one(draft: Any, tmp_path: Path) -> None:
 
 
 def changed(folder: Path, target: Path, surgery: Callable[[Any, dict[str, Any]], None]) -> Path:
-    """A copy of an IR folder whose graph, given with its nodes by name, was operated on."""
+    """Return a copy of an IR folder whose graph was changed by a function of its nodes by name."""
     ir.drop_layers(folder, target, ())
     model = ov.Core().read_model(folder / IR_XML)
     surgery(model, {node.get_friendly_name(): node for node in model.get_ops()})
@@ -147,14 +149,14 @@ def changed(folder: Path, target: Path, surgery: Callable[[Any, dict[str, Any]],
 
 
 def scaled_input(model: Any, nodes: dict[str, Any]) -> None:
-    """What AWQ does where it finds no weight to fold its scale into."""
+    """AWQ inserts such a scale where it finds no weight to fold it into."""
     linear = nodes["__module.model.layers.3.mlp.down_proj/aten::linear/MatMul"]
     scale = ov.opset15.constant(np.full((1, 1, 128), 1.001, np.float32))
     linear.input(0).replace_source_output(ov.opset15.multiply(linear.input_value(0), scale).output(0))
 
 
 def own_head(model: Any, nodes: dict[str, Any]) -> None:
-    """A head that is not the embedding any more, and stands turned."""
+    """Make a head that is no longer tied to the embedding, and is stored transposed."""
     head = nodes["__module.lm_head/aten::linear/MatMul"]
     weight = np.random.default_rng(0).normal(size=(64, len(tiny_models.vocabulary()))).astype(np.float32)
     turned = ov.opset15.matmul(head.input_value(0), ov.opset15.constant(weight), False, False)
@@ -181,7 +183,7 @@ def test_int8_activations_are_refused(tmp_path: Path) -> None:
     tiny_models.save_hf(tmp_path / "hf", "qwen2", num_hidden_layers=1)
     (tmp_path / "ir").mkdir()
     export(tmp_path / "hf", tmp_path / "ir", "int8:activations")
-    with pytest.raises(ModelError, match=r"quantises activations .*--to genai"):
+    with pytest.raises(ModelError, match=r"has quantised activations.*--to genai"):
         to_hugging_face(tmp_path / "ir", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ir"]
 
@@ -192,8 +194,8 @@ def test_int8_activations_are_refused(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, r"9 are missing.*layers\.2\."),
         ({"intermediate_size": 64}, r"of another shape.*down_proj"),
         ({"attention_bias": True}, r"missing.*bias"),
-        ({"rope_theta": 20.0}, "do not give its logits"),
-        ({"rms_norm_eps": 1e30}, "do not give its logits"),
+        ({"rope_theta": 20.0}, "gives other logits"),
+        ({"rms_norm_eps": 1e30}, "gives other logits"),
         ({"model_type": "nothing"}, "cannot build"),
         ({"model_type": "t5"}, "cannot build"),
     ],

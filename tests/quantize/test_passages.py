@@ -1,4 +1,4 @@
-"""Longer user's turns from the texts that every Python brings."""
+"""User's turns with passages from the texts that come with Python."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ def test_turns_are_tasks_with_passages_of_many_lengths() -> None:
 
 def test_nothing_is_imported_for_it() -> None:
     before = {*sys.modules}
-    passages._texts.cache_clear()
-    prose, code = passages._texts()
+    passages.texts.cache_clear()
+    prose, code = passages.texts()
     assert len(prose) > 500 and len(code) > 1000 and any("def " in text for text in code)
     assert not {"turtle", "cmd", "wave"} & ({*sys.modules} - before)
 
 
 def test_the_text_of_a_target_depends_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = passages.facts()
+    before = passages.content_hash()
     monkeypatch.setattr(passages, "PROSE", ("{}",))
-    assert passages.facts() != before
+    assert passages.content_hash() != before
 
 
 def test_a_cut_ends_with_a_whole_word_or_line() -> None:
     text = "word " * 100
-    assert passages._cut(text, 300, " ").endswith("word") and len(passages._cut(text, 300, " ")) <= 300
-    assert passages._cut("x" * 500, 300, " ") == "x" * (passages.SHORTEST // 2)
-    assert passages._cut(text, 1000, " ") == text
+    assert (
+        passages.shortened(text, 300, " ").endswith("word") and len(passages.shortened(text, 300, " ")) <= 300
+    )
+    assert passages.shortened("x" * 500, 300, " ") == "x" * (passages.SHORTEST // 2)
+    assert passages.shortened(text, 1000, " ") == text

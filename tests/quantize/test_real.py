@@ -13,9 +13,9 @@ pytest.importorskip("optimum.intel")
 from specport.quantize.prune.probe import Probe
 
 import specport
+from specport.calibration.target_text import Text
 from specport.cli import main
 from specport.models import bundle
-from specport.text.builtin_prompts import Text
 
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore")]
 PROMPTS = ("Name three rivers.", "Repeat this sentence twice: The quick brown fox jumps over the lazy dog.")

@@ -1,4 +1,4 @@
-"""What stays of a pruned model is fitted to do what is gone."""
+"""Pruning with reconstruction: remaining weights are fitted to replace what was dropped."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ WIDTHS = {64: 64, 128: 64, 96: 32}  # inputs of a layer, and the group that NNCF
 
 
 def by_nncf(weight: np.ndarray, precision: str) -> np.ndarray:
-    """What NNCF stores for a weight [out, in], computed by OpenVINO."""
+    """Return a weight [out, in] as NNCF stores it, decompressed by OpenVINO."""
     nncf, ov = pytest.importorskip("nncf"), pytest.importorskip("openvino")
     from openvino import opset15 as ops
-    from specport.quantize.convert.compress import _int4
+    from specport.quantize.convert.compress import int4_options
 
     rows = ops.parameter([-1, weight.shape[1]], np.float32)
     product = ops.matmul(rows, ops.constant(weight), transpose_a=False, transpose_b=True)
-    about = _int4(parse(precision), 1)
+    about = int4_options(parse(precision), 1)
     model = nncf.compress_weights(ov.Model([product], [rows]), all_layers=True, **about)
     f32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     found = ov.compile_model(model, "CPU", f32)(np.eye(weight.shape[1], dtype=np.float32))
@@ -39,7 +39,7 @@ def test_the_grid_is_that_of_nncf(width: int, precision: str) -> None:
     weight[3, :64] = np.abs(weight[3, :64])  # all on one side of zero
     weight[4] = 0.0
     wanted = parse(precision)
-    group = rounding._group(width, wanted.group)
+    group = rounding.group_size(width, wanted.group)
     assert group == WIDTHS[width]
     ours = rounding.on_grid(torch.from_numpy(weight), group, "asym" in wanted.options).numpy()
     theirs = by_nncf(weight, precision)
@@ -53,7 +53,7 @@ def test_layers_are_rounded_while_it_lasts_and_keep_what_they_learn() -> None:
     before = layer.weight.detach().clone()
     head = model.get_output_embeddings().weight.detach().clone()
     with rounding.rounded(model, "int4:asym"):
-        grid = rounding.on_grid(before, rounding._group(layer.in_features, 64), True)
+        grid = rounding.on_grid(before, rounding.group_size(layer.in_features, 64), True)
         assert torch.equal(layer.weight, grid) and not torch.equal(grid, before)
         assert torch.equal(model.get_output_embeddings().weight, head)
         given = torch.randn(5, layer.in_features)

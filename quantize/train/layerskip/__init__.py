@@ -1,1 +1,1 @@
-"""LayerSkip: training a model to exit early (arXiv 2404.16710)."""
+"""LayerSkip: training of a model to exit early (arXiv 2404.16710)."""

@@ -1,4 +1,4 @@
-"""LayerSkip's recipe: what is left out, which exits have a loss, and what came of it. Numbers only, no torch.
+"""LayerSkip's recipe: layer dropout, losses at exits, and measurements. Plain numbers, no torch.
 
 Formulas of arXiv 2404.16710, sections 4.1 and 4.2.
 """
@@ -16,13 +16,15 @@ CURRICULA = ("rotational", "gradual")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The paper's defaults for continued training, as far as it names them.
+    """How a target is trained to exit early. Defaults are the paper's for continued training.
 
-    dropout:      chance that the last layer is left out of a text's pass; earlier ones fall off to 0.
-    exit_scale:   weight of the exits' losses beside that of the whole model's.
-    curriculum:   "rotational": every `every`-th layer has a loss, another set in each step; "gradual": the
-                  last layer alone at first, one more every T / (2 L) of T steps.
-    batch_tokens: prompt and answer tokens of a step; epochs: times that each text is read.
+    dropout:      probability that the last layer is skipped for a text; it falls to 0 at the first layer.
+    exit_scale:   weight of the exits' losses beside the whole model's loss.
+    curriculum:   "rotational": every `every`-th layer has a loss, another set in each step. "gradual": only
+                  the last layer at first, and one more layer every T / (2 L) of T steps.
+    batch_tokens: prompt and answer tokens of a step.
+    epochs:       times that each text is read.
+    Raises InvalidInput for values out of range.
     """
 
     dropout: float = 0.1
@@ -40,21 +42,21 @@ class Recipe:
             raise InvalidInput(f"unknown curriculum {self.curriculum!r}", f"choose one of {known}")
         if not 0.0 <= self.dropout < 1.0 or self.exit_scale < 0.0 or self.every < 1:
             raise InvalidInput(
-                "dropout must be from 0 to below 1, the exits' scale 0 or more, and every 1 or more"
+                "dropout must be at least 0 and below 1, the exit scale 0 or more, and every 1 or more"
             )
         if self.epochs <= 0 or self.learning_rate <= 0 or self.batch_tokens < 1:
             raise InvalidInput("epochs, learning rate and batch tokens must be greater than 0")
 
 
 def dropout_rates(num_layers: int, most: float) -> list[float]:
-    """The chance of each layer to be left out: exp(l ln 2 / (L - 1)) - 1 of `most`."""
+    """Return each layer's probability of being skipped: `most` times exp(l ln 2 / (L - 1)) - 1."""
     return [
         most * (math.exp(layer * math.log(2) / max(1, num_layers - 1)) - 1) for layer in range(num_layers)
     ]
 
 
 def exit_weights(num_layers: int, scale: float, enabled: Sequence[int]) -> dict[int, float]:
-    """How much the loss behind each of the `enabled` layers counts; all together 1.
+    """Return the weight of the loss after each of the `enabled` layers; the weights sum to 1.
 
     e(l) = scale (0 + 1 + ... + l), and for the last layer L - 1 + scale (0 + 1 + ... + L - 2).
     """
@@ -71,7 +73,7 @@ def exit_weights(num_layers: int, scale: float, enabled: Sequence[int]) -> dict[
 
 
 def enabled_layers(recipe: Recipe, num_layers: int, step: int, num_steps: int) -> list[int]:
-    """The layers with a loss behind them in this step; the last one always has one."""
+    """Return the layers that have a loss in this step; the last layer always has one."""
     last = num_layers - 1
     if recipe.curriculum == "gradual":
         count = 1 + (2 * num_layers * step) // max(1, num_steps)
@@ -81,8 +83,11 @@ def enabled_layers(recipe: Recipe, num_layers: int, step: int, num_steps: int) -
 
 @dataclass(frozen=True)
 class Sweep:
-    """agreement: behind 1, 2, ... L layers, the share of tokens that the target wrote before training which
-    the exit would have proposed. perplexity: of the whole model on them."""
+    """Measurements of every exit on text that the target wrote before training.
+
+    agreement:  after 1, 2, ... L layers: the share of the text's tokens that the exit proposes.
+    perplexity: of the whole model.
+    """
 
     agreement: tuple[float, ...]
     perplexity: float

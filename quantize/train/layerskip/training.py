@@ -1,9 +1,9 @@
-"""LayerSkip's training: a target learns to say early what it would say at its end (arXiv 2404.16710).
+"""LayerSkip's training: exits learn to predict what the whole model predicts (arXiv 2404.16710).
 
-Two things make early layers draft well. Layer dropout, the more the deeper a layer, makes the model lean on
-its late layers less; a loss at early exits, all through the model's own norm and head, makes the early ones
-say something. Whole and exits learn what the target itself said before training, its likeliest tokens with
-their probabilities, rather than the bare tokens: the model should stay the one it was.
+Layer dropout, higher for deeper layers, makes the model depend less on its late layers. Losses at early
+exits, through the model's own norm and head, make early layers predict tokens. The whole model and the exits
+learn the likeliest tokens of the target before training, with their probabilities, rather than bare tokens,
+so that the model changes little.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from specport.quantize.convert import export
-from specport.quantize.text import teacher
-from specport.quantize.text.teacher import Dialogue
+from specport.quantize.text import dialogues
+from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, trainer
-from specport.quantize.train.distil import token_loss
 from specport.quantize.train.layerskip.recipe import (
     Recipe,
     Sweep,
@@ -29,8 +28,8 @@ from specport.quantize.train.layerskip.recipe import (
     enabled_layers,
     exit_weights,
 )
+from specport.quantize.train.losses import token_loss
 
-from specport.errors import InvalidInput
 from specport.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
 
 
 class ExitStudent(torch.nn.Module):  # type: ignore[misc]
-    """A decoder whose layers can be left out and listened to; gives loss and the whole model's hits."""
+    """A decoder whose layers can be skipped, with a loss at its exits.
+
+    Returns loss and the whole model's hits.
+    """
 
     def __init__(self, model: Any, recipe: Recipe) -> None:
         super().__init__()
@@ -50,42 +52,46 @@ class ExitStudent(torch.nn.Module):  # type: ignore[misc]
         layers = self.body.layers
         self.num_layers = len(layers)
         self._rates = dropout_rates(self.num_layers, recipe.dropout)
-        self._left_out: Tensor | None = None  # [layers, texts]
+        self._skipped: Tensor | None = None  # [layers, texts]
         self._streams: list[Tensor] = []
         for number, layer in enumerate(layers):
-            layer.register_forward_hook(self._behind(number))
+            layer.register_forward_hook(self._hook(number))
 
-    def _behind(self, number: int) -> Any:
-        """Puts a layer's input in the place of its output where it is left out, and notes what leaves it."""
+    def _hook(self, number: int) -> Any:
+        """Return a hook that passes a layer's input on where it is skipped, and keeps its output stream."""
 
         def hook(layer: Any, inputs: Any, output: Any) -> Any:
             stream = output[0] if isinstance(output, tuple) else output
-            if self._left_out is not None:
-                stream = torch.where(self._left_out[number][:, None, None], inputs[0], stream)
+            if self._skipped is not None:
+                stream = torch.where(self._skipped[number][:, None, None], inputs[0], stream)
             self._streams.append(stream)
             return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
         return hook
 
     def streams(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """[layers] the residual stream behind each at the places that predict answers, [tokens, width]."""
+        """Return [layers]: the stream [tokens, width] after each, where answers are predicted."""
         self._streams = []
         self.body(input_ids=batch["ids"], attention_mask=batch["mask"], use_cache=False)
-        found = [stream[batch["rows"], batch["columns"]] for stream in self._streams]
+        streams = [stream[batch["rows"], batch["columns"]] for stream in self._streams]
         self._streams = []
-        return found
+        return streams
 
     def logits(self, stream: Tensor) -> Tensor:
+        """Return the head's logits of a residual stream."""
         hidden = self.body.norm(stream)
         return hidden @ self.head.T.to(hidden.dtype)
 
     def forward(self, batch: dict[str, Tensor], step: int, num_steps: int) -> tuple[Tensor, Tensor]:
-        """What is left out depends on seed and step alone, so that a run that was stopped goes on alike."""
+        """Return loss and hits.
+
+        What is skipped depends on seed and step only, so that a run can be resumed.
+        """
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
         chances = torch.rand((self.num_layers, batch["ids"].shape[0]), generator=generator)
-        self._left_out = (chances < torch.tensor(self._rates)[:, None]).to(batch["ids"].device)
+        self._skipped = (chances < torch.tensor(self._rates)[:, None]).to(batch["ids"].device)
         streams = self.streams(batch)
-        self._left_out = None
+        self._skipped = None
         enabled = enabled_layers(self._recipe, self.num_layers, step, num_steps)
         total, hits = torch.zeros((), device=self.head.device), torch.zeros((), device=self.head.device)
         for layer, weight in exit_weights(self.num_layers, self._recipe.exit_scale, enabled).items():
@@ -95,9 +101,9 @@ class ExitStudent(torch.nn.Module):  # type: ignore[misc]
 
 
 def sweep(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> Sweep:
-    """Every exit on these texts, with all layers in their places."""
-    student = getattr(student, "module", student)  # what several processes wrap it in
-    hits, surprise, count = torch.zeros(student.num_layers), 0.0, 0
+    """Measure every exit on these texts, with no layer skipped."""
+    student = getattr(student, "module", student)  # unwrap it where several processes train
+    hits, loss, count = torch.zeros(student.num_layers), 0.0, 0
     student.eval()
     with torch.no_grad():
         for groups in batches.plan(texts, 1.0, batch_tokens, seed=0):
@@ -105,17 +111,15 @@ def sweep(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: An
             for layer, stream in enumerate(student.streams(batch)):
                 logits = student.logits(stream).float()
                 hits[layer] += int((logits.argmax(dim=-1) == batch["answer"]).sum())
-            surprise += float(torch.nn.functional.cross_entropy(logits, batch["answer"], reduction="sum"))
+            loss += float(torch.nn.functional.cross_entropy(logits, batch["answer"], reduction="sum"))
             count += len(batch["answer"])
     student.train()
-    return Sweep(
-        tuple(round(float(share), 4) for share in hits / count), round(math.exp(surprise / count), 3)
-    )
+    return Sweep(tuple(round(float(share), 4) for share in hits / count), round(math.exp(loss / count), 3))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """before, after: on text that was not trained on. writes: as in `distil.Healed`."""
+    """Result of a training. before, after: on held-out text. writes: as in `distil.Distillation`."""
 
     before: Sweep
     after: Sweep
@@ -133,12 +137,12 @@ def train(
     work: Path,
     progress: Progress,
 ) -> Trained:
-    """Train `model` in place, all but its embeddings and head. work: folder of the checkpoint.
+    """Train all of `model` but its embeddings and head, in place.
 
-    Raises InvalidInput, and ModelError when a checkpoint cannot be written.
+    work: folder of the checkpoint.
+    Raises InvalidInput for too little text, and ModelError when a checkpoint cannot be read or written.
     """
-    if not texts or not held_out:
-        raise InvalidInput("there is too little text to learn from", "let the target write more")
+    trainer.check_texts(texts, held_out)
     student = ExitStudent(model, recipe).float()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embed_tokens" not in name)
@@ -161,17 +165,16 @@ def layerskip(
     trust_remote_code: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train the model at `source` on `shards` and write the Hugging Face folder `out`; what came of it.
+    """Train the model at `source` on `shards`, and write the Hugging Face folder `out`.
 
-    work: folder of the checkpoint. The first shard is not trained on. Arguments are plain data, since this
-    runs in a process of its own (`worker.run`).
+    work: folder of the checkpoint. The first shard is held out. Arguments are plain data, since this runs in
+    a process of its own (`worker.run`). Returns entries of `about.About`, and a sample of the losses.
     """
     progress("reading weights", 0.0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         model = export.load_source(Path(source), Path(temporary), trust_remote_code)
-    texts = [dialogue for path in shards[1:] for dialogue in teacher.read_shard(Path(path))]
-    unseen = [*teacher.read_shard(Path(shards[0]))]
-    result = train(model, texts, unseen, Recipe(**recipe), Path(work), progress)
+    held_out, texts = dialogues.read_shards(shards[:1]), dialogues.read_shards(shards[1:])
+    result = train(model, texts, held_out, Recipe(**recipe), Path(work), progress)
     if result.writes:
         model.save_pretrained(out, safe_serialization=True)
         export.finish(Path(source), Path(out), trust_remote_code)
@@ -180,5 +183,5 @@ def layerskip(
         "after": asdict(result.after),
         "tokens_read": result.num_tokens,
         "seconds": round(result.seconds),
-        "losses": [round(loss, 3) for loss in result.losses[:: max(1, len(result.losses) // 50)]],
+        "losses": trainer.sample_of(result.losses),
     }

@@ -1,4 +1,4 @@
-"""From weights and a choice of layers to a healed model in a Hugging Face folder. Needs torch."""
+"""Making of a distilled draft: prune, train, and write a Hugging Face folder. Needs torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 
 from specport.quantize.convert import export
 from specport.quantize.prune.reconstruct import prune
-from specport.quantize.text import teacher
-from specport.quantize.train import distilled
-from specport.quantize.train.distil import Recipe, check_texts, distil
+from specport.quantize.text import dialogues
+from specport.quantize.train import distilled, trainer
+from specport.quantize.train.distil import Recipe, distil
 
 from specport.models import bundle
 from specport.models.atomic import write_json
 from specport.progress import Progress, part
 
-HELD_OUT = 0.05  # of the shards; one at least
-LOOKED_AT = 96  # texts of all shards that what stays is fitted to, about
-FITTING = 0.1  # of the time, about
+HELD_OUT = 0.05  # share of the shards, at least one
+FIT_TEXTS = 96  # about so many texts, of all shards, are used for fitting
+FIT_TIME = 0.1  # share of the progress bar
 FITTED, PRUNED = "fitted", "pruned.json"
 
 
-def heal(
+def distil_draft(
     source: str,
     work: str,
     out: str,
@@ -39,18 +39,19 @@ def heal(
     trust_remote_code: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Prune, train on `shards`, and write the folder `out`. Returns what a bundle says of it.
+    """Prune the model in `source`, train it on `shards`, and write the folder `out`.
 
-    work: folder of the checkpoint, and of the pruned model: what is there is gone on with.
-    mlp: share of the feed-forward channels that stay.
-    head: ranges of the ids that the draft's head keeps, as in a bundle; None = all.
-    recipe: entries of `distil.Recipe`. HELD_OUT of the shards is not trained on: the agreement is measured
-    there. Arguments are plain data, since this runs in a process of its own (`worker.run`).
+    work:    folder of the checkpoint and of the pruned model, which a later run resumes from.
+    dropped: numbers of the layers to drop. mlp: share of the feed-forward channels to keep.
+    head:    ranges of the ids that the draft's head keeps, as in a bundle; None = all.
+    shards:  files of text; the share HELD_OUT of them is not trained on, but measures the agreement.
+    recipe:  entries of `distil.Recipe`.
+    Arguments are plain data, since this runs in a process of its own (`worker.run`). Returns the facts that a
+    bundle keeps as `distilled`.
     """
-    apart = max(1, round(HELD_OUT * len(shards)))
-    texts = [dialogue for path in shards[apart:] for dialogue in teacher.read_shard(Path(path))]
-    unseen = [dialogue for path in shards[:apart] for dialogue in teacher.read_shard(Path(path))]
-    check_texts(texts, unseen)  # before what stays is fitted to them
+    count = max(1, round(HELD_OUT * len(shards)))
+    held_out, texts = dialogues.read_shards(shards[:count]), dialogues.read_shards(shards[count:])
+    trainer.check_texts(texts, held_out)  # before the fitting, which takes long
     model, channels = _pruned(
         Path(source),
         Path(work) / FITTED,
@@ -58,11 +59,11 @@ def heal(
         mlp,
         texts,
         trust_remote_code,
-        part(progress, 0.0, FITTING),
+        part(progress, 0.0, FIT_TIME),
     )
     kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
     about = Recipe(**recipe)
-    result = distil(model, kept, texts, unseen, about, Path(work), part(progress, FITTING, 1.0))
+    result = distil(model, kept, texts, held_out, about, Path(work), part(progress, FIT_TIME, 1.0))
     facts = {
         "agreement_before": round(result.before, 4),
         "agreement": round(result.after, 4),
@@ -70,7 +71,7 @@ def heal(
         "trained": result.trained,
         "tokens_read": result.num_tokens,
         "seconds": round(result.seconds),
-        "losses": [round(loss, 3) for loss in result.losses[:: max(1, len(result.losses) // 50)]],
+        "losses": trainer.sample_of(result.losses),
         "layers": model.config.num_hidden_layers,
         **asdict(about),
     }
@@ -87,43 +88,42 @@ def _pruned(
     kept: Path,
     dropped: Sequence[int],
     mlp: float,
-    texts: Sequence[teacher.Dialogue],
+    texts: Sequence[dialogues.Dialogue],
     trust_remote_code: bool,
     progress: Progress,
 ) -> tuple[Any, tuple[int, ...]]:
-    """The pruned and fitted model, and how many channels stay of how many; () = all.
+    """Return the pruned and fitted model, and the channels kept and all of them; () = all are kept.
 
-    Fitting takes minutes, so the result is written to the folder `kept`, and read from there the next time.
+    Fitting takes minutes, so the result is written to the folder `kept`, where the next run finds it.
     """
     progress("reading weights", 0.0)
-    how = {"dropped": sorted(dropped), "mlp": mlp}
-    done = _how(kept)
-    counts = done.pop("channels", None)
-    same = counts is not None and done == how
+    request = {"dropped": sorted(dropped), "mlp": mlp}
+    stored = _stored_request(kept)
+    counts = stored.pop("channels", None)
+    same = counts is not None and stored == request
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         model = export.load_source(kept if same else source, Path(temporary), trust_remote_code)
     if same:
         return model, tuple(counts)
     if not dropped and mlp == 1.0:
         return model, ()
-    looked_at = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
+    fit_texts = [text.tokens.tolist() for text in texts[:: max(1, len(texts) // FIT_TEXTS)]]
     import torch
 
     pruned = prune(
-        model.to("cuda" if torch.cuda.is_available() else "cpu"), dropped, mlp, looked_at, progress
+        model.to("cuda" if torch.cuda.is_available() else "cpu"), dropped, mlp, fit_texts, progress
     )
     model.to("cpu")
     channels = pruned if mlp < 1.0 else ()
-    if os.environ.get("RANK", "0") == "0":  # of several processes that train together, the first
+    if os.environ.get("RANK", "0") == "0":  # the first of several processes that train together
         shutil.rmtree(kept, ignore_errors=True)
         model.save_pretrained(kept, safe_serialization=True)
-        # Last: now it is whole.
-        write_json(kept / PRUNED, {**how, "channels": channels})
+        write_json(kept / PRUNED, {**request, "channels": channels})  # last, as it marks a complete folder
     return model, channels
 
 
-def _how(kept: Path) -> dict[str, Any]:
-    """How the model in this folder was pruned; empty where there is none, or half of one."""
+def _stored_request(kept: Path) -> dict[str, Any]:
+    """Return how the model in this folder was pruned; empty where there is no complete model."""
     try:
         return dict(json.loads((kept / PRUNED).read_text(encoding="utf-8")))
     except (OSError, ValueError):

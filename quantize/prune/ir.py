@@ -1,4 +1,4 @@
-"""Folders of OpenVINO IR with fewer layers, made from folders with more. Needs no torch."""
+"""Removal of decoder layers from OpenVINO IR folders. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import openvino as ov
 from specport.backends.openvino.graph import layers, surgery
 
 from specport.models.atomic import write_json
+from specport.models.json_file import read_json
 from specport.models.manifest import MANIFEST_FILE
 from specport.models.source import IR_BIN, IR_XML
-from specport.text.tokenizer import read_json
 
 
 def drop_layers(source: Path, target: Path, dropped: Collection[int]) -> None:
