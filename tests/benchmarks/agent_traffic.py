@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import specport
-from specport.api import Pipeline
+from specport.pipeline import Pipeline
 from specport.runtime.profiles import cpu_name
 from specport.stream import Result
 

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from specport.core.ports import Row
-from specport.core.sampling.sampler import to_host
-from specport.core.tree import TokenTree
+from specport.core.arrays import to_host
+from specport.core.ports import Block, Row
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 
@@ -35,13 +34,13 @@ def rounds(model: Any, context: int, num: int, count: int, rng: np.random.Genera
     ids = rng.integers(0, min(model.vocab_size, 40_000), context + num + 1).tolist()
     handle = model.open(context + num + 1)
     times: dict[str, list[float]] = {name: [] for name in PARTS}
-    model.step([Row(handle, TokenTree.chain(ids[:context]), logits="last")])
+    model.step([Row(handle, Block.chain(ids[:context]), logits="last")])
     model.commit(handle, range(context))
     new = ids[context:]
 
     def step(tokens: Sequence[int]) -> tuple[Any, float]:
         began = time.perf_counter()
-        logits = np.array(to_host(model.step([Row(handle, TokenTree.chain(tokens))]).logits))
+        logits = np.array(to_host(model.step([Row(handle, Block.chain(tokens))]).logits))
         spent = 1e3 * (time.perf_counter() - began)
         model.commit(handle, ())
         return logits, spent
@@ -50,7 +49,7 @@ def rounds(model: Any, context: int, num: int, count: int, rng: np.random.Genera
         """The root token and all drafts but the last."""
         began = time.perf_counter()
         for token in new[:-1]:
-            model.draft([Row(handle, TokenTree.chain([token]))])
+            model.early_exit.draft([Row(handle, Block.chain([token]))])
         return 1e3 * (time.perf_counter() - began)
 
     for number in range(WARM + count):

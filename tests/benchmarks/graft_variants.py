@@ -22,11 +22,12 @@ from typing import Any
 
 from specport.bench.prompts import read_prompts
 from specport.calibration import grafts
-from specport.core.engine import Engine, Generation
+from specport.core.engine import Engine
 from specport.core.metrics import Metrics
-from specport.core.planning.policies import Fixed
+from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.ports import Drafter
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.recycle import RecycleDrafter
 from specport.drafters.retrieval.suffix import SuffixDrafter
@@ -61,8 +62,8 @@ class Pair:
         draft_files, self.draft = loader.draft(args.draft, args.draft_precision, self.files, self.target)
         self.tokenizer = load_tokenizer(self.files.folder)
         self.costs = loader.costs(self.target), loader.costs(self.draft)
-        self.policy = Fixed(args.depth, tuple(args.branches))
-        self.budget = min(args.budget, self.policy.plan().max_nodes)
+        self.length = Fixed(args.depth, tuple(args.branches))
+        self.budget = min(args.budget, self.length.plan().max_nodes)
         self.window, self.num = args.window, args.max_new_tokens
         self.kept = measurements.find_pair(self.target.key, draft_files.fingerprint).graft
 
@@ -92,30 +93,28 @@ class Pair:
         return list(self.tokenizer.chat([{"role": "user", "content": prompt}]))
 
     def decode(self, drafter: Drafter | None, prompt: str) -> tuple[list[int], Metrics]:
-        engine = Engine(self.target.model, drafter)
-        ids = self.encode(prompt)
-        policy = Fixed(5) if isinstance(drafter, ModelDrafter) else self.policy
+        length = Fixed(5) if isinstance(drafter, ModelDrafter) else self.length
+        policy = FirstProposal([drafter], lambda: length) if drafter else None
         eos = frozenset(self.tokenizer.eos_ids)
-        generation = Generation(ids, engine.open(), SamplingParams(), policy, self.num, eos)
-        for _ in engine.run([generation]):
+        generation = Generation(self.encode(prompt), SamplingParams(), self.num, eos)
+        for _ in Engine(self.target.model, policy).run([generation]):
             pass
-        engine.close(generation.handle)
         return generation.tokens[generation.num_prompt_tokens :], generation.metrics
 
     def calibrated(self, prompts: list[str]) -> Variant:
         """Graft with thresholds from these prompts."""
         if not all(costs.known for costs in self.costs):
             raise SystemExit("the models were never timed: run specport calibrate with both first")
-        width = level_width(self.budget, self.policy.num_draft_tokens)
+        width = level_width(self.budget, self.length.num_draft_tokens)
         target, draft = self.costs
 
-        def make(variant: Variant, tell: Callable[[DraftedRound], None]) -> GraftDrafter:
-            return self.graft(variant, record=tell)
+        def make(variant: Variant, tell: Callable[[DraftedRound], None]) -> FirstProposal:
+            return FirstProposal([self.graft(variant, record=tell)], lambda: self.length)
 
         with progress_bar() as progress:
             choices = grafts.thresholds(
                 self.target.model, make, CHECKPOINTS, [self.encode(prompt) for prompt in prompts],
-                frozenset(self.tokenizer.eos_ids), self.policy,
+                frozenset(self.tokenizer.eos_ids), self.length.num_draft_tokens,
                 RoundCosts(target, draft, width, self.target.model.capabilities.forked_trees), progress,
             )  # fmt: skip
         return Variant(tuple(choice.checkpoint for choice in choices))

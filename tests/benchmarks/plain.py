@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from specport.core.engine import Engine, Generation
-from specport.core.planning.policies import Fixed
-from specport.core.sampling.sampler import SamplingParams
-from specport.models.source import resolve
+from specport.core.engine import Engine
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import cpu_name, load_profile
 from specport.runtime.registry import LoadOptions, backend_for
 from specport.text.tokenizer import load_tokenizer
@@ -32,10 +32,9 @@ PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
 def ours(engine: Engine, ids: list[int], n: int, overheads: list[float]) -> float:
     """TPOT in ms; adds the loop's share of a step, in ms, to `overheads`."""
-    generation = Generation(list(ids), engine.open(), SamplingParams(), Fixed(0), n)
+    generation = Generation(list(ids), SamplingParams(), n)
     for _ in engine.run([generation]):
         pass
-    engine.close(generation.handle)
     metrics = generation.metrics
     overheads.append((metrics.decode_s - metrics.verify_s) / metrics.num_steps * 1e3)
     return metrics.tpot_s * 1e3

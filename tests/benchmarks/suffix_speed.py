@@ -21,12 +21,13 @@ import numpy as np
 
 import specport
 from specport.core.ports import DraftRequest, Plan
-from specport.core.sampling.sampler import Sampler, SamplingParams
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
+from specport.drafters.builtin import LEAST_PLANNED
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.retrieval.suffix import SuffixDrafter
 from specport.drafters.retrieval.suffix_index import Ending, SuffixIndex
-from specport.drafters.spec import LEAST_PLANNED
 from specport.runtime.profiles import cpu_name
 
 ROUNDS = 2000

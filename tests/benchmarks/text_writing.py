@@ -1,12 +1,10 @@
 """How fast the target writes text for a draft to learn from, and where the time goes.
 
-    python tests/benchmarks/text_writing.py write --model MODEL --dialogues 64
-    python tests/benchmarks/text_writing.py steps --model MODEL
+    python tests/benchmarks/text_writing.py --model MODEL --dialogues 64
 
-`write` has the target answer fixed prompts (and, every other shard, prompts that it makes up). It reports
-tokens a second and the share of each part: reading prompts, decoding by the number of sequences in a step,
-the runtime's inference, top-k, and the rest of our own code. `steps` times one step of 1, 2, 4, ... sequences
-with one new token each, in exact and fast mode, with and without a throw-away second token for each sequence.
+The target answers fixed prompts (and, every other shard, prompts that it makes up). Reports tokens a second
+and the share of each part: reading prompts, decoding by the number of sequences in a step, the runtime's
+inference, top-k, and the rest of our own code.
 """
 
 from __future__ import annotations
@@ -21,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from specport.quantize.text import teacher
+from specport.quantize.text import shards, turns, writer
+from specport.quantize.text.dialogues import read_shard
 
 from specport.core.ports import Row, StepOutput
-from specport.core.tree import TokenTree
 from specport.progress import silent
 from specport.runtime.loading import Loader
 from specport.text.tokenizer import Tokenizer, load_tokenizer
@@ -40,7 +37,6 @@ THINGS = (
     "reverses a linked list", "computes the median of a stream of numbers", "finds all anagrams of a word",
 )  # fmt: skip
 PROMPTS = tuple(task.format(thing) for thing in THINGS for task in TASKS)  # 32: one shard of the writer
-SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Watched:
         began = time.perf_counter()
         output: StepOutput = self.model.step(rows)
         seconds = time.perf_counter() - began
-        tokens = sum(len(row.tree) for row in rows)
+        tokens = sum(len(row.block) for row in rows)
         self.steps.append(Step(len(rows), tokens, tokens > len(rows), output.seconds, seconds))
         return output
 
@@ -87,7 +83,7 @@ class Written:
 def write(model: Watched, tokenizer: Tokenizer, dialogues: int) -> Written:
     """Have the target write that many dialogues, to whole shards. All that knows the writer is here."""
     spent = 0.0
-    top = teacher._top
+    top = writer.likeliest
 
     def timed(logits: Any) -> Any:
         nonlocal spent
@@ -96,18 +92,18 @@ def write(model: Watched, tokenizer: Tokenizer, dialogues: int) -> Written:
         spent += time.perf_counter() - began
         return found
 
-    teacher._top = timed
+    writer.likeliest = timed
     try:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            least = -(-dialogues // teacher.SHARD)
-            paths = teacher.write_shards(
+            least = -(-dialogues // turns.SHARD)
+            paths = shards.write_shards(
                 lambda: model, tokenizer, Path(folder), 1, 0, PROMPTS, silent, least=least
             )
             seconds = time.perf_counter() - began
-            texts = [text for path in paths for text in teacher.read_shard(path)]
+            texts = [text for path in paths for text in read_shard(path)]
     finally:
-        teacher._top = top
+        writer.likeliest = top
     prompts = sum(text.start for text in texts)
     answers = sum(len(text.tokens) - text.start for text in texts)
     return Written(len(texts), prompts, answers, seconds, spent)
@@ -146,63 +142,23 @@ def show_writing(written: Written, steps: Sequence[Step]) -> None:
             print(f"{name:>12} {cells}")
 
 
-def step_times(model: Any, context: int, rounds: int) -> dict[bool, dict[int, list[float]]]:
-    """Return the ms of steps of n sequences with one token each: by whether each is padded to two, and by n.
-
-    Sets how the backend's model lays out its rows.
-    """
-    ids = np.random.default_rng(0).integers(0, 40_000, context).tolist()
-    handles = [model.open(context + 2) for _ in range(max(SIZES))]
-    times: dict[bool, dict[int, list[float]]] = {padded: {n: [] for n in SIZES} for padded in (True, False)}
-    try:
-        for handle in handles:
-            model.step([Row(handle, TokenTree.chain(ids), logits="last")])
-            model.commit(handle, range(context))
-        for n in SIZES:
-            rows = [Row(handle, TokenTree.chain([7])) for handle in handles[:n]]
-            for padded, found in times.items():
-                model._exact = padded
-                for number in range(rounds + 2):  # the first ones of a new width prepare its kernels
-                    began = time.perf_counter()
-                    model.step(rows)
-                    if number >= 2:
-                        found[n].append(1e3 * (time.perf_counter() - began))
-    finally:
-        for handle in handles:
-            model.close(handle)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("write", "steps"))
+    parser.add_argument("--exact", action="store_true", help="exact kernels instead of the fast ones")
     parser.add_argument("--model", help="as for specport run (default: the embedded one)")
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--device", default="xeon")
     parser.add_argument("--dialogues", type=int, default=64)
-    parser.add_argument("--context", type=int, default=64, help="of `steps`: tokens in each cache")
-    parser.add_argument("--rounds", type=int, default=7, help="of `steps`: repetitions")
     args = parser.parse_args()
     loader = Loader.on(args.device)
     files = loader.files(args.model, args.precision)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{files.name} {files.precision} on {loader.profile.name}, load {load:.1f}", flush=True)
-    if args.what == "write":
-        watched = Watched(loader.target_with(files, True).model)
-        written = write(watched, load_tokenizer(files.folder), args.dialogues)
-        show_writing(written, watched.steps)
-        return
-    print(f"ms of a step, lowest / median of {args.rounds}, {args.context} tokens in each cache")
-    print(f"{'sequences':>22} " + " ".join(f"{n:>15}" for n in SIZES))
-    for mode, exact in (("exact", True), ("fast", False)):
-        model = loader.target_with(files, exact).model
-        for padded, times in step_times(model, args.context, args.rounds).items():
-            cells = " ".join(
-                f"{min(found):6.1f} / {statistics.median(found):6.1f}" for found in times.values()
-            )
-            print(f"{mode:>6} {'padded to two' if padded else 'one token':>15} {cells}", flush=True)
+    watched = Watched(loader.target_with(files, args.exact).model)
+    written = write(watched, load_tokenizer(files.folder), args.dialogues)
+    show_writing(written, watched.steps)
 
 
 if __name__ == "__main__":

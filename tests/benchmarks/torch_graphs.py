@@ -16,9 +16,8 @@ import torch
 from specport.backends.torch.load import load
 from specport.backends.torch.runners import Eager
 
-from specport.core.ports import Row
-from specport.core.tree import TokenTree
-from specport.models.source import resolve
+from specport.core.ports import Block, Row
+from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
@@ -38,17 +37,17 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, {files.name} {files.precision}, {PROMPT} tokens before")
     graphs = load(files, LoadOptions(profile, exact=False)).model
     eager = load(files, LoadOptions(profile, exact=False)).model
-    eager.runner = Eager(eager.runner._module, "cuda" if args.device == "cuda" else "cpu")
+    eager.passes.runner = Eager(eager.passes.runner.module, "cuda" if args.device == "cuda" else "cpu")
     for label, model in (("graphs", graphs), ("eager", eager)):
         handle = model.open(PROMPT + args.tokens + 64)
         ids = [i % model.vocab_size for i in range(7, 7 + PROMPT)]
-        model.step([Row(handle, TokenTree.chain(ids), logits="last")])
+        model.step([Row(handle, Block.chain(ids), logits="last")])
         model.commit(handle, range(PROMPT))
 
         def plain(model=model, handle=handle) -> None:  # type: ignore[no-untyped-def]
             token = 11
             for _ in range(args.tokens):
-                logits = model.step([Row(handle, TokenTree.chain([token]))]).logits
+                logits = model.step([Row(handle, Block.chain([token]))]).logits
                 model.commit(handle, [0])
                 token = int(logits[0].argmax())
             model.truncate(handle, PROMPT)
@@ -56,7 +55,7 @@ def main() -> None:
         report(f"{label}, plain, ms a token", args.runs, plain, args.tokens)
         for width in profile.buckets or (1, 2, 4, 8, 16):
             if width <= 64:
-                row = Row(handle, TokenTree.chain(ids[:width]))
+                row = Row(handle, Block.chain(ids[:width]))
                 report(f"{label}, step of {width}, ms", 5 * args.runs, lambda m=model, r=row: m.step([r]), 1)
 
 

@@ -22,18 +22,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.translation_fuzz import fuzz
 
 from specport.bench.prompts import read_prompts
-from specport.core.engine import Engine, Generation
-from specport.core.planning.planner import Planner, Source
-from specport.core.planning.policies import make_policy
-from specport.core.ports import Drafter
-from specport.core.sampling.sampler import SamplingParams
+from specport.core.engine import Engine
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.planning.row_plan import Source
+from specport.core.ports import Policy
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
+from specport.drafters.context import reading_window
 from specport.drafters.cross_vocab.translator import Translator
 from specport.drafters.cross_vocab.universal import UniversalDrafter
-from specport.drafters.spec import reading_window
-from specport.models.gguf import tokenizer as gguf_tokenizer
 from specport.models.gguf.file import read_header
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
+from specport.text import gguf_tokenizer
 from specport.text.tokenizer import load_tokenizer
 
 CODER, SMALL_CODER = "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"
@@ -76,23 +78,19 @@ def measure(target_path: Path, assistant_path: Path, args: argparse.Namespace) -
         window=reading_window(costs, draft_costs),
     )  # fmt: skip
     planner = Planner([Source(drafter, draft_costs)], costs, target.model.capabilities)
-    drafters: dict[str, Drafter | None] = {"none": None, "fixed": drafter, "planned": planner}
+    fixed = FirstProposal([drafter], lambda: Fixed(args.draft_tokens))
+    policies: dict[str, Policy | None] = {"none": None, "fixed": fixed, "planned": planner}
     prompts = read_prompts(PROMPTS, 1)
     print(f"{files.name} <- {draft_files.name} on {cpu_name()}", flush=True)
-    tpot: dict[str, list[float]] = {name: [] for name in drafters}
+    tpot: dict[str, list[float]] = {name: [] for name in policies}
     for prompt in prompts:
         message = [{"role": "user", "content": prompt.text}]
         ids = tokenizer.chat(message) if tokenizer.has_chat_template else tokenizer.encode(prompt.text)
         texts = []
-        for name, used in drafters.items():
-            engine = Engine(target.model, used)
-            policy = make_policy(name if used else "fixed", args.draft_tokens if name == "fixed" else None)
-            sequence = Generation(
-                list(ids), engine.open(), SamplingParams(), policy, args.tokens, tokenizer.eos_ids
-            )
-            for _ in engine.run([sequence]):
+        for name, policy in policies.items():
+            sequence = Generation(list(ids), SamplingParams(), args.tokens, tokenizer.eos_ids)
+            for _ in Engine(target.model, policy).run([sequence]):
                 pass
-            engine.close(sequence.handle)
             texts.append(sequence.tokens)
             metrics = sequence.metrics
             tpot[name].append(metrics.tpot_s * 1e3)
