@@ -74,7 +74,9 @@ class Planner:
                 self._ask(i, [r for r in rounds if self._seems_to_pay(i, r)])
         for r in rounds:
             r.state.asked = r.asked
-        return [rounds[0].best.tree] if len(rounds) == 1 else self._admitted(rounds)
+        if len(rounds) == 1 or not any(len(r.best.tree) for r in rounds):  # nothing shares the step's width
+            return [r.best.tree for r in rounds]
+        return self._admitted(rounds)
 
     def _admitted(self, rounds: Sequence[RowPlan]) -> list[TokenTree]:
         """Return the rows' trees, cut to the nodes that pay in the step that they share."""
