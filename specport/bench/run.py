@@ -17,13 +17,14 @@ from typing import Any
 
 from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Record, decode_all, plan
+from specport.bench.recording import Costs, Recording, record
 from specport.bench.report import markdown, page
 from specport.bench.summary import Figures, summarise
 from specport.calibration.methods import PLAIN, Method, own, parse
 from specport.core.engine import Engine
 from specport.core.planning.policies import CLASSIFIER
-from specport.drafters.build import build_policy
-from specport.drafters.context import DraftModel, Retrieval
+from specport.drafters.build import build_policy, build_sources
+from specport.drafters.context import NO_RETRIEVAL, DraftModel, Retrieval
 from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
@@ -140,6 +141,55 @@ def bench(
     jobs = plan(fitting, names, runs)
     decode_all(record, jobs, compared, encoded, max_new_tokens, part(progress, 0.1, 1.0))
     return _write(record, {**about, "memory": _peak_memory(), "finished": _now()})
+
+
+def record_rounds(
+    prompts: Path,
+    out: Path,
+    *,
+    draft: str,
+    model: str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    draft_precision: str | None = None,
+    threads: int | None = None,
+    max_new_tokens: int = 128,
+    per_category: int | None = None,
+    categories: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Recording:
+    """Record a draft model's chains on a prompt file for `bench.replay`, and write them to `out`.
+
+    The texts are plain greedy answers in exact mode. Other arguments are as for `bench`. Raises SpecportError.
+    """
+    chosen = read_prompts(prompts, per_category, categories)
+    loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1))
+    files, target = loader.target(model, precision, True)
+    tokenizer = load_tokenizer(files.folder)
+    fitting, encoded = _encode(chosen, tokenizer, target.model.max_context - max_new_tokens)
+    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, 0, NO_RETRIEVAL, True)
+    loaded = shared._load_draft(DRAFT)
+    (source,) = build_sources(
+        parse_draft(DRAFT), target.model, tokenizer, {DRAFT: loaded}, planned=True, costs=loader.costs(target)
+    )
+    texts = record(
+        Engine(target.model), source.drafter, fitting, encoded, tokenizer.eos_ids, max_new_tokens,
+        part(progress, 0.1, 1.0),
+    )  # fmt: skip
+    about = {
+        "processor": cpu_name(),
+        "device": loader.profile.name,
+        "model": files.name,
+        "precision": files.precision,
+        "draft": shared.draft_name,
+        "prompts": prompts.name,
+        "finished": _now(),
+    }
+    costs = {loader.profile.name: Costs(loader.costs(target), loaded.costs)}
+    recording = Recording(about, costs, max_new_tokens, texts)
+    recording.save(out)
+    return recording
 
 
 @dataclass

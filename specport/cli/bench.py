@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
+from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
     from specport.bench.run import Report
@@ -16,6 +18,9 @@ examples:
   specport bench --prompts questions.jsonl --out results
   specport bench --prompts spec_bench.jsonl --per-category 10 --model DIR --draft DRAFT_DIR \\
       --method 'ngram|draft' --method ngram@fixed=4 --method genai:plain --method genai:draft --out results
+
+  specport bench --prompts questions.jsonl --draft DRAFT_DIR --record rounds.json
+  specport bench --replay rounds.json
 
 A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, suffix, draft or several, as in
 'ngram|draft'. The default policy is planned. DRAFT@fixed=3:2,2 drafts trees. The drafter suffix reads
@@ -34,12 +39,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
         description="Decode speed by method and category, on a prompt file, in one interleaved run.",
     )  # fmt: skip
     parser.add_argument(
-        "--prompts", required=True, type=Path, metavar="FILE",
+        "--prompts", type=Path, metavar="FILE",
         help='one JSON object per line: {"id": 1, "category": "qa", "turns": ["Why?"]}',
     )  # fmt: skip
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="folder for report.md, .html, .json and rows"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.md, .html, .json and rows")
     add = parser.add_argument
     add(
         "--method",
@@ -65,6 +68,15 @@ def add_parser(subparsers: options.Subparsers) -> None:
         draft, "--draft-precision", "weight format of the draft model (default: the device's)"
     )
     options.add_retrieval_options(draft)
+    rounds = parser.add_argument_group("recorded rounds")
+    rounds.add_argument(
+        "--record", type=Path, metavar="FILE",
+        help="record what --draft proposes at each position of the answers, instead of timing methods",
+    )  # fmt: skip
+    rounds.add_argument(
+        "--replay", type=Path, metavar="FILE", action="append",
+        help="compare the planner with fixed lengths on recorded rounds, without a model; repeatable",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -72,15 +84,60 @@ BENCH_OPTIONS = (
     "model", "draft", "methods", "device", "precision", "draft_precision", "history", "datastore", "exact",
     "threads",     "max_new_tokens", "per_category", "categories", "runs", "trust_remote_code",
 )  # fmt: skip
+RECORD_OPTIONS = (
+    "model", "draft", "device", "precision", "draft_precision", "threads", "max_new_tokens", "per_category",
+    "categories", "trust_remote_code",
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.replay:
+        return _replay(args.replay)
+    if args.prompts is None:
+        raise InvalidInput("no prompts are given", "add --prompts FILE")
+    if args.record:
+        return _record(args)
+    if args.out is None:
+        raise InvalidInput("no folder for the report is given", "add --out DIR")
     from specport.bench.run import bench
 
     with terminal.progress(args.quiet) as progress:
         report = bench(args.prompts, args.out, **options.given(args, BENCH_OPTIONS), progress=progress)
     _table(report)
     terminal.say(f"written: {report.folder / 'report.md'}, report.html, report.json")
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    from specport.bench.run import record_rounds
+
+    if args.draft is None:
+        raise InvalidInput("no draft model to record is given", "add --draft MODEL")
+    with terminal.progress(args.quiet) as progress:
+        recording = record_rounds(
+            args.prompts, args.record, **options.given(args, RECORD_OPTIONS), progress=progress
+        )
+    tokens = sum(len(text.tokens) for text in recording.texts)
+    terminal.say(f"written: {args.record}, {tokens} tokens of {len(recording.texts)} answers")
+    terminal.say(f"next: specport bench --replay {args.record}")
+    return 0
+
+
+def _replay(paths: Sequence[Path]) -> int:
+    from specport.bench.recording import Recording
+    from specport.bench.replay import compare
+
+    for path in paths:
+        recording = Recording.load(path)
+        for device in recording.costs:
+            terminal.write(f"{path.name}: {recording.about.get('draft')} on {device}, simulated\n")
+            terminal.write(f"{'':12}{'plain ms':>10}{'best fixed':>16}{'planned':>10}{'ngram|draft':>13}\n")
+            for row in compare(recording, device):
+                best = f"{row.best_speedup:.2f} ({row.best})"
+                terminal.write(
+                    f"{row.category[:12]:12}{1e3 * row.plain_s:10.1f}{best:>16}"
+                    f"{row.planned:10.2f}{row.with_ngram:13.2f}\n"
+                )
     return 0
 
 

@@ -215,7 +215,7 @@ def test_reading_a_long_context_waits_until_the_text_is_long_enough() -> None:
         return 120
 
     assert waits(400, 500) == 0  # most answers are long enough to earn that back
-    assert 3 < waits(800, 500) < 120
+    assert 3 < waits(2800, 500) < 120
     assert waits(400, 8) == 120  # no more is asked for
 
 

@@ -21,10 +21,15 @@ from specport.core.tree import TokenTree
 # Lower edges of the bins of confidence; finer where most tokens of a good drafter lie.
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 CENTRES = (*((a + b) / 2 for a, b in zip(EDGES, (*EDGES[1:], 1.0), strict=True)),)
-_DEPTHS = (1, 2, 4)  # lower edges of the classes of depth
+DEPTHS = (1, 2, 4)  # lower edges of the classes of depth
 _PRIOR_WEIGHT, _DEPTH_WEIGHT = 12.0, 24.0  # pseudo-counts of the prior, and of the mean over depths
 _MEMORY = 2000.0  # observations of a cell at which its counts are halved, so that older text fades
 _OFFSET_STEP, _OFFSET_MAX = 0.25, 2.0  # step size and bound of a sequence's offset, in logits
+
+
+def depth_class(depth: int) -> int:
+    """Return the class of a depth, 1 or more."""
+    return bisect_right(DEPTHS, depth) - 1
 
 
 class Acceptance:
@@ -39,18 +44,23 @@ class Acceptance:
         if len(prior) != len(EDGES):
             raise ValueError(f"{len(prior)} priors for {len(EDGES)} bins of confidence")
         self._prior = np.clip(np.asarray(prior, dtype=np.float64), 0.01, 0.99)
-        self._trials = np.zeros((len(_DEPTHS), len(EDGES)))
-        self._hits = np.zeros((len(_DEPTHS), len(EDGES)))
+        self._trials = np.zeros((len(DEPTHS), len(EDGES)))
+        self._hits = np.zeros((len(DEPTHS), len(EDGES)))
         self._probabilities = self._fit()
 
     def probability(self, confidence: float, depth: int) -> float:
         """Return the probability that a token is accepted, given that its parent is."""
-        cell = bisect_right(_DEPTHS, depth) - 1, bisect_right(EDGES, confidence) - 1
+        cell = depth_class(depth), bisect_right(EDGES, confidence) - 1
         return float(self._probabilities[cell])
+
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """Return [classes, bins] the probability by class of depth and bin of confidence."""
+        return self._probabilities
 
     def observe(self, confidence: float, depth: int, accepted: bool) -> None:
         """Count a token whose parent was accepted; `refresh` makes it take effect."""
-        cell = bisect_right(_DEPTHS, depth) - 1, bisect_right(EDGES, confidence) - 1
+        cell = depth_class(depth), bisect_right(EDGES, confidence) - 1
         if self._trials[cell] >= _MEMORY:
             self._trials[cell] *= 0.5
             self._hits[cell] *= 0.5
@@ -74,6 +84,14 @@ class Local:
 
     shared: Acceptance
     offset: float = 0.0
+
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """Return [classes, bins] the probability by class of depth and bin of confidence."""
+        shared = self.shared.table
+        odds = shared / (1.0 - shared) * math.exp(self.offset)
+        table: NDArray[np.float64] = odds / (1.0 + odds)
+        return table
 
     def probability(self, confidence: float, depth: int) -> float:
         """Return the probability that a token is accepted, given that its parent is."""

@@ -1,4 +1,9 @@
-"""Forecast the acceptance of a costly drafter in a text, before it is asked. Knows probabilities only."""
+"""Forecast the confidences of a costly drafter in a text, before it is asked. Knows probabilities only.
+
+A drafter's confidences vary with the text. Their distribution by depth is learnt over all sequences (`Mix`)
+and in each sequence (`Forecast`), which starts from the shared one. A deeper class of depths starts from the
+one above it, so a text in which everything was accepted is expected to go on like that deeper, too.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +12,48 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.planning.step_costs import MAX_WIDTH
+from specport.core.planning.acceptance_rates import CENTRES, DEPTHS, EDGES, Local, depth_class
 
-_REACH = 0.7  # acceptance probability per level, before anything was drafted
-_PARTIAL = 0.7  # factor per level for a draft that will not read the whole context
-_LEAST = 1e-3  # lower bound: probabilities are divided by one another
-_FOLLOW = 0.2  # weight of one draft in the exponential average
+_REACH = 0.7  # mean acceptance per level, before anything was drafted
+# Shape of the distribution of confidences: measured with a 0.5B draft of a 1.5B target, six kinds of prompts.
+_SHAPE = (0.01, 0.03, 0.05, 0.05, 0.05, 0.06, 0.06, 0.06, 0.08, 0.08, 0.12, 0.35)
+_PRIOR_WEIGHT, _SHARED_WEIGHT = 30.0, 4.0  # pseudo-counts of the prior, and of the shared mix in a text
+_DECAY = 0.95  # of a text's counts for each draft
+_PARTIAL = -1.2  # logits of acceptance, for a draft that will not read the whole context
 # A drafter that does not seem to pay is probed when the probe takes this share of the time since the last.
 _PROBE_SHARE = 0.04
 
 
-class Forecast:
-    """Estimate a drafter's acceptance by depth in one text, and schedule probes while it seems poor.
+class Mix:
+    """Learn the distribution of a drafter's confidences by class of depth, over all sequences.
 
-    measured: acceptance probability of its node at depth 1, 2, ... on other texts; () = unknown.
-    reach:    [MAX_WIDTH - 1] the same for this text.
+    reach: acceptance probability of its node at depth 1, 2, ... measured on other texts; () = unknown.
     """
 
-    def __init__(self, measured: Sequence[float] = ()) -> None:
-        self.reach = _continued(measured or (_REACH,))
+    def __init__(self, reach: Sequence[float] = (), prior: Sequence[float] = CENTRES) -> None:
+        means = _means(reach or (_REACH,))
+        self._prior = np.stack([_tilted(mean, np.asarray(prior)) for mean in means])
+        self._counts = np.zeros((len(DEPTHS), len(EDGES)))
+
+    def learn(self, counts: NDArray[np.float64]) -> None:
+        """Add a draft's counts [classes, bins]."""
+        self._counts += counts
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Return [classes, bins] the share of each bin."""
+        table: NDArray[np.float64] = self._counts + _PRIOR_WEIGHT * self._prior
+        return table / table.sum(1, keepdims=True)
+
+
+class Forecast:
+    """Estimate a drafter's confidences in one text, and schedule probes while it seems poor."""
+
+    def __init__(self, mix: Mix, local: Local) -> None:
+        self.local = local
+        self.version = 0  # rises with everything learnt
+        self._mix = mix
+        self._counts = np.zeros((len(DEPTHS), len(EDGES)))
         self._begun = False
         self._idle = 0  # rounds since the drafter was last asked
         self._pause = 1  # factor on the wait before the next probe
@@ -36,12 +64,27 @@ class Forecast:
         whole: whether the drafter will have read the whole context.
         """
         if not self._begun and not whole:
-            self.reach *= _PARTIAL ** np.arange(1.0, MAX_WIDTH)
+            self.local.offset += _PARTIAL
         self._begun = True
 
-    def learn(self, probabilities: Sequence[float]) -> None:
-        """Update the forecast with the probabilities along a drafted chain, depth 1 first."""
-        self.reach += _FOLLOW * (_continued(probabilities) - self.reach)
+    def shares(self) -> NDArray[np.float64]:
+        """Return [classes, bins] the expected share of each bin of confidence, by class of depth."""
+        shared = self._mix.shares
+        table = np.empty_like(shared)
+        for i in range(len(DEPTHS)):
+            prior = shared[i] if i == 0 else (shared[i] + table[i - 1]) / 2
+            counts = self._counts[i] + _SHARED_WEIGHT * prior
+            table[i] = counts / counts.sum()
+        return table
+
+    def learn(self, confidences: Sequence[float]) -> None:
+        """Learn from the confidences along a drafted chain, depth 1 first."""
+        counts = np.zeros_like(self._counts)
+        for depth, confidence in enumerate(confidences, 1):
+            counts[depth_class(depth), np.searchsorted(EDGES, confidence, side="right") - 1] += 1
+        self._counts = _DECAY * self._counts + counts
+        self._mix.learn(counts)
+        self.version += 1
 
     def paid(self) -> None:
         """Reset the probe schedule: the drafter is asked because it seems to pay."""
@@ -63,8 +106,23 @@ class Forecast:
         return True
 
 
-def _continued(probabilities: Sequence[float]) -> NDArray[np.float64]:
-    """Return [MAX_WIDTH - 1] probabilities by depth; beyond the known ones they fall by a constant factor."""
-    known = np.maximum(probabilities[: MAX_WIDTH - 1], _LEAST)
-    tail = known[-1] * _REACH ** np.arange(1.0, MAX_WIDTH - len(known))
-    return np.concatenate([known, tail])
+def _means(reach: Sequence[float]) -> list[float]:
+    """Return the mean acceptance per level of each class of depth."""
+    levels = np.asarray(reach) / np.maximum([1.0, *reach[:-1]], 1e-9)
+    means: list[float] = []
+    for low, high in zip(DEPTHS, (*DEPTHS[1:], len(levels) + 1), strict=True):
+        own = levels[low - 1 : high - 1]
+        means.append(float(np.clip(own.mean(), 0.0, 1.0)) if len(own) else means[-1])
+    return means
+
+
+def _tilted(mean: float, acceptance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return [bins] shares of the usual shape, tilted so that the mean acceptance is `mean`."""
+    low, high = -40.0, 40.0
+    shape = np.asarray(_SHAPE)
+    while high - low > 1e-3:
+        tilt = (low + high) / 2
+        shares = shape * np.exp(tilt * (acceptance - 0.5))
+        shares /= shares.sum()
+        low, high = (tilt, high) if shares @ acceptance < mean else (low, tilt)
+    return shares

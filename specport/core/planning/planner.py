@@ -20,11 +20,13 @@ import numpy as np
 
 from specport.core.planning.acceptance_rates import Acceptance, Local
 from specport.core.planning.admission import Bid, admit
-from specport.core.planning.forecast import Forecast
+from specport.core.planning.forecast import Forecast, Mix
+from specport.core.planning.lookahead import Lookahead
 from specport.core.planning.policies import CAP, require_at_least
-from specport.core.planning.row_plan import PathGate, RowPlan, Source, TextState, rounds_to_come
+from specport.core.planning.row_plan import Lengths, PathGate, RowPlan, Source, TextState
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
+from specport.core.planning.width_changes import WidthChanges
 from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.tree import TokenTree
 
@@ -61,8 +63,10 @@ class Planner:
         self._max_depth = max_depth
         self._clock = clock
         self._acceptance = [Acceptance(source.drafter.prior) for source in sources]
+        self._mixes = [Mix(source.reach, source.drafter.prior) for source in sources]
         self._states: dict[int, TextState] = {}
-        self._last_width = 0
+        self._lengths = Lengths()
+        self._changes = WidthChanges(WIDEST)
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         rounds = [self._begin(request, len(requests)) for request in requests]
@@ -72,11 +76,14 @@ class Planner:
         for i, source in enumerate(self._sources):
             if source.costs is not None:
                 self._ask(i, [r for r in rounds if self._seems_to_pay(i, r)])
-        for r in rounds:
+        trees = [r.best.tree for r in rounds]
+        if len(rounds) > 1 and any(len(tree) for tree in trees):  # they share the step's width
+            trees = self._admitted(rounds)
+        for r, tree in zip(rounds, trees, strict=True):
             r.state.asked = r.asked
-        if len(rounds) == 1 or not any(len(r.best.tree) for r in rounds):  # nothing shares the step's width
-            return [r.best.tree for r in rounds]
-        return self._admitted(rounds)
+            width = int(row_widths(tree, range(len(tree)), forked=self._forked)[-1]) if len(tree) else 1
+            r.state.spent = (r.draft_s + float(r.curve[width])) / float(r.curve[1])
+        return trees
 
     def _admitted(self, rounds: Sequence[RowPlan]) -> list[TokenTree]:
         """Return the rows' trees, cut to the nodes that pay in the step that they share."""
@@ -99,6 +106,9 @@ class Planner:
             self._observe_step(outcomes[0])
         for outcome in outcomes:
             state = self._states.get(outcome.key)
+            if state is not None:
+                state.num_tokens += 1 + len(outcome.path)
+                state.worth.learn(state.spent, 1 + len(outcome.path))
             if state is not None and state.asked is not None:
                 state.local[state.asked].observe(outcome.tree, outcome.path)
                 state.asked = None
@@ -110,12 +120,14 @@ class Planner:
         tree = outcome.tree
         own = int(row_widths(tree, range(len(tree)), forked=self._forked)[-1]) if len(tree) else 1
         width = outcome.num_other_tokens + max(own, self._min_width)
-        changed = self._last_width not in (0, width)
+        changed = self._changes.last not in (0, width)
         self._costs.observe(width, outcome.context, outcome.verify_s, changed=changed)
-        self._last_width = width
+        self._changes.observe(width)
 
     def forget(self, key: int) -> None:
-        self._states.pop(key, None)
+        state = self._states.pop(key, None)
+        if state is not None:
+            self._lengths.learn(state.num_tokens)
         for source in self._sources:
             source.drafter.forget(key)
 
@@ -129,42 +141,58 @@ class Planner:
             # Each other row has at least its root token, padded to the minimum width.
             others = min((num_rows - 1) * self._min_width + request.num_prefill_tokens, WIDEST)
         curve = state.costs.curve(context, others + max(1 + depth, self._min_width))
-        if not state.repeatable and 0 < self._last_width <= WIDEST:
-            change = state.costs.change_seconds(context)
-            curve = curve + change
-            curve[self._last_width : self._last_width + 1] -= change
         curve = np.concatenate([[0.0], curve[1 + others :]])
         curve[1 : self._min_width] = curve[self._min_width]
         curve = curve[: depth + 2]
+        widths, change = others + np.maximum(np.arange(depth + 2), self._min_width), 0.0
+        free = curve
+        if not state.repeatable:
+            change = state.costs.change_seconds(context)
+            free = curve + change * self._changes.charges(widths)
         request = replace(request, plan=Plan(depth))
-        return RowPlan(request, state, curve, seconds_per_token=float(curve[1]))
+        shared = 1 if state.repeatable else num_rows  # a step of several rows brings a token for each
+        worth = state.worth.plain_steps * float(curve[1]) / shared
+        return RowPlan(request, state, curve, free, widths, change, worth, value=worth - float(free[1]))
 
     def _open(self, request: DraftRequest) -> TextState:
         params = request.sampler.params
         repeatable = not params.greedy and params.seed is not None
         sources = self._sources
         costs, draft_costs, acceptance = self._costs, [s.costs for s in sources], self._acceptance
+        mixes = self._mixes
         if repeatable:
             costs = costs.fixed()
             draft_costs = [c and c.fixed() for c in draft_costs]
             acceptance = [Acceptance(s.drafter.prior) for s in sources]
+            mixes = [Mix(s.reach, s.drafter.prior) for s in sources]
+        local = [Local(shared) for shared in acceptance]
         return TextState(
             costs,
             draft_costs,
-            [Local(shared) for shared in acceptance],
-            [Forecast(s.reach) for s in sources],
+            local,
+            [Forecast(mix, own) for mix, own in zip(mixes, local, strict=True)],
             repeatable,
             len(request.context),
         )
 
     def _try(self, which: int, rounds: Sequence[RowPlan]) -> None:
-        """Ask a drafter without a model, and keep its cut trees where they lower the seconds per token."""
+        """Ask a drafter without a model, and keep its cut trees where they are worth more."""
         trees = self._sources[which].drafter.propose([r.request for r in rounds])
         for r, tree in zip(rounds, trees, strict=True):
             probabilities = r.state.local[which].path_probabilities(tree)
-            cut = best_cut(tree, probabilities, r.curve, forked=self._forked)
-            if cut is not None and cut.seconds_per_token(r.curve) < r.seconds_per_token:
-                r.best, r.asked, r.seconds_per_token = cut, which, cut.seconds_per_token(r.curve)
+            self._offer(which, r, tree, probabilities)
+
+    def _offer(self, which: int, r: RowPlan, tree: TokenTree, probabilities: Sequence[float]) -> None:
+        """Keep the best part of a tree where it is worth more than the row's best candidate."""
+        curve = r.curves.get(which, r.free)
+        cut = best_cut(tree, probabilities, curve, forked=self._forked, seconds_per_token=r.worth)
+        if cut is None:
+            return
+        value = cut.value(curve, r.worth)
+        # Drawn tokens of a costly draft must be verified: dropping them for their ids would change the law.
+        forced = tree.probs is not None and self._sources[which].costs is not None
+        if forced or value > r.value:
+            r.best, r.asked, r.value = cut, which, value
 
     def _seems_to_pay(self, which: int, r: RowPlan) -> bool:
         """Return whether a costly drafter's forecast beats the round's best, or it is due for a probe.
@@ -178,14 +206,13 @@ class Planner:
         behind = self._sources[which].drafter.behind(r.request)
         forecast.begin(whole=behind in (1, len(r.request.context)))  # 1: the rest is read already
         reading, each = self._draft_seconds(which, r, behind)
-        first = each + reading / rounds_to_come(r)
-        tokens = 1.0 + np.cumsum(forecast.reach[:depth])
-        seconds = first + each * np.arange(depth) + r.curve[2:]
-        seconds_per_token = float(np.min(seconds / tokens))
-        if seconds_per_token < r.seconds_per_token:
+        curves = r.curve + r.change * (self._changes.habits(r.widths) if r.change else np.zeros((1, 1)))
+        value = self._lookahead(which, r).value(curves, each, r.worth)
+        r.curves[which] = curves[value.choice]
+        if value.whole - reading / self._lengths.rounds_to_come(r) > r.value:
             forecast.paid()
-            r.seconds_per_token = seconds_per_token
-            r.request = replace(r.request, plan=Plan(depth, stop=self._gate(which, r, each)))
+            stop = PathGate(r.state.local[which], value.least)
+            r.request = replace(r.request, plan=Plan(depth, stop=stop))
             return True
         depth = min(depth, _PROBE_DEPTH)
         probe = reading + depth * each + float(r.curve[1 + depth] - r.curve[1])
@@ -194,6 +221,14 @@ class Planner:
         stop = PathGate(r.state.local[which], (0.0,) * depth)
         r.request = replace(r.request, plan=Plan(depth, stop=stop))
         return True
+
+    def _lookahead(self, which: int, r: RowPlan) -> Lookahead:
+        forecast = r.state.forecasts[which]
+        known = r.state.lookaheads.get(which)
+        if known is None or known[0] != forecast.version:
+            known = forecast.version, Lookahead(forecast.shares(), forecast.local.table)
+            r.state.lookaheads[which] = known
+        return known[1]
 
     def _draft_seconds(self, which: int, r: RowPlan, behind: int) -> tuple[float, float]:
         """Return the seconds to read the drafter's unread tokens, and the seconds per drafted token."""
@@ -206,15 +241,6 @@ class Planner:
         # Seconds mean nothing beside a target whose costs are ratios yet: assume the draft's step there too.
         unit = 1.0 if target.known or not costs.known else UNKNOWN_COST * target.step(1, context) / each
         return unit * (costs.step(behind, context) - each), unit * each
-
-    def _gate(self, which: int, r: RowPlan, each: float) -> PathGate:
-        """Return the stop rule of a draft: a further node costs a draft step and a wider target step."""
-        reach = r.state.forecasts[which].reach
-        least = [0.0]
-        for depth in range(1, len(r.curve) - 2):
-            onward = reach[depth] / reach[depth - 1]
-            least.append((each + r.curve[depth + 2] - r.curve[depth + 1]) / (r.seconds_per_token * onward))
-        return PathGate(r.state.local[which], tuple(least))
 
     def _ask(self, which: int, rounds: Sequence[RowPlan]) -> None:
         """Ask a costly drafter; its time is spent then, so only verification still has to pay."""
@@ -232,19 +258,15 @@ class Planner:
             costs = state.draft_costs[which]
             if costs is not None and not state.repeatable and read <= 2:  # else the time was mostly prefill
                 costs.observe(1, len(r.request.context), spent / max(tree.depths()))
+            r.draft_s = max(tree.depths()) * self._draft_seconds(which, r, 1)[1]
             probabilities = state.local[which].path_probabilities(tree)
             state.forecasts[which].learn(_spine(tree, probabilities))
-            worth = r.seconds_per_token
-            cut = best_cut(tree, probabilities, r.curve, forked=self._forked, seconds_per_token=worth)
-            assert cut is not None  # it is a chain no deeper than the curve
-            # Drawn tokens must be verified: dropping them for their ids would change the text's distribution.
-            if tree.probs is not None or cut.value(r.curve, worth) > r.best.value(r.curve, worth):
-                r.best, r.asked = cut, which
+            self._offer(which, r, tree, probabilities)
 
 
 def _spine(tree: TokenTree, probabilities: Sequence[float]) -> list[float]:
-    """Return [depth] the best path probability at each depth of the tree."""
-    best: dict[int, float] = {}
-    for depth, probability in zip(tree.depths(), probabilities, strict=True):
-        best[depth] = max(best.get(depth, 0.0), probability)
-    return [best[depth] for depth in sorted(best)]
+    """Return [depth] the confidences along the likeliest path."""
+    if not tree.confidence:
+        return []
+    deepest = max(range(len(tree)), key=lambda n: (tree.depths()[n], probabilities[n]))
+    return [tree.confidence[n] for n in tree.path(deepest)]

@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_WIDTH = 64  # widest step of one sequence
-_DRIFT, _SHAPE, _PRIOR_SHAPE = 0.1, 0.03, 0.15  # learning rates of the global factor and the widths' factors
+_DRIFT = 0.1  # learning rate of the global factor
+# A width's factor is the mean over its observed steps, the table's entry counting as this many of them. Its
+# learning rate has a lower bound, so that it follows the text's growing context.
+_MEASURED_WEIGHT, _PRIOR_WEIGHT, _LEAST_RATE = 12.0, 3.0, 0.03
 _SURPRISE = 0.5  # bound on one step's log ratio of observed to expected seconds
 
 
@@ -42,6 +45,7 @@ class StepCosts:
     known: bool = field(init=False, repr=False)  # in seconds, by measurement or by an observed step
     _drift: float = field(init=False, default=0.0, repr=False)  # log
     _shape: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] log
+    _seen: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] number of observed steps
 
     def __post_init__(self) -> None:
         self._table = np.asarray(self.seconds, dtype=np.float64).reshape(len(self.contexts), -1)
@@ -50,6 +54,7 @@ class StepCosts:
         if not rising or not good or self.widths[:1] != (1,) or not (self._table > 0).all():
             raise ValueError("a cost table needs rising widths from 1, rising contexts and positive seconds")
         self._shape = np.zeros(len(self.widths))
+        self._seen = np.zeros(len(self.widths))
         self.known = self.measured
 
     @classmethod
@@ -93,8 +98,11 @@ class StepCosts:
             return
         surprise = min(max(ratio, -_SURPRISE), _SURPRISE)
         self._drift += _DRIFT * surprise
-        nearest = int(np.argmin(np.abs(np.asarray(self.widths) - width)))
-        self._shape[nearest] += (_SHAPE if self.measured else _PRIOR_SHAPE) * surprise
+        place = float(np.interp(width, self.widths, np.arange(len(self.widths))))
+        weights = np.maximum(0.0, 1.0 - np.abs(np.arange(len(self.widths)) - place))  # the widths around it
+        self._seen += weights
+        prior = _MEASURED_WEIGHT if self.measured else _PRIOR_WEIGHT
+        self._shape += weights * np.maximum(_LEAST_RATE, 1.0 / (prior + self._seen)) * surprise
 
     def _interpolated(self, at: NDArray[np.int64], context: int) -> NDArray[np.float64]:
         row = self._row(context) * np.exp(self._shape + self._drift)

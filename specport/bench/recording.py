@@ -1,0 +1,197 @@
+"""Record what a draft model proposes at each position of the target's greedy answers.
+
+A greedy, lossless text does not depend on how it was drafted. So a recording of the text and of the draft's
+chain at each position is enough to replay any policy without a model (`bench.replay`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from specport.bench.prompts import Prompt
+from specport.core.engine import Engine
+from specport.core.planning.step_costs import StepCosts
+from specport.core.ports import Drafted, DraftRequest, Plan, PlannedDrafter
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
+from specport.core.sequence import Generation
+from specport.errors import InvalidInput
+from specport.models.atomic import write_atomically
+from specport.progress import Progress, silent
+
+FORMAT = 1
+DEPTH = 8  # drafted tokens per position
+_DIGITS = 4  # of a recorded confidence
+
+
+@dataclass(frozen=True)
+class RecordedText:
+    """Hold one prompt's answer and the draft's chains.
+
+    prompt, tokens: token ids; the first of `tokens` came with the prompt's own step.
+    chains:         [len(tokens) - 1][<= DEPTH] the greedy draft behind tokens[: i + 1].
+    confidences:    the draft's probability of each of them.
+    """
+
+    id: str
+    category: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    chains: tuple[tuple[int, ...], ...]
+    confidences: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Hold the step costs of a target and its draft on one device.
+
+    min_width: new tokens to which the target's rows are padded.
+    """
+
+    target: StepCosts
+    draft: StepCosts
+    min_width: int = 1
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Hold the recorded texts of a pair.
+
+    about: model, draft, device and date, for people.
+    costs: by device; more devices than the recording's own may be added by hand.
+    max_new_tokens: limit of each answer.
+    """
+
+    about: Mapping[str, Any]
+    costs: Mapping[str, Costs]
+    max_new_tokens: int
+    texts: tuple[RecordedText, ...] = field(repr=False)
+
+    def save(self, path: Path) -> None:
+        """Write the recording as JSON."""
+        held = {
+            "format": FORMAT,
+            "about": dict(self.about),
+            "max_new_tokens": self.max_new_tokens,
+            "costs": {
+                name: {
+                    "target": _table(costs.target),
+                    "draft": _table(costs.draft),
+                    "min_width": costs.min_width,
+                }
+                for name, costs in self.costs.items()
+            },
+            "texts": [vars(text) for text in self.texts],
+        }
+        write_atomically(path, json.dumps(held, separators=(",", ":")))
+
+    @classmethod
+    def load(cls, path: Path) -> Recording:
+        """Read a recording. Raises InvalidInput for a file that is none."""
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["format"] != FORMAT:
+                raise ValueError(f"its format is {held['format']}, not {FORMAT}")
+            costs = {
+                str(name): Costs(_costs(pair["target"]), _costs(pair["draft"]), int(pair["min_width"]))
+                for name, pair in held["costs"].items()
+            }
+            texts = tuple(_text(text) for text in held["texts"])
+            if not texts or not costs:
+                raise ValueError("it has no texts or no costs")
+            return cls(held["about"], costs, int(held["max_new_tokens"]), texts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(
+                f"cannot read the recording {path}: {error}", "make one with specport bench --record FILE"
+            ) from error
+
+
+class Unstopped:
+    """Draft to the plan's depth, but with confidences, which a plan without a stop rule leaves out."""
+
+    top_k: ClassVar[int] = 0
+
+    def goes_on(self, token: Drafted) -> bool:
+        return True
+
+
+def record(
+    engine: Engine,
+    drafter: PlannedDrafter,
+    prompts: Sequence[Prompt],
+    encoded: Mapping[str, Sequence[int]],
+    eos_ids: frozenset[int],
+    max_new_tokens: int,
+    progress: Progress = silent,
+) -> tuple[RecordedText, ...]:
+    """Answer each prompt greedily with the plain `engine`, and draft a chain at each position."""
+    texts = []
+    for number, prompt in enumerate(prompts):
+        progress(f"{prompt.category} {prompt.id}", number / len(prompts))
+        generation = Generation(list(encoded[prompt.id]), SamplingParams(), max_new_tokens, eos_ids)
+        for _ in engine.run([generation]):
+            pass
+        tokens = generation.tokens[generation.num_prompt_tokens :]
+        chains, confidences = _chains(drafter, number, encoded[prompt.id], tokens)
+        texts.append(
+            RecordedText(
+                prompt.id, prompt.category, tuple(encoded[prompt.id]), tuple(tokens), chains, confidences
+            )
+        )
+    return tuple(texts)
+
+
+def _chains(
+    drafter: PlannedDrafter, key: int, prompt: Sequence[int], tokens: Sequence[int]
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]:
+    """Return the drafted chain behind each token but the last, and its confidences."""
+    chains, confidences = [], []
+    plan, sampler = Plan(DEPTH, stop=Unstopped()), Sampler(SamplingParams())
+    context = list(prompt)
+    try:
+        for token in tokens[:-1]:
+            context.append(token)
+            (tree,) = drafter.propose([DraftRequest(key, context, plan, sampler, num_left=DEPTH + 1)])
+            chains.append(tree.tokens)
+            confidences.append(tuple(round(c, _DIGITS) for c in tree.confidence))
+    finally:
+        drafter.forget(key)
+    return tuple(chains), tuple(confidences)
+
+
+def _table(costs: StepCosts) -> dict[str, Any]:
+    return {
+        "widths": costs.widths,
+        "contexts": costs.contexts,
+        "seconds": costs.seconds,
+        "change": costs.change,
+    }
+
+
+def _costs(table: Mapping[str, Any]) -> StepCosts:
+    return StepCosts(
+        tuple(map(int, table["widths"])),
+        tuple(map(int, table["contexts"])),
+        tuple(tuple(map(float, row)) for row in table["seconds"]),
+        float(table["change"]),
+        measured=True,
+    )
+
+
+def _text(held: Mapping[str, Any]) -> RecordedText:
+    text = RecordedText(
+        str(held["id"]),
+        str(held["category"]),
+        tuple(map(int, held["prompt"])),
+        tuple(map(int, held["tokens"])),
+        tuple(tuple(map(int, chain)) for chain in held["chains"]),
+        tuple(tuple(map(float, chain)) for chain in held["confidences"]),
+    )
+    same = all(len(a) == len(b) <= DEPTH for a, b in zip(text.chains, text.confidences, strict=True))
+    if not text.prompt or len(text.chains) != len(text.tokens) - 1 or not same:
+        raise ValueError(f"the chains of text {text.id} do not match its tokens")
+    return text
