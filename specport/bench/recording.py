@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,6 @@ from specport.core.sampling.sampler import Sampler
 from specport.core.sequence import Generation
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
-from specport.progress import Progress, silent
 
 FORMAT = 1
 DEPTH = 8  # drafted tokens per position
@@ -70,6 +69,21 @@ class Recording:
     costs: Mapping[str, Costs]
     max_new_tokens: int
     texts: tuple[RecordedText, ...] = field(repr=False)
+
+    def resumed(self, path: Path) -> Recording:
+        """Return this recording with the texts that a stopped run left in `path`.
+
+        Raises InvalidInput where they are of other models or prompts.
+        """
+        if not path.exists():
+            return self
+        held = Recording.load(path)
+        differing = [key for key, value in self.about.items() if held.about.get(key) != value]
+        if held.max_new_tokens != self.max_new_tokens:
+            differing.append("max_new_tokens")
+        if differing:
+            raise InvalidInput(f"{path} is a recording of another {differing[0]}", "name another file")
+        return replace(self, texts=held.texts)
 
     def save(self, path: Path) -> None:
         """Write the recording as JSON."""
@@ -122,31 +136,22 @@ class Unstopped:
 def record(
     engine: Engine,
     drafter: PlannedDrafter,
-    prompts: Sequence[Prompt],
-    encoded: Mapping[str, Sequence[int]],
+    prompt: Prompt,
+    ids: Sequence[int],
     eos_ids: frozenset[int],
     max_new_tokens: int,
-    progress: Progress = silent,
-) -> tuple[RecordedText, ...]:
-    """Answer each prompt greedily with the plain `engine`, and draft a chain at each position."""
-    texts = []
-    for number, prompt in enumerate(prompts):
-        progress(f"{prompt.category} {prompt.id}", number / len(prompts))
-        generation = Generation(list(encoded[prompt.id]), SamplingParams(), max_new_tokens, eos_ids)
-        for _ in engine.run([generation]):
-            pass
-        tokens = generation.tokens[generation.num_prompt_tokens :]
-        chains, confidences = _chains(drafter, number, encoded[prompt.id], tokens)
-        texts.append(
-            RecordedText(
-                prompt.id, prompt.category, tuple(encoded[prompt.id]), tuple(tokens), chains, confidences
-            )
-        )
-    return tuple(texts)
+) -> RecordedText:
+    """Answer a prompt greedily with the plain `engine`, and draft a chain at each position."""
+    generation = Generation(list(ids), SamplingParams(), max_new_tokens, eos_ids)
+    for _ in engine.run([generation]):
+        pass
+    tokens = generation.tokens[generation.num_prompt_tokens :]
+    chains, confidences = _chains(drafter, ids, tokens)
+    return RecordedText(prompt.id, prompt.category, tuple(ids), tuple(tokens), chains, confidences)
 
 
 def _chains(
-    drafter: PlannedDrafter, key: int, prompt: Sequence[int], tokens: Sequence[int]
+    drafter: PlannedDrafter, prompt: Sequence[int], tokens: Sequence[int]
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]:
     """Return the drafted chain behind each token but the last, and its confidences."""
     chains, confidences = [], []
@@ -155,19 +160,20 @@ def _chains(
     try:
         for token in tokens[:-1]:
             context.append(token)
-            (tree,) = drafter.propose([DraftRequest(key, context, plan, sampler, num_left=DEPTH + 1)])
+            (tree,) = drafter.propose([DraftRequest(0, context, plan, sampler, num_left=DEPTH + 1)])
             chains.append(tree.tokens)
             confidences.append(tuple(round(c, _DIGITS) for c in tree.confidence))
     finally:
-        drafter.forget(key)
+        drafter.forget(0)
     return tuple(chains), tuple(confidences)
 
 
 def _table(costs: StepCosts) -> dict[str, Any]:
+    seconds = [[costs.step(width, context) for width in costs.widths] for context in costs.contexts]
     return {
         "widths": costs.widths,
         "contexts": costs.contexts,
-        "seconds": costs.seconds,
+        "seconds": seconds,
         "change": costs.change,
     }
 

@@ -10,40 +10,31 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from specport.bench.prompts import Prompt, read_prompts
+from specport.bench.prompts import read_prompts
 from specport.bench.record import Record, decode_all, plan
-from specport.bench.recording import Costs, Recording, record
 from specport.bench.report import markdown, page
+from specport.bench.shared import DRAFT, Shared, encode_all
 from specport.bench.summary import Figures, summarise
-from specport.calibration.methods import PLAIN, Method, own, parse
-from specport.core.engine import Engine
-from specport.core.planning.policies import CLASSIFIER
-from specport.drafters.build import build_policy, build_sources
-from specport.drafters.context import NO_RETRIEVAL, DraftModel, Retrieval
+from specport.calibration.methods import PLAIN, Method, parse
 from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
-from specport.models.source import ModelFiles
 from specport.progress import Progress, part, silent
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded
 from specport.runtime.versions import installed
-from specport.text.builtin_prompts import encode
-from specport.text.tokenizer import Tokenizer, load_tokenizer
+from specport.text.tokenizer import load_tokenizer
 
 PEERS = ("genai:", "transformers:", "llama.cpp:")
 PACKAGES = (
     "openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "llama-cpp-python", "numpy",
 )  # fmt: skip
-DRAFT = "draft"  # the name of the --draft model in a method
 DEFAULT_METHODS = ("ngram", "suffix", "ngram@fixed=4", "ngram@heuristic")
 DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
 
@@ -108,10 +99,10 @@ def bench(
     files, target = loader.target(model, precision, exact)
     tokenizer = load_tokenizer(files.folder)
     room = target.model.max_context - max_new_tokens
-    fitting, encoded = _encode(chosen, tokenizer, room)
+    fitting, encoded = encode_all(chosen, tokenizer, room)
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
     retrieval, _ = folders.open(tokenizer, target.model.vocab_size, learn=False)
-    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact)
+    shared = Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact)
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))
@@ -141,178 +132,6 @@ def bench(
     jobs = plan(fitting, names, runs)
     decode_all(record, jobs, compared, encoded, max_new_tokens, part(progress, 0.1, 1.0))
     return _write(record, {**about, "memory": _peak_memory(), "finished": _now()})
-
-
-def record_rounds(
-    prompts: Path,
-    out: Path,
-    *,
-    draft: str,
-    model: str | None = None,
-    device: str = "auto",
-    precision: str | None = None,
-    draft_precision: str | None = None,
-    threads: int | None = None,
-    max_new_tokens: int = 128,
-    per_category: int | None = None,
-    categories: Sequence[str] = (),
-    trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> Recording:
-    """Record a draft model's chains on a prompt file for `bench.replay`, and write them to `out`.
-
-    The texts are plain greedy answers in exact mode. Other arguments are as for `bench`. Raises SpecportError.
-    """
-    chosen = read_prompts(prompts, per_category, categories)
-    loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1))
-    files, target = loader.target(model, precision, True)
-    tokenizer = load_tokenizer(files.folder)
-    fitting, encoded = _encode(chosen, tokenizer, target.model.max_context - max_new_tokens)
-    shared = _Shared(loader, files, target, tokenizer, draft, draft_precision, 0, NO_RETRIEVAL, True)
-    loaded = shared._load_draft(DRAFT)
-    (source,) = build_sources(
-        parse_draft(DRAFT), target.model, tokenizer, {DRAFT: loaded}, planned=True, costs=loader.costs(target)
-    )
-    texts = record(
-        Engine(target.model), source.drafter, fitting, encoded, tokenizer.eos_ids, max_new_tokens,
-        part(progress, 0.1, 1.0),
-    )  # fmt: skip
-    about = {
-        "processor": cpu_name(),
-        "device": loader.profile.name,
-        "model": files.name,
-        "precision": files.precision,
-        "draft": shared.draft_name,
-        "prompts": prompts.name,
-        "finished": _now(),
-    }
-    costs = {loader.profile.name: Costs(loader.costs(target), loaded.costs)}
-    recording = Recording(about, costs, max_new_tokens, texts)
-    recording.save(out)
-    return recording
-
-
-@dataclass
-class _Shared:
-    """Hold the loaded models that specport's own methods share."""
-
-    loader: Loader
-    files: ModelFiles
-    target: Loaded
-    tokenizer: Tokenizer
-    draft: str | None
-    draft_precision: str | None
-    longest: int  # most tokens of a prompt plus its answer
-    retrieval: Retrieval
-    exact: bool
-    draft_name: str | None = None
-    _draft: DraftModel | None = None
-    _draft_files: ModelFiles | None = None
-    _torch_models: dict[Path, Any] = field(default_factory=dict)
-    _exits: dict[int, Loaded] = field(default_factory=dict)
-    _engines: dict[int, Engine] = field(default_factory=dict)
-
-    def _exiting(self, spec: DraftSpec) -> tuple[Loaded, Engine]:
-        """Return the target and an engine on it; for an early exit, a second copy of the weights."""
-        layer = self.loader.exit_layer(spec, self.files)
-        if layer and layer not in self._exits:
-            self._exits[layer] = self.loader.target_with(self.files, self.exact, layer)
-        target = self._exits[layer] if layer else self.target
-        if layer not in self._engines:
-            self._engines[layer] = Engine(target.model)
-        return target, self._engines[layer]
-
-    def own(self, name: str) -> Method:
-        spec = parse(name)
-        draft = parse_draft(spec.draft)
-        if spec.drafting.policy == CLASSIFIER:
-            if not draft.models:
-                raise InvalidInput(
-                    f"the method {name!r} needs a draft model", "write it like 'draft@classifier'"
-                )
-            classifier = self.loader.classifier(self.target, self._draft_model()[1])
-            spec = replace(spec, drafting=replace(spec.drafting, classifier=classifier))
-        target, engine = self._exiting(draft)
-        policy = build_policy(
-            draft, target.model, self.tokenizer, {name: self._load_draft(name) for name in draft.models},
-            drafting=spec.drafting, costs=self.loader.costs(target),
-            exit_costs=self.loader.exit_costs(target), retrieval=self.retrieval,
-        )  # fmt: skip
-        exit_ = target.model.early_exit
-        about = {"exact": target.model.capabilities.exact, "exit_layer": exit_.layer if exit_ else 0}
-        return own(spec, policy, engine, self.tokenizer.eos_ids, about)
-
-    def peer(self, name: str) -> Method:
-        library, _, mode = name.partition(":")
-        peers = {"genai": self._genai, "transformers": self._transformers, "llama.cpp": self._llama_cpp}
-        return peers[library](mode)
-
-    def _genai(self, mode: str) -> Method:
-        from specport.bench.peers.genai import GenAi
-
-        draft = self._draft_model()[1].folder if self.draft else None
-        profile, properties = self.loader.profile, dict(self.loader.profile.fast)
-        if self.loader.threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = self.loader.threads
-        return GenAi(mode, self.files.folder, draft, profile.device, self.tokenizer.eos_ids, properties)
-
-    def _transformers(self, mode: str) -> Method:
-        from specport.bench.peers.transformers import Transformers
-
-        return Transformers(
-            mode,
-            self.files.source,
-            self.draft,
-            self.tokenizer.eos_ids,
-            self.loader.threads,
-            self.loader.trust_remote_code,
-            self._torch_models,
-            self.files.precision if self.loader.backend.weights == "huggingface" else "bf16",
-        )
-
-    def _llama_cpp(self, mode: str) -> Method:
-        from specport.bench.peers.llama_cpp import LlamaCpp
-
-        context = self.longest + 64  # room for draft tokens beyond the end
-        eos_ids = self.tokenizer.eos_ids
-        return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
-
-    def _load_draft(self, spec: str) -> DraftModel:
-        if spec != DRAFT:
-            raise InvalidInput(
-                f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
-            )
-        model, _ = self._draft_model()
-        return replace(
-            model, costs=model.costs.fixed()
-        )  # a fresh copy: each method corrects it by its own steps
-
-    def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
-        if self._draft is None or self._draft_files is None:
-            assert self.draft is not None  # called only by methods that need it
-            self._draft_files, found = self.loader.draft(
-                self.draft, self.draft_precision, self.files, self.target
-            )
-            self.draft_name = self._draft_files.name
-            if found.head_tokens is not None:
-                self.draft_name += f", head cut to {len(found.head_tokens)} tokens"
-            self._draft = self.loader.draft_model(self._draft_files, found, self.target)
-        return self._draft, self._draft_files
-
-
-def _encode(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, room: int
-) -> tuple[list[Prompt], dict[str, list[int]]]:
-    """Return the token ids of each prompt that leaves room for the answer."""
-    encoded: dict[str, list[int]] = {}
-    for prompt in prompts:
-        ids = encode(tokenizer, prompt.text)
-        if len(ids) < room:
-            encoded[prompt.id] = ids
-    fitting = [prompt for prompt in prompts if prompt.id in encoded]
-    if not fitting:
-        raise InvalidInput("no prompt fits the model's context", "choose shorter prompts")
-    return fitting, encoded
 
 
 def _write(record: Record, about: Mapping[str, Any]) -> Report:

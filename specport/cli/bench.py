@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    from specport.bench.run import record_rounds
+    from specport.bench.rounds import record_rounds
 
     if args.draft is None:
         raise InvalidInput("no draft model to record is given", "add --draft MODEL")

@@ -23,7 +23,7 @@ from specport.core.planning.admission import Bid, admit
 from specport.core.planning.forecast import Forecast, Mix
 from specport.core.planning.lookahead import Lookahead
 from specport.core.planning.policies import CAP, require_at_least
-from specport.core.planning.row_plan import Lengths, PathGate, RowPlan, Source, TextState
+from specport.core.planning.row_plan import Lengths, PathGate, RowPlan, Source, TextState, Worth
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
 from specport.core.planning.width_changes import WidthChanges
@@ -31,6 +31,7 @@ from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan
 from specport.core.tree import TokenTree
 
 _PROBE_DEPTH = 2
+_WORTH_RATE = 0.0
 WIDEST = 1024  # most new tokens of a step, over all rows, for which costs are evaluated
 UNKNOWN_COST = 0.35  # assumed step of a draft model that was never timed, in plain steps of the target
 
@@ -66,6 +67,7 @@ class Planner:
         self._mixes = [Mix(source.reach, source.drafter.prior) for source in sources]
         self._states: dict[int, TextState] = {}
         self._lengths = Lengths()
+        self._worth = 1.0
         self._changes = WidthChanges(WIDEST)
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
@@ -128,6 +130,7 @@ class Planner:
         state = self._states.pop(key, None)
         if state is not None:
             self._lengths.learn(state.num_tokens)
+            self._worth += _WORTH_RATE * (state.worth.plain_steps - self._worth)
         for source in self._sources:
             source.drafter.forget(key)
 
@@ -140,7 +143,7 @@ class Planner:
         if not state.repeatable:
             # Each other row has at least its root token, padded to the minimum width.
             others = min((num_rows - 1) * self._min_width + request.num_prefill_tokens, WIDEST)
-        curve = state.costs.curve(context, others + max(1 + depth, self._min_width))
+        curve = state.costs.curve(context, others + max(1 + depth, self._min_width), hopeful=not state.repeatable)
         curve = np.concatenate([[0.0], curve[1 + others :]])
         curve[1 : self._min_width] = curve[self._min_width]
         curve = curve[: depth + 2]
@@ -173,6 +176,7 @@ class Planner:
             [Forecast(mix, own) for mix, own in zip(mixes, local, strict=True)],
             repeatable,
             len(request.context),
+            Worth.starting(1.0 if repeatable else self._worth),
         )
 
     def _try(self, which: int, rounds: Sequence[RowPlan]) -> None:

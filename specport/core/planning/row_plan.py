@@ -63,6 +63,10 @@ class Worth:
     steps: float = _WORTH_WEIGHT
     tokens: float = _WORTH_WEIGHT
 
+    @classmethod
+    def starting(cls, plain_steps: float) -> Worth:
+        return cls(plain_steps * _WORTH_WEIGHT, _WORTH_WEIGHT)
+
     @property
     def plain_steps(self) -> float:
         return min(1.0, self.steps / self.tokens)
@@ -88,7 +92,7 @@ class TextState:
     forecasts: list[Forecast]
     repeatable: bool
     num_prompt_tokens: int
-    worth: Worth = field(default_factory=Worth)
+    worth: Worth
     lookaheads: dict[int, tuple[int, Lookahead]] = field(default_factory=dict)
     num_tokens: int = 1
     asked: int | None = None  # whose tree is being verified

@@ -1,0 +1,148 @@
+"""The loaded models that the methods of a benchmark share, and the methods made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from specport.bench.prompts import Prompt
+from specport.calibration.methods import Method, own, parse
+from specport.core.engine import Engine
+from specport.core.planning.policies import CLASSIFIER
+from specport.drafters.build import build_policy
+from specport.drafters.context import DraftModel, Retrieval
+from specport.drafters.spec import DraftSpec
+from specport.drafters.spec import parse as parse_draft
+from specport.errors import InvalidInput
+from specport.models.source import ModelFiles
+from specport.runtime.loading import Loader
+from specport.runtime.registry import Loaded
+from specport.text.builtin_prompts import encode
+from specport.text.tokenizer import Tokenizer
+
+DRAFT = "draft"  # the name of the --draft model in a method
+
+
+@dataclass
+class Shared:
+    """Hold the loaded models that specport's own methods share."""
+
+    loader: Loader
+    files: ModelFiles
+    target: Loaded
+    tokenizer: Tokenizer
+    draft: str | None
+    draft_precision: str | None
+    longest: int  # most tokens of a prompt plus its answer
+    retrieval: Retrieval
+    exact: bool
+    draft_name: str | None = None
+    _draft: DraftModel | None = None
+    _draft_files: ModelFiles | None = None
+    _torch_models: dict[Path, Any] = field(default_factory=dict)
+    _exits: dict[int, Loaded] = field(default_factory=dict)
+    _engines: dict[int, Engine] = field(default_factory=dict)
+
+    def _exiting(self, spec: DraftSpec) -> tuple[Loaded, Engine]:
+        """Return the target and an engine on it; for an early exit, a second copy of the weights."""
+        layer = self.loader.exit_layer(spec, self.files)
+        if layer and layer not in self._exits:
+            self._exits[layer] = self.loader.target_with(self.files, self.exact, layer)
+        target = self._exits[layer] if layer else self.target
+        if layer not in self._engines:
+            self._engines[layer] = Engine(target.model)
+        return target, self._engines[layer]
+
+    def own(self, name: str) -> Method:
+        spec = parse(name)
+        draft = parse_draft(spec.draft)
+        if spec.drafting.policy == CLASSIFIER:
+            if not draft.models:
+                raise InvalidInput(
+                    f"the method {name!r} needs a draft model", "write it like 'draft@classifier'"
+                )
+            classifier = self.loader.classifier(self.target, self._draft_model()[1])
+            spec = replace(spec, drafting=replace(spec.drafting, classifier=classifier))
+        target, engine = self._exiting(draft)
+        policy = build_policy(
+            draft, target.model, self.tokenizer, {name: self.load_draft(name) for name in draft.models},
+            drafting=spec.drafting, costs=self.loader.costs(target),
+            exit_costs=self.loader.exit_costs(target), retrieval=self.retrieval,
+        )  # fmt: skip
+        exit_ = target.model.early_exit
+        about = {"exact": target.model.capabilities.exact, "exit_layer": exit_.layer if exit_ else 0}
+        return own(spec, policy, engine, self.tokenizer.eos_ids, about)
+
+    def peer(self, name: str) -> Method:
+        library, _, mode = name.partition(":")
+        peers = {"genai": self._genai, "transformers": self._transformers, "llama.cpp": self._llama_cpp}
+        return peers[library](mode)
+
+    def _genai(self, mode: str) -> Method:
+        from specport.bench.peers.genai import GenAi
+
+        draft = self._draft_model()[1].folder if self.draft else None
+        profile, properties = self.loader.profile, dict(self.loader.profile.fast)
+        if self.loader.threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = self.loader.threads
+        return GenAi(mode, self.files.folder, draft, profile.device, self.tokenizer.eos_ids, properties)
+
+    def _transformers(self, mode: str) -> Method:
+        from specport.bench.peers.transformers import Transformers
+
+        return Transformers(
+            mode,
+            self.files.source,
+            self.draft,
+            self.tokenizer.eos_ids,
+            self.loader.threads,
+            self.loader.trust_remote_code,
+            self._torch_models,
+            self.files.precision if self.loader.backend.weights == "huggingface" else "bf16",
+        )
+
+    def _llama_cpp(self, mode: str) -> Method:
+        from specport.bench.peers.llama_cpp import LlamaCpp
+
+        context = self.longest + 64  # room for draft tokens beyond the end
+        eos_ids = self.tokenizer.eos_ids
+        return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
+
+    def load_draft(self, spec: str) -> DraftModel:
+        if spec != DRAFT:
+            raise InvalidInput(
+                f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
+            )
+        model, _ = self._draft_model()
+        return replace(
+            model, costs=model.costs.fixed()
+        )  # a fresh copy: each method corrects it by its own steps
+
+    def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
+        if self._draft is None or self._draft_files is None:
+            assert self.draft is not None  # called only by methods that need it
+            self._draft_files, found = self.loader.draft(
+                self.draft, self.draft_precision, self.files, self.target
+            )
+            self.draft_name = self._draft_files.name
+            if found.head_tokens is not None:
+                self.draft_name += f", head cut to {len(found.head_tokens)} tokens"
+            self._draft = self.loader.draft_model(self._draft_files, found, self.target)
+        return self._draft, self._draft_files
+
+
+def encode_all(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, room: int
+) -> tuple[list[Prompt], dict[str, list[int]]]:
+    """Return the token ids of each prompt that leaves room for the answer."""
+    encoded: dict[str, list[int]] = {}
+    for prompt in prompts:
+        ids = encode(tokenizer, prompt.text)
+        if len(ids) < room:
+            encoded[prompt.id] = ids
+    fitting = [prompt for prompt in prompts if prompt.id in encoded]
+    if not fitting:
+        raise InvalidInput("no prompt fits the model's context", "choose shorter prompts")
+    return fitting, encoded
