@@ -105,7 +105,7 @@ class Student(torch.nn.Module):  # type: ignore[misc]
         return token_loss(self._logits(outputs, more, unseen), batch, column, self._loss)
 
     def _logits(self, outputs: Tensor, more: Tensor, unseen: Tensor) -> Tensor:
-        """Return the logits [answer tokens, columns] of the head with more rows, as `_context` returns them."""
+        """Return the logits [answer tokens, columns] of the head and of what `_context` adds to it."""
         added = (outputs @ more.T.to(outputs.dtype)).masked_fill(unseen, -math.inf)
         return torch.cat([outputs @ self.head.T.to(outputs.dtype), added], dim=1)
 

@@ -1,8 +1,8 @@
 """Training of a parallel draft: several tokens from one pass (PARD, arXiv 2504.18583; PARD-2, 2605.08632).
 
-The student learns the target's distribution at each token of the text, as in `distil.py`, and behind chains of
-MASK tokens in place of the tokens in between (`parallel_chains.py`). All layers and the embedding of MASK are
-trained. MASK is an id that no text has, and no column of the head.
+The student learns the target's distribution at each token of the text, as in `distil.py`, and behind chains
+of MASK tokens in place of the tokens in between (`parallel_chains.py`). All layers and the embedding of MASK
+are trained. MASK is an id that no text has, and no column of the head.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ class Parallel:
 def add_mask(model: Any, first: int, texts: Sequence[Dialogue]) -> int:
     """Return the id of MASK: the first one from `first` on that no text has, appended where there is none.
 
-    first: the first id that the tokenizer does not know. Its embedding becomes the mean of all that it knows.
+    first: the first id that the tokenizer does not know. The embedding of MASK becomes the mean of all that
+           it knows, unless the model has been trained with this MASK already.
     """
     used = {int(token) for text in texts for token in np.unique(text.tokens) if token >= first}
     mask = next(token for token in range(first, first + len(used) + 1) if token not in used)
+    if getattr(model.config, "pard_token", None) == mask:
+        return mask
     if mask >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(mask + 1, mean_resizing=False)
     weight = model.get_input_embeddings().weight
@@ -111,7 +114,7 @@ class ParallelStudent(Student):
         return hidden[packed.texts, packed.places]
 
     def pieces(self, outputs: Tensor, packed: PackedRows) -> Any:
-        """Yield the log-probabilities [piece, columns] of some predictions at a time, where, and the columns."""
+        """Yield log-probabilities [piece, columns] of some predictions, where they are, and the columns."""
         more, column, unseen = self._context(packed.facts)
         for start in range(0, len(outputs), _PIECE):
             where = slice(start, start + _PIECE)
@@ -144,8 +147,8 @@ class ParallelStudent(Student):
 class _InPieces(torch.autograd.Function):  # type: ignore[misc]
     """Sum of a loss over pieces of the head's inputs, whose gradient is worked out piece by piece.
 
-    The logits of thousands of predictions over a large vocabulary, and what autograd keeps of them, would take
-    gigabytes. The head is not trained, so the gradient of its inputs is all that has to be kept.
+    The logits of thousands of predictions over a large vocabulary, and what autograd keeps of them, would
+    take gigabytes. The head is not trained, so the gradient of its inputs is all that has to be kept.
     """
 
     @staticmethod
@@ -182,8 +185,8 @@ def train_parallel(
 ) -> Parallel:
     """Train `model` in place to draft `recipe.parallel` tokens in one pass.
 
-    Undone where it does not raise the mean number of accepted tokens on `held_out`. Arguments and errors as for
-    `distil.distil`. mask_token: see `add_mask`; it must not be in `head`.
+    Undone where it does not raise the mean number of accepted tokens on `held_out`. Arguments and errors as
+    for `distil.distil`. mask_token: see `add_mask`; it must not be in `head`.
     """
     trainer.check_texts(texts, held_out)
     with rounding.rounded(model, recipe.precision):
@@ -208,7 +211,7 @@ def train_parallel(
 
 
 def _examined(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any) -> Mapping[str, Any]:
-    """Return survival by depth and the temperatures that fit, on drafts behind every token of these answers."""
+    """Return survival by depth and the temperatures that fit drafts behind every token of the answers."""
     student = getattr(student, "module", student)  # unwrap it where several processes train
     depth = recipe.parallel
     confidences, hits = [], []
@@ -241,8 +244,8 @@ def _some(texts: Sequence[Dialogue]) -> Sequence[Dialogue]:
 def _drafted(student: Any, packed: PackedRows, lengths: Any, depth: int) -> tuple[Any, Any]:
     """Return the drafts behind every token of a batch's texts.
 
-    Confidences [tokens, depth, GRID], nan where the text ends before, and [tokens, depth] whether the token is
-    the target's.
+    Confidences [tokens, depth, GRID], nan where the text ends before, and [tokens, depth] whether the token
+    is the target's.
     """
     confidences = np.full((int(lengths.sum()), depth, len(GRID)), np.nan)
     hits = np.zeros(confidences.shape[:2], dtype=np.bool_)

@@ -5,8 +5,9 @@ predicts all of them in one pass. Training all depths behind every token would t
 depths. Conditional drop keeps fewer chains the deeper they are, about three rows a token for six depths.
 
 The rows of a text stand in one packed row. A row of depth 0 is a token of the text and sees the text before
-it, as in any causal model. The MASK of depth d behind the token `anchor` stands at position anchor + d. It sees
-the text up to the anchor, and the MASKs of lower depth behind the same anchor, which is what it sees at run time.
+it, as in any causal model. The MASK of depth d behind the token `anchor` stands at position anchor + d. It
+sees the text up to the anchor, and the MASKs of lower depth behind the same anchor, which is what it sees at
+run time.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class PackedRows:
     ids, positions: [texts, T]; a MASK's id is the one given to `pack`. anchors, depths: the same.
     texts, places:  [predictions] the rows whose output predicts a token of an answer: the text, and the place
                     in its T rows.
-    weights:        [predictions] weight of the prediction in the loss (PARD-2, arXiv 2605.08632): the target's
-                    probability of the tokens that a chain skips.
-    facts:          [predictions] as in a batch (`batches.batch`): `columns` is the last token that was read, the
-                    anchor. A token of the text that joins a cut head does so up to there.
+    weights:        [predictions] weight of the prediction in the loss (PARD-2, arXiv 2605.08632): the
+                    target's probability of the tokens that a chain skips.
+    facts:          [predictions] as in a batch (`batches.batch`): `columns` is the last token that was read,
+                    the anchor. A token of the text that joins a cut head does so up to there.
     """
 
     ids: Tensor
@@ -80,7 +81,7 @@ class PackedRows:
         return self.depths[self.texts, self.places]
 
     def visible(self) -> Tensor:
-        """Return [texts, T, T] whether a row attends to another. Rows of padding are seen by none but padding."""
+        """Return [texts, T, T] whether a row attends to another. Only padding attends to padding."""
         anchor, depth = self.anchors, self.depths
         text = (depth == 0)[:, None, :] & (anchor[:, None, :] <= anchor[:, :, None])
         chain = (anchor[:, None, :] == anchor[:, :, None]) & (depth[:, None, :] <= depth[:, :, None])
@@ -137,7 +138,7 @@ def extents(batch: Mapping[str, Tensor]) -> tuple[Ints, Ints]:
 
 
 def _log_probabilities(batch: Mapping[str, Tensor]) -> NDArray[np.float64]:
-    """Return [answer tokens] the log of the target's probability of each token; tiny where it is not listed."""
+    """Return [answer tokens] the log of the target's probability of each token; tiny if not listed."""
     listed = batch["top_ids"] == batch["answer"][:, None]
     chance = torch.where(listed, batch["top_probs"], 0.0).sum(dim=1)
     found: NDArray[np.float64] = np.log(np.maximum(chance.double().cpu().numpy(), 1e-9))

@@ -1,8 +1,8 @@
 """Temperatures that make the confidences of a parallel draft those with which its prefixes are accepted.
 
-Deep in a draft a model knows less of its own context than it was trained to expect, and is too sure. Each depth
-gets a temperature. They are fitted one after the other on the product of the confidences up to that depth, which
-is what a planner multiplies (sequential temperature scaling, DSpark, arXiv 2607.05147).
+Deep in a draft a model knows less of its own context than it was trained to expect, and is too sure. Each
+depth gets a temperature. They are fitted one after the other on the product of the confidences up to that
+depth, which is what a planner multiplies (sequential temperature scaling, DSpark, arXiv 2607.05147).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a draft's manifest says of drafting several tokens in one pass. Plain data, checked when it is made."""
+"""What a draft's manifest says of drafting several tokens in one pass: plain data, checked when made."""
 
 from __future__ import annotations
 
