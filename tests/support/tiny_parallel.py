@@ -1,4 +1,4 @@
-"""Text that a tiny model can learn to draft in parallel: each token is followed by its image under a permutation."""
+"""Text that a tiny model can learn to draft in parallel: a permutation says which token follows which."""
 
 from __future__ import annotations
 
