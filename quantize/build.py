@@ -20,11 +20,12 @@ from specport.quantize.evaluate.pair import DraftPair, evaluate
 from specport.quantize.inputs import Inputs
 from specport.quantize.plan import Plan
 from specport.quantize.prune import choose
+from specport.quantize.prune.choose import Choice
 from specport.quantize.request import Request
 from specport.quantize.text import dialogues, shards
 from specport.quantize.text.prompts import divide
 from specport.quantize.train import distilled
-from specport.quantize.train.distilled import Distilled
+from specport.quantize.train.distilled import PARALLEL, Distilled
 
 from specport.calibration import calibrate, heads, target_text
 from specport.calibration.measure import measure
@@ -35,6 +36,7 @@ from specport.jobs import workdir, worker
 from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
+from specport.models.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent
@@ -78,7 +80,8 @@ def build(
     """Build a draft for `target` from `source` (None = the target itself) and write it to the folder `out`.
 
     source: a folder of weights that were distilled on another machine (`train/distilled.py`) keeps its layers
-               and its head, unless the request asks for others.
+               and its head, unless the request asks for others. A draft bundle keeps them too; it can only be
+               trained to draft in parallel.
     processes: processes that train together; more than one are started by `accelerate launch`.
     Other arguments as for `specport.load`. Raises SpecportError; finished stages are kept.
     """
@@ -94,13 +97,28 @@ def build(
     inputs = Inputs.load(
         target, source, device=device, precision=precision, draft_precision=draft_precision, threads=threads,
         trust_remote_code=trust_remote_code, progress=part(progress, 0.0, 0.05),
+        bundles=bool(request.parallel),
     )  # fmt: skip
+    given = inputs.source_files.bundle
+    if given is not None:
+        request.check_bundle()
     # Distillation needs weights that can be trained: an error for their lack comes before anything slow.
-    trainable = original(spec) if request.distil_tokens else None
+    trainable = original(spec) if request.distil_tokens and given is None else None
     work = workdir.path_for(out)
     models = {"target": inputs.target_files.fingerprint, "source": inputs.source_files.fingerprint}
     with workdir.hold_workdir(work, {**asdict(request), **models}):
-        return _Build(inputs, request, work, trainable, imported, processes, progress).run(out)
+        if given is not None:
+            trainable = _huggingface(inputs.source_files.folder, work, part(progress, 0.05, 0.07))
+        wanted = draft_precision or inputs.source_files.precision
+        return _Build(inputs, request, work, trainable, wanted, imported, processes, progress).run(out)
+
+
+def _huggingface(folder: Path, work: Path, progress: Progress) -> Path:
+    """Return the weights of a bundle as a Hugging Face folder below `work`, which a later run finds there."""
+    from specport.quantize.convert.to_huggingface import to_hugging_face
+
+    out = work / "source"
+    return out if out.is_dir() else to_hugging_face(folder, out, progress)
 
 
 @dataclass
@@ -108,6 +126,7 @@ class _Build:
     """One build: runs its stages in order.
 
     trainable: the original weights to distil; None = no distillation.
+    precision: of the draft that is asked for.
     imported:  what an earlier distillation of the source says of itself.
     """
 
@@ -115,6 +134,7 @@ class _Build:
     request: Request
     work: Path
     trainable: Path | None
+    precision: str
     imported: Distilled
     processes: int
     progress: Progress
@@ -130,23 +150,24 @@ class _Build:
         folder = self.work / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
         distillation = self._weights(plan, folder, part(self.progress, 0.55, 0.9))
+        parallel = Parallel.of(distillation.pop(PARALLEL, None), plan.head)
         name, precision = inputs.source_files.name, self._precision()
         files = ModelFiles(folder, name, precision, str(out), ir_fingerprint(folder))
         draft = inputs.loader.draft_with(files, plan.head)
         draft_costs = self._costs(draft, part(self.progress, 0.9, 0.92), keep=files)
-        pair = DraftPair(inputs.target, draft, inputs.tokenizer, name, costs, draft_costs)
+        pair = DraftPair(inputs.target, draft, inputs.tokenizer, name, costs, draft_costs, parallel)
         measured = evaluate(pair, held_out, part(self.progress, 0.92, 1.0))
-        choice = plan.choice
+        choice, origin = plan.choice, inputs.source_files.bundle
         made = Bundle(
             target=inputs.target_files.name,
             target_shape=bundle.shape(inputs.target_files.folder),
             target_fingerprint=inputs.target_files.fingerprint,
             target_sketch=sketch(inputs.target_files.folder),
             tokenizer=inputs.tokenizer.fingerprint,
-            source=name,
+            source=name if origin is None else origin.source,
             precision=precision,
-            layers=choice.kept,
-            num_layers=choice.num_layers,
+            layers=choice.kept if origin is None else origin.layers,
+            num_layers=choice.num_layers if origin is None else origin.num_layers,
             head=None if plan.head is None else bundle.ranges(plan.head),
             distilled=distillation,
             measured={"device": inputs.loader.profile.name, **measured},
@@ -157,7 +178,9 @@ class _Build:
                 "layers_by": self.request.by,
                 "layers_gone": [list(dropped) for dropped in choice.dropped_by_count],
                 "agreements": [round(a, 4) for a in choice.agreements],
+                **({} if origin is None else {"from": dict(origin.provenance)}),
             },
+            parallel=parallel,
         )
         bundle.write(folder, made)
         workdir.publish(folder, out)
@@ -186,17 +209,20 @@ class _Build:
         weights have left that grid. Of a Qwen draft with 72 % agreement in INT8, 70 % was left with zero
         points and 48 % without.
         """
-        given = self.inputs.source_files.precision
-        return given if self.trainable is None else precisions.with_zero_points(given)
+        return self.precision if self.trainable is None else precisions.with_zero_points(self.precision)
 
     def _plan(self, choosing: Sequence[str], costs: StepCosts, progress: Progress) -> Plan:
         path = self.work / "plan.json"
         if stored := Plan.load(path):
             return stored
         inputs = self.inputs
+        if given := inputs.source_files.bundle:  # its layers and its head were chosen when it was built
+            return Plan((), given.head_tokens, Choice.all_of(len(given.layers)))
         bar = part(progress, 0.0, 0.2)
         written = target_text.write(inputs.target.model, inputs.tokenizer, choosing, CHOOSING_TOKENS, bar)
         tried, head = self._head(written, costs, part(progress, 0.2, 0.4))
+        if head is not None and self.request.parallel:  # MASK is an id that the tokenizer does not know
+            head = tuple(token for token in head if token < inputs.tokenizer.vocab_size)
         search = choose.Search(inputs.loader, inputs.source_files, head, self.work)
         choice = search.run(written, costs, self.request, part(progress, 0.4, 1.0))
         plan = Plan(tried, head, choice)
@@ -248,7 +274,7 @@ class _Build:
             return dict(self.imported.facts)
         request, trust = self.request, self.inputs.loader.trust_remote_code
         trained = self.work / "distilled"
-        names = ("loss", "epochs", "learning_rate", "seed")
+        names = ("loss", "epochs", "learning_rate", "seed", "parallel")
         arguments = {
             "source": str(self.trainable),
             "work": str(self.work),
@@ -259,6 +285,7 @@ class _Build:
             "shards": [str(path) for path in self.shards],
             "recipe": {name: getattr(request, name) for name in names} | {"precision": self._precision()},
             "trust_remote_code": trust,
+            "vocab": self.inputs.tokenizer.vocab_size,
         }
         facts = worker.run(
             DISTIL, arguments, "the draft cannot be distilled",

@@ -17,7 +17,7 @@ class Inputs:
     """The models of a build.
 
     target:       loaded in exact mode, from `target_files`.
-    source_files: IR of the model that the draft is made from, with all its layers.
+    source_files: IR of the model that the draft is made from, with all its layers; or a bundle.
     """
 
     loader: Loader
@@ -38,10 +38,12 @@ class Inputs:
         threads: int | None = None,
         trust_remote_code: bool = False,
         progress: Progress = silent,
+        bundles: bool = False,
     ) -> Inputs:
         """Load the target and resolve the source.
 
-        source: None = the target itself. Other arguments as for `specport.load`. Raises SpecportError.
+        source: None = the target itself. bundles: whether the source may be a draft bundle. Other arguments
+                as for `specport.load`. Raises SpecportError.
         """
         loader = Loader.on(device, threads, None, trust_remote_code, progress)
         if loader.backend.weights != "ir":
@@ -53,8 +55,11 @@ class Inputs:
         spec = source if source is not None else (target or "default")
         target_files, loaded = loader.target(target, precision, exact=True)
         files = loader.draft_files(spec, draft_precision, target_files)
-        if files.bundle:
-            raise InvalidInput(f"{spec} is a draft bundle already", "name the model that it was made from")
+        if files.bundle and not bundles:
+            raise InvalidInput(
+                f"{spec} is a draft bundle already",
+                "name the model that it was made from, or train the draft further with --parallel 6",
+            )
         tokenizer = load_tokenizer(target_files.folder)
         if wrong := load_tokenizer(files.folder).mismatch(tokenizer):
             raise ModelError(f"{files.name} has another tokenizer than the target: {wrong}")

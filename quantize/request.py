@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from specport.quantize.prune import depth
 
 from specport.errors import InvalidInput
+from specport.models.parallel import MAX_DEPTH
 
 AGREEMENT = "agreement"
 
@@ -24,7 +25,7 @@ class Request:
     distil_tokens: tokens that the target writes for the draft to learn from; 0 = no distillation.
     prompts:       the user's own turns, which the target answers and the draft is chosen and measured by (see
                    `prompts.divide`).
-    loss, epochs, learning_rate, seed: see `distil.Recipe`.
+    loss, epochs, learning_rate, seed, parallel: see `distil.Recipe`.
     """
 
     layers: int | None = None
@@ -38,6 +39,7 @@ class Request:
     epochs: float = 3.0
     learning_rate: float = 2e-5
     seed: int = 0
+    parallel: int = 0
 
     def __post_init__(self) -> None:
         if self.layers is not None and self.speed_up is not None:
@@ -57,7 +59,20 @@ class Request:
             raise InvalidInput(f"head_tokens is {self.head_tokens}; it must be 0 or more")
         if self.distil_tokens < 0:
             raise InvalidInput(f"distil_tokens is {self.distil_tokens}; it must be 0 or more")
+        if self.parallel and not 2 <= self.parallel <= MAX_DEPTH:
+            raise InvalidInput(f"parallel is {self.parallel}; it must be from 2 to {MAX_DEPTH}, or 0")
+        if self.parallel and not self.distil_tokens:
+            raise InvalidInput("a draft must be trained to draft in parallel", "add --distil TOKENS")
         if self.prompts and len(set(self.prompts)) < 4:
             raise InvalidInput(
                 "fewer than four different prompts are too few to choose and measure a draft", "give more"
+            )
+
+    def check_bundle(self) -> None:
+        """Raise InvalidInput where the request does not suit a draft bundle as the source."""
+        fixed = (self.layers, self.speed_up, self.head_tokens)
+        if self.mlp < 1.0 or any(value is not None for value in fixed):
+            raise InvalidInput(
+                "a draft bundle keeps its layers, channels and head",
+                "leave out --layers, --speed-up, --mlp and --head-tokens, or name the model it was made from",
             )

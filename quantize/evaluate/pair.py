@@ -15,6 +15,7 @@ from specport.core.planning.step_costs import StepCosts
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import parse as parse_draft
+from specport.models.parallel import Parallel
 from specport.progress import Progress
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
@@ -22,7 +23,6 @@ from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer
 
 DEPTH, NUM_TOKENS = 4, 64
-METHODS = ("plain", f"draft@fixed={DEPTH}", "draft")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class DraftPair:
 
     name:  the draft's.
     costs, draft_costs: of the target's steps and of the draft's.
+    parallel: how the draft drafts several tokens in one pass; None = token by token.
     """
 
     target: Loaded
@@ -39,6 +40,12 @@ class DraftPair:
     name: str
     costs: StepCosts
     draft_costs: StepCosts
+    parallel: Parallel | None = None
+
+    @property
+    def depth(self) -> int:
+        """Return the tokens of a draft of fixed length: as many as one pass gives, or DEPTH."""
+        return DEPTH if self.parallel is None else self.parallel.depth
 
 
 def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dict[str, Any]:
@@ -48,19 +55,20 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
     do not fit the target's context are left out.
     """
     engine = Engine(pair.target.model)
-    methods = {name: _method(pair, name, engine) for name in METHODS}
+    names = ("plain", f"draft@fixed={pair.depth}", "draft")
+    methods = {name: _method(pair, name, engine) for name in names}
     encoded = [encode(pair.tokenizer, prompt) for prompt in prompts]
     encoded = [ids for ids in encoded if len(ids) + NUM_TOKENS <= pair.target.model.max_context]
     for method in methods.values():
         method.run(encoded[0], 8)  # warm-up
-    runs: dict[str, list[Run]] = {name: [] for name in METHODS}
+    runs: dict[str, list[Run]] = {name: [] for name in names}
     for number, ids in enumerate(encoded):
         for name, method in methods.items():
             progress("measuring the draft", number / len(encoded))
             runs[name].append(method.run(ids, NUM_TOKENS))
-    plain, fixed, planned = (runs[name] for name in METHODS)
-    drafted = [sum(_at(run, "drafted_per_depth", d) for run in fixed) for d in range(DEPTH)]
-    accepted = [sum(_at(run, "accepted_per_depth", d) for run in fixed) for d in range(DEPTH)]
+    plain, fixed, planned = (runs[name] for name in names)
+    drafted = [sum(_at(run, "drafted_per_depth", d) for run in fixed) for d in range(pair.depth)]
+    accepted = [sum(_at(run, "accepted_per_depth", d) for run in fixed) for d in range(pair.depth)]
     steps = sum(run.metrics["num_drafts"] for run in fixed)
     speed_ups = sorted(_tpot(a) / _tpot(b) for a, b in zip(plain, planned, strict=True) if len(a.tokens) > 1)
     same = [a.tokens == b.tokens == c.tokens for a, b, c in zip(plain, fixed, planned, strict=True)]
@@ -74,12 +82,26 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
         "draft_ms": round(draft_ms, 3),
         "target_ms": round(target_ms, 3),
         "cost": round(draft_ms / target_ms, 4),
-        "depth": DEPTH,
+        "depth": pair.depth,
         "mean_acceptance_length": round(1 + sum(accepted) / max(steps, 1), 3),
         "acceptance_by_depth": [round(a / max(d, 1), 3) for a, d in zip(accepted, drafted, strict=True)],
         "speed_up": round(statistics.geometric_mean(speed_ups), 3),
         "speed_up_range": [round(speed_ups[0], 3), round(speed_ups[-1], 3)],
         "same_text": sum(same),
+        "ms_by_width": _by_width(pair, [len(ids) for ids in encoded]),
+    }
+
+
+def _by_width(pair: DraftPair, contexts: Sequence[int]) -> dict[str, list[float]]:
+    """Return the milliseconds of a step by its new tokens, behind a prompt of the usual length.
+
+    Lists: the widths, the draft's milliseconds, the target's.
+    """
+    context = int(statistics.median(contexts)) + NUM_TOKENS // 2
+    widths = range(1, 2 * pair.depth + 1)
+    costs = {"draft": pair.draft_costs, "target": pair.costs}
+    return {"width": [*widths]} | {
+        name: [round(1e3 * cost.step(width, context), 3) for width in widths] for name, cost in costs.items()
     }
 
 
@@ -87,8 +109,9 @@ def _method(pair: DraftPair, name: str, engine: Engine) -> Own:
     """Return a bench method; all methods of a pair share one engine's lock."""
     spec = parse(name)
     draft = DraftModel(
-        pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens
-    )
+        pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens,
+        parallel=pair.parallel,
+    )  # fmt: skip
     policy = build_policy(
         parse_draft(spec.draft), pair.target.model, pair.tokenizer, {"draft": draft},
         drafting=spec.drafting, costs=pair.costs,

@@ -42,6 +42,11 @@ class Choice:
     seconds: tuple[float, ...]
     tokens_per_second: tuple[float, ...]
 
+    @classmethod
+    def all_of(cls, num_layers: int) -> Choice:
+        """Return the choice of all layers, for which nothing was measured."""
+        return cls(num_layers, 0, ((),), (), (), ())
+
     @property
     def dropped(self) -> tuple[int, ...]:
         return tuple(sorted(self.dropped_by_count[self.count]))

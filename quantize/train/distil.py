@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from specport.quantize.train import batches, rounding, trainer
 from specport.quantize.train.losses import LOSSES, token_loss
 
 from specport.errors import InvalidInput
+from specport.models.parallel import MAX_DEPTH
 from specport.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Recipe:
     epochs:       times that each text is read; 0 = no training.
     batch_tokens: prompt and answer tokens of a step.
     precision:    of the stored draft; weights that will be INT4 are rounded during training (`rounding.py`).
+    parallel:     tokens that one pass of the draft is trained to propose (`parallel.py`); 0 = token by token.
     """
 
     loss: str = "kl"
@@ -42,6 +44,7 @@ class Recipe:
     batch_tokens: int = 1024
     seed: int = 0
     precision: str = "fp32"
+    parallel: int = 0
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -50,6 +53,8 @@ class Recipe:
             raise InvalidInput("learning rate and batch tokens must be greater than 0")
         if not 0 <= self.epochs < math.inf:
             raise InvalidInput(f"epochs is {self.epochs}; it must be 0 or more")
+        if self.parallel and not 2 <= self.parallel <= MAX_DEPTH:
+            raise InvalidInput(f"parallel is {self.parallel}; it must be from 2 to {MAX_DEPTH}, or 0")
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,14 @@ class Student(torch.nn.Module):  # type: ignore[misc]
         ).last_hidden_state
         outputs = hidden[batch["rows"], batch["columns"]]
         more, column, unseen = self._context(batch)
-        added = (outputs @ more.T.to(hidden.dtype)).masked_fill(unseen, -math.inf)
-        logits = torch.cat([outputs @ self.head.T.to(hidden.dtype), added], dim=1)
-        return token_loss(logits, batch, column, self._loss)
+        return token_loss(self._logits(outputs, more, unseen), batch, column, self._loss)
 
-    def _context(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _logits(self, outputs: Tensor, more: Tensor, unseen: Tensor) -> Tensor:
+        """Return the logits [answer tokens, columns] of the head and of what `_context` adds to it."""
+        added = (outputs @ more.T.to(outputs.dtype)).masked_fill(unseen, -math.inf)
+        return torch.cat([outputs @ self.head.T.to(outputs.dtype), added], dim=1)
+
+    def _context(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what joins the head for the tokens of these texts.
 
         Rows [more, width] of ids that the head lacks, the column [vocab] of every id, and [answer tokens,
@@ -142,26 +150,51 @@ def distil(
     trainer.check_texts(texts, held_out)
     with rounding.rounded(model, recipe.precision):
         student = Student(model, head, recipe.loss).float()
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_("embed_tokens" not in name)
-        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        start = [parameter.detach().clone() for parameter in trained]
         facts = (
             json.dumps(asdict(recipe), sort_keys=True).encode(),
             np.asarray(head, dtype=np.int64).tobytes(),
         )
-        run, writes = trainer.train(
-            student, texts, recipe, trainer.identity(texts, student, *facts), work / trainer.CHECKPOINT,
+        run, writes, better = train_student(
+            student, texts, recipe, facts, work,
             lambda student, device: _agreement(student, held_out, recipe.batch_tokens, device),
-            "distilling", progress,
+            float, "distilling", progress,
         )  # fmt: skip
-        better = run.after > run.before
-        if not better:
-            with torch.no_grad():
-                for parameter, before in zip(trained, start, strict=True):
-                    parameter.copy_(before)
         after = run.after if better else run.before
         return Distillation(run.before, after, tuple(run.losses), run.num_tokens, run.seconds, writes, better)
+
+
+def train_student(
+    student: Any,
+    texts: Sequence[Dialogue],
+    recipe: Recipe,
+    facts: Sequence[bytes],
+    work: Path,
+    examine: Callable[[Any, Any], Any],
+    score: Callable[[Any], float],
+    stage: str,
+    progress: Progress,
+) -> tuple[trainer.Run, bool, bool]:
+    """Train all of a student but its embeddings, in place; undo that where it did not raise the score.
+
+    facts:   that decide how it is trained; a checkpoint of others is ignored.
+    score:   of what `examine` returns; the higher, the better.
+    Other arguments and errors as for `trainer.train`. Returns the run, whether this process writes the model,
+    and whether the student was changed.
+    """
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("embed_tokens" not in name)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in trained]
+    run, writes = trainer.train(
+        student, texts, recipe, trainer.identity(texts, student, *facts), work / trainer.CHECKPOINT,
+        examine, stage, progress,
+    )  # fmt: skip
+    better = score(run.after) > score(run.before)
+    if not better:
+        with torch.no_grad():
+            for parameter, before in zip(trained, start, strict=True):
+                parameter.copy_(before)
+    return run, writes, better
 
 
 def _agreement(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> float:

@@ -12,6 +12,7 @@ from specport.models.atomic import write_json
 from specport.models.json_file import read_json
 
 NAME = "distilled.json"
+PARALLEL = "in_parallel"  # the fact that becomes `Bundle.parallel`
 _HEAD = "head"
 
 

@@ -16,8 +16,11 @@ from specport.quantize.prune.reconstruct import prune
 from specport.quantize.text import dialogues
 from specport.quantize.train import distilled, trainer
 from specport.quantize.train.distil import Recipe, distil
+from specport.quantize.train.distilled import PARALLEL
+from specport.quantize.train.parallel import Parallel, add_mask, train_parallel
 
 from specport.models import bundle
+from specport.models import parallel as models
 from specport.models.atomic import write_json
 from specport.progress import Progress, part
 
@@ -38,6 +41,7 @@ def distil_draft(
     recipe: Mapping[str, Any],
     trust_remote_code: bool,
     progress: Progress,
+    vocab: int = 0,
 ) -> dict[str, Any]:
     """Prune the model in `source`, train it on `shards`, and write the folder `out`.
 
@@ -46,6 +50,7 @@ def distil_draft(
     head:    ranges of the ids that the draft's head keeps, as in a bundle; None = all.
     shards:  files of text; the share HELD_OUT of them is not trained on, but measures the agreement.
     recipe:  entries of `distil.Recipe`.
+    vocab:   ids that the tokenizer knows, for a recipe that is parallel: MASK is the first id behind them.
     Arguments are plain data, since this runs in a process of its own (`worker.run`). Returns the facts that a
     bundle keeps as `distilled`.
     """
@@ -61,9 +66,17 @@ def distil_draft(
         trust_remote_code,
         part(progress, 0.0, FIT_TIME),
     )
-    kept = range(model.get_output_embeddings().weight.shape[0]) if head is None else bundle.expand(head)
     about = Recipe(**recipe)
-    result = distil(model, kept, texts, held_out, about, Path(work), part(progress, FIT_TIME, 1.0))
+    mask = add_mask(model, vocab, [*texts, *held_out]) if about.parallel else None
+    size = model.get_output_embeddings().weight.shape[0] if mask is None else mask
+    kept = range(size) if head is None else bundle.expand(head)
+    told = part(progress, FIT_TIME, 1.0)
+    in_parallel: dict[str, Any] = {}
+    if mask is None:
+        result = distil(model, kept, texts, held_out, about, Path(work), told)
+    else:
+        found = train_parallel(model, kept, mask, texts, held_out, about, Path(work), told)
+        result, in_parallel = found.distillation, _parallel_facts(model, found, mask)
     facts = {
         "agreement_before": round(result.before, 4),
         "agreement": round(result.after, 4),
@@ -74,6 +87,7 @@ def distil_draft(
         "losses": trainer.sample_of(result.losses),
         "layers": model.config.num_hidden_layers,
         **asdict(about),
+        **in_parallel,
     }
     if result.writes:
         folder = Path(out)
@@ -81,6 +95,19 @@ def distil_draft(
         export.finish(Path(source), folder, trust_remote_code)
         distilled.write(folder, facts, head)
     return facts
+
+
+def _parallel_facts(model: Any, found: Parallel, mask: int) -> dict[str, Any]:
+    """Return the facts about parallel drafting, and note MASK in the config for vLLM and TensorRT-LLM.
+
+    A draft whose training was undone drafts token by token.
+    """
+    survivals = {"survival_before": found.survival_before, "survival": found.survival}
+    if not found.distillation.trained:
+        return survivals
+    model.config.spd_type, model.config.pard_token = "pard", mask
+    manifest = models.Parallel(len(found.temperatures), mask, found.temperatures)
+    return {PARALLEL: asdict(manifest), **survivals}
 
 
 def _pruned(

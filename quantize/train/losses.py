@@ -27,18 +27,36 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: s
     answer = column[batch["answer"]]
     hits = (log_q.argmax(dim=-1) == answer).sum()
     if loss == "ce":
-        log_answer = log_q.gather(1, answer.clamp(min=0)[:, None])[:, 0]
-        possible = (answer >= 0) & log_answer.isfinite()
-        return -log_answer[possible].mean(), hits
-    ids = column[batch["top_ids"]]
+        losses, possible = cross_entropies(log_q, answer)
+        return losses[possible].mean(), hits
+    return divergences(log_q, column[batch["top_ids"]], batch["top_probs"], loss).mean(), hits
+
+
+def cross_entropies(log_q: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+    """Return [tokens] the cross-entropy of each token, and whether it can be proposed; 0 where it cannot.
+
+    log_q: [tokens, columns] log-probabilities. answer: [tokens] the column of each token; -1 = none.
+    """
+    log_answer = log_q.gather(1, answer.clamp(min=0)[:, None])[:, 0]
+    possible = (answer >= 0) & log_answer.isfinite()
+    return -torch.where(possible, log_answer, 0.0), possible
+
+
+def divergences(log_q: Tensor, ids: Tensor, top_probs: Tensor, loss: str) -> Tensor:
+    """Return [tokens] the divergence of each token's distribution from the target's.
+
+    log_q: [tokens, columns] log-probabilities.
+    ids, top_probs: [tokens, k] columns of the target's likeliest ids, -1 = none, and their probabilities.
+    loss:  "kl" or "tv".
+    """
     log_top = torch.where(ids >= 0, log_q.gather(1, ids.clamp(min=0)), -math.inf)
-    p = torch.where(log_top.isfinite(), batch["top_probs"], 0.0)
+    p = torch.where(log_top.isfinite(), top_probs, 0.0)
     # All ids that are not listed count as one more id.
     rest_p = (1.0 - p.sum(dim=1)).clamp(min=0.0)
     rest_q = (1.0 - log_top.exp().sum(dim=1)).clamp(min=1e-7)
     if loss == "tv":
-        return 0.5 * ((p - log_top.exp()).abs().sum(dim=1) + (rest_p - rest_q).abs()).mean(), hits
+        return 0.5 * ((p - log_top.exp()).abs().sum(dim=1) + (rest_p - rest_q).abs())
     finite = torch.where(log_top.isfinite(), log_top, 0.0)  # p is 0 there
     listed = torch.where(p > 0, p * (p.clamp(min=1e-12).log() - finite), 0.0).sum(dim=1)
     rest = torch.where(rest_p > 0, rest_p * (rest_p.clamp(min=1e-12).log() - rest_q.log()), 0.0)
-    return (listed + rest).mean(), hits
+    return listed + rest

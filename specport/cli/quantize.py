@@ -7,13 +7,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from specport.cli import options, quantize_compare, quantize_layers, quantize_layerskip, terminal
+from specport.cli import (
+    options,
+    quantize_compare,
+    quantize_inspect,
+    quantize_layers,
+    quantize_layerskip,
+    terminal,
+)
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from specport.models.bundle import Bundle
     from specport.quantize.build import Built
 
 EXAMPLES = """\
@@ -24,6 +30,8 @@ examples:
   specport quantize --target MODEL --from SIBLING --layers 16 --mlp 0.6 --distil 100000 --out draft
                                                           16 layers, and 0.6 of their feed-forward channels,
                                                           distilled on text that the target generates
+  specport quantize --target MODEL --from SIBLING --layers 24 --distil 200000 --parallel 6 --out draft
+                                                          all layers, trained to draft 6 tokens in one pass
   specport run --model MODEL --draft draft "Hello."       `--draft auto` uses the one built last
   specport quantize inspect draft
   specport quantize export draft --to genai --out folder  or --to hf
@@ -36,7 +44,7 @@ The same command resumes a build that was stopped. Keep the machine idle meanwhi
 BUILD_OPTIONS = (*options.PAIR_OPTIONS, "processes")
 REQUEST_OPTIONS = (
     "layers", "speed_up", "by", "mlp", "head_tokens", "distil_tokens", "loss", "epochs", "learning_rate",
-    "seed",
+    "seed", "parallel",
 )  # fmt: skip
 
 
@@ -46,11 +54,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         description="Build a draft bundle for a target and measure its speed-up on this device.",
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (without one: build)")
-    inspect = actions.add_parser(
-        "inspect", help="show a bundle, or a model trained by layerskip, and its measurements"
-    )
-    inspect.add_argument("folder", type=Path, metavar="DIR")
-    inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    quantize_inspect.add_parser(actions)
     export = actions.add_parser("export", help="write a bundle in the layout of another runtime")
     export.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument(
@@ -93,6 +97,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
         help="training passes over each text; 0 = only fit the remaining weights to the full model, in "
         "minutes (default: 3.0)",
     )  # fmt: skip
+    add(
+        "--parallel", type=int, metavar="K",
+        help="train the draft to propose K tokens in one pass, with --distil; --from may be a draft that was "
+        "built before (default: 0, one pass a token)",
+    )  # fmt: skip
     add("--loss", metavar="{kl,ce,tv}", help="loss of the distillation (default: kl)")
     add("--learning-rate", type=float, metavar="X", help="learning rate of the distillation (default: 2e-5)")
     add("--processes", type=int, metavar="N", help="distil on N GPUs or machines with `accelerate launch`")
@@ -128,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         terminal.write(json.dumps(asdict(built.bundle), indent=1) + "\n")
         return 0
     _built(built)
-    _show(built.bundle)
+    quantize_inspect.show(built.bundle)
     found = "specport run --draft auto uses it"
     slow = "it is slower than plain decoding here, so --draft auto does not use it"
     terminal.say(f"written: {built.folder}; {found if built.bundle.pays else slow}")
@@ -163,58 +172,6 @@ def _without(gone: Sequence[Sequence[int]], count: int) -> str:
     return f"{layers[0]}-{layers[-1]}" if consecutive else ", ".join(map(str, layers))
 
 
-def _inspect(args: argparse.Namespace) -> int:
-    from specport.models import bundle
-    from specport.quantize.train.layerskip import about
-
-    folder, as_json = args.folder, args.json
-    if (folder / about.NAME).is_file():
-        quantize_layerskip.show(about.read(folder), as_json)
-        return 0
-    if not (folder / bundle.BUNDLE_FILE).is_file():
-        raise InvalidInput(f"{folder} is not a draft bundle", "specport quantize --out DIR makes one")
-    found = bundle.read(folder, thorough=True)
-    if as_json:
-        terminal.write(json.dumps(asdict(found), indent=1) + "\n")
-    else:
-        _show(found)
-    return 0
-
-
-def _show(bundle: Bundle) -> None:
-    m: dict[str, Any] = dict(bundle.measured)
-    d = bundle.distilled
-    head = "whole" if bundle.head is None else f"cut to {sum(b - a for a, b in bundle.head)} tokens"
-    lines = [
-        ("draft for", bundle.target),
-        ("made from", f"{bundle.source}, {bundle.precision}"),
-        ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {', '.join(map(str, bundle.layers))}"),
-        ("head", head),
-    ]
-    if d and d["mlp_channels"]:
-        lines.append(("channels", "{} of {} channels of each feed-forward block".format(*d["mlp_channels"])))
-    if d:
-        change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
-        done = f"on {d['tokens_read']} tokens: agreement {change}"
-        lines.append(
-            ("distilled", done if d.get("trained", True) else f"fitted only: agreement {d['agreement']:.1%}")
-        )
-    if m:
-        by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])
-        length = f"mean acceptance length {m['mean_acceptance_length']:.2f}"
-        low, high = m["speed_up_range"]
-        cost = f"{m['cost']:.2f} of the target's {m['target_ms']:.1f} ms"
-        lines += [
-            ("draft step", f"{m['draft_ms']:.1f} ms, {cost}"),
-            ("acceptance", f"{by_depth} at depth 1, 2, ...; {length}"),
-            ("decode", f"{m['speed_up']:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
-            ("same text", f"{m['same_text']}/{m['prompts']} prompts, {m['max_new_tokens']} tokens each"),
-            ("measured", f"{m['date']} on {m['device']}, {m['processor']}"),
-        ]
-    for name, text in lines:
-        terminal.write(f"{name:>11}  {text}\n")
-
-
 def _export(args: argparse.Namespace) -> int:
     from specport.models import bundle
 
@@ -241,7 +198,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 ACTIONS = {
-    "inspect": _inspect,
+    "inspect": quantize_inspect.run,
     "export": _export,
     "layers": quantize_layers.run,
     "compare": quantize_compare.run,

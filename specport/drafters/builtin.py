@@ -9,6 +9,7 @@ from specport.core.ports import PlannedDrafter
 from specport.drafters.context import BuildContext, DraftModel
 from specport.drafters.cross_vocab.universal import UniversalDrafter
 from specport.drafters.model.drafter import EarlyExitDrafter, ModelDrafter
+from specport.drafters.model.parallel import ParallelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.retrieval.recycle import RecycleDrafter
 from specport.drafters.retrieval.suffix import SuffixDrafter
@@ -44,7 +45,13 @@ def recycle(context: BuildContext) -> Source:
 
 def model(context: BuildContext) -> Source:
     draft = context.loaded
-    drafter = ModelDrafter(draft.model, context.target.vocab_size, draft.token_map, window=context.window)
+    vocab, window = draft.target_vocab(context.target.vocab_size), context.window
+    if about := draft.parallel:
+        drafter: PlannedDrafter = ParallelDrafter(
+            draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map, window=window
+        )
+    else:
+        drafter = ModelDrafter(draft.model, vocab, draft.token_map, window=window)
     return Source(drafter, draft.costs, draft.reach)
 
 
@@ -52,8 +59,9 @@ def universal(context: BuildContext) -> Source:
     draft = context.loaded
     if not draft.tokenizer.mismatch(context.tokenizer):
         return model(context)
+    vocab = draft.target_vocab(context.target.vocab_size)
     drafter = UniversalDrafter(
-        draft.model, context.target.vocab_size, context.tokenizer, draft.tokenizer, draft.token_map,
+        draft.model, vocab, context.tokenizer, draft.tokenizer, draft.token_map,
         window=context.window,
     )  # fmt: skip
     return Source(drafter, draft.costs, draft.reach)
@@ -83,7 +91,8 @@ def graft_drafter(
 
     target_vocab, window: as for `ModelDrafter`; branching, record: as for `GraftDrafter`.
     """
-    levels = ModelLevels(draft.model, target_vocab, draft.token_map, window=window)
+    vocab = draft.target_vocab(target_vocab)
+    levels = ModelLevels(draft.model, vocab, draft.token_map, window=window)
     retrieved: list[PlannedDrafter] = [
         SuffixDrafter(least=LEAST_BEFORE_MODEL),
         RecycleDrafter(target_vocab, branching=branching),

@@ -10,6 +10,7 @@ from specport.core.ports import Model
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import SuffixIndex
 from specport.drafters.tree.graft import Variant
+from specport.models.parallel import Parallel
 from specport.text.tokenizer import Tokenizer
 
 # Bounds on the context tokens that a draft reads at once, and the plain target steps that this may take.
@@ -24,6 +25,7 @@ class DraftModel:
     token_map: ids of the columns of a cut head; None = a whole head.
     graft:     calibrated variant of graft(MODEL); None = the default.
     reach:     share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
+    parallel:  how it drafts several tokens in one pass; None = token by token.
     """
 
     model: Model
@@ -33,6 +35,11 @@ class DraftModel:
     token_map: tuple[int, ...] | None = None
     graft: Variant | None = None
     reach: tuple[float, ...] = ()
+    parallel: Parallel | None = None
+
+    def target_vocab(self, vocab_size: int) -> int:
+        """Return the number of a target's ids that may be drafted: those below MASK."""
+        return vocab_size if self.parallel is None else min(vocab_size, self.parallel.mask_token_id)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.json_file import read_json
 from specport.models.os_errors import cause
+from specport.models.parallel import Parallel
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.weight_sketch import same, sketch
 
@@ -42,6 +43,7 @@ class Bundle:
     distilled:  how it was distilled (`quantize.train.draft`); empty = it was not.
     measured:   acceptance, times and speed-up, and the conditions of the measurement.
     provenance: command, versions, date.
+    parallel:   how it drafts several tokens in one pass; None = token by token.
     """
 
     target: str
@@ -57,6 +59,7 @@ class Bundle:
     measured: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     target_sketch: tuple[float, ...] = ()
+    parallel: Parallel | None = None
 
     @property
     def head_tokens(self) -> tuple[int, ...] | None:
@@ -135,11 +138,11 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
         about["target_sketch"] = tuple(float(value) for value in about.get("target_sketch", ()))
         about["layers"] = tuple(int(layer) for layer in about["layers"])
         about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
+        tokens = None if about["head"] is None else expand(about["head"])
+        about["parallel"] = Parallel.of(about.get("parallel"), tokens)
         bundle = Bundle(**about)
         if not isinstance(bundle.measured, Mapping):
             raise TypeError(f"measured is {bundle.measured!r}")
-        if bundle.head is not None:
-            expand(bundle.head)
         if not all(0.0 <= share <= 1.0 for share in bundle.reach):
             raise ValueError(f"{bundle.reach} are not shares")
         return bundle

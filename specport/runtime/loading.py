@@ -113,8 +113,10 @@ class Loader:
         """Return a loaded draft with its calibration results for this target."""
         graft = measurements.find_pair(target.key, files.fingerprint).graft
         tokenizer, costs = load_tokenizer(files.folder), self.costs(loaded)
-        reach = files.bundle.reach if files.bundle else ()
-        return DraftModel(loaded.model, tokenizer, files.name, costs, loaded.head_tokens, graft, reach)
+        reach, parallel = (files.bundle.reach, files.bundle.parallel) if files.bundle else ((), None)
+        return DraftModel(
+            loaded.model, tokenizer, files.name, costs, loaded.head_tokens, graft, reach, parallel
+        )
 
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
         """Return the classifier of this pair. Raises InvalidInput where none was trained."""

@@ -22,6 +22,7 @@ class ToyDrafter:
     """
 
     prior = CENTRES
+    parallel = 0
 
     def __init__(
         self, draft: ToyModel, *, name: str = "toy", drawn: bool = True, needs: Needs = Needs()  # noqa: B008

@@ -138,6 +138,11 @@ class PlannedDrafter(Drafter, Protocol):
         """Return the acceptance by bin of confidence (`acceptance_rates.EDGES`) before any observation."""
         ...
 
+    @property
+    def parallel(self) -> int:
+        """Return the number of tokens that one pass of its model drafts; 0 = one pass per token."""
+        ...
+
     def behind(self, request: DraftRequest) -> int:
         """Return how many tokens its model must read before the first draft token; 0 = no model."""
         ...

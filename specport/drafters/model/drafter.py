@@ -27,6 +27,11 @@ class ReadingDrafter:
 
     needs = Needs()
 
+    @property
+    def parallel(self) -> int:
+        """Return as `PlannedDrafter.parallel`."""
+        return 0
+
     def __init__(self, reading: Reading, name: str) -> None:
         self.name = name
         self._reading = reading

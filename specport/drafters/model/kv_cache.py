@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 from array_api_compat import array_namespace
 
-from specport.core.ports import Array, Block, CacheHandle, DraftRequest, Model, Row
+from specport.core.ports import Array, Block, CacheHandle, DraftRequest, Model, Row, Wanted
 from specport.drafters.model.context_head import ContextHead
 from specport.drafters.model.head import DraftHead
 from specport.drafters.model.reading import Level
 from specport.errors import ContextFull
 
 PREFILL_CHUNK = 512  # tokens per step, as in the scheduler
+BESIDE_TAIL = 32  # most tokens of a context that are read in one step with a tail
 PAUSE = 64  # rounds before a sequence without room is tried again, unless memory was freed
 _RESERVE = 64  # free tokens that each sequence should have before a waiting one is read again
 
@@ -78,36 +79,64 @@ class DraftCache:
         return self._head.head(key)
 
     def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array | None]:
+        found = self.read(requests, [()] * len(requests))
+        return [rows[0] if rows else None for rows in found]
+
+    def read(self, requests: Sequence[DraftRequest], tails: Sequence[Sequence[int]]) -> list[list[Array]]:
+        """Read each context to its end, and a tail behind it that does not stay in the cache.
+
+        Returns for each request the logits [columns] after the root token and after each token of its tail;
+        none for a sequence for which the cache has no room.
+        """
         behind = self._readable(requests)
         for request, _ in behind:
             self._head.follow(request.key, request.context)
-        logits: dict[int, Array] = {}
+        tail_of = {request.key: tail for request, tail in zip(requests, tails, strict=True)}
+        logits: dict[int, list[Array]] = {}
         while behind:
-            rows = []
+            rows, chunks = [], []
             for request, state in behind:
                 start = state.start + state.handle.length
-                chunk = request.context[start : start + PREFILL_CHUNK]
-                ends = start + len(chunk) == len(request.context)
-                rows.append(Row(state.handle, Block.chain(chunk), logits="last" if ends else "none"))
+                chunk, ends = self._next_chunk(request.context, start, tail_of[request.key])
+                tail = tail_of[request.key] if ends else ()
+                chunks.append(chunk)
+                block = Block.chain([*chunk, *tail])
+                wanted: Wanted = "none" if not ends else "all" if tail else "last"
+                rows.append(Row(state.handle, block, logits=wanted))
             output = self._model.step(rows)
             unfinished, ended = [], []
             for i, ((request, state), row) in enumerate(zip(behind, rows, strict=True)):
                 if i in output.refused:
                     self._give_back(request.key)
                     continue
-                self._model.commit(row.handle, range(len(row.block)))
+                self._model.commit(row.handle, range(len(chunks[i])))
                 if row.logits == "none":
                     unfinished.append((request, state))
                     continue
                 ended.append(request.key)
-                (logits[request.key],) = self._head.logits(request.key, output, output.offsets[i : i + 1])
+                end = output.offsets[i + 1]
+                asked = range(end - 1 - len(tail_of[request.key]), end)
+                logits[request.key] = self._head.logits(request.key, output, asked)
             if unfinished:  # the next step overwrites this one's output
                 for key in ended:
-                    logits[key] = array_namespace(logits[key]).asarray(logits[key], copy=True)
+                    own = logits[key]
+                    logits[key] = [array_namespace(row).asarray(row, copy=True) for row in own]
             behind = unfinished
         for key in logits:
             self._waiting.pop(key, None)
-        return [logits.get(request.key) for request in requests]
+        return [logits.get(request.key, []) for request in requests]
+
+    @staticmethod
+    def _next_chunk(context: Sequence[int], start: int, tail: Sequence[int]) -> tuple[Sequence[int], bool]:
+        """Return the context's next tokens to read from `start`, and whether they end it.
+
+        The step that reads a tail gives logits of every token, so a long rest is read before it.
+        """
+        chunk = context[start : start + PREFILL_CHUNK]
+        ends = start + len(chunk) == len(context)
+        if ends and tail and len(chunk) > BESIDE_TAIL:
+            return chunk[:-1], False
+        return chunk, ends
 
     def chains(self, requests: Sequence[DraftRequest]) -> list[list[int]] | None:
         chain = self._model.chain

@@ -53,6 +53,7 @@ class NgramDrafter:
     # Acceptance after matches of 1, 2, 3, 4 to 8, 9 to 18 and more tokens, measured on 4,300 tokens of a
     # 1.5B model over six kinds of prompts. No match has a confidence below one half.
     prior = (0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.5, 0.63, 0.73, 0.87, 0.95, 0.97)
+    parallel = 0
 
     def __init__(self, min_ngram: int = 1, tokens_per_match: float | None = 1.5) -> None:
         if min_ngram < 1:

@@ -79,6 +79,7 @@ class RecycleDrafter:
     name = "recycle"
     # Acceptance by bin of confidence; here a bin is a rank or several, from 0.05 to 0.45.
     prior = (0.04, 0.15, 0.2, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.92, 0.96, 0.98)
+    parallel = 0
 
     def __init__(self, vocab: int, k: int = SUCCESSORS, *, branching: bool = False) -> None:
         if not 1 <= k <= len(RANK_PROBABILITIES):

@@ -82,6 +82,7 @@ class SuffixDrafter:
     name = "suffix"
     needs = Needs()
     prior = CENTRES  # the confidence is an estimate of the acceptance
+    parallel = 0
 
     def __init__(
         self,

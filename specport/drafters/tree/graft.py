@@ -125,6 +125,7 @@ class GraftDrafter:
     """
 
     prior = CENTRES  # the confidence of retrieved nodes is converted, see `_graft`
+    parallel = 0
 
     def __init__(
         self,

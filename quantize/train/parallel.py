@@ -1,0 +1,263 @@
+"""Training of a parallel draft: several tokens from one pass (PARD, arXiv 2504.18583; PARD-2, 2605.08632).
+
+The student learns the target's distribution at each token of the text, as in `distil.py`, and behind chains
+of MASK tokens in place of the tokens in between (`parallel_chains.py`). All layers and the embedding of MASK
+are trained. MASK is an id that no text has, and no column of the head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from specport.quantize.text.dialogues import Dialogue
+from specport.quantize.train import batches, parallel_temperature, rounding, trainer
+from specport.quantize.train.distil import Distillation, Recipe, Student, train_student
+from specport.quantize.train.losses import cross_entropies, divergences
+from specport.quantize.train.parallel_chains import PackedRows, all_chains, extents, pack, sample_chains
+from specport.quantize.train.parallel_temperature import GRID
+
+from specport.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CE = 0.1  # weight of the cross-entropy beside the divergence
+_PIECE = 256  # predictions whose logits are in memory at a time
+EXAMINED = 4096  # about so many tokens of held-out answers are drafted before and after the training
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Result of a training for parallel drafting.
+
+    survival_before, survival: by depth, the share of drafts of held-out text whose tokens up to this one are
+    all the target's. temperatures: by depth. distillation: its agreement is that of depth 0.
+    """
+
+    distillation: Distillation
+    survival_before: tuple[float, ...]
+    survival: tuple[float, ...]
+    temperatures: tuple[float, ...]
+
+
+def add_mask(model: Any, first: int, texts: Sequence[Dialogue]) -> int:
+    """Return the id of MASK: the first one from `first` on that no text has, appended where there is none.
+
+    first: the first id that the tokenizer does not know. The embedding of MASK becomes the mean of all that
+           it knows, unless the model has been trained with this MASK already.
+    """
+    used = {int(token) for text in texts for token in np.unique(text.tokens) if token >= first}
+    mask = next(token for token in range(first, first + len(used) + 1) if token not in used)
+    if getattr(model.config, "pard_token", None) == mask:
+        return mask
+    if mask >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(mask + 1, mean_resizing=False)
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[mask] = weight[:first].mean(dim=0)
+    return mask
+
+
+class ParallelStudent(Student):
+    """A decoder with the head that the draft will have, which drafts `depth` tokens in one pass.
+
+    Called with a batch, it returns the loss, and the hits of depth 0.
+    """
+
+    def __init__(self, model: Any, head: Sequence[int], recipe: Recipe, mask_token: int) -> None:
+        super().__init__(model, head, recipe.loss)
+        self._recipe, self.mask_token = recipe, mask_token
+        embedding = self.body.embed_tokens
+        self._scale = float(getattr(embedding, "embed_scale", 1.0))  # gemma scales its embeddings
+        self.mask = torch.nn.Parameter(embedding.weight[mask_token].detach().clone())
+
+    def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Return loss and hits. The chains depend on seed and step only, so that a run can be resumed."""
+        rng = np.random.default_rng((self._recipe.seed, step))
+        lengths, starts = extents(batch)
+        shapes = zip(lengths.tolist(), starts.tolist(), strict=True)
+        rows = [sample_chains(*shape, self._recipe.parallel, rng) for shape in shapes]
+        packed = pack(batch, rows, self.mask_token)
+        hits = torch.zeros((), dtype=torch.long, device=packed.ids.device)
+        first = packed.prediction_depths == 0
+
+        def loss(log_q: Tensor, where: slice, column: Tensor) -> Tensor:
+            answer, weights = column[packed.facts["answer"][where]], packed.weights[where]
+            hits.add_(((log_q.argmax(dim=-1) == answer) & first[where]).sum())
+            losses, _ = cross_entropies(log_q, answer)
+            if self._loss != "ce":
+                ids, probs = column[packed.facts["top_ids"][where]], packed.facts["top_probs"][where]
+                losses = _CE * losses + divergences(log_q, ids, probs, self._loss)
+            return (weights * losses).sum()
+
+        outputs = self.outputs(packed)
+        total: Tensor = _InPieces.apply(outputs, self._log_probabilities(packed, loss))
+        return total / packed.weights.sum(), hits
+
+    def outputs(self, packed: PackedRows) -> Tensor:
+        """Return the head's inputs [predictions, width]."""
+        embedded = self.body.embed_tokens(packed.ids)
+        is_mask = (packed.ids == self.mask_token)[:, :, None]
+        embedded = torch.where(is_mask, self._scale * self.mask.to(embedded.dtype), embedded)
+        hidden = self.body(
+            inputs_embeds=embedded,
+            attention_mask=self._attention(packed, embedded.dtype),
+            position_ids=packed.positions,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[packed.texts, packed.places]
+
+    def pieces(self, outputs: Tensor, packed: PackedRows) -> Any:
+        """Yield log-probabilities [piece, columns] of some predictions, where they are, and the columns."""
+        more, column, unseen = self._context(packed.facts)
+        for start in range(0, len(outputs), _PIECE):
+            where = slice(start, start + _PIECE)
+            logits = self._logits(outputs[where], more, unseen[where])
+            yield torch.log_softmax(logits.float(), dim=-1), where, column
+
+    def _log_probabilities(
+        self, packed: PackedRows, loss: Callable[[Tensor, slice, Tensor], Tensor]
+    ) -> Callable[[Tensor], Any]:
+        """Return what yields the summed loss of some predictions at a time, and where they are."""
+
+        def by_piece(outputs: Tensor) -> Any:
+            for log_q, where, column in self.pieces(outputs, packed):
+                yield loss(log_q, where, column)
+
+        return by_piece
+
+    def _attention(self, packed: PackedRows, dtype: torch.dtype) -> Any:
+        """Return the attention mask; for a model with sliding windows one of each kind of layer."""
+        visible = packed.visible()
+        masks = {"full_attention": _additive(visible, dtype)}
+        config = self.body.config
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+            return masks["full_attention"]
+        distance = packed.positions[:, :, None] - packed.positions[:, None, :]
+        masks["sliding_attention"] = _additive(visible & (distance < config.sliding_window), dtype)
+        return masks
+
+
+class _InPieces(torch.autograd.Function):  # type: ignore[misc]
+    """Sum of a loss over pieces of the head's inputs, whose gradient is worked out piece by piece.
+
+    The logits of thousands of predictions over a large vocabulary, and what autograd keeps of them, would
+    take gigabytes. The head is not trained, so the gradient of its inputs is all that has to be kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, by_piece: Callable[[Tensor], Any]) -> Tensor:
+        inputs = outputs.detach().requires_grad_()
+        total = torch.zeros((), device=outputs.device)
+        with torch.enable_grad():
+            for loss in by_piece(inputs):
+                loss.backward()
+                total += loss.detach()
+        ctx.save_for_backward(inputs.grad if inputs.grad is not None else torch.zeros_like(outputs))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (saved,) = ctx.saved_tensors
+        return gradient * saved, None
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask [texts, 1, T, T] that attention adds to its scores."""
+    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+
+
+def train_parallel(
+    model: Any,
+    head: Sequence[int],
+    mask_token: int,
+    texts: Sequence[Dialogue],
+    held_out: Sequence[Dialogue],
+    recipe: Recipe,
+    work: Path,
+    progress: Progress,
+) -> Parallel:
+    """Train `model` in place to draft `recipe.parallel` tokens in one pass.
+
+    Undone where it does not raise the mean number of accepted tokens on `held_out`. Arguments and errors as
+    for `distil.distil`. mask_token: see `add_mask`; it must not be in `head`.
+    """
+    trainer.check_texts(texts, held_out)
+    with rounding.rounded(model, recipe.precision):
+        student = ParallelStudent(model, head, recipe, mask_token).float()
+        facts = (
+            json.dumps(asdict(recipe), sort_keys=True).encode(),
+            np.asarray([mask_token, *head], dtype=np.int64).tobytes(),
+        )
+        run, writes, better = train_student(
+            student, texts, recipe, facts, work,
+            lambda student, device: _examined(student, held_out, recipe, device),
+            lambda found: sum(found["survival"]), "training parallel drafts", progress,
+        )  # fmt: skip
+        with torch.no_grad():
+            model.get_input_embeddings().weight[mask_token] = student.mask
+    after = run.after if better else run.before
+    survivals = tuple(run.before["survival"]), tuple(after["survival"])
+    distillation = Distillation(
+        survivals[0][0], survivals[1][0], tuple(run.losses), run.num_tokens, run.seconds, writes, better
+    )
+    return Parallel(distillation, *survivals, tuple(after["temperatures"]))
+
+
+def _examined(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any) -> Mapping[str, Any]:
+    """Return survival by depth and the temperatures that fit drafts behind every token of the answers."""
+    student = getattr(student, "module", student)  # unwrap it where several processes train
+    depth = recipe.parallel
+    confidences, hits = [], []
+    student.eval()
+    with torch.no_grad():
+        for groups in batches.plan(_some(texts), 1.0, recipe.batch_tokens, seed=0):
+            batch = batches.batch([texts[i] for i in groups[0]], device)
+            lengths, starts = extents(batch)
+            shapes = zip(lengths.tolist(), starts.tolist(), strict=True)
+            rows = [all_chains(*shape, depth) for shape in shapes]
+            packed = pack(batch, rows, student.mask_token)
+            found = _drafted(student, packed, lengths, depth)
+            confidences.append(found[0])
+            hits.append(found[1])
+    student.train()
+    confidence, hit = np.concatenate(confidences), np.concatenate(hits)
+    there = ~np.isnan(confidence[:, :, 0])
+    accepted = np.logical_and.accumulate(hit, axis=1)
+    survival = accepted.sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+    temperatures = parallel_temperature.fit(confidence, accepted)
+    return {"survival": [round(float(share), 4) for share in survival], "temperatures": [*temperatures]}
+
+
+def _some(texts: Sequence[Dialogue]) -> Sequence[Dialogue]:
+    """Return the first texts with about EXAMINED tokens of answers together."""
+    total = np.cumsum([len(text.tokens) - text.start for text in texts])
+    return texts[: 1 + int(np.searchsorted(total, EXAMINED))]
+
+
+def _drafted(student: Any, packed: PackedRows, lengths: Any, depth: int) -> tuple[Any, Any]:
+    """Return the drafts behind every token of a batch's texts.
+
+    Confidences [tokens, depth, GRID], nan where the text ends before, and [tokens, depth] whether the token
+    is the target's.
+    """
+    confidences = np.full((int(lengths.sum()), depth, len(GRID)), np.nan)
+    hits = np.zeros(confidences.shape[:2], dtype=np.bool_)
+    firsts = torch.from_numpy(np.cumsum(lengths) - lengths).to(packed.texts.device)
+    tokens = (firsts[packed.texts] + packed.facts["columns"]).cpu().numpy()
+    depths = packed.prediction_depths.cpu().numpy()
+    for log_q, where, column in student.pieces(student.outputs(packed), packed):
+        best = log_q.max(dim=-1, keepdim=True)
+        answer = column[packed.facts["answer"][where]]
+        at = tokens[where], depths[where]
+        hits[at] = (best.indices[:, 0] == answer).cpu().numpy()
+        shifted = log_q - best.values
+        for i, temperature in enumerate(GRID):
+            confidences[(*at, i)] = (1.0 / (shifted / temperature).exp().sum(dim=-1)).cpu().numpy()
+    return confidences, hits

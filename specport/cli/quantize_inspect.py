@@ -1,0 +1,127 @@
+"""`specport quantize inspect`: show what a draft is, and what was measured of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specport.cli import options, quantize_layerskip, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.models.bundle import Bundle
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    inspect = actions.add_parser(
+        "inspect", help="show a bundle, or a model trained by layerskip, and its measurements"
+    )
+    inspect.add_argument("folder", type=Path, metavar="DIR")
+    inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.models import bundle
+    from specport.quantize.train.layerskip import about
+
+    folder, as_json = args.folder, args.json
+    if (folder / about.NAME).is_file():
+        quantize_layerskip.show(about.read(folder), as_json)
+        return 0
+    if not (folder / bundle.BUNDLE_FILE).is_file():
+        raise InvalidInput(f"{folder} is not a draft bundle", "specport quantize --out DIR makes one")
+    found = bundle.read(folder, thorough=True)
+    if as_json:
+        terminal.write(json.dumps(asdict(found), indent=1) + "\n")
+    else:
+        show(found)
+    return 0
+
+
+def show(bundle: Bundle) -> None:
+    m: dict[str, Any] = dict(bundle.measured)
+    d = bundle.distilled
+    head = "whole" if bundle.head is None else f"cut to {sum(b - a for a, b in bundle.head)} tokens"
+    lines = [
+        ("draft for", bundle.target),
+        ("made from", f"{bundle.source}, {bundle.precision}"),
+        ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {', '.join(map(str, bundle.layers))}"),
+        ("head", head),
+    ]
+    if d and d["mlp_channels"]:
+        lines.append(("channels", "{} of {} channels of each feed-forward block".format(*d["mlp_channels"])))
+    if d:
+        change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
+        done = f"on {d['tokens_read']} tokens: agreement {change}"
+        lines.append(
+            ("distilled", done if d.get("trained", True) else f"fitted only: agreement {d['agreement']:.1%}")
+        )
+    if about := bundle.parallel:
+        degrees = ", ".join(f"{t:.2f}" for t in about.temperatures)
+        lines.append(
+            ("parallel", f"{about.depth} tokens a pass, MASK {about.mask_token_id}, temperatures {degrees}")
+        )
+    if d and "survival" in d:
+        before, after = (", ".join(f"{share:.2f}" for share in d[k]) for k in ("survival_before", "survival"))
+        lines.append(("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training"))
+    if m:
+        by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])
+        length = f"mean acceptance length {m['mean_acceptance_length']:.2f}"
+        low, high = m["speed_up_range"]
+        cost = f"{m['cost']:.2f} of the target's {m['target_ms']:.1f} ms"
+        lines += [
+            ("draft step", f"{m['draft_ms']:.1f} ms, {cost}"),
+            ("acceptance", f"{by_depth} at depth 1, 2, ...; {length}"),
+            ("decode", f"{m['speed_up']:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
+            ("same text", f"{m['same_text']}/{m['prompts']} prompts, {m['max_new_tokens']} tokens each"),
+            ("measured", f"{m['date']} on {m['device']}, {m['processor']}"),
+        ]
+    if m.get("ms_by_width"):
+        lines += _costs(bundle, m["ms_by_width"])
+    for name, text in lines:
+        terminal.write(f"{name:>11}  {text}\n")
+
+
+def _costs(bundle: Bundle, ms: dict[str, Sequence[float]]) -> list[tuple[str, str]]:
+    """Return lines about the cost of steps by width, and the speed that follows from it.
+
+    ms: as in `evaluate.pair`: lists of widths and of the milliseconds of draft and target.
+    """
+    lines = []
+    for name in ("draft", "target"):
+        costs = ", ".join(f"{cost:.1f}" for cost in ms[name])
+        lines.append((f"{name} cost", f"{costs} ms for {ms['width'][0]} to {ms['width'][-1]} new tokens"))
+    speeds = expected_speed_ups(bundle.reach, ms["draft"], ms["target"], parallel=bundle.parallel is not None)
+    best = max(range(len(speeds)), key=speeds.__getitem__)
+    shown = ", ".join(f"{speed:.2f}" for speed in speeds)
+    lines.append(
+        ("expected", f"{shown} times plain decoding with 1, 2, ... draft tokens a round; best {best + 1}")
+    )
+    return lines
+
+
+def expected_speed_ups(
+    reach: Sequence[float], draft_ms: Sequence[float], target_ms: Sequence[float], *, parallel: bool
+) -> list[float]:
+    """Return the speed-up over plain decoding with rounds of 1, 2, ... draft tokens.
+
+    reach: share of drafts accepted to depth 1, 2, ...
+    draft_ms, target_ms: of a step of 1, 2, ... new tokens; the last one counts for wider steps too.
+    parallel: all tokens of a round come from one pass, which also reads the tokens that the round before
+              added.
+    """
+    found, tokens = [], 1.0
+    for depth, share in enumerate(reach, start=1):
+        tokens += share
+        width = round(tokens) + depth - 1
+        drafting = _at(draft_ms, width) if parallel else depth * _at(draft_ms, 1)
+        found.append(tokens * _at(target_ms, 1) / (drafting + _at(target_ms, depth + 1)))
+    return found
+
+
+def _at(ms: Sequence[float], width: int) -> float:
+    return ms[min(width, len(ms)) - 1]

@@ -1,0 +1,66 @@
+"""Drafter with a model that was trained to draft several tokens in one pass (PARD, arXiv 2504.18583).
+
+The model reads the new tokens of the text, then MASK in place of each token that is not drafted yet. The
+logits of the last token and of each MASK are the drafts. Only the text's tokens stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specport.core.ports import DraftRequest, Model
+from specport.drafters.model.drafter import ReadingDrafter
+from specport.drafters.model.expand import Expansion, expand
+from specport.drafters.model.head import DraftHead
+from specport.drafters.model.kv_cache import DraftCache
+
+
+class ParallelDrafter(ReadingDrafter):
+    """Draft up to `parallel` tokens with one pass of a draft model that has its own cache.
+
+    Every token is chosen from the distribution at its depth, which depends on the text alone, not on the
+    tokens drafted before it (but for processors of the sampling parameters). A stop rule shortens the draft,
+    not the pass. Where the plan has branches, the nodes of a level get the same children.
+
+    target_vocab, token_map: as for `DraftHead`; window: as for `DraftCache`.
+    mask_token:   id of MASK. It and higher ids are never drafted.
+    temperatures: [parallel] divisors of the logits at depth 1, 2, ...
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        target_vocab: int,
+        mask_token: int,
+        temperatures: Sequence[float],
+        token_map: Sequence[int] | None = None,
+        *,
+        window: int = 256,
+        name: str = "model",
+    ) -> None:
+        self._cache = DraftCache(model, DraftHead(min(target_vocab, mask_token), token_map), window)
+        super().__init__(self._cache, name)
+        self._mask_token, self._temperatures = mask_token, tuple(temperatures)
+
+    @property
+    def parallel(self) -> int:
+        return len(self._temperatures)
+
+    def _allowed(self, request: DraftRequest) -> DraftRequest:
+        """Return the request with its branches: the draft model itself is never stepped with a tree."""
+        return request
+
+    def _grow(self, trees: list[Expansion]) -> None:
+        trees = [tree for tree in trees if tree.request.plan.depth > 0]
+        if not trees:
+            return
+        depths = [min(tree.request.plan.depth, self.parallel) for tree in trees]
+        tails = [[self._mask_token] * (depth - 1) for depth in depths]
+        levels = self._cache.read([tree.request for tree in trees], tails)
+        for tree, rows in zip(trees, levels, strict=True):  # without rows where there was no room
+            head = self._cache.head(tree.request.key)
+            for row, temperature in zip(rows, self._temperatures, strict=False):
+                if tree.done:
+                    break
+                scaled = row if temperature == 1.0 else row / temperature
+                expand(tree, [scaled] * len(tree.frontier), head)

@@ -1,0 +1,153 @@
+"""Several draft tokens from one pass of a model: the text and its law are those of plain decoding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.generations import PROMPT, begin, drafted, run
+from support.sampling_law import check_law
+from support.toy_model import ToyCutModel, ToyModel
+
+from specport.core.planning.policies import Fixed, Threshold, make_length_rule
+from specport.core.ports import DraftRequest, Plan
+from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
+from specport.core.verify.rules import rule_for
+from specport.drafters.model.kv_cache import BESIDE_TAIL
+from specport.drafters.model.parallel import ParallelDrafter
+
+MASK, TEMPERATURES = 11, (1.0, 1.5, 0.8, 2.0)
+PROMPTS = [PROMPT, [1], [7, 7, 7], PROMPT[::-1]]
+
+
+def draft_model(**options: Any) -> ToyModel:
+    """Return a toy that knows MASK, with a column for it that is always the likeliest."""
+    toy = ToyModel(**{"vocab": MASK + 1, "noise": 0.4, **options})
+    toy.table[:, :, MASK] = 50.0
+    return toy
+
+
+def drafter(model: ToyModel, **options: Any) -> ParallelDrafter:
+    return ParallelDrafter(model, 11, MASK, TEMPERATURES, **options)
+
+
+def request(context: list[int], plan: Plan, key: int = 0, **params: Any) -> DraftRequest:
+    return DraftRequest(key, context, plan, Sampler(SamplingParams(**params)))
+
+
+def rows_of(model: ToyModel, context: list[int], depth: int) -> list[np.ndarray]:
+    """Return the logits of the drafts behind a context, from the table itself, without MASK's column."""
+    text = [0, *context, *[MASK] * (depth - 1)]
+    return [model.table[text[i - 1], text[i]][:MASK] for i in range(len(context), len(text))]
+
+
+def test_drafts_are_the_last_rows_of_one_pass() -> None:
+    model, context = draft_model(), [1, 2, 3]
+    asked = drafter(model)
+    (tree,) = asked.propose([request(context, Plan(4))])
+    assert list(tree.tokens) == [int(row.argmax()) for row in rows_of(model, context, 4)]
+    assert tree.is_chain and model.steps == [1] and model.widths == [3 + 3]
+    (handle,) = model.handles
+    assert handle.tokens == context  # no MASK stays in the cache
+    context += [*tree.tokens[:2], 5]
+    (tree,) = asked.propose([request(context, Plan(9))])  # no deeper than one pass is
+    assert list(tree.tokens) == [int(row.argmax()) for row in rows_of(model, context, 4)]
+    assert model.widths == [6, 3 + 3] and handle.tokens == context
+    assert asked.parallel == 4 and asked.behind(request([*context, 1], Plan(4))) == 1
+
+
+@pytest.mark.parametrize("length", [1, BESIDE_TAIL, BESIDE_TAIL + 1, 600])
+def test_a_long_context_is_read_before_the_pass(length: int) -> None:
+    model, context = draft_model(max_context=2048), [i % 7 for i in range(length)]
+    (tree,) = drafter(model, window=1024).propose([request(context, Plan(4))])
+    assert list(tree.tokens) == [int(row.argmax()) for row in rows_of(model, context, 4)]
+    assert model.widths[-1] == 3 + (length if length <= BESIDE_TAIL else 1)
+    assert model.handles[0].tokens == context
+
+
+def test_confidences_are_probabilities_at_the_depths_temperature() -> None:
+    model, context = draft_model(), [4, 9]
+    plan = Plan(4, stop=Threshold(0.0))
+    (tree,) = drafter(model).propose([request(context, plan)])
+    for row, temperature, token, confidence in zip(
+        rows_of(model, context, 4), TEMPERATURES, tree.tokens, tree.confidence, strict=True
+    ):
+        weights = np.exp(row.astype(np.float64) / temperature)
+        assert confidence == pytest.approx(weights[token] / weights.sum(), rel=1e-4)
+
+
+def test_a_stop_rule_cuts_the_draft_not_the_pass() -> None:
+    model, context = draft_model(), [4, 9]
+    (whole,) = drafter(model).propose([request(context, Plan(4, stop=Threshold(0.0)))])
+    least = sorted(whole.confidence)[1]
+    (cut,) = drafter(model).propose([request(context, Plan(4, stop=Threshold(least)))])
+    first = next(i for i, confidence in enumerate(whole.confidence) if confidence < least)
+    assert cut.tokens == whole.tokens[: first + 1]  # the token itself stays, as in other drafts
+    assert model.widths[-1] == len(context) + 3
+
+
+@pytest.mark.parametrize("rule", ["fixed", "heuristic", "confidence"])
+@pytest.mark.parametrize("batch", [True, False])
+def test_greedy_text_equals_plain_decoding(rule: str, batch: bool) -> None:
+    target, model = ToyModel(batch=batch), draft_model(batch=batch)
+    engine = drafted(target, drafter(model), rule=lambda: make_length_rule(rule))
+    generations = [begin(p) for p in PROMPTS]
+    assert run(engine, *generations) == [target.greedy(p, 40) for p in PROMPTS]
+    assert sum(g.metrics.num_accepted_tokens for g in generations) > 0
+    assert target.num_open == model.num_open == 0
+    if batch:
+        assert max(model.steps) == len(PROMPTS)
+
+
+def test_branches_are_children_from_the_same_pass() -> None:
+    target, model = ToyModel(), draft_model()
+    engine = drafted(target, drafter(model), rule=lambda: Fixed(3, (3, 2)))
+    generation = begin()
+    assert run(engine, generation) == [target.greedy(PROMPT, 40)]
+    assert generation.metrics.num_accepted_tokens > 0
+
+
+def test_a_full_cache_of_the_draft_changes_no_text() -> None:
+    target, model = ToyModel(), draft_model(cache_tokens=40)
+    engine = drafted(target, drafter(model))
+    assert run(engine, *(begin(p) for p in PROMPTS)) == [target.greedy(p, 40) for p in PROMPTS]
+    assert model.num_open == 0
+
+
+def test_a_cut_head_gets_the_tokens_of_the_text() -> None:
+    keep = [8, 3, 1, 10, 6]
+    target = ToyModel()
+    model = ToyCutModel(keep, vocab=MASK + 1, noise=0.4)
+    asked = ParallelDrafter(model, 11, MASK, TEMPERATURES, keep)
+    (tree,) = asked.propose([request([4, 9, 4], Plan(4))])
+    known = [*keep, 4, 9]
+    rows = rows_of(model, [4, 9, 4], 4)
+    assert list(tree.tokens) == [max(known, key=lambda t, row=row: row[t]) for row in rows]
+    assert run(drafted(target, asked), begin()) == [target.greedy(PROMPT, 40)]
+
+
+@pytest.mark.parametrize("kind", ["whole", "cut"])
+@pytest.mark.parametrize(("rule", "branches"), [("rejection", ()), ("rejection", (3, 2)), ("block", ())])
+def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], rule: str) -> None:
+    """Chi-square of three-token texts against the exact law by enumeration."""
+    vocab, prompt, counts = 4, [1, 2, 1, 3, 2], np.zeros((4,) * 3)
+    params = SamplingParams(temperature=0.9, top_p=0.95, repetition_penalty=1.2)
+    target, model = ToyModel(vocab, sharpness=1.0), ToyModel(vocab + 1, sharpness=1.0)
+    model.table[:vocab, :vocab, :vocab] = ToyModel(vocab, sharpness=1.0, noise=0.7).table
+    keep = [2, 0, 3] if kind == "cut" else None
+    if keep is not None:
+        model.table = model.table[:, :, keep]
+    asked = ParallelDrafter(model, vocab, vocab, (1.0, 2.0, 0.7), keep)
+    engine = drafted(target, asked, rule=lambda: Fixed(3, branches))
+    accepted = 0
+    for first in range(0, 1500, 10):
+        seeds = [replace(params, seed=seed) for seed in range(first, first + 10)]
+        generations = [begin(prompt, 3, params=p, rule=rule_for(p, rule)) for p in seeds]
+        for text in run(engine, *generations):
+            counts[tuple(text)] += 1
+        accepted += sum(g.metrics.num_accepted_tokens for g in generations)
+    assert accepted > 300
+    check_law(counts, target, prompt, params)
