@@ -63,12 +63,14 @@ class Recording:
     about: model, draft, device and date, for people.
     costs: by device; more devices than the recording's own may be added by hand.
     max_new_tokens: limit of each answer.
+    parallel: whether one pass of the draft model drafts a whole chain.
     """
 
     about: Mapping[str, Any]
     costs: Mapping[str, Costs]
     max_new_tokens: int
     texts: tuple[RecordedText, ...] = field(repr=False)
+    parallel: bool = False
 
     def resumed(self, path: Path) -> Recording:
         """Return this recording with the texts that a stopped run left in `path`.
@@ -91,6 +93,7 @@ class Recording:
             "format": FORMAT,
             "about": dict(self.about),
             "max_new_tokens": self.max_new_tokens,
+            "parallel": self.parallel,
             "costs": {
                 name: {
                     "target": _table(costs.target),
@@ -117,7 +120,7 @@ class Recording:
             texts = tuple(_text(text) for text in held["texts"])
             if not texts or not costs:
                 raise ValueError("it has no texts or no costs")
-            return cls(held["about"], costs, int(held["max_new_tokens"]), texts)
+            return cls(held["about"], costs, int(held["max_new_tokens"]), texts, bool(held["parallel"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInput(
                 f"cannot read the recording {path}: {error}", "make one with specport bench --record FILE"

@@ -61,12 +61,13 @@ class RecordedDrafter:
     """Propose the recorded chains, and take the time that the draft model would.
 
     It reads a context as a draft model with a cache does: what was not read yet, in one step, then one step
-    per drafted token.
+    per drafted token. A parallel draft takes no further steps.
     """
 
     costs: Costs
     clock: Clock
     noise: Noise
+    parallel: int = 0
     window: int = 4096
     name: str = "draft"
     prior: Sequence[float] = CENTRES
@@ -93,16 +94,19 @@ class RecordedDrafter:
         context, plan = len(request.context), request.plan
         width = self.behind(request)
         num = 0
+        if self.parallel:
+            width += min(plan.depth, len(chain)) - 1
         while num < min(plan.depth, len(chain)):
-            self.clock.now += self.costs.draft.step(width, context) * self.noise.factor()
-            num, width = num + 1, 1
+            if width:
+                self.clock.now += self.costs.draft.step(width, context) * self.noise.factor()
+            num, width = num + 1, 0 if self.parallel else 1
             if plan.stop is not None and not plan.stop.goes_on(Drafted(confidences[:num])):
                 break
         self.num_drafted += num
         # The last drafted token was not read. What the target does not accept is cut at the next proposal.
         answer = self.text.tokens[at + 1 :]
         kept = 0
-        while kept < min(num - 1, len(answer)) and chain[kept] == answer[kept]:
+        while not self.parallel and kept < min(num - 1, len(answer)) and chain[kept] == answer[kept]:
             kept += 1
         self._read = context + kept
         confidence = confidences[:num] if plan.stop is not None else ()
@@ -144,7 +148,7 @@ def replay(
     costs, noise, clock = recording.costs[device], noise or Noise(), Clock()
     believed = believed or costs
     told = Costs(believed.target.fixed(), believed.draft.fixed(), believed.min_width)
-    drafter = RecordedDrafter(costs, clock, noise)
+    drafter = RecordedDrafter(costs, clock, noise, DEPTH if recording.parallel else 0)
     policy = make_policy(Source(drafter, told.draft), told, clock) if make_policy else None
     results = []
     for key, text in enumerate(recording.texts):

@@ -10,7 +10,7 @@ from specport.bench.prompts import read_prompts
 from specport.bench.recording import Costs, Recording, record
 from specport.bench.shared import DRAFT, Shared, encode_all
 from specport.core.engine import Engine
-from specport.core.planning.planner import UNKNOWN_COST
+from specport.core.planning.model_draft import UNKNOWN_COST
 from specport.drafters.build import build_sources
 from specport.drafters.context import NO_RETRIEVAL
 from specport.drafters.spec import parse as parse_draft
@@ -66,7 +66,9 @@ def record_rounds(
         "prompts": prompts.name,
         "costs": "measured" if measured else f"prior of {loader.profile.name}",
     }
-    recording = Recording(about, {loader.profile.name: costs}, max_new_tokens, ()).resumed(out)
+    recording = Recording(
+        about, {loader.profile.name: costs}, max_new_tokens, (), bool(source.drafter.parallel)
+    ).resumed(out)
     done = {text.id for text in recording.texts}
     engine = Engine(target.model)
     for number, prompt in enumerate(fitting):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specport.core.planning.planner import UNKNOWN_COST
+from specport.core.planning.model_draft import UNKNOWN_COST
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.drafters.retrieval.history import History

@@ -40,6 +40,7 @@ class Fake:
 
     prior = CENTRES
     needs = Needs()
+    parallel = 0
 
     def __init__(self, world: World, name: str, confidence: float = 0.75, cost: float = 0.0) -> None:
         self.world, self.name, self.confidence, self.cost = world, name, confidence, cost

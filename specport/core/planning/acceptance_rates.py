@@ -23,7 +23,10 @@ EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 CENTRES = (*((a + b) / 2 for a, b in zip(EDGES, (*EDGES[1:], 1.0), strict=True)),)
 DEPTHS = (1, 2, 4)  # lower edges of the classes of depth
 _PRIOR_WEIGHT, _DEPTH_WEIGHT = 12.0, 24.0  # pseudo-counts of the prior, and of the mean over depths
-_MEMORY = 2000.0  # observations of a cell at which its counts are halved, so that older text fades
+# Factor on all counts for each verified tree. Older text fades, and so does a poor estimate of depths
+# that are not drafted any more because of it: they are tried again.
+_MEMORY = 0.999
+_SHIFT_VARIANCE, _SHIFT_MAX, _NEWTON_STEPS = 1.0, 5.0, 3  # of the prior's shift in logits
 _OFFSET_STEP, _OFFSET_MAX = 0.25, 2.0  # step size and bound of a sequence's offset, in logits
 
 
@@ -61,19 +64,30 @@ class Acceptance:
     def observe(self, confidence: float, depth: int, accepted: bool) -> None:
         """Count a token whose parent was accepted; `refresh` makes it take effect."""
         cell = depth_class(depth), bisect_right(EDGES, confidence) - 1
-        if self._trials[cell] >= _MEMORY:
-            self._trials[cell] *= 0.5
-            self._hits[cell] *= 0.5
         self._trials[cell] += 1
         self._hits[cell] += accepted
 
     def refresh(self) -> None:
-        """Refit to the observations; separate from `observe`, so that a round refits once."""
+        """Refit to the observations, at the end of a tree."""
+        self._trials *= _MEMORY
+        self._hits *= _MEMORY
         self._probabilities = self._fit()
 
     def _fit(self) -> NDArray[np.float64]:
-        """Return [depths, bins]: each bin's mean shrunk to the prior, and each depth shrunk to that mean."""
-        mean = (self._hits.sum(0) + _PRIOR_WEIGHT * self._prior) / (self._trials.sum(0) + _PRIOR_WEIGHT)
+        """Return [depths, bins]: each bin's mean shrunk to the shifted prior, each depth to that mean.
+
+        The prior is shifted in logits first, by one number for all bins: few observations suffice to learn
+        that a drafter is better or worse than expected.
+        """
+        trials, hits = self._trials.sum(0), self._hits.sum(0)
+        logits, shift = np.log(self._prior / (1.0 - self._prior)), 0.0
+        for _ in range(_NEWTON_STEPS):
+            expected = 1.0 / (1.0 + np.exp(-logits - shift))
+            slope = float((hits - trials * expected).sum()) - shift / _SHIFT_VARIANCE
+            shift += slope / (float((trials * expected * (1.0 - expected)).sum()) + 1.0 / _SHIFT_VARIANCE)
+            shift = min(max(shift, -_SHIFT_MAX), _SHIFT_MAX)
+        prior = 1.0 / (1.0 + np.exp(-logits - shift))
+        mean = (hits + _PRIOR_WEIGHT * prior) / (trials + _PRIOR_WEIGHT)
         table: NDArray[np.float64] = (self._hits + _DEPTH_WEIGHT * mean) / (self._trials + _DEPTH_WEIGHT)
         return table
 

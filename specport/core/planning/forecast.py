@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.planning.acceptance_rates import CENTRES, DEPTHS, EDGES, Local, depth_class
+from specport.core.planning.lookahead import Lookahead
 
 _REACH = 0.7  # mean acceptance per level, before anything was drafted
 # Shape of the distribution of confidences: measured with a 0.5B draft of a 1.5B target, six kinds of prompts.
@@ -21,7 +22,7 @@ _PRIOR_WEIGHT, _SHARED_WEIGHT = 30.0, 4.0  # pseudo-counts of the prior, and of 
 _DECAY = 0.95  # of a text's counts for each draft
 _PARTIAL = -1.2  # logits of acceptance, for a draft that will not read the whole context
 # A drafter that does not seem to pay is probed when the probe takes this share of the time since the last.
-_PROBE_SHARE = 0.04
+_PROBE_SHARE = 0.02
 
 
 class Mix:
@@ -50,8 +51,8 @@ class Forecast:
     """Estimate a drafter's confidences in one text, and schedule probes while it seems poor."""
 
     def __init__(self, mix: Mix, local: Local) -> None:
-        self.local = local
-        self.version = 0  # rises with everything learnt
+        self._local = local
+        self._lookahead: Lookahead | None = None
         self._mix = mix
         self._counts = np.zeros((len(DEPTHS), len(EDGES)))
         self._begun = False
@@ -64,8 +65,15 @@ class Forecast:
         whole: whether the drafter will have read the whole context.
         """
         if not self._begun and not whole:
-            self.local.offset += _PARTIAL
+            self._local.offset += _PARTIAL
         self._begun = True
+
+    @property
+    def lookahead(self) -> Lookahead:
+        """Return the lookahead of the present estimate."""
+        if self._lookahead is None:
+            self._lookahead = Lookahead(self.shares(), self._local.table)
+        return self._lookahead
 
     def shares(self) -> NDArray[np.float64]:
         """Return [classes, bins] the expected share of each bin of confidence, by class of depth."""
@@ -84,7 +92,7 @@ class Forecast:
             counts[depth_class(depth), np.searchsorted(EDGES, confidence, side="right") - 1] += 1
         self._counts = _DECAY * self._counts + counts
         self._mix.learn(counts)
-        self.version += 1
+        self._lookahead = None
 
     def paid(self) -> None:
         """Reset the probe schedule: the drafter is asked because it seems to pay."""

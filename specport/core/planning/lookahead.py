@@ -43,11 +43,19 @@ class Lookahead:
         self._gain = reached[:, None] * _GRID  # [classes, grid] expected tokens of one more level
         self._moves = np.stack([_moves(s, a) for s, a in zip(shares, acceptance, strict=True)])
 
-    def value(self, curves: NDArray[np.float64], each: float, worth: float) -> Value:
+    def value(
+        self,
+        curves: NDArray[np.float64],
+        worth: float,
+        *,
+        each: float = 0.0,
+        before: NDArray[np.float64] | float = 0.0,
+    ) -> Value:
         """Return the best value over several cost curves, and which of them has it.
 
         curves: [choices, width] seconds of the target's step. At most len(curves[0]) - 2 tokens are drafted.
-        each:   seconds per drafted token. worth: seconds that a token is worth.
+        worth:  seconds that a token is worth.
+        each:   seconds per drafted token. before: [choices] seconds before the first.
         """
         depth = curves.shape[1] - 2
         stop = -curves.T[:, None, :]  # [width, 1, choices]
@@ -58,11 +66,12 @@ class Lookahead:
             onward[d] = self._moves[level] @ value
             onward[d] += (worth * self._gain[level] - each)[:, None]
             value = np.maximum(onward[d], stop[d + 1])
-        best = int(np.argmax(onward[0, -1]))
+        whole = onward[0, -1] - before
+        best = int(np.argmax(whole))
         pays = onward[:, :, best] > stop[1 : depth + 1, :, best]
         least = np.where(pays.any(1), _GRID[pays.argmax(1)], 2.0)
         least[0] = 0.0
-        return Value(float(worth + onward[0, -1, best]), tuple(least.tolist()), best)
+        return Value(float(worth + whole[best]), tuple(least.tolist()), best)
 
 
 def _moves(shares: NDArray[np.float64], acceptance: NDArray[np.float64]) -> NDArray[np.float64]:

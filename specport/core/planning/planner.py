@@ -1,9 +1,9 @@
 """The planner: draft only tokens that pay by measured cost. Knows no device and no model.
 
-In each round the planner maximizes expected tokens per second: one token plus the acceptance probabilities
-of all nodes, divided by the seconds of drafting and verification. Drafters without a model (n-gram) draft
-first, and their trees are cut to the nodes that pay. A draft model is asked when its forecast is better, and
-stops where the next token would not pay. Nothing is drafted when nothing pays.
+A token is worth the time that decoding one takes at present (`Worth`). In each round the planner maximizes
+what the expected tokens are worth, less the seconds of drafting and verification. Drafters without a model
+(n-gram) draft first, and their trees are cut to the nodes that pay. A draft model is asked where its forecast
+is better (`ModelDraft`), and stops where going on would not pay. Nothing is drafted when nothing pays.
 
 Costs come from `StepCosts`, refined by every step. Probabilities come from `Acceptance` by drafter, by
 confidence and by depth, with a correction for each sequence. A seeded sampled text must be repeatable, so its
@@ -21,19 +21,17 @@ import numpy as np
 from specport.core.planning.acceptance_rates import Acceptance, Local
 from specport.core.planning.admission import Bid, admit
 from specport.core.planning.forecast import Forecast, Mix
-from specport.core.planning.lookahead import Lookahead
+from specport.core.planning.lengths import Lengths
+from specport.core.planning.model_draft import ModelDraft
 from specport.core.planning.policies import CAP, require_at_least
-from specport.core.planning.row_plan import Lengths, PathGate, RowPlan, Source, TextState, Worth
-from specport.core.planning.step_costs import StepCosts
+from specport.core.planning.row_plan import RowPlan, Source, TextState
+from specport.core.planning.step_costs import MAX_WIDTH, StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
 from specport.core.planning.width_changes import WidthChanges
 from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.tree import TokenTree
 
-_PROBE_DEPTH = 2
-_WORTH_RATE = 0.0
 WIDEST = 1024  # most new tokens of a step, over all rows, for which costs are evaluated
-UNKNOWN_COST = 0.35  # assumed step of a draft model that was never timed, in plain steps of the target
 
 
 class Planner:
@@ -59,25 +57,27 @@ class Planner:
         self.needs = Needs.of(*(source.drafter for source in sources))
         self._sources = list(sources)
         self._costs = costs
-        self._forked = capabilities.forked_trees
+        self._tree, self._forked = capabilities.tree, capabilities.forked_trees
         self._min_width = capabilities.min_width
         self._max_depth = max_depth
-        self._clock = clock
         self._acceptance = [Acceptance(source.drafter.prior) for source in sources]
         self._mixes = [Mix(source.reach, source.drafter.prior) for source in sources]
+        self._models = {
+            i: ModelDraft(i, source, clock) for i, source in enumerate(sources) if source.costs is not None
+        }
         self._states: dict[int, TextState] = {}
         self._lengths = Lengths()
-        self._worth = 1.0
         self._changes = WidthChanges(WIDEST)
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         rounds = [self._begin(request, len(requests)) for request in requests]
         for i, source in enumerate(self._sources):
             if source.costs is None:
-                self._try(i, rounds)
-        for i, source in enumerate(self._sources):
-            if source.costs is not None:
-                self._ask(i, [r for r in rounds if self._seems_to_pay(i, r)])
+                self._offer(i, rounds, source.drafter.propose([r.request for r in rounds]))
+        for i, model in self._models.items():
+            asked = [r for r in rounds if model.seems_to_pay(r, self._changes, self._lengths)]
+            if asked:
+                self._offer(i, asked, model.draft(asked))
         trees = [r.best.tree for r in rounds]
         if len(rounds) > 1 and any(len(tree) for tree in trees):  # they share the step's width
             trees = self._admitted(rounds)
@@ -130,7 +130,6 @@ class Planner:
         state = self._states.pop(key, None)
         if state is not None:
             self._lengths.learn(state.num_tokens)
-            self._worth += _WORTH_RATE * (state.worth.plain_steps - self._worth)
         for source in self._sources:
             source.drafter.forget(key)
 
@@ -143,11 +142,12 @@ class Planner:
         if not state.repeatable:
             # Each other row has at least its root token, padded to the minimum width.
             others = min((num_rows - 1) * self._min_width + request.num_prefill_tokens, WIDEST)
-        curve = state.costs.curve(context, others + max(1 + depth, self._min_width), hopeful=not state.repeatable)
+        nodes = max(depth, min(request.max_nodes, MAX_WIDTH - 1)) if self._tree else depth
+        curve = state.costs.curve(context, others + max(1 + nodes, self._min_width))
         curve = np.concatenate([[0.0], curve[1 + others :]])
         curve[1 : self._min_width] = curve[self._min_width]
-        curve = curve[: depth + 2]
-        widths, change = others + np.maximum(np.arange(depth + 2), self._min_width), 0.0
+        curve = curve[: nodes + 2]
+        widths, change = others + np.maximum(np.arange(nodes + 2), self._min_width), 0.0
         free = curve
         if not state.repeatable:
             change = state.costs.change_seconds(context)
@@ -176,101 +176,17 @@ class Planner:
             [Forecast(mix, own) for mix, own in zip(mixes, local, strict=True)],
             repeatable,
             len(request.context),
-            Worth.starting(1.0 if repeatable else self._worth),
         )
 
-    def _try(self, which: int, rounds: Sequence[RowPlan]) -> None:
-        """Ask a drafter without a model, and keep its cut trees where they are worth more."""
-        trees = self._sources[which].drafter.propose([r.request for r in rounds])
+    def _offer(self, which: int, rounds: Sequence[RowPlan], trees: Sequence[TokenTree]) -> None:
+        """Keep the best part of each tree where it is worth more than the row's best candidate."""
         for r, tree in zip(rounds, trees, strict=True):
             probabilities = r.state.local[which].path_probabilities(tree)
-            self._offer(which, r, tree, probabilities)
-
-    def _offer(self, which: int, r: RowPlan, tree: TokenTree, probabilities: Sequence[float]) -> None:
-        """Keep the best part of a tree where it is worth more than the row's best candidate."""
-        curve = r.curves.get(which, r.free)
-        cut = best_cut(tree, probabilities, curve, forked=self._forked, seconds_per_token=r.worth)
-        if cut is None:
-            return
-        value = cut.value(curve, r.worth)
-        # Drawn tokens of a costly draft must be verified: dropping them for their ids would change the law.
-        forced = tree.probs is not None and self._sources[which].costs is not None
-        if forced or value > r.value:
-            r.best, r.asked, r.value = cut, which, value
-
-    def _seems_to_pay(self, which: int, r: RowPlan) -> bool:
-        """Return whether a costly drafter's forecast beats the round's best, or it is due for a probe.
-
-        Sets the plan of the row's request if so.
-        """
-        forecast = r.state.forecasts[which]
-        depth = len(r.curve) - 2
-        if depth < 1:
-            return False
-        behind = self._sources[which].drafter.behind(r.request)
-        forecast.begin(whole=behind in (1, len(r.request.context)))  # 1: the rest is read already
-        reading, each = self._draft_seconds(which, r, behind)
-        curves = r.curve + r.change * (self._changes.habits(r.widths) if r.change else np.zeros((1, 1)))
-        value = self._lookahead(which, r).value(curves, each, r.worth)
-        r.curves[which] = curves[value.choice]
-        if value.whole - reading / self._lengths.rounds_to_come(r) > r.value:
-            forecast.paid()
-            stop = PathGate(r.state.local[which], value.least)
-            r.request = replace(r.request, plan=Plan(depth, stop=stop))
-            return True
-        depth = min(depth, _PROBE_DEPTH)
-        probe = reading + depth * each + float(r.curve[1 + depth] - r.curve[1])
-        if not forecast.probes(probe / float(r.curve[1]), wanted=r.asked is None):
-            return False
-        stop = PathGate(r.state.local[which], (0.0,) * depth)
-        r.request = replace(r.request, plan=Plan(depth, stop=stop))
-        return True
-
-    def _lookahead(self, which: int, r: RowPlan) -> Lookahead:
-        forecast = r.state.forecasts[which]
-        known = r.state.lookaheads.get(which)
-        if known is None or known[0] != forecast.version:
-            known = forecast.version, Lookahead(forecast.shares(), forecast.local.table)
-            r.state.lookaheads[which] = known
-        return known[1]
-
-    def _draft_seconds(self, which: int, r: RowPlan, behind: int) -> tuple[float, float]:
-        """Return the seconds to read the drafter's unread tokens, and the seconds per drafted token."""
-        costs, target = r.state.draft_costs[which], r.state.costs
-        assert costs is not None  # asked of costly drafters only
-        context = len(r.request.context)
-        if not costs.known:
-            costs.assume(UNKNOWN_COST * target.step(1, context))
-        each = costs.step(1, context)
-        # Seconds mean nothing beside a target whose costs are ratios yet: assume the draft's step there too.
-        unit = 1.0 if target.known or not costs.known else UNKNOWN_COST * target.step(1, context) / each
-        return unit * (costs.step(behind, context) - each), unit * each
-
-    def _ask(self, which: int, rounds: Sequence[RowPlan]) -> None:
-        """Ask a costly drafter; its time is spent then, so only verification still has to pay."""
-        if not rounds:
-            return
-        drafter = self._sources[which].drafter
-        behind = [drafter.behind(r.request) for r in rounds]
-        began = self._clock()
-        trees = drafter.propose([r.request for r in rounds])
-        spent = (self._clock() - began) / len(rounds)
-        for r, tree, read in zip(rounds, trees, behind, strict=True):
-            if not len(tree):
+            curve = r.curves.get(which, r.free)
+            cut = best_cut(tree, probabilities, curve, forked=self._forked, seconds_per_token=r.worth)
+            if cut is None:
                 continue
-            state = r.state
-            costs = state.draft_costs[which]
-            if costs is not None and not state.repeatable and read <= 2:  # else the time was mostly prefill
-                costs.observe(1, len(r.request.context), spent / max(tree.depths()))
-            r.draft_s = max(tree.depths()) * self._draft_seconds(which, r, 1)[1]
-            probabilities = state.local[which].path_probabilities(tree)
-            state.forecasts[which].learn(_spine(tree, probabilities))
-            self._offer(which, r, tree, probabilities)
-
-
-def _spine(tree: TokenTree, probabilities: Sequence[float]) -> list[float]:
-    """Return [depth] the confidences along the likeliest path."""
-    if not tree.confidence:
-        return []
-    deepest = max(range(len(tree)), key=lambda n: (tree.depths()[n], probabilities[n]))
-    return [tree.confidence[n] for n in tree.path(deepest)]
+            value = cut.value(curve, r.worth)
+            # A model's drawn tokens must be verified: to drop them for their ids would change the text's law.
+            if value > r.value or (tree.probs is not None and which in self._models):
+                r.best, r.asked, r.value = cut, which, value

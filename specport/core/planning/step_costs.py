@@ -20,7 +20,6 @@ _DRIFT = 0.1  # learning rate of the global factor
 # A width's factor is the mean over its observed steps, the table's entry counting as this many of them. Its
 # learning rate has a lower bound, so that it follows the text's growing context.
 _MEASURED_WEIGHT, _PRIOR_WEIGHT, _LEAST_RATE = 12.0, 3.0, 0.03
-_HOPE = 0.1  # share of a step's cost
 _SURPRISE = 0.5  # bound on one step's log ratio of observed to expected seconds
 
 
@@ -71,15 +70,9 @@ class StepCosts:
         """Assume `one` seconds for a one-token step until the first step is observed."""
         self._drift = math.log(one / self._table[0, 0])
 
-    def curve(self, context: int, widest: int = MAX_WIDTH, *, hopeful: bool = False) -> NDArray[np.float64]:
-        """Return [widest + 1] seconds of a step by its width, made monotone; entry 0 is 0.
-
-        hopeful: expect less of widths that were seldom stepped, so that a wrong table is found out.
-        """
+    def curve(self, context: int, widest: int = MAX_WIDTH) -> NDArray[np.float64]:
+        """Return [widest + 1] seconds of a step by its width, made monotone; entry 0 is 0."""
         curve = self._interpolated(np.arange(widest + 1), context)
-        if hopeful:
-            seen = np.interp(np.arange(widest + 1), self.widths, self._seen)
-            curve *= 1.0 - _HOPE / (1.0 + seen)
         curve[0] = 0.0
         return np.maximum.accumulate(curve)
 

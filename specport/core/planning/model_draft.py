@@ -1,0 +1,135 @@
+"""Decide whether a drafter with a model is asked in a round, and how far it drafts. Knows no device.
+
+Its drafts cost time before their worth is known. So their value is forecast from the confidences that it had
+in this text and in others (`Forecast`, `Lookahead`). A drafter that does not seem to pay is probed now and
+then, for a bounded share of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.core.planning.lengths import Lengths
+from specport.core.planning.lookahead import Value
+from specport.core.planning.row_plan import PathGate, RowPlan, Source
+from specport.core.planning.width_changes import WidthChanges
+from specport.core.ports import Plan
+from specport.core.tree import TokenTree
+
+_PROBE_DEPTH = 2
+_NEVER = 1e6  # seconds of a step that is not allowed
+UNKNOWN_COST = 0.35  # assumed step of a draft model that was never timed, in plain steps of the target
+
+
+class ModelDraft:
+    """Plan the drafts of one drafter with a model.
+
+    which: its index in the lists of `TextState`. clock: returns seconds; times the drafts.
+    """
+
+    def __init__(self, which: int, source: Source, clock: Callable[[], float]) -> None:
+        self._which = which
+        self._drafter = source.drafter
+        self._clock = clock
+
+    def seems_to_pay(self, r: RowPlan, changes: WidthChanges, lengths: Lengths) -> bool:
+        """Return whether the forecast beats the round's best candidate, or the drafter is due for a probe.
+
+        Sets the plan of the row's request if so.
+        """
+        which, forecast = self._which, r.state.forecasts[self._which]
+        depth = r.request.plan.depth
+        if self._drafter.parallel:
+            depth = min(depth, self._drafter.parallel)
+        if depth < 1:
+            return False
+        behind = self._drafter.behind(r.request)
+        forecast.begin(whole=behind in (1, len(r.request.context)))  # 1: the rest is read already
+        drafting = self._seconds(r, 1, depth)
+        reading = max(0.0, self._seconds(r, behind, 1)[0] - drafting[0])
+        value = self._value(r, changes, drafting)
+        if value.whole - reading / lengths.rounds_to_come(r) > r.value:
+            forecast.paid()
+            r.request = replace(r.request, plan=self._plan(r, value.least))
+            return True
+        depth = min(depth, _PROBE_DEPTH)
+        probe = reading + float(drafting[depth - 1]) + float(r.curve[1 + depth] - r.curve[1])
+        if not forecast.probes(probe / float(r.curve[1]), wanted=r.asked is None):
+            return False
+        r.curves.pop(which, None)
+        r.request = replace(r.request, plan=self._plan(r, (0.0,) * depth))
+        return True
+
+    def draft(self, rounds: Sequence[RowPlan]) -> list[TokenTree]:
+        """Return the trees of these rows, and learn what they cost and how confident the drafter is."""
+        behind = [self._drafter.behind(r.request) for r in rounds]
+        began = self._clock()
+        trees = self._drafter.propose([r.request for r in rounds])
+        spent = (self._clock() - began) / len(rounds)
+        for r, tree, read in zip(rounds, trees, behind, strict=True):
+            if not len(tree):
+                continue
+            costs, context = r.state.draft_costs[self._which], len(r.request.context)
+            depth = r.request.plan.depth if self._drafter.parallel else max(tree.depths())
+            r.draft_s = float(self._seconds(r, 1, depth)[-1])
+            if costs is not None and not r.state.repeatable and read <= 2:  # else the time was mostly prefill
+                if self._drafter.parallel:
+                    costs.observe(read + depth - 1, context, spent)
+                else:
+                    costs.observe(1, context, spent / depth)
+            r.state.forecasts[self._which].learn(
+                _spine(tree, r.state.local[self._which].path_probabilities(tree))
+            )
+        return trees
+
+    def _plan(self, r: RowPlan, least: tuple[float, ...]) -> Plan:
+        return Plan(len(least), stop=PathGate(r.state.local[self._which], least))
+
+    def _value(self, r: RowPlan, changes: WidthChanges, drafting: NDArray[np.float64]) -> Value:
+        """Return the value of a draft, and set the row's cost curve for it: that of the best habit.
+
+        drafting: [depth] seconds to draft that many tokens.
+        """
+        depth, lookahead = len(drafting), r.state.forecasts[self._which].lookahead
+        curves = r.curve[None, : depth + 2]
+        if r.change:
+            curves = curves + r.change * changes.habits(r.widths[: depth + 2])
+        if not self._drafter.parallel:
+            value = lookahead.value(curves, r.worth, each=float(drafting[0]))
+            r.curves[self._which] = curves[value.choice]
+            return value
+        # One pass drafts all tokens, so its length is chosen first; the confidences then choose what is kept.
+        value = lookahead.value(curves, r.worth)
+        curve = r.curves[self._which] = curves[value.choice]
+        bounded = np.where(np.arange(depth + 2) <= 1 + np.arange(1, depth + 1)[:, None], curve, _NEVER)
+        value = lookahead.value(bounded, r.worth, before=drafting)
+        return replace(value, least=value.least[: value.choice + 1])
+
+    def _seconds(self, r: RowPlan, behind: int, depth: int) -> NDArray[np.float64]:
+        """Return [depth] the seconds to draft 1, 2, ... tokens. behind: number of tokens to read before."""
+        costs, target = r.state.draft_costs[self._which], r.state.costs
+        assert costs is not None  # it has a model
+        context = len(r.request.context)
+        if not costs.known:
+            costs.assume(UNKNOWN_COST * target.step(1, context))
+        # Seconds mean nothing beside a target whose costs are ratios yet: assume the draft's step there too.
+        unit = 1.0
+        if costs.known and not target.known:
+            unit = UNKNOWN_COST * target.step(1, context) / costs.step(1, context)
+        if self._drafter.parallel:
+            return unit * np.asarray([costs.step(behind + k, context) for k in range(depth)])
+        first, each = costs.step(behind, context), costs.step(1, context)
+        return unit * (first + each * np.arange(depth))
+
+
+def _spine(tree: TokenTree, probabilities: Sequence[float]) -> list[float]:
+    """Return [depth] the confidences along the likeliest of the deepest paths."""
+    if not tree.confidence:
+        return []
+    depths = tree.depths()
+    deepest = max(range(len(tree)), key=lambda node: (depths[node], probabilities[node]))
+    return [tree.confidence[node] for node in tree.path(deepest)]

@@ -1,0 +1,140 @@
+"""The planner against every fixed length, on recorded rounds: no model, no clock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specport.bench.recording import Costs, RecordedText, Recording
+from specport.bench.replay import Noise, by_category, compare, fixed, planned, replay
+from specport.cli import main
+from specport.core.planning.step_costs import StepCosts
+from specport.errors import InvalidInput
+
+PATH = Path(__file__).parent.parent / "data" / "rounds" / "qwen2.5-coder-0.5b.json"
+RECORDING = Recording.load(PATH)
+DEVICES = [*RECORDING.costs]
+NOISE = Noise(sigma=0.03, stalls=0.005)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(device: str) -> None:
+    rows = {row.category: row for row in compare(RECORDING, device, NOISE)}
+    assert rows["all"].planned > 0.99 * rows["all"].best_speedup
+    for row in rows.values():
+        # Answers of 20 tokens are over before much is learnt of them.
+        least = 0.9 if row.category == "translation" else 0.96
+        assert row.planned > least * row.best_speedup, row
+        assert row.planned > 0.97 and row.with_ngram > 0.97, row
+
+
+def test_wrong_costs_are_found_out() -> None:
+    """A calibration beside other work, and others: the first run corrects them."""
+    device = DEVICES[1]
+    costs = RECORDING.costs[device]
+    widths = (1, 2, 3, 4, 6, 8, 16, 32)
+    plain = by_category(replay(RECORDING, device, None))["all"]
+    told = by_category(replay(RECORDING, device, planned))["all"]
+    for ms in (
+        (65, 65, 78, 78, 89, 109, 150, 260),  # measured on a busy machine
+        (40, 40, 41, 42, 44, 46, 60, 100),
+        (40, 40, 55, 65, 80, 100, 150, 260),
+    ):
+        table = StepCosts(widths, (0,), (tuple(m / 1e3 for m in ms),), 0.12, measured=True)
+        believed = Costs(table, costs.draft, costs.min_width)
+        misled = by_category(replay(RECORDING, device, planned, believed=believed))["all"]
+        assert misled < 0.7 * plain and misled < 1.04 * told
+
+
+def test_a_draft_that_is_never_right_costs_hardly_anything() -> None:
+    """Its tokens are wrong and its confidences say nothing of it: only probes are left after a while."""
+    texts = tuple(
+        replace(text, chains=tuple(tuple(token + 1 for token in chain) for chain in text.chains))
+        for text in RECORDING.texts
+    )
+    poor = replace(RECORDING, texts=texts)
+    for device in DEVICES:
+        plain, own = (by_category(replay(poor, device, make)) for make in (None, planned))
+        assert own["all"] < 1.02 * plain["all"], device
+        assert own["rag"] < 1.02 * plain["rag"], device  # the last texts
+
+
+def test_a_parallel_draft_of_one_pass_is_worth_more() -> None:
+    device = DEVICES[0]
+    parallel = replace(RECORDING, parallel=True)
+    one, many = (by_category(replay(r, device, planned))["all"] for r in (parallel, RECORDING))
+    assert one < 0.8 * many
+    best = min(by_category(replay(parallel, device, fixed(n)))["all"] for n in range(1, 9))
+    assert one < 1.01 * best
+
+
+def test_plain_decoding_takes_its_steps() -> None:
+    device = DEVICES[0]
+    costs = RECORDING.costs[device].target
+    for text, played in zip(RECORDING.texts, replay(RECORDING, device, None), strict=True):
+        steps = range(1, len(text.tokens))
+        seconds = sum(costs.step(2, len(text.prompt) + n) for n in steps)
+        assert played.num_steps == played.num_tokens == len(steps)
+        assert played.seconds == pytest.approx(seconds)
+
+
+def test_a_fixed_length_accepts_what_the_answer_holds() -> None:
+    text = RecordedText(
+        "1",
+        "made up",
+        (7, 7),
+        (1, 2, 3, 4, 5),
+        ((2, 3, 9), (3, 4, 5), (4, 5, 6), (5, 6, 7)),
+        ((0.5,) * 3,) * 4,
+    )
+    recording = replace(RECORDING, texts=(text,))
+    (played,) = replay(recording, DEVICES[2], fixed(3))
+    # Round 1 accepts 2 and 3 of (2, 3, 9) and adds 4; round 2 has one token left, so it drafts none of them.
+    assert played.num_steps == 2 and played.num_tokens == 4
+
+
+def test_a_recording_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.json"
+    RECORDING.save(path)
+    assert Recording.load(path) == RECORDING
+    assert RECORDING.resumed(path) == RECORDING
+    with pytest.raises(InvalidInput, match="another draft"):
+        replace(RECORDING, about={**RECORDING.about, "draft": "x"}).resumed(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda held: held.pop("costs"),
+        lambda held: held["texts"][0]["chains"].pop(),
+        lambda held: held["texts"][0]["confidences"][0].pop(),
+        lambda held: held.update(texts=[]),
+        lambda held: held.update(format=99),
+        lambda held: held["costs"][DEVICES[0]]["target"].update(widths=[2, 1]),
+    ],
+)
+def test_a_damaged_recording_is_refused(tmp_path: Path, spoil) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "rounds.json"
+    RECORDING.save(path)
+    held = json.loads(path.read_text(encoding="utf-8"))
+    spoil(held)
+    path.write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(InvalidInput, match="cannot read the recording"):
+        Recording.load(path)
+
+
+def test_the_command_line_replays_and_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--replay", str(PATH)]) == 0
+    shown = capsys.readouterr().out
+    assert "qwen2.5-coder-0.5b-instruct on " in shown and "translation" in shown and "best fixed" in shown
+    for words, hint in (
+        (["--replay", "nowhere.json"], "--record FILE"),
+        ([], "--prompts FILE"),
+        (["--prompts", "p.jsonl"], "--out DIR"),
+        (["--prompts", "p.jsonl", "--record", "r.json"], "--draft MODEL"),
+    ):
+        assert main(["bench", *words]) == 2
+        assert hint in capsys.readouterr().err
