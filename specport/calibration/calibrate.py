@@ -219,6 +219,7 @@ def report(
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rounds": measured.rounds,
         "outliers": len(measured.outliers),
+        "other_cores": round(measured.other_cores, 2),
         "loop_s": loop,
     }
     path = (

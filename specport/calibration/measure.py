@@ -3,6 +3,7 @@
 Each width is stepped twice in a row, in a new random order of widths in each round. The first of the two
 steps shows the cost of a change of width, the second the cost of the step itself. Median polish separates
 machine drift from the cost of a width, medians keep single stalls out, and costs never fall with the width.
+What a step waited for other programs is taken out where the system tells (`other_load`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specport.calibration.other_load import BUSY_CORES, OtherLoad, waited_seconds
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Block, Model, Row
 from specport.progress import Progress, silent
@@ -22,6 +24,7 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 CONTEXTS = (64, 512, 2048)
 MIN_ROUNDS, MAX_ROUNDS = 5, 25
 OUTLIER = 1.5  # times the median
+_LEAST_SHARE = 0.25  # of a step's time, that is not waiting
 _CHUNK = 512  # prompt tokens a step, as in the engine
 
 
@@ -41,12 +44,19 @@ class Measured:
 
     spread: [contexts][widths] interquartile range over median.
     rounds: fewest rounds of any context.
+    other_cores: cores that other programs used meanwhile, on average.
     """
 
     costs: StepCosts
     spread: tuple[tuple[float, ...], ...]
     outliers: tuple[Outlier, ...]
     rounds: int
+    other_cores: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Return whether other programs kept the machine busy."""
+        return self.other_cores >= BUSY_CORES
 
 
 def measure(
@@ -57,10 +67,13 @@ def measure(
     budget_s: float = 40.0,
     progress: Progress = silent,
     clock: Callable[[], float] = time.perf_counter,
+    waited: Callable[[], float] = waited_seconds,
 ) -> Measured:
     """Time steps of each width at each context, for about `budget_s` seconds without prompts.
 
     Contexts that do not fit the model are left out. A model's buckets replace `widths`.
+
+    clock, waited: return seconds: the time, and how much of it was waited for other programs.
     """
     narrowest = model.capabilities.min_width
     widths = sorted({max(width, narrowest) for width in model.capabilities.buckets or widths})
@@ -71,6 +84,17 @@ def measure(
     steady: dict[tuple[int, int], list[float]] = {(c, w): [] for c in contexts for w in widths}
     changes: list[float] = []
     rounds: list[int] = []
+    load = OtherLoad()
+
+    def timed(row: Row) -> float:
+        """Return the seconds of a step without waiting for other programs; its tokens are dropped again."""
+        before, began = waited(), clock()
+        model.step([row])
+        seconds = clock() - began
+        model.commit(row.handle, ())
+        # Where several threads wait at once, their sum is too much: a part of the time was certainly work.
+        return max(seconds - (waited() - before), _LEAST_SHARE * seconds)
+
     handle = model.open(contexts[-1] + widths[-1])
     try:
         for number, context in enumerate(contexts):
@@ -81,7 +105,7 @@ def measure(
             while count < MIN_ROUNDS + 1 or (count < MAX_ROUNDS and clock() < end):
                 for width in rng.permutation(widths).tolist():
                     row = Row(handle, Block.chain(ids[context : context + width]))
-                    first, second = _timed(model, row, clock), _timed(model, row, clock)
+                    first, second = timed(row), timed(row)
                     if count:  # the first round is a warm-up
                         steady[context, width].append(second)
                         changes.append(first - second)
@@ -105,7 +129,7 @@ def measure(
         widths, table = [1, *widths], tuple((row[0], *row) for row in table)
         spread = tuple((row[0], *row) for row in spread)
     costs = StepCosts(tuple(widths), tuple(contexts), table, change, measured=True)
-    return Measured(costs, spread, outliers, min(rounds))
+    return Measured(costs, spread, outliers, min(rounds), load.cores())
 
 
 def _read(model: Model, handle: object, ids: Sequence[int]) -> None:
@@ -114,15 +138,6 @@ def _read(model: Model, handle: object, ids: Sequence[int]) -> None:
         chunk = ids[start : start + _CHUNK]
         model.step([Row(handle, Block.chain(chunk), logits="last")])
         model.commit(handle, range(len(chunk)))
-
-
-def _timed(model: Model, row: Row, clock: Callable[[], float]) -> float:
-    """Return the seconds of a step; its tokens are dropped again."""
-    began = clock()
-    model.step([row])
-    seconds = clock() - began
-    model.commit(row.handle, ())
-    return seconds
 
 
 def typical(times: Sequence[Sequence[float]]) -> list[float]:

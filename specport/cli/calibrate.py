@@ -106,6 +106,11 @@ def _table(report: Report) -> None:
             f"{len(outliers)} timings over 1.5 times their median were excluded; the largest: "
             f"{1e3 * worst.seconds:.0f} ms for {worst.width} tokens at context {worst.context}\n"
         )
+    if report.measured.busy:
+        say(
+            f"the machine was busy: other programs used {report.measured.other_cores:.1f} cores. Waiting for "
+            "them was taken out as far as the system tells; calibrate again when it is idle\n"
+        )
     if report.path is not None:
         say(f"saved to {report.path}\n")
     say("\n")
