@@ -14,7 +14,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.processor import NARROW
-from support.suites import EXAMPLE, Ran, Suite, broken_profile, run_suite, run_suites, with_broken_backend
+from support.suites import (
+    EXAMPLE,
+    ROOT,
+    Ran,
+    Suite,
+    broken_profile,
+    run_suite,
+    run_suites,
+    with_broken_backend,
+)
 
 from specport import hw_profiles
 from specport.conformance import tiny
@@ -190,18 +199,27 @@ def test_an_expected_failure_needs_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_missing_device_is_said_or_skipped(tmp_path: Path) -> None:
-    environment = {**os.environ, "SPECPORT_BACKENDS": ""}
-    code, output, _ = run_suite(tmp_path, environment, "--specport-device", "cuda")
+    asked = {
+        "missing": ("--specport-device", "cuda"),
+        "skipped": ("--specport-device", "cuda", "--specport-skip-missing"),
+        "none": (),
+        "unknown": ("--specport-device", "abacus"),
+    }
+    for name in asked:
+        (tmp_path / name).mkdir()
+    suites = [Suite(str(tmp_path / name), arguments) for name, arguments in asked.items()]
+    environment = {**os.environ, "SPECPORT_BACKENDS": "", "PYTHONPATH": str(ROOT / "tests")}
+    ran = dict(zip(asked, run_suites(suites, environment, tmp_path), strict=True))
+    code, output, _ = ran["missing"]
     assert code == pytest.ExitCode.USAGE_ERROR and "device cuda cannot be used" in output
     assert "Traceback" not in output
-    arguments = ("--specport-device", "cuda", "--specport-skip-missing")
-    code, output, results = run_suite(tmp_path, environment, *arguments)
+    code, output, results = ran["skipped"]
     assert code == 0, output
     assert {result["outcome"] for result in results.values()} == {"skipped"}
     assert all("device cuda cannot be used" in result["reason"] for result in results.values())
-    code, output, _ = run_suite(tmp_path, environment)
+    code, output, _ = ran["none"]
     assert code == pytest.ExitCode.USAGE_ERROR and "--specport-device" in output
-    code, output, _ = run_suite(tmp_path, environment, "--specport-device", "abacus")
+    code, output, _ = ran["unknown"]
     assert code == pytest.ExitCode.USAGE_ERROR and "unknown device 'abacus'" in output
 
 

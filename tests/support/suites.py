@@ -78,7 +78,11 @@ def run_suite(
 
 
 def run_suites(suites: Sequence[Suite], environment: Mapping[str, str], folder: Path) -> list[Ran]:
-    """Run suites one after another in one process; `folder` takes the list of them."""
+    """Run suites one after another in one process.
+
+    environment: of the process; PYTHONPATH has to name `tests`.
+    folder:      takes the list of the suites.
+    """
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps([asdict(suite) for suite in suites]), encoding="utf-8")
     done = _python(["-m", "support.suites", str(jobs)], environment, folder)
@@ -128,7 +132,11 @@ def _main(jobs: Path) -> None:
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         suite = Suite(**job)
         folder = Path(suite.folder)
-        with (folder / "output").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        with (
+            (folder / "output").open("w", encoding="utf-8") as file,
+            contextlib.redirect_stdout(file),
+            contextlib.redirect_stderr(file),
+        ):
             code = int(pytest.main(suite.command))
         (folder / "code").write_text(str(code), encoding="utf-8")
 
