@@ -74,7 +74,7 @@ def test_named_files_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_have_options_that_exist(page: Path) -> None:
-    parser = cli._parser(import_module(name) for name in cli.COMMANDS.values())
+    parser = cli.make_parser(import_module(name) for name in cli.COMMANDS.values())
     for arguments in _commands(page.read_text(encoding="utf-8")):
         parser.parse_args(arguments)
 
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     commands = _commands("```sh\npip install x && specport run --draft 'a|b' \\\n  --no-such  # why\n```")
     assert commands == [["run", "--draft", "a|b", "--no-such"]]
     with pytest.raises(InvalidInput):
-        cli._parser([import_module(cli.COMMANDS["run"])]).parse_args(commands[0])
+        cli.make_parser([import_module(cli.COMMANDS["run"])]).parse_args(commands[0])
 
 
 def test_the_readme_is_short() -> None:

@@ -35,6 +35,7 @@ from specport.runtime.profiles import Profile
 from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 Floats = NDArray[np.float64]
+Turns = NDArray[np.complex128]  # exp(i angle) of each pair of a head's values, [head_dim / 2]
 _NOTHING = Block((), ())
 
 
@@ -176,11 +177,11 @@ class NumpyModel:
         n = len(block)
         handle.block, handle.pending = block, np.zeros((n, *self._row))
         seen = np.tri(n, dtype=np.bool_) if block.visible is None else block.visible
-        angles = np.outer(handle.length + np.array(block.positions), self._frequencies)
+        turns = np.exp(1j * np.outer(handle.length + np.array(block.positions), self._frequencies))
         x, states = self._embedding[list(block.tokens)], []
         for layer in range(self._layers):
             own = handle.pending[:, layer]
-            queries = [self._read(layer, x[i], angles[i], own[i]) for i in range(n)]
+            queries = [self._read(layer, x[i], turns[i], own[i]) for i in range(n)]
             past = handle.cache[: handle.length, layer]
             x = np.stack(
                 [self._mixed(layer, x[i], queries[i], np.concatenate([past, own[seen[i]]])) for i in range(n)]
@@ -188,12 +189,12 @@ class NumpyModel:
             states.append(x)
         return np.stack(states)
 
-    def _read(self, layer: int, x: Floats, angles: Floats, own: Floats) -> Floats:
+    def _read(self, layer: int, x: Floats, turns: Turns, own: Floats) -> Floats:
         """Return a token's queries [KV heads, group, head_dim]; write its keys and values to `own`."""
         y = self._norm(x, f"model.layers.{layer}.input_layernorm")
         q, k, v = (self._w[f"model.layers.{layer}.self_attn.{p}_proj.weight"] @ y for p in "qkv")
-        own[0], own[1] = _turned(k.reshape(self._kv, -1), angles), v.reshape(self._kv, -1)
-        return _turned(q.reshape(self._heads, -1), angles).reshape(self._kv, -1, self._width)
+        own[0], own[1] = _turned(k.reshape(self._kv, -1), turns), v.reshape(self._kv, -1)
+        return _turned(q.reshape(self._heads, -1), turns).reshape(self._kv, -1, self._width)
 
     def _mixed(self, layer: int, x: Floats, queries: Floats, past: Floats) -> Floats:
         """Return a token's state behind a layer, which attends to `past` [tokens, 2, KV heads, head_dim]."""
@@ -208,7 +209,7 @@ class NumpyModel:
         return x + self._w[f"{name}.mlp.down_proj.weight"] @ (gate / (1 + np.exp(-gate)) * up)
 
     def _norm(self, x: Floats, name: str) -> Floats:
-        return x / np.sqrt((x * x).mean() + self._eps) * self._w[f"{name}.weight"]
+        return x / np.sqrt(x @ x / len(x) + self._eps) * self._w[f"{name}.weight"]
 
 
 def _chosen(wanted: Wanted) -> slice:
@@ -216,12 +217,11 @@ def _chosen(wanted: Wanted) -> slice:
     return {"all": slice(None), "last": slice(-1, None), "none": slice(0)}[wanted]
 
 
-def _turned(x: Floats, angles: Floats) -> Floats:
+def _turned(x: Floats, turns: Turns) -> Floats:
     """Return the rotary embedding of [heads, head_dim], halves apart as Hugging Face stores them."""
-    a, b = np.split(x, 2, axis=-1)
-    return np.concatenate(
-        [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1
-    )
+    half = len(turns)
+    turned = (x[:, :half] + 1j * x[:, half:]) * turns
+    return np.concatenate([turned.real, turned.imag], -1)
 
 
 def read_safetensors(path: Path) -> dict[str, Floats]:

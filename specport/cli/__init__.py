@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str]) -> int:
     # Import only the requested command. The overview needs all of them.
     asked = [arguments[0]] if arguments and arguments[0] in COMMANDS else [*COMMANDS]
     modules = {name: importlib.import_module(COMMANDS[name]) for name in asked}
-    parser = _parser(modules.values())
+    parser = make_parser(modules.values())
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.print_help()
@@ -66,7 +66,8 @@ def _dispatch(arguments: list[str]) -> int:
     return int(modules[args.command].run(args))
 
 
-def _parser(modules: Iterable[ModuleType]) -> Parser:
+def make_parser(modules: Iterable[ModuleType]) -> Parser:
+    """Return the parser of the whole command line, with the commands of these modules."""
     parser = Parser("specport", description="Speculative decoding on any hardware.", epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"specport {specport.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")

@@ -95,7 +95,7 @@ def _run(place: str, profile: Profile, status: DeviceStatus, model: str | None) 
         ini = Path(folder, "pytest.ini")  # the user's own settings are not for this run
         ini.write_text("[pytest]\n", encoding="utf-8")
         command = [
-            sys.executable, "-m", "pytest", "-q", "--tb=short", "-c", str(ini), "--rootdir", folder,
+            sys.executable, "-m", "pytest", "-q", "--tb=line", "-c", str(ini), "--rootdir", folder,
             "-p", "specport.conformance.plugin", "-p", "no:cacheprovider", "--pyargs", "specport.conformance",
             "--specport-device", str(Path(place).resolve()) if place.endswith(".toml") else place,
             "--specport-report", str(report), *(("--specport-model", model) if model else ()),

@@ -14,7 +14,7 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
 
 pytestmark = pytest.mark.needs("exact")
-NUM_TOKENS = 48
+NUM_TOKENS = 32
 
 
 @pytest.fixture(scope="module")

@@ -53,8 +53,8 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
         )
         names = {file.rfilename for file in info.siblings or []}
         progress(f"downloading {repo}", 0.1)
-        bar = _reporting_bar(lambda share: progress(f"downloading {repo}", 0.1 + 0.9 * share))
-        return download(allow_patterns=_needed(repo, names), tqdm_class=bar)
+        bar = reporting_bar(lambda share: progress(f"downloading {repo}", 0.1 + 0.9 * share))
+        return download(allow_patterns=needed_files(repo, names), tqdm_class=bar)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
         raise ModelError(
             f"the hub has no model {model_id!r} that you may read",
@@ -75,7 +75,7 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
         ) from error
 
 
-def _reporting_bar(report: Callable[[float], None]) -> type[Any]:
+def reporting_bar(report: Callable[[float], None]) -> type[Any]:
     """Return a tqdm class that draws nothing and reports the share of files done."""
     from tqdm import tqdm
 
@@ -90,7 +90,7 @@ def _reporting_bar(report: Callable[[float], None]) -> type[Any]:
     return Bar
 
 
-def _needed(repo: str, names: set[str]) -> list[str]:
+def needed_files(repo: str, names: set[str]) -> list[str]:
     """Return patterns of the files to download: IR where available, else safetensors. Never pickles."""
     if set(IR_FILES) <= names:
         return [*SMALL_FILES, *IR_FILES]

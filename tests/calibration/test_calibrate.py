@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.built_policies import Built, built  # noqa: F401  (a fixture)
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 from support.toy_model import ToyModel
 
 import specport
 from specport.calibration.measure import Measured, measure, rising, typical
 from specport.cli import main
-from specport.core.planning.planner import Planner
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Capabilities, Model, Row, StepOutput
 from specport.errors import ModelError
@@ -148,6 +148,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short")
 def test_calibrate_and_then_load_plans_with_it(
     toy_backend: ToyBackend,  # noqa: F811
+    built: list[Built],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["calibrate", "--model", "big", "--draft", "ngram|small"]) == 0
@@ -157,12 +158,12 @@ def test_calibrate_and_then_load_plans_with_it(
     assert "steps at 16 tokens" in err
     assert toy_backend.loaded == ["big", "small"]
 
-    pipeline = specport.load("big", draft="ngram|small")
-    planner = pipeline.engine.policy
-    assert isinstance(planner, Planner) and planner._costs.measured
-    assert [source.costs and source.costs.measured for source in planner._sources] == [None, True]
-    other = specport.load("other", draft="ngram").engine.policy
-    assert isinstance(other, Planner) and not other._costs.measured
+    specport.load("big", draft="ngram|small")
+    specport.load("other", draft="ngram")
+    planned, other = built
+    assert planned.costs is not None and planned.costs.measured
+    assert [costs and costs.measured for costs in planned.draft_costs] == [None, True]
+    assert other.costs is not None and not other.costs.measured
 
 
 @pytest.mark.usefixtures("short", "toy_backend")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.built_policies import Built, built  # noqa: F401  (a fixture)
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 from support.toy_model import ToyExitModel
 
@@ -13,7 +14,6 @@ import specport
 from specport.calibration import exits
 from specport.calibration.target_text import Text, along
 from specport.cli import main
-from specport.core.planning.planner import Planner
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Block, Row
 from specport.drafters.model.drafter import EarlyExitDrafter
@@ -79,27 +79,35 @@ def test_first_layers_are_read_and_timed_like_a_draft() -> None:
 
 
 @pytest.mark.usefixtures("model_folder", "short")
-def test_calibrate_finds_an_exit_and_run_uses_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_finds_an_exit_and_run_uses_it(
+    capsys: pytest.CaptureFixture[str],
+    built: list[Built],  # noqa: F811
+) -> None:
     with pytest.raises(InvalidInput, match="specport calibrate --draft early-exit"):
         specport.load("big", draft="early-exit")
     assert main(["calibrate", "--model", "big", "--draft", "early-exit", "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "early exit big (int8, exit after layer" in out and "agreement" in out and "used" in out
-    planner = specport.load("big", draft="ngram|early-exit").engine.policy
-    assert isinstance(planner, Planner) and planner._costs.measured
-    (source,) = planner._sources[1:]
-    assert isinstance(source.drafter, EarlyExitDrafter) and source.costs and source.costs.measured
+    specport.load("big", draft="ngram|early-exit")
+    (planned,) = built
+    assert planned.costs is not None and planned.costs.measured
+    assert isinstance(planned.drafters[1], EarlyExitDrafter)
+    assert planned.draft_costs[1] and planned.draft_costs[1].measured
 
 
 @pytest.mark.usefixtures("model_folder", "short")
-def test_a_named_exit_is_only_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_exit_is_only_measured(
+    capsys: pytest.CaptureFixture[str],
+    built: list[Built],  # noqa: F811
+) -> None:
     assert main(["calibrate", "--model", "big", "--draft", "early-exit:3", "--json", "--quiet"]) == 0
     reports = json.loads(capsys.readouterr().out)
     assert [(r["role"], r["exit_layer"], r["exits"]) for r in reports] == [
         ("target", 0, []), ("target", 3, []), ("early exit", 3, []),
     ]  # fmt: skip
-    source = specport.load("big", draft="early-exit:3").engine.policy._sources[0]  # type: ignore[union-attr]
-    assert source.costs.measured
+    specport.load("big", draft="early-exit:3")
+    (costs,) = built[-1].draft_costs
+    assert costs is not None and costs.measured
     with pytest.raises(InvalidInput, match="the best exit layer of big"):
         specport.load("big", draft="early-exit")
 

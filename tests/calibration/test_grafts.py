@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.built_policies import Built, built  # noqa: F401  (a fixture)
 from support.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
 from support.toy_model import ToyModel
 
@@ -14,7 +15,6 @@ import specport
 from specport.calibration import calibrate as module
 from specport.calibration import grafts
 from specport.cli import main
-from specport.core.planning.planner import Planner
 from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.planning.step_costs import StepCosts
 from specport.drafters.context import DraftModel
@@ -176,20 +176,20 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 NPU = ("--device", "core-ultra-npu-emulated")
 
 
-def grafted(pipeline: specport.Pipeline) -> Variant:
-    policy = pipeline.engine.policy
-    assert isinstance(policy, FirstProposal | Planner)
-    drafter = policy._drafters[-1] if isinstance(policy, FirstProposal) else policy._sources[-1].drafter
+def grafted(policy: Built) -> Variant:
+    drafter = policy.drafters[-1]
     assert isinstance(drafter, GraftDrafter)
-    return drafter._variant
+    return drafter.variant
 
 
 @pytest.mark.usefixtures("short")
 def test_calibrate_prints_and_keeps_what_load_uses(
     toy_backend: ToyBackend,  # noqa: F811
+    built: list[Built],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert grafted(specport.load("big", draft="graft(small)")) == VARIANTS["graft"]
+    specport.load("big", draft="graft(small)")
+    assert grafted(built[-1]) == VARIANTS["graft"]
     toy_backend.loaded.clear()
     assert main(["calibrate", "--model", "big", "--draft", "ngram|graft(small)", *NPU]) == 0
     # The target makes way for the draft's heads and is there again for the trees.
@@ -204,10 +204,11 @@ def test_calibrate_prints_and_keeps_what_load_uses(
     assert kept is not None and kept != VARIANTS["graft"]
     for options in ({}, {"policy": "fixed", "num_draft_tokens": 4}):
         pipeline = specport.load("big", draft="ngram|graft(small)", **options)  # type: ignore[arg-type]
-        assert grafted(pipeline) == kept
+        assert grafted(built[-1]) == kept
     result = pipeline.generate("abc", max_new_tokens=24)
     assert result.token_ids == ToyModel().greedy(Tokenizer().encode("abc"), 24)
-    assert grafted(specport.load("other", draft="graft(small)")) == VARIANTS["graft"]
+    specport.load("other", draft="graft(small)")
+    assert grafted(built[-1]) == VARIANTS["graft"]
 
 
 @pytest.mark.usefixtures("short", "toy_backend")

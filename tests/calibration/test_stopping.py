@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.built_policies import Built, built  # noqa: F401  (a fixture)
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 from support.toy_model import ToyModel
 from support.toy_pipeline import ToyTokenizer
@@ -172,9 +173,14 @@ def calibrated(monkeypatch: pytest.MonkeyPatch, toy_backend: ToyBackend) -> ToyB
 
 @pytest.mark.usefixtures("calibrated")
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 3}])
-def test_calibrate_trains_it_and_load_uses_it(options: dict[str, Any]) -> None:
+def test_calibrate_trains_it_and_load_uses_it(
+    options: dict[str, Any],
+    built: list[Built],  # noqa: F811
+) -> None:
     pipeline = specport.load("big", draft="small", policy=CLASSIFIER)
-    stop = pipeline._drafting.make_length_rule().plan().stop
+    (policy,) = built
+    assert policy.make_rule is not None
+    stop = policy.make_rule().plan().stop
     assert isinstance(stop, Classifier) and 0 < stop.threshold < 1
     first = pipeline.generate("abc", max_new_tokens=30, **options)
     assert first.metrics.num_accepted_tokens

@@ -10,11 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from support.processor import NARROW
+from support.suites import (
+    EXAMPLE,
+    ROOT,
+    Ran,
+    Suite,
+    broken_profile,
+    run_suite,
+    run_suites,
+    with_broken_backend,
+)
 
 from specport import hw_profiles
 from specport.conformance import tiny
@@ -26,42 +35,11 @@ from specport.core.ports import Capabilities
 from specport.runtime.profiles import load_profile
 from specport.text.tokenizer import load_tokenizer
 
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "third_party_backend"
-PROFILE = """
-name = "{fault}"
-description = "a device with a fault"
-backend = "broken"
-device = "{fault}"
-precision = "fp32"
-draft_precision = "fp32"
-emulated = {emulated}
-cost_source = "estimate"
-[cost]
-1 = 1.0
-"""
-
-
-def entry_point(folder: Path, name: str, target: str) -> None:
-    """What an installed package leaves behind, for a module that is found on PYTHONPATH."""
-    about = folder / f"{name}-0.1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text(f"[specport.backends]\n{name} = {target}\n")
-
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """The broken backend, registered in processes that are started with this environment."""
-    entry_point(tmp_path, "broken", "support.broken_backend:backend")
-    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", EXAMPLE)))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def profile(folder: Path, fault: str, emulated: bool = False) -> Path:
-    path = folder / f"{fault}.toml"
-    path.write_text(PROFILE.format(fault=fault, emulated=str(emulated).lower()), encoding="utf-8")
-    return path
+    return with_broken_backend(tmp_path)
 
 
 @pytest.mark.filterwarnings("error")
@@ -77,19 +55,6 @@ def test_logits_are_compared_with_and_without_exact_numerics(exact: bool) -> Non
         probe.check(wanted + 0.01, wanted)
 
 
-def run_suite(
-    folder: Path, environment: dict[str, str], *arguments: str, tests: str = "specport.conformance"
-) -> tuple[int, str, dict[str, dict[str, Any]]]:
-    """Exit code, output, and the results by test id."""
-    report = folder / "report.json"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-p", "specport.conformance.plugin", "-p", "no:cacheprovider"]
-    command += ["--tb=line", "--pyargs", tests, "--specport-report", str(report), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    results = json.loads(report.read_text(encoding="utf-8"))["results"] if report.is_file() else []
-    return done.returncode, done.stdout + done.stderr, {result["id"]: result for result in results}
-
-
 # Device -> checks that it may have no capability for; on torch that depends on how the processor rounds.
 HERE: dict[str, set[str]] = {
     "xeon": {"visibility", "gather"}, "torch-cpu": {"trees", "batch"}, "gaudi-emulated": {"trees", "batch"},
@@ -102,7 +67,7 @@ HERE: dict[str, set[str]] = {
 def test_what_is_here_passes(device: str, tmp_path: Path) -> None:
     wanted = load_profile(device)
     pytest.importorskip(wanted.backend)
-    code, output, results = run_suite(tmp_path, {**os.environ}, "--specport-device", device)
+    code, output, results = run_suite(tmp_path, os.environ, "--specport-device", device)
     assert code == 0, output
     passed = {result["check"] for result in results.values() if result["outcome"] == "passed"}
     assert passed >= {*CHECKS} - HERE[device]
@@ -119,60 +84,79 @@ def test_masks_and_kept_rows_of_a_plain_cache(tmp_path: Path) -> None:
     plain.write_text(
         profile.replace('name = "xeon"', 'name = "plain-cache"').replace('"u8"', '"f16"'), encoding="utf-8"
     )
-    for tests, check in (("test_visibility", "visibility"), ("test_gather", "gather")):
-        code, output, results = run_suite(
-            tmp_path, {**os.environ}, "--specport-device", str(plain), tests=f"specport.conformance.{tests}"
+    tests = ("specport.conformance.test_visibility", "specport.conformance.test_gather")
+    code, output, results = run_suite(tmp_path, os.environ, "--specport-device", str(plain), tests=tests)
+    assert code == 0, output
+    assert {r["check"] for r in results.values() if r["outcome"] == "passed"} == {"visibility", "gather"}
+
+
+# (fault of `broken_backend`, the test that finds it)
+FAULTS = [
+    ("rollback", "test_rollback.py::test_k_of_n_tokens_kept[30-2]"),
+    ("path", "test_trees.py::test_any_path_can_be_committed[33]"),
+    ("batch", "test_batch.py::test_ragged_rows_equal_single_ones"),
+    ("mask", "test_trees.py::test_branches_do_not_see_each_other"),
+    ("leak", "test_leaks.py::test_memory_is_flat_over_200_sequences"),
+    ("commit", "test_errors.py::test_commits_across_branches_are_refused[0,1,2]"),
+    ("limit", "test_limits.py::test_a_full_context_is_said_before_anything_changes"),
+    ("raises", "test_limits.py::test_a_full_row_leaves_its_neighbours_alone[1]"),
+    ("hostage", "test_room.py::test_a_refused_row_leaves_the_others_alone[0]"),
+    ("refusing", "test_room.py::test_refused_rows_leave_nothing_behind"),
+    ("evicts", "test_room.py::test_a_refused_row_leaves_the_others_alone[1]"),
+    ("boasts", "test_room.py::test_a_sequence_can_be_given_what_it_has_room_for[31]"),
+    ("forks", "test_room.py::test_forks_leave_nothing_behind"),
+    ("shares", "test_fork.py::test_both_sides_write_behind_the_cut[target-33]"),
+    ("shares", "test_fork.py::test_a_side_that_goes_back_into_what_is_shared[target-fork-20]"),
+    ("pending", "test_fork.py::test_forking_what_is_not_committed_is_refused[target-71]"),
+    ("mask", "test_visibility.py::test_only_what_is_seen_has_an_effect[target-32-0]"),
+    ("causal", "test_visibility.py::test_tokens_that_all_see_one_another[target-5]"),
+    ("places", "test_visibility.py::test_tokens_that_are_skipped[target-5]"),
+    ("path", "test_gather.py::test_the_text_goes_on_as_if_the_others_had_never_been[target-0,2,4-31]"),
+    (
+        "rollback",
+        "test_gather.py::test_what_is_dropped_behind_the_kept_tokens_has_no_effect[target-1,4-31]",
+    ),
+    ("joins", "test_joining.py::test_texts_that_join_at_different_rounds[greedy-1]"),
+    ("scores", "test_outputs.py::test_rows_without_logits_are_read_all_the_same[40]"),
+    ("stale", "test_outputs.py::test_states_are_those_of_this_step"),
+    ("offsets", "test_outputs.py::test_one_row_gets_what_it_asks_for[none-all]"),
+    ("deaf", "test_conditioning.py::test_a_model_that_takes_none_says_so"),
+    ("listens", "test_conditioning.py::test_a_model_that_takes_it_attends_to_it"),
+    ("law", "test_law.py::test_a_drafted_chain[block]"),
+    ("greedy", "test_greedy.py::test_drafted_text_is_the_plain_text[4-model]"),
+    ("hidden", "test_hidden.py::test_every_row_has_its_states"),
+]
+
+
+@pytest.fixture(scope="module")
+def on_faulty_devices(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Ran]:
+    """What became of the FAULTS that this session asks for; leaks first, as used memory would hide them."""
+    asked = [
+        (item.callspec.params["fault"], item.callspec.params["test"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == "test_a_fault_is_found"
+    ]
+    asked.sort(key=lambda each: each[0] != "leak")
+    suites = []
+    for fault, test in asked:
+        folder = tmp_path_factory.mktemp(fault)
+        file, _, name = test.partition(".py::")
+        device = str(broken_profile(folder, fault))
+        suites.append(
+            Suite(str(folder), ("--specport-device", device), (f"specport.conformance.{file}::{name}",))
         )
-        assert code == 0, output
-        assert {r["check"] for r in results.values() if r["outcome"] == "passed"} == {check}
+    folder = tmp_path_factory.mktemp("faults")
+    return dict(zip(asked, run_suites(suites, with_broken_backend(folder), folder), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("fault", "test"),
-    [
-        ("rollback", "test_rollback.py::test_k_of_n_tokens_kept[30-2]"),
-        ("path", "test_trees.py::test_any_path_can_be_committed[33]"),
-        ("batch", "test_batch.py::test_ragged_rows_equal_single_ones"),
-        ("mask", "test_trees.py::test_branches_do_not_see_each_other"),
-        ("leak", "test_leaks.py::test_memory_is_flat_over_200_sequences"),
-        ("commit", "test_errors.py::test_commits_across_branches_are_refused[0,1,2]"),
-        ("limit", "test_limits.py::test_a_full_context_is_said_before_anything_changes"),
-        ("raises", "test_limits.py::test_a_full_row_leaves_its_neighbours_alone[1]"),
-        ("hostage", "test_room.py::test_a_refused_row_leaves_the_others_alone[0]"),
-        ("refusing", "test_room.py::test_refused_rows_leave_nothing_behind"),
-        ("evicts", "test_room.py::test_a_refused_row_leaves_the_others_alone[1]"),
-        ("boasts", "test_room.py::test_a_sequence_can_be_given_what_it_has_room_for[31]"),
-        ("forks", "test_room.py::test_forks_leave_nothing_behind"),
-        ("shares", "test_fork.py::test_both_sides_write_behind_the_cut[target-33]"),
-        ("shares", "test_fork.py::test_a_side_that_goes_back_into_what_is_shared[target-fork-20]"),
-        ("pending", "test_fork.py::test_forking_what_is_not_committed_is_refused[target-71]"),
-        ("mask", "test_visibility.py::test_only_what_is_seen_has_an_effect[target-32-0]"),
-        ("causal", "test_visibility.py::test_tokens_that_all_see_one_another[target-5]"),
-        ("places", "test_visibility.py::test_tokens_that_are_skipped[target-5]"),
-        ("path", "test_gather.py::test_the_text_goes_on_as_if_the_others_had_never_been[target-0,2,4-31]"),
-        (
-            "rollback",
-            "test_gather.py::test_what_is_dropped_behind_the_kept_tokens_has_no_effect[target-1,4-31]",
-        ),
-        ("joins", "test_joining.py::test_texts_that_join_at_different_rounds[greedy-1]"),
-        ("scores", "test_outputs.py::test_rows_without_logits_are_read_all_the_same[40]"),
-        ("stale", "test_outputs.py::test_states_are_those_of_this_step"),
-        ("offsets", "test_outputs.py::test_one_row_gets_what_it_asks_for[none-all]"),
-        ("deaf", "test_conditioning.py::test_a_model_that_takes_none_says_so"),
-        ("listens", "test_conditioning.py::test_a_model_that_takes_it_attends_to_it"),
-        ("law", "test_law.py::test_a_drafted_chain[block]"),
-        ("greedy", "test_greedy.py::test_drafted_text_is_the_plain_text[4-model]"),
-        ("hidden", "test_hidden.py::test_every_row_has_its_states"),
-    ],
-)
-def test_a_fault_is_found(tmp_path: Path, environment: dict[str, str], fault: str, test: str) -> None:
+@pytest.mark.parametrize(("fault", "test"), FAULTS)
+def test_a_fault_is_found(on_faulty_devices: dict[tuple[str, str], Ran], fault: str, test: str) -> None:
     """Without the fault the same model passes: it is the example's, see below."""
     if fault == "leak":
         pytest.importorskip("psutil")
-    file, _, name = test.partition(".py::")
-    where = f"specport.conformance.{file}::{name}"
-    arguments = ("--specport-device", str(profile(tmp_path, fault)))
-    code, output, results = run_suite(tmp_path, environment, *arguments, tests=where)
+    code, output, results = on_faulty_devices[fault, test]
     assert code == 1 and results[test]["outcome"] == "failed", output
 
 
@@ -186,11 +170,10 @@ def test_expected_failures(tmp_path: Path, environment: dict[str, str]) -> None:
         "test_nothing.py::test_x # gone\ntest_leaks.py::test_y # not asked\n",
         encoding="utf-8",
     )
-    device = str(profile(tmp_path, "mask", emulated=True))
+    device = str(broken_profile(tmp_path, "mask", emulated=True))
     arguments = ["--specport-device", device, "--specport-xfail", str(xfails), "-k", "branches or last_node"]
-    code, output, results = run_suite(
-        tmp_path, environment, *arguments, tests="specport.conformance.test_trees"
-    )
+    tests = ("specport.conformance.test_trees",)
+    code, output, results = run_suite(tmp_path, environment, *arguments, tests=tests)
     assert code == 0, output
     assert {id.partition("::")[2]: result["outcome"] for id, result in results.items()} == {
         "test_branches_do_not_see_each_other": "xfailed",
@@ -216,18 +199,27 @@ def test_an_expected_failure_needs_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_missing_device_is_said_or_skipped(tmp_path: Path) -> None:
-    environment = {**os.environ, "SPECPORT_BACKENDS": ""}
-    code, output, _ = run_suite(tmp_path, environment, "--specport-device", "cuda")
+    asked = {
+        "missing": ("--specport-device", "cuda"),
+        "skipped": ("--specport-device", "cuda", "--specport-skip-missing"),
+        "none": (),
+        "unknown": ("--specport-device", "abacus"),
+    }
+    for name in asked:
+        (tmp_path / name).mkdir()
+    suites = [Suite(str(tmp_path / name), arguments) for name, arguments in asked.items()]
+    environment = {**os.environ, "SPECPORT_BACKENDS": "", "PYTHONPATH": str(ROOT / "tests")}
+    ran = dict(zip(asked, run_suites(suites, environment, tmp_path), strict=True))
+    code, output, _ = ran["missing"]
     assert code == pytest.ExitCode.USAGE_ERROR and "device cuda cannot be used" in output
     assert "Traceback" not in output
-    arguments = ("--specport-device", "cuda", "--specport-skip-missing")
-    code, output, results = run_suite(tmp_path, environment, *arguments)
+    code, output, results = ran["skipped"]
     assert code == 0, output
     assert {result["outcome"] for result in results.values()} == {"skipped"}
     assert all("device cuda cannot be used" in result["reason"] for result in results.values())
-    code, output, _ = run_suite(tmp_path, environment)
+    code, output, _ = ran["none"]
     assert code == pytest.ExitCode.USAGE_ERROR and "--specport-device" in output
-    code, output, _ = run_suite(tmp_path, environment, "--specport-device", "abacus")
+    code, output, _ = ran["unknown"]
     assert code == pytest.ExitCode.USAGE_ERROR and "unknown device 'abacus'" in output
 
 
@@ -240,7 +232,7 @@ def test_the_options_are_there_in_every_pytest_of_the_environment() -> None:
 def test_a_device_that_cannot_be_loaded_fails_every_check(
     tmp_path: Path, environment: dict[str, str], fault: str, told: str
 ) -> None:
-    device = str(profile(tmp_path, fault, emulated=True))
+    device = str(broken_profile(tmp_path, fault, emulated=True))
     command = [sys.executable, "-m", "specport", "matrix", "--json", "--device", device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr

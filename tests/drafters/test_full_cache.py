@@ -81,7 +81,7 @@ def test_room_that_came_from_elsewhere_is_found_after_a_pause() -> None:
     draft = ToyModel(cache_tokens=40)
     drafter, context = ModelDrafter(draft, 11), [i % 11 for i in range(50)]
     assert not len(drafter.propose([request(context, Plan(3))])[0])
-    draft._cache_tokens = 400  # the machine has memory again
+    draft.cache_tokens = 400  # the machine has memory again
     rounds = 0
     while not len(drafter.propose([request(context, Plan(3))])[0]):
         rounds += 1

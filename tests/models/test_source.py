@@ -139,11 +139,13 @@ def _not_cached(*args, **options):
 
 
 def test_hub_files_are_chosen(monkeypatch, ir):
-    assert "*.safetensors" in hub._needed("o/n", {"config.json", "model.safetensors", "pytorch_model.bin"})
-    assert "*.safetensors" not in hub._needed("o/n", {*hub.IR_FILES, "model.safetensors"})
+    assert "*.safetensors" in hub.needed_files(
+        "o/n", {"config.json", "model.safetensors", "pytorch_model.bin"}
+    )
+    assert "*.safetensors" not in hub.needed_files("o/n", {*hub.IR_FILES, "model.safetensors"})
     for names in ({"model.Q4.gguf"}, {"pytorch_model.bin"}, {"onnx/model.safetensors"}):
         with pytest.raises(ModelError):
-            hub._needed("o/n", names)
+            hub.needed_files("o/n", names)
     monkeypatch.setattr(source.hub, "fetch", lambda spec, progress: ir)
     found = resolve("org/name@v1.0")
     assert (found.name, found.source) == ("name", "org/name@v1.0")
@@ -153,7 +155,7 @@ def test_hub_progress_draws_nothing(capfd):
     from tqdm.contrib.concurrent import thread_map
 
     shares = []
-    bar = hub._reporting_bar(shares.append)
+    bar = hub.reporting_bar(shares.append)
     thread_map(str, range(5), tqdm_class=bar, max_workers=2)
     assert max(shares) == 1.0
     assert capfd.readouterr() == ("", "")

@@ -109,7 +109,7 @@ class ToyModel:
         self.widths: list[int] = []  # tokens of every row stepped
         self.steps: list[int] = []  # rows of every step
         self.during_step: Callable[[], object] | None = None
-        self._cache_tokens = _UNBOUNDED if cache_tokens is None else cache_tokens
+        self.cache_tokens = _UNBOUNDED if cache_tokens is None else cache_tokens
         self._num_cells = 0
         self._seconds = step_seconds
 
@@ -125,7 +125,7 @@ class ToyModel:
     def room(self, handle: ToyHandle | None = None) -> int:
         assert handle is None or not handle.closed
         length, own = (handle.length, handle.extra) if handle is not None else (0, 0)
-        return min(self.max_context - length, self._cache_tokens - self.num_used + own)
+        return min(self.max_context - length, self.cache_tokens - self.num_used + own)
 
     def open(self, capacity: int = 0, conditioning: Any = None) -> ToyHandle:
         if conditioning is not None:
@@ -221,7 +221,7 @@ class ToyModel:
         """Return why a block does not fit behind `behind` drafted tokens; None where it does."""
         if handle.length + behind + block.reach > self.max_context:
             return "context"
-        if behind + len(block) > self._cache_tokens - self.num_used + handle.extra:
+        if behind + len(block) > self.cache_tokens - self.num_used + handle.extra:
             return "cache"
         return None
 

@@ -144,7 +144,7 @@ class GraftDrafter:
         self._retrieval = tuple(retrieval) if variant.checkpoints or variant.retrieved else ()
         self._members: tuple[LevelSource | PlannedDrafter, ...] = (source, *self._retrieval)
         self.needs = Needs.of(*self._members)
-        self._variant = variant
+        self.variant = variant
         self._budget = budget
         self._branching = branching
         self._record = record
@@ -182,7 +182,7 @@ class GraftDrafter:
         chain = not self._branching and not any(n > 1 for n in plan.branches)
         budget = min(self._budget, plan.max_nodes)
         width = 1 if chain else level_width(budget, plan.depth)
-        return _Round(Expansion(request=request), budget, width, chain, 1.0 - self._variant.retrieved)
+        return _Round(Expansion(request=request), budget, width, chain, 1.0 - self.variant.retrieved)
 
     def _grow(self, rounds: list[_Round], width: int) -> None:
         """Add levels until each tree has its depth, has stopped, or no further node would be kept."""
@@ -206,7 +206,7 @@ class GraftDrafter:
         tree, plan = r.tree, r.tree.request.plan
         best = tree.frontier[0]
         r.best.append(tree.scores[best])
-        checkpoint = next((c for c in self._variant.checkpoints if c.level >= tree.num_levels), None)
+        checkpoint = next((c for c in self.variant.checkpoints if c.level >= tree.num_levels), None)
         stopped = plan.stop is not None and not plan.stop.goes_on(
             Drafted(tuple(tree.confidence[node] for node in tree.path(best)))
         )
@@ -252,7 +252,7 @@ class GraftDrafter:
         request = r.tree.request
         leaf = -1
         # A chain can only be extended at its end.
-        if (self._variant.tail or r.chain) and isinstance(drafter, Extends):
+        if (self.variant.tail or r.chain) and isinstance(drafter, Extends):
             leaf = onto.likeliest_leaf()
         depth = request.plan.depth - len(onto.path(leaf))
         if depth < 1:

@@ -28,6 +28,7 @@ from specport.backends.openvino.paged.early_exit import ExitModel  # noqa: E402
 from specport.backends.openvino.paged.model import PagedModel  # noqa: E402
 from specport.backends.openvino.request import Request  # noqa: E402
 from support import tiny_models  # noqa: E402
+from support.conversions import converting_here  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 200)]
 FOUR_PATHS = TokenTree((5, 6, 7, 8, 9), (-1, 0, 0, 0, 0)).as_block()
@@ -192,8 +193,7 @@ def test_a_fork_that_cannot_be_copied_takes_no_blocks(monkeypatch: pytest.Monkey
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFiles]:
     root = tmp_path_factory.mktemp("blocks")
     tiny_models.save_hf(root / "tiny", "llama", 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(root / "cache"))
+    with converting_here(root / "cache"):
         yield resolve(str(root / "tiny"), precision="fp32")
 
 

@@ -58,12 +58,25 @@ def model(files: ModelFiles) -> ExitModel:
 
 
 @pytest.fixture(scope="module")
-def whole(files: ModelFiles) -> NDArray[np.float32]:
+def plain(files: ModelFiles) -> Model:
+    """The model that is not split."""
+    found = load(files, LoadOptions(load_profile("xeon"), max_context=CONTEXT)).model
+    assert found.early_exit is None
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(plain: Model) -> NDArray[np.float32]:
     """Logits of IDS on the model that is not split."""
-    plain = load(files, LoadOptions(load_profile("xeon"), max_context=CONTEXT)).model
-    assert plain.early_exit is None
-    logits = plain.step([Row(plain.open(), chain(IDS))]).logits
-    return np.array(logits)
+    handle = plain.open()
+    logits = np.array(plain.step([Row(handle, chain(IDS))]).logits)
+    plain.close(handle)
+    return logits
+
+
+@pytest.fixture(scope="module")
+def plain_texts(plain: Model) -> list[list[int]]:
+    return texts(plain, None)
 
 
 def chain(tokens: Sequence[int]) -> Block:
@@ -234,11 +247,11 @@ def texts(model: Model, policy: Policy | None) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("layer", [1, 20])
-def test_greedy_text_is_that_of_the_whole_model(files: ModelFiles, layer: int) -> None:
-    plain = load(files, LoadOptions(load_profile("xeon"), max_context=CONTEXT)).model
-    expected = texts(plain, None)
+def test_greedy_text_is_that_of_the_whole_model(
+    files: ModelFiles, plain_texts: list[list[int]], layer: int
+) -> None:
     target = split_model(files, exit_layer=layer)
-    assert texts(target, FirstProposal([EarlyExitDrafter(target)], lambda: Fixed(4))) == expected
+    assert texts(target, FirstProposal([EarlyExitDrafter(target)], lambda: Fixed(4))) == plain_texts
     assert target.cache.num_used_blocks == 0
 
 

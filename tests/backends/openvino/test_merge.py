@@ -13,10 +13,11 @@ pytest.importorskip("optimum.intel")
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products  # noqa: E402
 from support import tiny_models  # noqa: E402
+from support.conversions import converting_here  # noqa: E402
 
 from specport.runtime.conversion import resolve  # noqa: E402
 
-LAYERS = 3
+LAYERS = 2
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 40)]
 
 
@@ -25,8 +26,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kind, precision = request.param.split("-")
     root = tmp_path_factory.mktemp("merge")
     tiny_models.save_hf(root / "tiny", kind, LAYERS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(root / "cache"))
+    with converting_here(root / "cache"):
         return resolve(str(root / "tiny"), precision=precision).folder
 
 

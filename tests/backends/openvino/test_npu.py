@@ -40,6 +40,7 @@ from specport.backends.openvino.static import runner  # noqa: E402
 from specport.backends.openvino.static.graph import to_static  # noqa: E402
 from specport.backends.openvino.static.model import StaticModel, StaticSequence  # noqa: E402
 from support import tiny_models  # noqa: E402
+from support.conversions import converting_here  # noqa: E402
 
 DEVICE = "core-ultra-npu-emulated"
 KINDS = ("llama", "qwen2", "gemma3_text")
@@ -60,8 +61,7 @@ def exact_mode() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with converting_here(tmp_path_factory.mktemp("cache")):
         yield
 
 

@@ -212,7 +212,7 @@ def test_cache_grows_in_blocks_and_keeps_its_content(
 
 def test_memory_is_flat_over_many_sequences(model: PagedModel) -> None:
     before = model.cache.nbytes
-    for i in range(200):
+    for i in range(40):  # 200 in the conformance suite
         handle = model.open()
         model.step([Row(handle, chain(IDS[i : i + 40]), logits="last")])
         if i % 2:

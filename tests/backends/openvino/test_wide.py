@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,19 @@ IDS = [int(i) for i in np.random.default_rng(7).integers(0, 49000, 200)]
 LAYER = 5
 
 
+@pytest.fixture(scope="module")
+def early_model() -> PagedModel:
+    return loaded(exit_layer=10)
+
+
+@pytest.fixture
+def early(early_model: PagedModel) -> Iterator[PagedModel]:
+    """A model with an early exit, whose `widest` a test may change."""
+    widest = early_model.widest
+    yield early_model
+    early_model.widest = widest
+
+
 def loaded(**options: Any) -> PagedModel:
     model = load(resolve(), LoadOptions(load_profile("xeon"), max_context=512, **options)).model
     assert isinstance(model, PagedModel)
@@ -52,9 +65,11 @@ def feed(model: PagedModel, sizes: Sequence[int]) -> tuple[NDArray[np.float32], 
     return np.concatenate(logits), hidden
 
 
-@pytest.mark.parametrize("options", [{"hidden_layers": (LAYER,)}, {"exit_layer": 10}], ids=str)
-def test_a_step_in_parts_gives_the_bits_of_narrow_steps(options: dict[str, Any]) -> None:
-    model = loaded(**options)
+@pytest.mark.parametrize("gives", ["hidden states", "an early exit"])
+def test_a_step_in_parts_gives_the_bits_of_narrow_steps(gives: str, request: pytest.FixtureRequest) -> None:
+    model: PagedModel = (
+        loaded(hidden_layers=(LAYER,)) if gives == "hidden states" else request.getfixturevalue("early")
+    )
     narrow, states = feed(model, [20] * 10)
     model.widest = 24
     for sizes in ([200], [25, 49, 24, 1, 101]):
@@ -93,10 +108,12 @@ def test_a_step_in_parts_gives_the_bits_of_narrow_steps(options: dict[str, Any])
     model.commit(first, range(10))
     again = model.step([Row(first, Block.chain(IDS[40:43]))]).logits
     assert np.array_equal(again, narrow[40:43])
+    for handle in (first, second, third):
+        model.close(handle)
 
 
-def test_many_rows_are_drafted_in_parts() -> None:
-    model = loaded(exit_layer=10)
+def test_many_rows_are_drafted_in_parts(early: PagedModel) -> None:
+    model = early
     handles = [model.open() for _ in range(5)]
     for handle in handles:
         model.step([Row(handle, Block.chain(IDS[:30]), logits="last")])
@@ -111,6 +128,8 @@ def test_many_rows_are_drafted_in_parts() -> None:
     assert np.array_equal(output.logits, np.concatenate(alone))
     logits = model.step([Row(h, Block.chain(IDS[30:35])) for h in handles]).logits
     assert np.array_equal(logits, np.concatenate([wanted] * 5))
+    for handle in handles:
+        model.close(handle)
 
 
 @pytest.mark.parametrize("wide", [True, False])

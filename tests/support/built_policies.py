@@ -1,0 +1,49 @@
+"""What policies are built from: drafters and costs, as `build_policy` hands them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from specport.core.planning.planner import Planner
+from specport.core.planning.policies import FirstProposal, LengthRule
+from specport.core.planning.row_plan import Source
+from specport.core.planning.step_costs import StepCosts
+from specport.core.ports import Drafter
+
+
+@dataclass(frozen=True)
+class Built:
+    """The parts of one policy.
+
+    costs, draft_costs: of the target's steps and of each drafter's; None where a length rule drafts.
+    make_rule:          the length rule's maker; None for a planner.
+    """
+
+    drafters: list[Drafter]
+    costs: StepCosts | None = None
+    draft_costs: Sequence[StepCosts | None] = ()
+    make_rule: Callable[[], LengthRule] | None = None
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Built]:
+    """The policies that are built in this test, oldest first."""
+    found: list[Built] = []
+
+    def planner(sources: Sequence[Source], costs: StepCosts, *rest: Any, **options: Any) -> Planner:
+        found.append(Built([s.drafter for s in sources], costs, [s.costs for s in sources]))
+        return Planner(sources, costs, *rest, **options)
+
+    def first_proposal(
+        drafters: Sequence[Drafter], make_rule: Callable[[], LengthRule], **options: Any
+    ) -> FirstProposal:
+        found.append(Built([*drafters], make_rule=make_rule))
+        return FirstProposal(drafters, make_rule, **options)
+
+    monkeypatch.setattr("specport.drafters.build.Planner", planner)
+    monkeypatch.setattr("specport.drafters.build.FirstProposal", first_proposal)
+    return found
