@@ -16,7 +16,7 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation, KeptCache
 from specport.core.verify.rules import RULES, rule_for
 
-NUM_TEXTS, LENGTH, TEMPERATURE = 400, 3, 0.6
+NUM_TEXTS, LENGTH, TEMPERATURE = 600, 3, 0.6
 TOGETHER = 8  # sequences of a batch
 
 
