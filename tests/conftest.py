@@ -10,6 +10,9 @@ import pytest
 
 from specport.runtime.profiles import cpu_flags, cpu_name
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: torch's threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The processor, last of all: exactness and speed depend on it, and the end of a log is what is kept."""
