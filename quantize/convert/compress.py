@@ -56,7 +56,7 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
         raise ModelError(
             f"the model cannot be compressed to {precision}: groups of {precision.group} do not divide its "
             f"layers' {widths} inputs",
-            "take a power of two, which is made smaller where it has to be, or group=-1",
+            "take a power of two, which is made smaller where it has to be, or int4:channel",
         ) from error
     except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -66,7 +66,7 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
     if precision.base == "int4" and not any(_is_int4(node) for node in model.get_ops()):
         raise ModelError(
             f"the model cannot be compressed to {precision}: no layer's inputs make groups of 32 or more",
-            "take int8, or int4 with group=-1",
+            "take int8, or int4:channel",
         )
     progress("saving", 0.9)
     openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)

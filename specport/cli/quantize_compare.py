@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
-from specport.models.precision import OPTIONS
+from specport.models.precision import OPTIONS, form
 
 if TYPE_CHECKING:
     from specport.quantize.evaluate.compare import Comparison
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   specport quantize compare                               the default model: fp16, int8, int4 and the device's
-  specport quantize compare MODEL --precision int8 --precision int4:asym,group=128,awq
+  specport quantize compare MODEL --precision int8 --precision int4:128,asym,awq
 
 Options after the colon, in any order:
 {options}
@@ -75,10 +75,8 @@ def _options() -> str:
     """Return the options of `specport.models.precision`, one paragraph each."""
     lines = []
     for name, (bases, what) in OPTIONS.items():
-        form, colon, rest = what.partition(": ")
-        shown, text = (form, rest) if colon and form.startswith(f"{name}=") else (name, what)
-        start = f"  {shown:18}{', '.join(bases):12}"
-        lines.append(textwrap.fill(text, 100, initial_indent=start, subsequent_indent=" " * len(start)))
+        start = f"  {form(name):18}{', '.join(bases):12}"
+        lines.append(textwrap.fill(what, 100, initial_indent=start, subsequent_indent=" " * len(start)))
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from support.toy_model import ToyModel
 
 from specport.calibration.target_text import Text
 from specport.cli import main
-from specport.models.precision import OPTIONS
+from specport.models.precision import OPTIONS, form
 from specport.models.source import ModelFiles
 from specport.progress import silent
 from specport.runtime.profiles import load_profile
@@ -131,7 +131,7 @@ def test_models_are_held_together_where_memory_allows(
 def test_what_is_compared_where_nothing_is_named() -> None:
     assert compare.defaults(load_profile("xeon")) == ["fp16", "int8", "int4", "int8", "int4"]
     npu = compare.defaults(load_profile("core-ultra-npu"))
-    assert npu[:3] == ["fp16", "int8:sym", "int4:sym"] and "int4:sym,group=128" in npu
+    assert npu[:3] == ["fp16", "int8:sym", "int4:sym"] and "int4:128,sym" in npu
 
 
 class Noisy(ToyBackend):
@@ -166,7 +166,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
 
 
 def test_json(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
-    out, _ = run(capsys, "toy", "--json", "--precision", "int4:group=64", "--precision", "int8")
+    out, _ = run(capsys, "toy", "--json", "--precision", "int4:64", "--precision", "int8")
     found = json.loads(out)
     assert found.keys() == {
         "model", "device", "processor", "answers", "tokens", "source_perplexity", "prompt_tokens", "rounds",
@@ -256,8 +256,7 @@ def test_help_lists_every_option_of_a_precision(capsys: pytest.CaptureFixture[st
         main(["quantize", "compare", "--help"])
     out = " ".join(capsys.readouterr().out.split())
     for name, (bases, what) in OPTIONS.items():
-        form = {"group": "group=N", "ratio": "ratio=R"}.get(name, name)
-        assert f" {form} {', '.join(bases)} {what.removeprefix(f'{form}: ')}" in out
+        assert f" {form(name)} {', '.join(bases)} {what}" in out
 
 
 @pytest.fixture(scope="module")
