@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import accumulate
 from typing import Any
 
 from specport.calibration import heads
@@ -70,8 +71,10 @@ def acceptance(pair: DraftPair, prompts: Sequence[str], depth: int, progress: Pr
         progress("measuring acceptance", number / len(encoded))
         runs.append(method.run(ids, NUM_TOKENS))
     drafted, accepted = _counts(runs, depth)
-    survival = tuple(a / max(d, 1) for a, d in zip(accepted, drafted, strict=True))
-    return Acceptance(survival, sum(run.metrics["num_drafts"] for run in runs), len(encoded))
+    # Chains at the end of an answer are shorter, so that the shares rest on different chains.
+    shares = (a / max(d, 1) for a, d in zip(accepted, drafted, strict=True))
+    rounds = sum(run.metrics["num_drafts"] for run in runs)
+    return Acceptance(tuple(accumulate(shares, min)), rounds, len(encoded))
 
 
 def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dict[str, Any]:
