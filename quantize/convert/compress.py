@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from specport.quantize.convert import nncf_progress
 from specport.quantize.text.prompts import CHOOSING
 
 from specport.errors import ModelError
@@ -50,7 +51,8 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
             with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"):
                 model = nncf.compress_weights(model, mode=mode)
         else:
-            model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
+            with nncf_progress.reported(part(progress, 0.7, 0.9)):
+                model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
     except nncf.InvalidGroupSizeError as error:
         widths = ", ".join(sorted({*re.findall(r"channel size: (\d+)", str(error))}, key=int))
         raise ModelError(

@@ -6,7 +6,7 @@ greedy answers; steps of drafts and target are timed in turns. Both together giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -127,7 +127,7 @@ def compare_drafts(
         del draft, pair  # before the next one is loaded
     plan = timing_plan(tokenizer, limit, context, rounds)
     interleaved = fit_together([*compared, Format(target_files, loader, None)])
-    loads = [lambda: loaded.model, *(partial(_load, each) for each in compared)]
+    loads: list[Callable[[], Model]] = [lambda: loaded.model, *(partial(_load, each) for each in compared)]
     own, *timed = measure(loads, plan, interleaved, part(progress, 0.8, 1.0))
     return DraftComparison(
         model=compared[0].files.name,

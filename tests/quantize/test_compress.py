@@ -256,6 +256,24 @@ def test_what_needs_text_rounds_otherwise(option: str, tiny: Tiny, tmp_path: Pat
         assert tiny.divergence(fitted) < 0.95 * tiny.divergence(plain)
 
 
+def test_what_takes_long_reports_its_progress(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "ir"
+    shutil.copytree(tiny.rest, out)
+    monkeypatch.setattr(compress, "write_texts", lambda *_: tiny.texts)
+    told: list[tuple[str, float]] = []
+    compress.compress(tiny.draft, out, parse("int4:gptq,scale-estimation"), lambda *stage: told.append(stage))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares) and shares[-1] == 0.9
+    fitting = [share for what, share in told if what == "applying gptq with scale estimation"]
+    assert len({*fitting}) == MATMULS + 1 and 0.7 < fitting[0] < fitting[-1] < 0.9
+    # NNCF's own bars are as they were.
+    before = len(told)
+    tiny.compressed("int4", tmp_path / "other")
+    assert len(told) == before
+
+
 @pytest.mark.parametrize("option", ["", "sym,"])
 def test_activations_of_every_layer_are_rounded_and_attention_is_not(
     option: str, tiny: Tiny, tmp_path: Path
