@@ -2,7 +2,7 @@
 
 OpenVINO's integer kernels quantise activations in groups as well (`DYNAMIC_QUANTIZATION_GROUP_SIZE`). A group
 of activations that is larger than a group of weights, or than a row, switches these kernels off for that
-layer and doubles its time; a smaller one than needed costs up to a tenth of a step.
+layer and doubles its time; a smaller one than needed costs up to 15 % of a step.
 """
 
 from __future__ import annotations
