@@ -15,6 +15,7 @@ from specport.quantize.evaluate import ranking
 from specport.quantize.evaluate.fidelity import Fidelity, measure_fidelity, perplexity
 from specport.quantize.evaluate.formats import (
     Format,
+    check_device,
     check_dynamic_groups,
     converted,
     fit_together,
@@ -131,6 +132,7 @@ def compare(
     check_plan(context, rounds)
     check_dynamic_groups(dynamic_groups)
     loader = Loader.on(device, threads, None, trust_remote_code)
+    check_device(loader)
     wanted = [*(precisions or defaults(loader.profile)), *filter(None, [baseline])]
     names = [*dict.fromkeys(str(parse(name)) for name in wanted)]
     for name in names:

@@ -14,6 +14,7 @@ from specport.quantize.evaluate import ranking
 from specport.quantize.evaluate.compare import PACKAGES, check_plan, timing_plan
 from specport.quantize.evaluate.formats import (
     Format,
+    check_device,
     check_dynamic_groups,
     converted,
     fit_together,
@@ -105,6 +106,7 @@ def compare_drafts(
     check_plan(context, rounds)
     check_dynamic_groups(dynamic_groups)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.3, 0.4))
+    check_device(loader)
     kinds = ("int8:sym", "int4:sym") if loader.profile.symmetric else ("int8", "int4")
     wanted = precisions or [*kinds, loader.profile.draft_precision]
     names = [*dict.fromkeys(str(parse(name)) for name in wanted)]

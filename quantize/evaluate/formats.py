@@ -40,6 +40,15 @@ class Format:
         return sum((self.files.folder / file).stat().st_size for file in (IR_XML, IR_BIN))
 
 
+def check_device(loader: Loader) -> None:
+    """Raise InvalidInput for a device whose weights are not compressed by conversion."""
+    if loader.backend.weights != "ir":
+        raise InvalidInput(
+            f"{loader.profile.name} runs no compressed weights, so that there is nothing to compare",
+            "choose a device that runs on OpenVINO, as --device xeon",
+        )
+
+
 def check_dynamic_groups(groups: Sequence[str]) -> None:
     """Raise InvalidInput for a group of activations that cannot be read."""
     for group in groups:

@@ -22,7 +22,7 @@ from specport.models.source import ModelFiles
 from specport.progress import silent
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.registry import Loaded, LoadOptions, Weights
 
 NONE = ToyModel(sharpness=0.0)  # every token is as likely as any other
 
@@ -116,6 +116,8 @@ class Noisy(ToyBackend):
     Records loads with their device, and the groups of activations.
     """
 
+    weights: Weights = "ir"
+
     def __init__(self) -> None:
         super().__init__()
         self.groups: list[str] = []
@@ -198,6 +200,15 @@ def test_table(noisy: Noisy, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert err == "int8: rounded twice\n"
     monkeypatch.setattr(formats, "free_memory", lambda: 0)
     assert "one format after another, since memory is limited" in run(capsys, "toy", "--rounds", "2")[0]
+
+
+def test_a_device_without_compressed_weights_is_refused(
+    noisy: Noisy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy.weights = "huggingface"
+    for more in ([], ["--target", "target"]):
+        assert main(["quantize", "compare", "toy", "--device", "torch-cpu", *more]) == 2
+        assert "torch-cpu runs no compressed weights" in capsys.readouterr().err
 
 
 def test_the_baseline_is_measured_too(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
