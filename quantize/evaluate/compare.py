@@ -1,8 +1,8 @@
 """`specport quantize compare`: size, fidelity and speed of a model at several weight formats on a device.
 
 The source is the model in fp16, computed in f32. It writes answers; the model in each format then reads the
-same tokens, in exact mode on the device. Prompts are bound by computation, single tokens by memory, and
-verify steps lie between, so all three are timed (`step_times.py`).
+same tokens on the device. Prompts are bound by computation, single tokens by memory, and verify steps lie
+between, so all three are timed (`step_times.py`).
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Comparison:
     prompt_tokens: int
     context: int
     rounds: int
+    exact: bool
     interleaved: bool
     baseline: str
     rows: tuple[Row, ...]
@@ -113,6 +114,7 @@ def compare(
     prompts: Sequence[str] = (),
     context: int = CONTEXT,
     rounds: int = ROUNDS,
+    exact: bool = True,
     device: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
@@ -150,13 +152,13 @@ def compare(
     measured: list[tuple[Fidelity, tuple[str, ...]]] = []
     for number, each in enumerate(compared):
         bar = share(part(progress, 0.5, 0.75), each.name, number, len(compared))
-        loaded = each.loader.target_with(each.files, exact=True)
+        loaded = each.loader.target_with(each.files, exact)
         measured.append((measure_fidelity(reference, loaded.model, texts, bar), loaded.notes))
         del loaded  # before the next one is loaded
     plan = timing_plan(tokenizer, reference.max_context, context, rounds)
     del reference
     interleaved = fit_together(compared)
-    loads = [partial(_load, each) for each in compared]
+    loads = [partial(_load, each, exact) for each in compared]
     timed = measure(loads, plan, interleaved, part(progress, 0.75, 1.0))
     kept = str(parse(baseline)) if baseline else _baseline(names, loader.profile)
     return Comparison(
@@ -169,6 +171,7 @@ def compare(
         prompt_tokens=len(plan.prompt),
         context=plan.context,
         rounds=rounds,
+        exact=exact,
         interleaved=interleaved,
         baseline=kept,
         rows=_rows(compared, measured, timed, len(plan.prompt), kept),
@@ -232,5 +235,5 @@ def _rows(
     )
 
 
-def _load(each: Format) -> Model:
-    return each.loader.target_with(each.files, exact=True).model
+def _load(each: Format, exact: bool) -> Model:
+    return each.loader.target_with(each.files, exact).model

@@ -77,6 +77,7 @@ class DraftComparison:
     prompt_tokens: int
     context: int
     rounds: int
+    exact: bool
     interleaved: bool
     rows: tuple[DraftRow, ...]
     versions: dict[str, str]
@@ -92,6 +93,7 @@ def compare_drafts(
     prompts: Sequence[str] = (),
     context: int = CONTEXT,
     rounds: int = ROUNDS,
+    exact: bool = True,
     device: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
@@ -113,7 +115,7 @@ def compare_drafts(
     for name in names:
         loader.check_precision(name)
     compared = formats(loader, converted(loader, model, names, part(progress, 0.0, 0.3)), dynamic_groups)
-    target_files, loaded = loader.target(target, target_precision, exact=True)
+    target_files, loaded = loader.target(target, target_precision, exact)
     tokenizer = load_tokenizer(target_files.folder)
     if wrong := load_tokenizer(compared[0].files.folder).mismatch(tokenizer):
         raise ModelError(f"{compared[0].files.name} has another tokenizer than the target: {wrong}")
@@ -142,6 +144,7 @@ def compare_drafts(
         prompt_tokens=len(plan.prompt),
         context=plan.context,
         rounds=rounds,
+        exact=exact,
         interleaved=interleaved,
         rows=_rows(compared, accepted, timed, own, len(plan.prompt)),
         versions=installed(PACKAGES),

@@ -33,7 +33,7 @@ prompt/s the tokens of a prompt read per second; spread is the largest interquar
 All formats are timed in turns where memory allows. Keep the machine idle.
 
 A target: the source model, computed in f32, writes answers. Perplexity and KL (nats per token, with standard
-error) are measured on their tokens, in exact mode; `same top` is the share of tokens where both have the same
+error) are measured on their tokens; `same top` is the share of tokens where both have the same
 most likely token. Ranked by the cost of steps of 1 to 8 tokens (1 = the baseline's); formats whose KL exceeds
 the baseline's by more than a tenth stand behind (-).
 
@@ -41,7 +41,7 @@ A draft (--target): the target answers prompts, the draft guesses 8 tokens a rou
 rounds in which its tokens of depth 1, 2, ... were all accepted; speed-up follows from that and the step times
 at the best fixed number of draft tokens. Ranked by it.
 """
-COMPARE_OPTIONS = ("dynamic_groups", "context", "rounds", "device", "threads", "trust_remote_code")
+COMPARE_OPTIONS = ("dynamic_groups", "context", "rounds", "exact", "device", "threads", "trust_remote_code")
 
 
 def add_parser(actions: options.Subparsers) -> None:
@@ -78,6 +78,10 @@ def add_parser(actions: options.Subparsers) -> None:
         help="tokens in the cache before a timed step (default: 256)",
     )  # fmt: skip
     add("--rounds", type=int, default=None, metavar="N", help="rounds of the timing (default: 7)")
+    add(
+        "--fast", action="store_false", dest="exact", default=None,
+        help="measure targets as specport run --fast runs them (default: exact mode)",
+    )  # fmt: skip
     add(
         "--prompts", type=Path, metavar="FILE",
         help="your own prompts, as for specport bench (default: eight common tasks)",
@@ -197,7 +201,7 @@ def _timed(found: Comparison | DraftComparison) -> str:
     order = "interleaved" if found.interleaved else "one format after another, since memory is limited"
     return (
         f"timed: {found.rounds} rounds, {order}; prompt of {found.prompt_tokens} tokens, "
-        f"steps behind {found.context} tokens, ms"
+        f"steps behind {found.context} tokens, ms" + ", fast mode" * (not found.exact)
     )
 
 

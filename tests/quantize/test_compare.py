@@ -159,7 +159,7 @@ def test_json(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out)
     assert found.keys() == {
         "model", "device", "processor", "answers", "tokens", "source_perplexity", "prompt_tokens", "context",
-        "rounds", "interleaved", "baseline", "rows", "versions",
+        "rounds", "exact", "interleaved", "baseline", "rows", "versions",
     }  # fmt: skip
     assert (found["model"], found["device"], found["rounds"]) == ("toy", "xeon", step_times.ROUNDS)
     assert (found["answers"], found["prompt_tokens"]) == (8, compare.PROMPT_TOKENS)
@@ -224,6 +224,16 @@ def test_groups_of_activations(noisy: Noisy, capsys: pytest.CaptureFixture[str])
     rows = json.loads(out)["rows"]
     assert [(row["precision"], row["dynamic_group"]) for row in rows] == [("int4", 64), ("int4", 32)]
     assert noisy.groups == ["0", *["64", "32"] * 2]  # the source, then to be read, then to be timed
+
+
+def test_fast(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
+    """The backend of this test adds noise in exact mode only."""
+    out, _ = run(capsys, "toy", "--json", "--fast", "--precision", "int4", "--rounds", "2")
+    found = json.loads(out)
+    assert found["exact"] is False and found["rows"][0]["fidelity"]["kl"] == 0.0
+    for more in ([], ["--target", "target"]):
+        out, _ = run(capsys, "toy", "--fast", "--precision", "int4", "--rounds", "2", *more)
+        assert ", fast mode\n" in out
 
 
 def test_drafts(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
