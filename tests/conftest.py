@@ -10,7 +10,9 @@ import pytest
 
 from specport.runtime.profiles import cpu_flags, cpu_name
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: torch's threads would wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the workers share the cores: torch's threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -48,7 +48,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 
     Raises ModelError, DeviceError, and InvalidInput for a cache that is too small for any text.
     """
-    profile = _for_processor(options, files.precision)
+    profile = _for_processor(options, files.precision).fitted(files.folder)
     notes = _notes(files, options)
     if files.precision == "fp32" and profile.fallback:
         # fp32 weights imply f32 arithmetic.

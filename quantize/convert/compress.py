@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from specport.quantize.convert import nncf_progress
 from specport.quantize.text.prompts import CHOOSING
 
 from specport.errors import ModelError
@@ -50,13 +51,14 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
             with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"):
                 model = nncf.compress_weights(model, mode=mode)
         else:
-            model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
+            with nncf_progress.reported(part(progress, 0.7, 0.9)):
+                model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
     except nncf.InvalidGroupSizeError as error:
         widths = ", ".join(sorted({*re.findall(r"channel size: (\d+)", str(error))}, key=int))
         raise ModelError(
             f"the model cannot be compressed to {precision}: groups of {precision.group} do not divide its "
             f"layers' {widths} inputs",
-            "take a power of two, which is made smaller where it has to be, or group=-1",
+            "take a power of two, which is made smaller where it has to be, or int4:channel",
         ) from error
     except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -66,7 +68,7 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
     if precision.base == "int4" and not any(_is_int4(node) for node in model.get_ops()):
         raise ModelError(
             f"the model cannot be compressed to {precision}: no layer's inputs make groups of 32 or more",
-            "take int8, or int4 with group=-1",
+            "take int8, or int4:channel",
         )
     progress("saving", 0.9)
     openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)

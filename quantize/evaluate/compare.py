@@ -1,85 +1,92 @@
-"""`specport quantize compare`: size, fidelity and speed of a model at several precisions on a device.
+"""`specport quantize compare`: size, fidelity and speed of a model at several weight formats on a device.
 
-The source is the model in fp16, computed in f32. It writes answers; the model at each precision then reads
-the same tokens, in exact mode on the device. The best precision depends on the phase, so both are timed:
-prompts are bound by computation, single tokens by memory.
+The source is the model in fp16, computed in f32. It writes answers; the model in each format then reads the
+same tokens on the device. Prompts are bound by computation, single tokens by memory, and verify steps lie
+between, so all three are timed (`step_times.py`).
 """
 
 from __future__ import annotations
 
-import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
 
+from specport.quantize.evaluate import ranking
 from specport.quantize.evaluate.fidelity import Fidelity, measure_fidelity, perplexity
+from specport.quantize.evaluate.formats import (
+    Format,
+    check_device,
+    check_dynamic_groups,
+    converted,
+    fit_together,
+    formats,
+    share,
+)
+from specport.quantize.evaluate.step_times import (
+    CONTEXT,
+    DECODE_TOKENS,
+    ROUNDS,
+    WIDTHS,
+    Plan,
+    Times,
+    Timing,
+    measure,
+)
 from specport.quantize.text.prompts import HELD_OUT
 
 from specport.calibration.target_text import write
-from specport.core.engine import Engine
 from specport.core.ports import Model
-from specport.core.sampling.params import SamplingParams
-from specport.core.sequence import Generation
-from specport.errors import InvalidInput, ModelError
+from specport.errors import InvalidInput
 from specport.models.precision import parse
-from specport.models.source import IR_BIN, IR_XML, ModelFiles
 from specport.progress import Progress, part, silent
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import Profile, cpu_name
 from specport.runtime.versions import installed
 from specport.text.builtin_prompts import encode
-from specport.text.tokenizer import load_tokenizer
+from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 SOURCE = "fp16"
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 ANSWER_TOKENS = 96
 PROMPT_TOKENS = 140  # HumanEval's mean
-DECODE_TOKENS = 24
-ROUNDS, WARM = 7, 1
-_MEMORY_OVER_FILE = 3.0  # memory of a loaded model, with weights repacked for the kernels, over its file size
-
-
-@dataclass(frozen=True)
-class Times:
-    """Median and quartiles of a time, in milliseconds."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def spread(self) -> float:
-        """Return the interquartile range over the median."""
-        return (self.high - self.low) / self.median
 
 
 @dataclass(frozen=True)
 class Row:
-    """One precision.
+    """One weight format.
 
-    size_mb: of the weights' files, in 10^6 bytes. tpot, ttft: of plain decoding. notes: of the backend.
+    dynamic_group: activations that share a scale; None = the runtime's own choice.
+    size_mb: of the weights' files, in 10^6 bytes.
+    tpot, ttft: of plain decoding. steps: new tokens -> a step of that many.
+    prompt_rate: tokens of a prompt per second.
+    place, keeps_quality, cost: as in `ranking.Rank`.
+    notes: of the backend.
     """
 
     precision: str
+    dynamic_group: int | None
     size_mb: float
     fidelity: Fidelity
     tpot: Times
     ttft: Times
+    steps: dict[int, Times]
+    prompt_rate: float
+    place: int
+    keeps_quality: bool
+    cost: float
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All precisions of one model on one device.
+    """All formats of one model on one device.
 
     answers, tokens: number of answers that were compared, and of their tokens.
     source_perplexity: of the source on its own answers.
-    interleaved: whether all precisions were timed in turns in each round; else one after another.
+    context: tokens in the cache before the steps that were timed.
+    interleaved: whether all formats were timed in turns in each round; else one after another.
+    baseline: the format whose quality the ranking keeps.
     """
 
     model: str
@@ -89,8 +96,11 @@ class Comparison:
     tokens: int
     source_perplexity: float
     prompt_tokens: int
+    context: int
     rounds: int
+    exact: bool
     interleaved: bool
+    baseline: str
     rows: tuple[Row, ...]
     versions: dict[str, str]
 
@@ -99,45 +109,58 @@ def compare(
     model: str | None = None,
     *,
     precisions: Sequence[str] = (),
+    baseline: str | None = None,
+    dynamic_groups: Sequence[str] = (),
     prompts: Sequence[str] = (),
+    context: int = CONTEXT,
+    rounds: int = ROUNDS,
+    exact: bool = True,
     device: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Comparison:
-    """Convert a model to each of `precisions`, measure its fidelity, and time it.
+    """Convert a model to each of `precisions`, measure its fidelity, time it, and rank them.
 
     precisions: none = fp16, int8, int4 and the device's defaults.
+    baseline:   the format whose quality is to be kept; it is measured too. None = the device's default for
+                targets where it is compared, else the first.
+    dynamic_groups: groups of activations to try with each; none = what fits (`formats.FIT`).
     prompts:    for the source to answer; none = `prompts.HELD_OUT`.
+    context, rounds: of the timing.
     Other arguments as for `specport.load`. At most two models are loaded at a time until the timing. Raises
     SpecportError.
     """
+    check_plan(context, rounds)
+    check_dynamic_groups(dynamic_groups)
     loader = Loader.on(device, threads, None, trust_remote_code)
-    names = [*dict.fromkeys(str(parse(name)) for name in precisions or defaults(loader.profile))]
+    check_device(loader)
+    wanted = [*(precisions or defaults(loader.profile)), *filter(None, [baseline])]
+    names = [*dict.fromkeys(str(parse(name)) for name in wanted)]
     for name in names:
         loader.check_precision(name)
-    source, *files = _converted(loader, model, [SOURCE, *names], part(progress, 0.0, 0.4))
+    source, *files = converted(loader, model, [SOURCE, *names], part(progress, 0.0, 0.4))
     tokenizer = load_tokenizer(source.folder)
-    reader = replace(loader, profile=replace(loader.profile, device="CPU", fast=F32))
+    reader = replace(loader, profile=replace(loader.profile, device="CPU", fast=F32, fit_dynamic_group=False))
     reference = reader.target_with(source, exact=False).model
     written = write(reference, tokenizer, prompts or HELD_OUT, ANSWER_TOKENS, part(progress, 0.4, 0.5))
     texts = [text for text in written if text.answer]
     if not texts:
         raise InvalidInput("no prompt fits the model's context", "give shorter ones with --prompts")
     source_perplexity = perplexity(reference, texts)
+    compared = formats(loader, files, dynamic_groups)
     measured: list[tuple[Fidelity, tuple[str, ...]]] = []
-    for number, each in enumerate(files):
-        bar = _share(part(progress, 0.5, 0.75), each.precision, number, len(files))
-        loaded = loader.target_with(each, exact=True)
+    for number, each in enumerate(compared):
+        bar = share(part(progress, 0.5, 0.75), each.name, number, len(compared))
+        loaded = each.loader.target_with(each.files, exact)
         measured.append((measure_fidelity(reference, loaded.model, texts, bar), loaded.notes))
         del loaded  # before the next one is loaded
-    room = min(PROMPT_TOKENS, reference.max_context - DECODE_TOKENS - 1)
-    prompt = encode(tokenizer, " ".join(HELD_OUT))[:room]
+    plan = timing_plan(tokenizer, reference.max_context, context, rounds)
     del reference
-    interleaved = fit_together(files)
-    loads = [partial(_load, loader, each) for each in files]
-    timed = times(loads, prompt, interleaved, part(progress, 0.75, 1.0))
-    rows = zip(files, measured, timed, strict=True)
+    interleaved = fit_together(compared)
+    loads = [partial(_load, each, exact) for each in compared]
+    timed = measure(loads, plan, interleaved, part(progress, 0.75, 1.0))
+    kept = str(parse(baseline)) if baseline else _baseline(names, loader.profile)
     return Comparison(
         model=source.name,
         device=loader.profile.name,
@@ -145,10 +168,13 @@ def compare(
         answers=len(texts),
         tokens=sum(len(text.answer) for text in texts),
         source_perplexity=source_perplexity,
-        prompt_tokens=len(prompt),
-        rounds=ROUNDS,
+        prompt_tokens=len(plan.prompt),
+        context=plan.context,
+        rounds=rounds,
+        exact=exact,
         interleaved=interleaved,
-        rows=tuple(Row(f.precision, size(f) / 1e6, fid, *both, notes) for f, (fid, notes), both in rows),
+        baseline=kept,
+        rows=_rows(compared, measured, timed, len(plan.prompt), kept),
         versions=installed(PACKAGES),
     )
 
@@ -159,104 +185,55 @@ def defaults(profile: Profile) -> list[str]:
     return [*kinds, profile.precision, profile.draft_precision]
 
 
-def _converted(
-    loader: Loader, spec: str | None, names: Sequence[str], progress: Progress
-) -> list[ModelFiles]:
-    """Return the model's files at each precision. Raises ModelError where it comes in one precision only."""
-    converted = []
-    for number, name in enumerate(names):
-        files = replace(loader, progress=_share(progress, name, number, len(names))).files(spec, name)
-        if files.bundle or files.precision != name:
-            raise ModelError(
-                f"{spec} holds converted weights only",
-                "name the GGUF file or Hugging Face folder that it was converted from",
-            )
-        converted.append(files)
-    return converted
+def check_plan(context: int, rounds: int) -> None:
+    """Raise InvalidInput for numbers that cannot be timed."""
+    for name, value, least in (("context", context, 1), ("rounds", rounds, 2)):
+        if value < least:
+            raise InvalidInput(f"{name} is {value}; it must be {least} or more")
 
 
-def _share(progress: Progress, name: str, number: int, count: int) -> Progress:
-    """Return the progress of item `number` of `count`, with its name before each message."""
-    bar = part(progress, number / count, (number + 1) / count)
-    return lambda what, share: bar(f"{name}: {what}", share)
+def timing_plan(tokenizer: Tokenizer, max_context: int, context: int, rounds: int) -> Plan:
+    """Return what to time: a prompt, and steps behind `context` tokens, or as many as the model holds."""
+    room = min(PROMPT_TOKENS, max_context - DECODE_TOKENS - 1)
+    prompt = encode(tokenizer, " ".join(HELD_OUT))[:room]
+    return Plan(prompt, max(1, min(context, max_context - max(WIDTHS))), WIDTHS, rounds)
 
 
-def _load(loader: Loader, files: ModelFiles) -> Model:
-    return loader.target_with(files, exact=True).model
+def _baseline(names: Sequence[str], profile: Profile) -> str:
+    own = str(parse(profile.precision))
+    return own if own in names else names[0]
 
 
-def size(files: ModelFiles) -> int:
-    """Return the bytes of the weights and their graph."""
-    return sum((files.folder / name).stat().st_size for name in (IR_XML, IR_BIN))
+def _rows(
+    compared: Sequence[Format],
+    measured: Sequence[tuple[Fidelity, tuple[str, ...]]],
+    timed: Sequence[Timing],
+    prompt_tokens: int,
+    baseline: str,
+) -> tuple[Row, ...]:
+    """Return the rows in the order of `compared`, ranked against the first of the format `baseline`."""
+    candidates = [
+        ranking.Candidate(near.kl, timing.medians) for (near, _), timing in zip(measured, timed, strict=True)
+    ]
+    ranks = ranking.rank(candidates, [each.name for each in compared].index(baseline))
+    return tuple(
+        Row(
+            precision=each.name,
+            dynamic_group=each.dynamic_group,
+            size_mb=each.size / 1e6,
+            fidelity=near,
+            tpot=timing.tpot,
+            ttft=timing.ttft,
+            steps=timing.steps,
+            prompt_rate=1e3 * prompt_tokens / timing.ttft.median,
+            place=rank.place,
+            keeps_quality=rank.keeps_quality,
+            cost=rank.cost,
+            notes=notes,
+        )
+        for each, (near, notes), timing, rank in zip(compared, measured, timed, ranks, strict=True)
+    )
 
 
-def times(
-    loads: Sequence[Callable[[], Model]],
-    prompt: Sequence[int],
-    together: bool,
-    progress: Progress,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[tuple[Times, Times]]:
-    """Return (TPOT, TTFT) of each model in plain decoding.
-
-    together: all models are loaded at once and timed in turns, forwards and backwards, so that drift of the
-              machine affects all of them alike.
-    """
-    timed: list[tuple[Times, Times]] = []
-    for group in [loads] if together else [[load] for load in loads]:
-        progress("timing", len(timed) / len(loads))
-        models = [load() for load in group]
-        first: list[list[float]] = [[] for _ in models]
-        later: list[list[float]] = [[] for _ in models]
-        for number in range(WARM + ROUNDS):
-            for i in sorted(range(len(models)), reverse=bool(number % 2)):
-                seconds, others = _decode(models[i], prompt, clock)
-                if number >= WARM:
-                    first[i].append(seconds)
-                    later[i] += others
-            done = (number + 1) / (WARM + ROUNDS) * len(models)
-            progress("timing", (len(timed) + done) / len(loads))
-        timed += [(quartiles(b), quartiles(a)) for a, b in zip(first, later, strict=True)]
-        del models
-    return timed
-
-
-def _decode(model: Model, prompt: Sequence[int], clock: Callable[[], float]) -> tuple[float, list[float]]:
-    """Return the seconds to the first token of a plain answer, and those of each later token.
-
-    No token ends the answer.
-    """
-    engine = Engine(model)
-    stamps = [clock()]
-    generation = Generation([*prompt], SamplingParams(), 1 + DECODE_TOKENS)
-    stamps += [clock() for _ in engine.run([generation])]
-    first, *others = (b - a for a, b in pairwise(stamps))
-    return first, others
-
-
-def quartiles(seconds: Sequence[float]) -> Times:
-    """Return median and quartiles in milliseconds."""
-    low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-    return Times(median, low, high)
-
-
-def fit_together(files: Sequence[ModelFiles]) -> bool:
-    """Return whether all these models may be loaded at once, with half of the free memory left."""
-    return _MEMORY_OVER_FILE * sum(map(size, files)) < free_memory() / 2
-
-
-def free_memory() -> int:
-    """Return free memory in bytes.
-
-    0 = unknown, as without psutil (extra `bench`) on systems other than Linux.
-    """
-    try:
-        import psutil
-    except ImportError:
-        try:
-            text = Path("/proc/meminfo").read_text(encoding="ascii")
-        except OSError:
-            return 0
-        match = re.search(r"MemAvailable:\s*(\d+) kB", text)
-        return int(match[1]) << 10 if match else 0
-    return int(psutil.virtual_memory().available)
+def _load(each: Format, exact: bool) -> Model:
+    return each.loader.target_with(each.files, exact).model

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import accumulate
 from typing import Any
 
 from specport.calibration import heads
@@ -15,6 +16,7 @@ from specport.core.planning.step_costs import StepCosts
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import parse as parse_draft
+from specport.errors import InvalidInput
 from specport.models.parallel import Parallel
 from specport.progress import Progress
 from specport.runtime.profiles import cpu_name
@@ -48,6 +50,40 @@ class DraftPair:
         return DEPTH if self.parallel is None else self.parallel.depth
 
 
+@dataclass(frozen=True)
+class Acceptance:
+    """How far a target goes along with chains of draft tokens.
+
+    survival: share of the chains of at least that depth whose tokens of depth 1, 2, ... were all accepted.
+    rounds:   number of chains. prompts: number of prompts.
+    """
+
+    survival: tuple[float, ...]
+    rounds: int
+    prompts: int
+
+
+def acceptance(pair: DraftPair, prompts: Sequence[str], depth: int, progress: Progress) -> Acceptance:
+    """Return the acceptance of chains of `depth` tokens on greedy answers of at most NUM_TOKENS tokens.
+
+    Prompts that do not fit both models' contexts are left out. Raises InvalidInput where none fits.
+    """
+    room = min(pair.target.model.max_context, pair.draft.model.max_context) - NUM_TOKENS - depth
+    encoded = [ids for prompt in prompts if len(ids := encode(pair.tokenizer, prompt)) <= room]
+    if not encoded:
+        raise InvalidInput("no prompt fits the models' contexts", "give shorter ones with --prompts")
+    method = _method(pair, f"draft@fixed={depth}", Engine(pair.target.model))
+    runs = []
+    for number, ids in enumerate(encoded):
+        progress("measuring acceptance", number / len(encoded))
+        runs.append(method.run(ids, NUM_TOKENS))
+    drafted, accepted = _counts(runs, depth)
+    # Chains at the end of an answer are shorter, so that the shares rest on different chains.
+    shares = (a / max(d, 1) for a, d in zip(accepted, drafted, strict=True))
+    rounds = sum(run.metrics["num_drafts"] for run in runs)
+    return Acceptance(tuple(accumulate(shares, min)), rounds, len(encoded))
+
+
 def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dict[str, Any]:
     """Measure acceptance by depth, milliseconds per token and the speed-up over plain decoding.
 
@@ -67,8 +103,7 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
             progress("measuring the draft", number / len(encoded))
             runs[name].append(method.run(ids, NUM_TOKENS))
     plain, fixed, planned = (runs[name] for name in names)
-    drafted = [sum(_at(run, "drafted_per_depth", d) for run in fixed) for d in range(pair.depth)]
-    accepted = [sum(_at(run, "accepted_per_depth", d) for run in fixed) for d in range(pair.depth)]
+    drafted, accepted = _counts(fixed, pair.depth)
     steps = sum(run.metrics["num_drafts"] for run in fixed)
     speed_ups = sorted(_tpot(a) / _tpot(b) for a, b in zip(plain, planned, strict=True) if len(a.tokens) > 1)
     same = [a.tokens == b.tokens == c.tokens for a, b, c in zip(plain, fixed, planned, strict=True)]
@@ -117,6 +152,13 @@ def _method(pair: DraftPair, name: str, engine: Engine) -> Own:
         drafting=spec.drafting, costs=pair.costs,
     )  # fmt: skip
     return own(spec, policy, engine, pair.tokenizer.eos_ids, {})
+
+
+def _counts(runs: Sequence[Run], depth: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of drafted and of accepted tokens at depth 1, 2, ..."""
+    drafted = [sum(_at(run, "drafted_per_depth", d) for run in runs) for d in range(depth)]
+    accepted = [sum(_at(run, "accepted_per_depth", d) for run in runs) for d in range(depth)]
+    return drafted, accepted
 
 
 def _at(run: Run, name: str, depth: int) -> int:

@@ -104,7 +104,8 @@ class Search:
     ) -> tuple[int, depth.Dropping]:
         """Return the number of layers, and which to drop where 0, 1, ... of them are dropped."""
         known = self.work / "layers.json"
-        probe = Probe(self.files.folder, self.loader.profile.device, self.loader.profile.draft, self.head)
+        profile = self.loader.profile.fitted(self.files.folder)
+        probe = Probe(self.files.folder, profile.device, profile.draft, self.head)
         total, layers = probe.num_layers, request.layers
         if layers is not None and layers > total:
             raise InvalidInput(f"the draft has {total} layers, fewer than {layers}")

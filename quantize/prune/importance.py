@@ -56,7 +56,7 @@ def measure_layers(inputs: Inputs, prompts: Sequence[str], progress: Progress) -
     """
     bar = part(progress, 0.0, 0.2)
     written = target_text.write(inputs.target.model, inputs.tokenizer, prompts or CHOOSING, NUM_TOKENS, bar)
-    profile = inputs.loader.profile
+    profile = inputs.loader.profile.fitted(inputs.source_files.folder)
     probe = Probe(inputs.source_files.folder, profile.device, profile.draft)
     streams = np.concatenate([probe.streams(text) for text in written], axis=1)
     without = []

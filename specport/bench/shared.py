@@ -84,7 +84,8 @@ class Shared:
         from specport.bench.peers.genai import GenAi
 
         draft = self._draft_model()[1].folder if self.draft else None
-        profile, properties = self.loader.profile, dict(self.loader.profile.fast)
+        profile = self.loader.profile.fitted(self.files.folder)
+        properties = dict(profile.fast)
         if self.loader.threads is not None:
             properties["INFERENCE_NUM_THREADS"] = self.loader.threads
         return GenAi(mode, self.files.folder, draft, profile.device, self.tokenizer.eos_ids, properties)

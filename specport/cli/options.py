@@ -144,7 +144,7 @@ def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> N
     _adder(parser)(
         name,
         metavar="{fp32,bf16,fp16,int8,int4}",
-        help=f"{help}; int4:asym,awq and more: specport quantize compare --help",
+        help=f"{help}; int4:128, int4:channel,awq and more: specport quantize compare --help",
     )
 
 

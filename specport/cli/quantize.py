@@ -36,7 +36,7 @@ examples:
   specport quantize inspect draft
   specport quantize export draft --to genai --out folder  or --to hf
   specport quantize layers                                measure the importance of each layer
-  specport quantize compare --precision int4:asym,awq     compare weight formats
+  specport quantize compare --precision int4:128,awq      compare weight formats
 
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.

@@ -10,7 +10,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,11 +19,15 @@ from typing import Any
 from specport.core.planning.policies import POLICIES
 from specport.errors import DeviceError, InvalidInput
 from specport.models import precision as precisions
+from specport.models.int4_layout import read_layout
+from specport.models.source import IR_XML
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"  # OpenVINO's property: activations that share a scale
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Profile:
                 exact targets where the start-up check finds the default kernels not invariant.
     amx:        properties added to the first three for INT8 and INT4 weights where the processor has AMX.
     precision, draft_precision: default weight formats of targets and drafts.
+    fit_dynamic_group: whether `DYNAMIC_QUANTIZATION_GROUP_SIZE` is chosen to fit a model's INT4 weights; what
+                the tables state then holds for other weights.
     emulated:   whether other hardware emulates the device; noted wherever a result is shown.
     symmetric:  whether the device runs only weights without zero points (option `sym`).
     policy, num_draft_tokens: default drafting; None = the policy's own number.
@@ -61,6 +67,7 @@ class Profile:
     amx: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
+    fit_dynamic_group: bool = False
     emulated: bool = False
     symmetric: bool = False
     policy: str = "planned"
@@ -76,6 +83,28 @@ class Profile:
             if self.emulated
             else None
         )
+
+    def dynamic_group(self) -> int | None:
+        """Return the group of activations that exact targets use; None = the runtime's own."""
+        value = self.exact.get(DYNAMIC_GROUP)
+        return None if value is None else int(value)
+
+    def fitted(self, folder: Path) -> Profile:
+        """Return the profile for the model in `folder`: the group of activations fits its INT4 weights.
+
+        Unchanged without `fit_dynamic_group`, for other weights and for other formats than IR.
+        """
+        xml = folder / IR_XML
+        if not self.fit_dynamic_group or not xml.is_file():
+            return self
+        group = read_layout(xml).dynamic_group
+        return self if group is None else self.with_dynamic_group(group)
+
+    def with_dynamic_group(self, group: int) -> Profile:
+        """Return the profile with this group of activations, whatever a model's weights are."""
+        tables = ({**table, DYNAMIC_GROUP: group} for table in (self.exact, self.fast, self.draft))
+        exact, fast, draft = tables
+        return replace(self, exact=exact, fast=fast, draft=draft, fit_dynamic_group=False)
 
     def mismatch(self, cpu: str) -> str | None:
         """Return a note for the user when the profile does not describe this processor, else None."""
@@ -178,6 +207,7 @@ def _parse(text: str, where: str) -> Profile:
         "num_draft_tokens": int,
         "emulated": bool,
         "symmetric": bool,
+        "fit_dynamic_group": bool,
         "width_change": float,
         "buckets": list,
     }

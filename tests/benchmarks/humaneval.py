@@ -4,7 +4,7 @@
     python tests/benchmarks/humaneval.py --target MODEL --draft MODEL --problems 164 --timed 20 --out DIR
 
 The form is that of the table in "Accelerate StarCoder with Optimum Intel on Xeon" (Hugging Face and Intel,
-2024). A row is a precision (`int4`, `int4:asym,group=128`), or a precision and a method as `specport bench`
+2024). A row is a precision (`int4`, `int4:128,asym`), or a precision and a method as `specport bench`
 names them, in which `draft` stands for --draft: `int8+draft`, `int4+ngram|draft`, `int4+draft@fixed=3`.
 Without --row: fp16 (the baseline), int8 and int4, and the latter two with the draft. The plain row of a
 drafted one is always there.

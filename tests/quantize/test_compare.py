@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specport.quantize.evaluate import compare
+from specport.quantize.evaluate import compare, compare_drafts, formats, step_times
 from specport.quantize.evaluate import fidelity as near
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 from support.toy_model import ToyModel
 
 from specport.calibration.target_text import Text
 from specport.cli import main
-from specport.models.precision import OPTIONS
+from specport.models.precision import OPTIONS, form
 from specport.models.source import ModelFiles
 from specport.progress import silent
+from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.registry import Loaded, LoadOptions, Weights
 
 NONE = ToyModel(sharpness=0.0)  # every token is as likely as any other
 
@@ -67,81 +68,68 @@ def test_a_model_that_knows_nothing() -> None:
     assert near.measure_fidelity(ToyModel(), NONE, written(ToyModel())[:1], silent).kl_error == 0.0
 
 
-class Ticking(ToyModel):
-    """Takes a given time per new token on a shared clock; ten times as long at first."""
-
-    now = 0.0
-    order: list[str] = []  # noqa: RUF012
-
-    def __init__(self, name: str, seconds: float) -> None:
-        super().__init__()
-        self.name, self.seconds = name, seconds
-
-    def step(self, rows):  # type: ignore[no-untyped-def]
-        width = len(rows[0].block)
-        cold = len(self.widths) <= compare.DECODE_TOKENS
-        Ticking.now += self.seconds * width * (10 if cold else 1)
-        if width > 1:
-            Ticking.order.append(self.name)
-        return super().step(rows)
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_times(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "ROUNDS", 2)
-    models: list[Ticking] = []
-
-    def load(name: str, seconds: float) -> Ticking:
-        models.append(Ticking(name, seconds))
-        return models[-1]
-
-    Ticking.order.clear()
-    prompt = [i % 11 for i in range(30)]
-    loads = [lambda: load("a", 0.001), lambda: load("b", 0.004)]
-    found = compare.times(loads, prompt, together, silent, clock=lambda: Ticking.now)
-    for (tpot, ttft), seconds in zip(found, (0.001, 0.004), strict=True):
-        assert tpot.median == pytest.approx(1e3 * seconds) and tpot.spread == pytest.approx(0, abs=1e-9)
-        assert ttft.median == pytest.approx(30e3 * seconds) and ttft.spread == pytest.approx(0, abs=1e-9)
-    rounds = compare.WARM + compare.ROUNDS
-    turns = ["a", "b", "b", "a"] * rounds if together else ["a"] * rounds + ["b"] * rounds
-    assert Ticking.order == turns[: 2 * rounds]
-    assert all(model.num_open == 0 for model in models)
-
-
-def test_quartiles() -> None:
-    times = compare.quartiles([0.001 * n for n in range(1, 8)])
-    assert (times.low, times.median, times.high) == pytest.approx((2.0, 4.0, 6.0))
-    assert times.spread == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(("free", "together"), [(0, False), (5.9e6, False), (6.1e6, True)])
 def test_models_are_held_together_where_memory_allows(
     free: float, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "openvino_model.xml").write_bytes(bytes(100_000))
     (tmp_path / "openvino_model.bin").write_bytes(bytes(400_000))
-    files = ModelFiles(tmp_path, "m", "int8", "m", "")
-    assert compare.size(files) == 500_000
-    monkeypatch.setattr(compare, "free_memory", lambda: int(free))
-    assert compare.fit_together([files, files]) == together
+    loader = Loader(load_profile("xeon"), Noisy(), None, None, False, silent)
+    (one,) = formats.formats(loader, [ModelFiles(tmp_path, "m", "int8", "m", "")])
+    assert one.size == 500_000
+    monkeypatch.setattr(formats, "free_memory", lambda: int(free))
+    assert formats.fit_together([one, one]) == together
     monkeypatch.undo()
-    assert compare.free_memory() > 1 << 20
+    assert formats.free_memory() > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "fitting", "row"), [("9, 12, 128", 128, 128), ("9, 576", 256, 576), (None, 64, 64)]
+)
+def test_each_group_of_activations_is_a_format(
+    shape: str | None, fitting: int, row: int, tmp_path: Path
+) -> None:
+    text = f'<data element_type="u4" shape="{shape}" />' if shape else "<net></net>"
+    (tmp_path / "openvino_model.xml").write_text(text, encoding="utf-8")
+    loader = Loader(load_profile("xeon"), Noisy(), None, None, False, silent)
+    files = [ModelFiles(tmp_path, "m", "int4", "m", ""), ModelFiles(tmp_path, "m", "int8", "m", "")]
+    (fit, _) = formats.formats(loader, files)
+    assert fit.dynamic_group == fitting
+    found = formats.formats(loader, files, ["fit", "32", "row", "32", "0"])
+    want = [*dict.fromkeys((fitting, 32, row, 0))]
+    assert [each.dynamic_group for each in found] == want * 2
+    assert [each.name for each in found] == ["int4"] * len(want) + ["int8"] * len(want)
+    for each in found:  # it is what will be loaded
+        profile = each.loader.profile.fitted(tmp_path)
+        assert profile.exact["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == each.dynamic_group
 
 
 def test_what_is_compared_where_nothing_is_named() -> None:
     assert compare.defaults(load_profile("xeon")) == ["fp16", "int8", "int4", "int8", "int4"]
     npu = compare.defaults(load_profile("core-ultra-npu"))
-    assert npu[:3] == ["fp16", "int8:sym", "int4:sym"] and "int4:sym,group=128" in npu
+    assert npu[:3] == ["fp16", "int8:sym", "int4:sym"] and "int4:128,sym" in npu
 
 
 class Noisy(ToyBackend):
-    """Loads toys with noise by precision: fp16 least, int4 most. Records loads and their device."""
+    """Loads toys with noise by precision: fp16 least, int4 most.
+
+    Records loads with their device, and the groups of activations.
+    """
+
+    weights: Weights = "ir"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[str] = []
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
         profile = options.profile
         asked = dict(profile.exact if options.exact else profile.fast)
+        self.groups.append(str(asked.get("DYNAMIC_QUANTIZATION_GROUP_SIZE", "")))
         self.loaded.append(f"{files.precision} {profile.device} {asked.get('INFERENCE_PRECISION_HINT', '')}")
         noise = {"fp16": 0.02, "int8": 0.1}.get(files.precision, 0.5) if options.exact else 0.0
+        if files.name == "target":
+            noise = 0.0
         note = ("rounded twice",) if files.precision == "int8" else ()
         return Loaded(ToyModel(noise=noise, max_context=400), note)
 
@@ -153,7 +141,8 @@ def noisy(monkeypatch: pytest.MonkeyPatch, toy_backend: ToyBackend, tmp_path: Pa
     monkeypatch.setattr("specport.runtime.loading.load_tokenizer", lambda folder: None)
     from support.toy_backend import Tokenizer
 
-    monkeypatch.setattr(compare, "load_tokenizer", lambda folder: Tokenizer())
+    for module in (compare, compare_drafts):
+        monkeypatch.setattr(module, "load_tokenizer", lambda folder: Tokenizer())
     for name in ("openvino_model.xml", "openvino_model.bin"):
         (tmp_path / name).write_bytes(bytes(1_500_000))
     return backend
@@ -166,13 +155,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
 
 
 def test_json(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
-    out, _ = run(capsys, "toy", "--json", "--precision", "int4:group=64", "--precision", "int8")
+    out, _ = run(capsys, "toy", "--json", "--precision", "int4:64", "--precision", "int8")
     found = json.loads(out)
     assert found.keys() == {
-        "model", "device", "processor", "answers", "tokens", "source_perplexity", "prompt_tokens", "rounds",
-        "interleaved", "rows", "versions",
+        "model", "device", "processor", "answers", "tokens", "source_perplexity", "prompt_tokens", "context",
+        "rounds", "exact", "interleaved", "baseline", "rows", "versions",
     }  # fmt: skip
-    assert (found["model"], found["device"], found["rounds"]) == ("toy", "xeon", compare.ROUNDS)
+    assert (found["model"], found["device"], found["rounds"]) == ("toy", "xeon", step_times.ROUNDS)
     assert (found["answers"], found["prompt_tokens"]) == (8, compare.PROMPT_TOKENS)
     assert found["tokens"] == 8 * compare.ANSWER_TOKENS and found["interleaved"] is True
     int4, int8 = found["rows"]
@@ -181,21 +170,95 @@ def test_json(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
     assert int4["fidelity"]["perplexity"] > found["source_perplexity"] > 1
     assert int4["fidelity"].keys() == {"perplexity", "kl", "kl_error", "same_top"}
     assert int4["tpot"].keys() == int4["ttft"].keys() == {"median", "low", "high"}
+    assert [*int4["steps"]] == ["1", "2", "4", "8", "16"]
+    assert int4["steps"]["16"].keys() == {"median", "low", "high"}
+    assert int4["prompt_rate"] == pytest.approx(1e3 * 140 / int4["ttft"]["median"])
+    # The device's own default is int8, whose quality int4 does not keep.
+    assert (found["baseline"], found["context"]) == ("int8", step_times.CONTEXT)
+    assert (int8["place"], int8["keeps_quality"], int8["cost"]) == (1, True, 1.0)
+    assert (int4["place"], int4["keeps_quality"]) == (2, False)
+    assert int4["dynamic_group"] == int8["dynamic_group"] == 64
     assert int8["notes"] == ["rounded twice"] and int4["notes"] == []
     # The source in f32 on the CPU first, then each to be read, then each to be timed.
     assert noisy.loaded == ["fp16 CPU f32", *["int4 CPU ", "int8 CPU "] * 2]
 
 
 def test_table(noisy: Noisy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    out, err = run(capsys, "toy")
-    first, read, timed, blank, header, *rows = out.splitlines()
-    assert first.startswith("toy on xeon (") and f"8 answers of {8 * 96} tokens" in read and blank == ""
-    assert "interleaved" in timed and "prompt of 140 tokens" in timed
-    assert [row.split()[0] for row in rows] == ["fp16", "int8", "int4"]
-    assert {len(line) for line in (header, *rows)} == {len(header)}  # columns are aligned
+    out, err = run(capsys, "toy", "--context", "100", "--rounds", "2")
+    first, read, timed, _, quality, *lines = out.splitlines()
+    assert first.startswith("toy on xeon (") and f"8 answers of {8 * 96} tokens" in read
+    assert timed == "timed: 2 rounds, interleaved; prompt of 140 tokens, steps behind 100 tokens, ms"
+    near, (blank, header, *costs, blank2, best) = lines[:3], lines[3:]
+    assert (blank, blank2) == ("", "")
+    for title, rows in ((quality, near), (header, costs)):
+        assert {len(line) for line in rows} == {len(title)}  # columns are aligned
+    assert header.split()[:6] == ["rank", "precision", "act", "group", "T(1)", "T(2)"]
+    ranked = [row.split()[:2] for row in costs]
+    assert [place for place, _ in ranked] == ["1", "2", "-"] and ranked[-1][1] == "int4"
+    assert [row.split()[0] for row in near] == [name for _, name in ranked]
+    assert best.startswith(f"best: {ranked[0][1]}; its steps cost ") and "of int8's at KL" in best
     assert err == "int8: rounded twice\n"
-    monkeypatch.setattr(compare, "free_memory", lambda: 0)
-    assert "one precision after another, since memory is limited" in run(capsys, "toy")[0]
+    monkeypatch.setattr(formats, "free_memory", lambda: 0)
+    assert "one format after another, since memory is limited" in run(capsys, "toy", "--rounds", "2")[0]
+
+
+def test_a_device_without_compressed_weights_is_refused(
+    noisy: Noisy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy.weights = "huggingface"
+    for more in ([], ["--target", "target"]):
+        assert main(["quantize", "compare", "toy", "--device", "torch-cpu", *more]) == 2
+        assert "torch-cpu runs no compressed weights" in capsys.readouterr().err
+
+
+def test_the_baseline_is_measured_too(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "toy", "--json", "--precision", "int8", "--baseline", "int4", "--rounds", "2")
+    found = json.loads(out)
+    assert found["baseline"] == "int4" and [row["precision"] for row in found["rows"]] == ["int8", "int4"]
+    assert all(row["keeps_quality"] for row in found["rows"]) and found["rows"][1]["cost"] == 1.0
+
+
+def test_groups_of_activations(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["--precision", "int4", "--dynamic-group", "fit", "--dynamic-group", "32"]
+    out, _ = run(capsys, "toy", "--json", "--rounds", "2", *wanted)
+    rows = json.loads(out)["rows"]
+    assert [(row["precision"], row["dynamic_group"]) for row in rows] == [("int4", 64), ("int4", 32)]
+    assert noisy.groups == ["0", *["64", "32"] * 2]  # the source, then to be read, then to be timed
+
+
+def test_fast(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
+    """The backend of this test adds noise in exact mode only."""
+    out, _ = run(capsys, "toy", "--json", "--fast", "--precision", "int4", "--rounds", "2")
+    found = json.loads(out)
+    assert found["exact"] is False and found["rows"][0]["fidelity"]["kl"] == 0.0
+    for more in ([], ["--target", "target"]):
+        out, _ = run(capsys, "toy", "--fast", "--precision", "int4", "--rounds", "2", *more)
+        assert ", fast mode\n" in out
+
+
+def test_drafts(noisy: Noisy, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["--target", "target", "--precision", "int4", "--precision", "int8", "--rounds", "2"]
+    out, _ = run(capsys, "toy", "--json", *wanted)
+    found = json.loads(out)
+    assert (found["model"], found["target"], found["target_precision"]) == ("toy", "target", "int8")
+    assert (found["prompts"], found["context"], found["rounds"]) == (8, step_times.CONTEXT, 2)
+    int4, int8 = found["rows"]
+    for row in (int4, int8):
+        assert len(row["survival"]) == compare_drafts.DEPTH and row["rounds"] > 8
+        assert row["survival"] == sorted(row["survival"], reverse=True)
+        assert 1 <= row["length"] <= compare_drafts.DEPTH and row["speed_up"] > 0
+        assert [*row["steps"]] == [*found["target_steps"]] == ["1", "2", "4", "8", "16"]
+    assert int8["survival"][0] > int4["survival"][0] > 0.05  # the noisier toy guesses worse
+    assert sorted(row["place"] for row in (int4, int8)) == [1, 2]
+    assert (int8["place"] < int4["place"]) == (int8["speed_up"] > int4["speed_up"])
+    out, _ = run(capsys, "toy", *wanted)
+    first, drafted, timed, blank, header, *rows, last = out.splitlines()
+    assert first.startswith("toy as a draft for target (int8) on xeon (") and blank == ""
+    assert drafted == "drafted: 8 tokens a round, 8 prompts" and "interleaved" in timed
+    assert [row.split()[0] for row in rows] == ["1", "2"] and last.split()[0] == "(target)"
+    column = header.index("T(16)") + len("T(16)")
+    assert all(row[column - 1].isdigit() and row[column] == " " for row in rows)
+    assert len(last) == column
 
 
 def test_own_prompts(noisy: Noisy, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -233,6 +296,14 @@ def test_options_in_front_of_the_action_count(noisy: Noisy, capsys: pytest.Captu
         (["--prompts", "no/such/file"], ["cannot read the prompt file", "no/such/file"]),
         (["no/such/model"], ["no/such/model"]),
         (["a", "b"], ["b"]),
+        (["--baseline", "int3"], ["unknown precision 'int3'"]),
+        (["--precision", "int4:row"], ["'row' is not an option of int4", "N, channel, asym"]),
+        (["--dynamic-group", "all"], ["'all' is no group of activations", "fit", "row"]),
+        (["--context", "0"], ["context is 0; it must be 1 or more"]),
+        (["--rounds", "1"], ["rounds is 1; it must be 2 or more"]),
+        (["--target-precision", "int8"], ["--target-precision needs --target"]),
+        (["--target", "default", "--baseline", "int8"], ["--baseline is for targets"]),
+        (["--target", "no/such/model", "--precision", "int2"], ["unknown precision 'int2'"]),
     ],
     ids=" ".join,
 )
@@ -256,8 +327,7 @@ def test_help_lists_every_option_of_a_precision(capsys: pytest.CaptureFixture[st
         main(["quantize", "compare", "--help"])
     out = " ".join(capsys.readouterr().out.split())
     for name, (bases, what) in OPTIONS.items():
-        form = {"group": "group=N", "ratio": "ratio=R"}.get(name, name)
-        assert f" {form} {', '.join(bases)} {what.removeprefix(f'{form}: ')}" in out
+        assert f" {form(name)} {', '.join(bases)} {what}" in out
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +373,10 @@ def test_a_tiny_model(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fp16.size_mb > int8.size_mb > int4.size_mb > 0.04
     for row in found.rows:
         assert 0 < row.tpot.low <= row.tpot.median <= row.tpot.high
-        assert row.ttft.median > 0
+        assert row.ttft.median > 0 and row.prompt_rate > 0
+        assert [*row.steps] == [1, 2, 4, 8, 16] and all(each.median > 0 for each in row.steps.values())
+    # Groups of 64 in rows of 64 and 128; INT8 keeps the profile's group.
+    assert [row.dynamic_group for row in found.rows] == [64, 64, 64]
     assert stages == sorted(stages) and stages[-1] == pytest.approx(1.0)
     capsys.readouterr()
     # The converted models are in the cache, and are no source themselves.

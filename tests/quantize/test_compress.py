@@ -200,7 +200,7 @@ def test_sym_leaves_no_zero_point_in_the_whole_graph(
             assert not any(n in stored for port in op.input_values() for n in decompression(port.node))
 
 
-@pytest.mark.parametrize(("option", "group"), [("", 64), (":group=32", 32), (":group=128", 128)])
+@pytest.mark.parametrize(("option", "group"), [("", 64), (":32", 32), (":128", 128)])
 def test_groups(option: str, group: int, tiny: Tiny, tmp_path: Path) -> None:
     for name, weight in layers(weights(tiny.compressed(f"int4{option}", tmp_path / "ir"))).items():
         width = 128 if name.endswith("down_proj") else 64
@@ -209,7 +209,7 @@ def test_groups(option: str, group: int, tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_group_may_be_a_channel(tiny: Tiny, tmp_path: Path) -> None:
-    found = layers(weights(tiny.compressed("int4:group=-1", tmp_path / "ir")))
+    found = layers(weights(tiny.compressed("int4:channel", tmp_path / "ir")))
     assert {len(weight.shape) for weight in found.values()} == {2}
 
 
@@ -234,7 +234,7 @@ def test_ratio_leaves_layers_in_int8(ratio: str, low: float, high: float, tiny: 
         ("int4:asym", 0.8),
         ("int4:ratio=0.5", 0.2),
         ("int4:awq", 0.8),
-        ("int4:asym,group=-1,awq,scale-estimation,gptq", 0.5),
+        ("int4:channel,asym,awq,scale-estimation,gptq", 0.5),
     ],
 )
 def test_near_the_source(precision: str, limit: float, tiny: Tiny, tmp_path: Path) -> None:
@@ -254,6 +254,24 @@ def test_what_needs_text_rounds_otherwise(option: str, tiny: Tiny, tmp_path: Pat
     assert len(changed) >= LAYERS
     if option != "awq":  # outliers, which it is for, are not in a random model
         assert tiny.divergence(fitted) < 0.95 * tiny.divergence(plain)
+
+
+def test_what_takes_long_reports_its_progress(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "ir"
+    shutil.copytree(tiny.rest, out)
+    monkeypatch.setattr(compress, "write_texts", lambda *_: tiny.texts)
+    told: list[tuple[str, float]] = []
+    compress.compress(tiny.draft, out, parse("int4:gptq,scale-estimation"), lambda *stage: told.append(stage))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares) and shares[-1] == 0.9
+    fitting = [share for what, share in told if what == "applying gptq with scale estimation"]
+    assert len({*fitting}) == MATMULS + 1 and 0.7 < fitting[0] < fitting[-1] < 0.9
+    # NNCF's own bars are as they were.
+    before = len(told)
+    tiny.compressed("int4", tmp_path / "other")
+    assert len(told) == before
 
 
 @pytest.mark.parametrize("option", ["", "sym,"])
@@ -278,7 +296,7 @@ def ops_of(folder: Path) -> list[ov.Node]:
     return list(ov.Core().read_model(folder / "openvino_model.xml").get_ops())
 
 
-@pytest.mark.parametrize("precision", ["int8:activations", "int4:asym,group=32,awq", "int4:sym,ratio=0.5"])
+@pytest.mark.parametrize("precision", ["int8:activations", "int4:32,asym,awq", "int4:sym,ratio=0.5"])
 def test_the_backend_runs_it(
     precision: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,8 +321,8 @@ def test_the_backend_runs_it(
 @pytest.mark.parametrize(
     ("precision", "message", "hint"),
     [
-        ("int4:group=48", "groups of 48 do not divide its layers' 64, 128 inputs", "power of two"),
-        ("int4:asym,group=100,awq", "groups of 100 do not divide", "group=-1"),
+        ("int4:48", "groups of 48 do not divide its layers' 64, 128 inputs", "power of two"),
+        ("int4:100,asym,awq", "groups of 100 do not divide", "int4:channel"),
     ],
 )
 def test_groups_that_do_not_divide(
@@ -326,7 +344,7 @@ def test_a_model_without_a_layer_that_int4_fits_is_refused(
     monkeypatch.setattr(compress, "compress", real)
     with pytest.raises(ModelError, match="no layer's inputs make groups of 32"):
         odd.compressed("int4", tmp_path / "ir")
-    found = layers(weights(odd.compressed("int4:group=16", tmp_path / "ir16")))
+    found = layers(weights(odd.compressed("int4:16", tmp_path / "ir16")))
     assert {weight.kind for weight in found.values()} == {"i4"}
 
 
@@ -359,27 +377,27 @@ def test_each_precision_has_a_cache_entry_of_its_own(
 ) -> None:
     folders = []
     for text in (
+        "int4:128,asym",
+        "int4:channel",
+        "int4:1",
         "int4:asym,group=128",
-        "int4:group=-1",
-        "int4:group=1",
-        "int4:group=128,asym",
-        "int4:group=64",
+        "int4:64",
         "int4",
     ):
         assert main(["models", "pull", str(here), "--precision", text]) == 0
         folders.append(Path(capsys.readouterr().out.strip()))
-    assert converted == ["int4:asym,group=128", "int4:group=-1", "int4:group=1", "int4"]
+    assert converted == ["int4:128,asym", "int4:channel", "int4:1", "int4"]
     assert folders[3] == folders[0] and folders[5] == folders[4]
     assert {entry.folder: entry.about["precision"] for entry in cache.entries()} == dict(
         zip((folders[0], folders[1], folders[2], folders[4]), converted, strict=True)
     )
-    assert folders[0].name.startswith("tiny-int4-asym-group-128-")
+    assert folders[0].name.startswith("tiny-int4-128-asym-")
 
 
 def test_a_long_name_with_many_options_fits_a_file_name(here: Path, converted: list[str]) -> None:
     long = here.with_name("x" * 100 + ".gguf")
     here.rename(long)
-    text = "int4:asym,group=99999,ratio=0.125,awq,scale-estimation,gptq"
+    text = "int4:99999,asym,ratio=0.125,awq,scale-estimation,gptq"
     found = resolve(str(long), precision=text)
     assert found.precision == text and converted == [text]
     assert cache.ENTRY_NAME.fullmatch(found.folder.name)
@@ -390,9 +408,9 @@ def test_what_cannot_be_compressed_is_said_in_one_line(
 ) -> None:
     convert = lambda source, work, precision, **_: export.export(source, work, precision)  # noqa: E731
     monkeypatch.setattr(conversion, "convert", convert)  # in this process: that saves its imports
-    assert main(["models", "pull", str(here), "--precision", "int4:group=48"]) == 2
+    assert main(["models", "pull", str(here), "--precision", "int4:48"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("specport: error: the model cannot be compressed to int4:group=48: groups of 48")
+    assert error.startswith("specport: error: the model cannot be compressed to int4:48: groups of 48")
     assert not cache.entries()
 
 
@@ -404,11 +422,11 @@ def test_a_device_that_runs_symmetric_weights_only_says_so(
     monkeypatch.setattr(loading, "backend_for", lambda profile: npu_backend)
     monkeypatch.setattr(loading, "resolve", lambda spec, *, precision, **_: asked.append(precision))
     npu = Loader.on("core-ultra-npu")
-    for text in ("int8", "int4", "int4:asym,group=128", "int8:activations"):
+    for text in ("int8", "int4", "int4:128,asym", "int8:activations"):
         with pytest.raises(InvalidInput) as caught:
             npu.files("model", text)
         assert caught.value.message == f"core-ultra-npu runs symmetric weights only, not {text}"
-        assert caught.value.hint == "add the option sym, as in int4:sym,group=128"
+        assert caught.value.hint == "add the option sym, as in int4:128,sym"
     assert not asked
     allowed = [npu.profile.precision, npu.profile.draft_precision, "fp16", "int8:sym", "int4:sym,ratio=0.5"]
     for text in allowed:

@@ -40,6 +40,24 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert profile.exact == {} and profile.buckets == ()
 
 
+def test_the_group_of_activations_fits_int4_weights(tmp_path: Path) -> None:
+    xeon = load_profile("xeon")
+    assert xeon.dynamic_group() == 64
+    assert xeon.fitted(tmp_path) == xeon  # not an IR
+    xml = tmp_path / "openvino_model.xml"
+    xml.write_text('<data element_type="u8" shape="64, 576" />', encoding="utf-8")
+    assert xeon.fitted(tmp_path) == xeon
+    xml.write_text('<data element_type="u4" shape="64, 12, 128" />', encoding="utf-8")
+    fitted = xeon.fitted(tmp_path)
+    for before, after in ((xeon.exact, fitted.exact), (xeon.fast, fitted.fast), (xeon.draft, fitted.draft)):
+        assert after == {**before, profiles.DYNAMIC_GROUP: 128}
+    assert fitted.fallback == xeon.fallback
+    # What was asked for stays, and so do devices whose runtime chooses by itself.
+    assert xeon.with_dynamic_group(32).fitted(tmp_path).dynamic_group() == 32
+    gpu = load_profile("core-ultra-gpu")
+    assert gpu.fitted(tmp_path) == gpu and gpu.dynamic_group() is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -49,6 +67,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (('cost_source = "estimate"', 'cost_source = "guess"'), "cost_source is 'guess'"),
         (('name = "mine"', 'name = "mine"\nprecision = "int2"'), "unknown precision 'int2'"),
         (('name = "mine"', 'name = "mine"\nsymmetric = 1'), "symmetric is 1"),
+        (('name = "mine"', 'name = "mine"\nfit_dynamic_group = 1'), "fit_dynamic_group is 1"),
         (('name = "mine"', 'name = "mine"\nsymmetric = true'), "symmetric is true, but precision is int8"),
         (('name = "mine"', 'name = "mine"\npolicy = "oracle"'), "policy is 'oracle'"),
         (('name = "mine"', 'name = "mine"\nnum_draft_tokens = 0'), "num_draft_tokens is 0"),

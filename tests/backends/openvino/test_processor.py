@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from specport.models.source import ModelFiles
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
@@ -22,3 +27,26 @@ def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch)
     assert loading._for_processor(two, "fp16") == profile
     for options in (one, two):
         assert loading._for_processor(options, "int4").draft == {**profile.draft, **profile.amx}
+
+
+@pytest.mark.parametrize(("shape", "group"), [("64, 12, 128", 128), ("64, 576", 256), ("64, 9, 64", 64)])
+def test_every_role_gets_the_group_of_activations_that_fits(
+    shape: str, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compiled(Exception):
+        pass
+
+    def compiled(files: object, options: object, properties: Mapping[str, Any], **_: object) -> None:
+        raise Compiled(properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+
+    monkeypatch.setattr(loading, "_compile", compiled)
+    (tmp_path / "openvino_model.xml").write_text(f'<data element_type="i4" shape="{shape}" />')
+    files = ModelFiles(tmp_path, "m", "ir", "m", "0")  # a user's own IR, of unknown precision
+    profile = load_profile("xeon")
+    for options in (
+        LoadOptions(profile),
+        LoadOptions(profile, exact=False),
+        LoadOptions(profile, role="draft"),
+    ):
+        with pytest.raises(Compiled, match=f"^{group}$"):
+            loading.load(files, options)

@@ -1,0 +1,80 @@
+"""Rank weight formats: targets by step costs at equal quality, drafts by acceptance over cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TOLERANCE = 0.1  # of the baseline's KL
+WIDEST = 8  # new tokens of a usual verify step
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A target's format. kl: to its source, nats a token. steps: new tokens -> milliseconds."""
+
+    kl: float
+    steps: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Where a target's format stands.
+
+    place: 1 = best; formats that lose quality stand behind all that do not.
+    keeps_quality: whether its KL is at most the baseline's, plus TOLERANCE.
+    cost:  of its steps of 1 to WIDEST new tokens, geometric mean, as a share of the baseline's.
+    """
+
+    place: int
+    keeps_quality: bool
+    cost: float
+
+
+def rank(candidates: Sequence[Candidate], baseline: int) -> list[Rank]:
+    """Rank formats of a target. baseline: index of the one whose quality is to be kept."""
+    base = candidates[baseline]
+    costs = [_ratio(each.steps, base.steps) for each in candidates]
+    keeps = [each.kl <= base.kl * (1 + TOLERANCE) for each in candidates]
+    order = sorted(range(len(candidates)), key=lambda i: (not keeps[i], costs[i]))
+    return [Rank(order.index(i) + 1, keeps[i], costs[i]) for i in range(len(candidates))]
+
+
+def _ratio(steps: Mapping[int, float], base: Mapping[int, float]) -> float:
+    logs = [math.log(steps[width] / base[width]) for width in steps if width <= WIDEST and width in base]
+    return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """What a draft is worth at its best length.
+
+    factor: plain decoding's time per token over that of rounds of `length` draft tokens.
+    """
+
+    factor: float
+    length: int
+
+
+def speed_up(survival: Sequence[float], draft: Mapping[int, float], target: Mapping[int, float]) -> SpeedUp:
+    """Return the speed-up that acceptance and step costs give, for the best fixed length.
+
+    survival: chance that the draft tokens of depth 1, 2, ... are all accepted.
+    draft, target: new tokens -> milliseconds of a step. The first draft step of a round reads two tokens.
+    """
+    best = SpeedUp(0.0, 0)
+    for length in range(1, len(survival) + 1):
+        tokens = 1 + sum(survival[:length])
+        drafting = _at(draft, 2) + (length - 1) * _at(draft, 1)
+        factor = tokens * _at(target, 1) / (drafting + _at(target, length + 1))
+        best = max(best, SpeedUp(factor, length), key=lambda each: each.factor)
+    return best
+
+
+def _at(steps: Mapping[int, float], width: int) -> float:
+    """Return a step's milliseconds, interpolated between measured widths."""
+    widths = sorted(steps)
+    return float(np.interp(width, widths, [steps[each] for each in widths]))
