@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -47,20 +47,22 @@ class Working(ToyModel):
         return super().step(rows)
 
 
-def costs() -> tuple[list[float], bool]:
-    found = measure(Working(max_context=256), widths=(1, 8, 32), contexts=(64,), budget_s=0.0)
-    return list(found.costs.seconds[0]), found.busy
+def costs(waited: Callable[[], float] = waited_seconds) -> tuple[float, bool]:
+    """Return the seconds of a step of 32 tokens, and whether the machine was found busy."""
+    model = Working(max_context=256)
+    found = measure(model, widths=(1, 32), contexts=(64,), budget_s=0.0, waited=waited)
+    return found.costs.seconds[0][-1], found.busy
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how long threads waited")
 def test_a_busy_machine_is_noticed_and_its_costs_are_near_those_of_an_idle_one() -> None:
     quiet, _ = costs()
     with burning(2 * (os.cpu_count() or 1)):
+        raw, _ = costs(waited=lambda: 0.0)
         busy, noticed = costs()
     assert noticed
-    assert busy[1:] == pytest.approx(
-        quiet[1:], rel=0.3
-    )  # without the correction it is twice as much and more
+    # Shared caches and a lower clock remain; so does other tests' load on this machine in `quiet`.
+    assert abs(busy - quiet) < 0.5 * quiet and busy < 0.6 * raw
 
 
 def test_the_load_of_other_programs_is_measured() -> None:
