@@ -9,8 +9,7 @@ graph on CUDA and Gaudi. `torch/runners.py` runs a shape, `batch.py` lays it out
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,29 +22,37 @@ from specport.backends.torch.slots.early_exit import SlotEarlyExit
 from specport.backends.torch.slots.passes import Passes
 from specport.backends.torch.slots.pool import SlotPool
 
-from specport.core.ports import Block, Capabilities, HeadRows, Refusal, Row, StepOutput
+from specport.core.ports import (
+    Block,
+    CachedSequence,
+    Capabilities,
+    CheckedModel,
+    Refusal,
+    Row,
+    StepOutput,
+)
 from specport.errors import ContextFull
 
 
 @dataclass
-class SlotSequence:
-    """One sequence's slot, -1 once it is closed, and length.
+class SlotSequence(CachedSequence):
+    """Hold one sequence's slot.
 
-    pending: what waits for `commit`.
+    closed:  whether the slot was given back.
     drafted: tokens behind the committed ones whose exit queries are held.
     """
 
     slot: int
-    length: int = 0
-    pending: Block = field(default_factory=lambda: Block((), ()))
+    closed: bool = False
     drafted: tuple[int, ...] = ()
 
     def settle(self, length: int) -> None:
         """Set the number of committed tokens; nothing is pending or drafted behind them."""
-        self.length, self.pending, self.drafted = length, Block((), ()), ()
+        super().settle(length)
+        self.drafted = ()
 
 
-class SlotModel:
+class SlotModel(CheckedModel[SlotSequence]):
     """A decoder with its cache. One step at a time: callers serialise.
 
     runner:      runs a `StepModule` on the cache.
@@ -91,40 +98,34 @@ class SlotModel:
         self.passes = Passes(
             runner, cache, widths, vocab_size=vocab_size, batch=batch, static=static, whole=whole
         )
-        self.early_exit = SlotEarlyExit(exit_layer, self.admit, self.passes) if exit_layer else None
-        self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size) if chains else None
-        self.head_rows: HeadRows | None = None
+        self.early_exit: SlotEarlyExit | None = None
+        if exit_layer:
+            self.early_exit = SlotEarlyExit(exit_layer, self.admit, self.passes)
+        self.chain: SlotChain | None = None
+        if chains:
+            self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size)
         self._pool = SlotPool(cache, 2 * max([*widths.read, widths.most]), budget, self._reset)
 
     def room(self, handle: SlotSequence | None = None) -> int:
         length = handle.length if handle is not None else 0
         return max(0, min(self.max_context, self._pool.most_rows(new=handle is None)) - length)
 
-    def open(self, capacity: int = 0, conditioning: Any = None) -> SlotSequence:
-        if conditioning is not None:
-            raise ValueError("this model takes no conditioning")
+    def _open(self, capacity: int) -> SlotSequence:
         if capacity > self.max_context:
             raise ContextFull(f"{capacity} tokens do not fit the model's context of {self.max_context}")
         return SlotSequence(self._pool.take(capacity))
 
-    def fork(self, handle: SlotSequence, length: int) -> SlotSequence:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot fork {length} tokens of a sequence of {handle.length}")
-        new = SlotSequence(self._pool.take(length), length)
+    def _fork(self, handle: SlotSequence, length: int) -> SlotSequence:
+        new = SlotSequence(self._pool.take(length), length=length)
         rows = np.arange(self.passes.length(length))  # what is beyond its own is written over
         self._move(handle.slot, new.slot, rows, rows)
         return new
 
     def close(self, handle: SlotSequence) -> None:
-        if handle.slot >= 0:
+        if not handle.closed:
             self._pool.give(handle.slot)
-        handle.slot = -1
+        handle.closed = True
         handle.settle(0)
-
-    def truncate(self, handle: SlotSequence, length: int) -> None:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.settle(length)
 
     def commit(self, handle: SlotSequence, nodes: Sequence[int]) -> None:
         kept = handle.pending.checked_nodes(nodes)
