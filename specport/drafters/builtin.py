@@ -50,7 +50,7 @@ def model(context: BuildContext) -> Source:
 
 def universal(context: BuildContext) -> Source:
     draft = context.loaded
-    if not draft.tokenizer.mismatch(context.tokenizer):
+    if not draft.mismatch:
         return model(context)
     drafter = UniversalDrafter(
         draft.model, context.target.vocab_size, context.tokenizer, draft.tokenizer, draft.token_map,

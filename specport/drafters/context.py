@@ -24,6 +24,7 @@ class DraftModel:
     token_map: ids of the columns of a cut head; None = a whole head.
     graft:     calibrated variant of graft(MODEL); None = the default.
     reach:     share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
+    mismatch:  how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
     """
 
     model: Model
@@ -33,6 +34,7 @@ class DraftModel:
     token_map: tuple[int, ...] | None = None
     graft: Variant | None = None
     reach: tuple[float, ...] = ()
+    mismatch: str | None = None
 
 
 @dataclass(frozen=True)
