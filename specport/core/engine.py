@@ -46,9 +46,13 @@ class Engine:
         self._released: deque[KeptCache] = deque()
 
     def beside(self, policy: Policy | None) -> Engine:
-        """Return an engine on the same model with another policy; the steps of both exclude each other."""
+        """Return an engine on the same model with another policy; the steps of both exclude each other.
+
+        Each frees kept caches of the other when memory is short. Neither preempts sequences of the other.
+        """
         other = Engine(self.model, policy)
         other._lock = self._lock
+        other._scheduler = Scheduler(self.model, caches=self._scheduler.caches)
         return other
 
     def add(self, generation: Generation) -> None:
