@@ -228,7 +228,7 @@ def test_trees_where_they_would_not_be_exact_are_refused(llama: SlotModel) -> No
 def test_memory_is_asked_for_before_it_is_taken(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_free_memory", lambda: 100_000)
+    monkeypatch.setattr(devices.memory, "free_bytes", lambda: 100_000)
     model = model_on(folders["llama"], exact=False)
     with pytest.raises(ContextFull, match=r"it may take 0\.0 GB"):
         model.open()
@@ -237,7 +237,7 @@ def test_memory_is_asked_for_before_it_is_taken(
 
 def bounded(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any) -> SlotModel:
     """Return a model whose cache may have so many rows in all; each takes 512 bytes."""
-    monkeypatch.setattr(devices, "_free_memory", lambda: 512 * rows)
+    monkeypatch.setattr(devices.memory, "free_bytes", lambda: 512 * rows)
     return model_on(folder, exact=False, **options)
 
 
