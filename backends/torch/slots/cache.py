@@ -66,7 +66,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._index: Tensor | None = None
 
     def resize(self, slots: int, capacity: int) -> None:
-        """Give the tensors another number of slots and rows; their content stays where it is."""
+        """Give the tensors another number of slots and rows; what both sizes hold stays where it is."""
         shape, rows = self.shape, (slots, self.shape.heads, capacity, self.shape.width)
         self._resize(self.keys, shape.num_layers, rows)
         self._resize(self.values, shape.num_layers, rows)
@@ -78,7 +78,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         for i in range(count):
             new = torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
             if i < len(tensors):
-                new[: tensors[i].shape[0], :, : tensors[i].shape[2]] = tensors[i]
+                slots, capacity = min(size[0], tensors[i].shape[0]), min(size[2], tensors[i].shape[2])
+                new[:slots, :, :capacity] = tensors[i][:slots, :, :capacity]
                 tensors[i] = new
             else:
                 tensors.append(new)

@@ -104,7 +104,8 @@ class SlotModel(CheckedModel[SlotSequence]):
         self.chain: SlotChain | None = None
         if chains:
             self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size)
-        self._pool = SlotPool(cache, 2 * max([*widths.read, widths.most]), budget, self._reset)
+        spare = 2 * max([*widths.read, widths.most])
+        self._pool = SlotPool(cache, spare, budget, self._reset, self._has_graphs)
 
     def room(self, handle: SlotSequence | None = None) -> int:
         length = handle.length if handle is not None else 0
@@ -182,10 +183,15 @@ class SlotModel(CheckedModel[SlotSequence]):
         with torch.no_grad():
             self.cache.move(where[:1], where[1:2], where[2 : 2 + len(source)], where[2 + len(source) :])
 
+    def _runners(self) -> list[Runner]:
+        return [self.passes.runner, *([self.chain.runner] if self.chain else [])]
+
     def _reset(self) -> None:
-        self.passes.runner.reset()
-        if self.chain:
-            self.chain.runner.reset()
+        for runner in self._runners():
+            runner.reset()
+
+    def _has_graphs(self) -> bool:
+        return any(runner.num_graphs for runner in self._runners())
 
 
 def piece_of(row: Row) -> Piece:

@@ -11,18 +11,30 @@ from specport.errors import ContextFull
 
 
 class SlotPool:
-    """Hands out the slots of a cache, and grows it.
+    """Hand out the slots of a cache, grow it, and shrink it while no slot is in use.
+
+    It shrinks where it is more than twice as large as the sequences needed since no slot was in use last. So
+    texts of one length do not make it shrink and grow in turn. Graphs hold the addresses of the cache's
+    tensors, and to capture them anew takes longer than a text may: while there are graphs, it stays as it is.
 
     spare:   rows of each slot behind a sequence's last one: for padding, and for what idle slots write.
     budget:  asked before the cache grows for the bytes that all of it may take; None = no limit is known.
     resized: called after the cache's tensors were replaced.
+    held:    asked before the cache shrinks whether graphs hold its tensors.
     """
 
     def __init__(
-        self, cache: SlotCache, spare: int, budget: Callable[[], int | None], resized: Callable[[], None]
+        self,
+        cache: SlotCache,
+        spare: int,
+        budget: Callable[[], int | None],
+        resized: Callable[[], None],
+        held: Callable[[], bool],
     ) -> None:
-        self._cache, self._spare, self._budget, self._resized = cache, spare, budget, resized
-        self._free = [*range(cache.slots - 1, -1, -1)]
+        self._cache, self._spare, self._budget = cache, spare, budget
+        self._resized, self._held = resized, held
+        self._free: list[int] = [*range(cache.slots - 1, -1, -1)]
+        self._needed_slots = self._needed_rows = 0  # most since no slot was in use last
 
     def take(self, rows: int) -> int:
         """Return a free slot that holds so many rows. Raises ContextFull where there is no memory for it."""
@@ -39,19 +51,30 @@ class SlotPool:
             most = self._allowed(self._cache.shape.nbytes(1, capacity))
             slots = max(slots, min(2 * self._cache.slots, most))
         self._resize(slots, capacity)
-        slot: int = self._free.pop()
+        slot = self._free.pop()
+        self._needed_slots = max(self._needed_slots, self._cache.slots - len(self._free))
+        self._needed_rows = max(self._needed_rows, rows)
         return slot
 
     def give(self, slot: int) -> None:
         """Take a slot back."""
         self._free.append(slot)
         self._free.sort(reverse=True)  # the lowest slot goes out first: windows stay small
+        if len(self._free) == self._cache.slots:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        slots, capacity = self._needed_slots, capacity_for(self._needed_rows + self._spare)
+        self._needed_slots = self._needed_rows = 0
+        if self._cache.slots * self._cache.capacity > 2 * slots * capacity and not self._held():
+            self._resize(min(slots, self._cache.slots), min(capacity, self._cache.capacity))
 
     def reserve(self, needs: Iterable[int]) -> int:
         """Grow every slot to the largest of these numbers of rows that memory permits; return its rows."""
         for rows in sorted(needs, reverse=True):
             if capacity := self._capacity(self._cache.slots, rows):
                 self._resize(self._cache.slots, capacity)
+                self._needed_rows = max(self._needed_rows, rows)
                 break
         return self._cache.capacity - self._spare
 
@@ -89,4 +112,4 @@ class SlotPool:
         new = range(self._cache.slots, slots)
         self._cache.resize(slots, capacity)
         self._resized()
-        self._free = sorted([*self._free, *new], reverse=True)
+        self._free = sorted([*(slot for slot in self._free if slot < slots), *new], reverse=True)

@@ -195,6 +195,48 @@ def test_a_cache_that_grows_keeps_what_it_holds(folders: dict[str, Path]) -> Non
     assert grown.cache.capacity >= whole.cache.capacity
 
 
+def test_a_cache_shrinks_when_no_text_is_open_and_the_last_ones_needed_far_less(
+    folders: dict[str, Path],
+) -> None:
+    tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
+    model = model_on(folders["llama"].parent / "long")
+    fresh = size_after(model, [20])
+    deep = size_after(model, [2000, 20, 20])
+    assert deep > 8 * fresh and size_after(model, [2000, 20, 20]) == deep  # texts of one size keep it
+    kept = model.open()
+    logits(model, kept, IDS[:30], "last")
+    model.commit(kept, range(30))
+    want = logits(model, kept, [3, 4])
+    assert size_after(model, [20]) == deep and np.array_equal(logits(model, kept, [3, 4]), want)
+    model.close(kept)
+    assert (model.cache.slots, model.cache.capacity) == (2, 512)
+    again = model.open()
+    logits(model, again, IDS[:30], "last")
+    model.commit(again, range(30))
+    assert np.array_equal(logits(model, again, [3, 4]), want)
+    model.close(again)
+    assert size_after(model, [2000, 20, 20]) == deep
+
+
+def test_a_cache_that_graphs_hold_does_not_shrink(folders: dict[str, Path]) -> None:
+    model = model_on(folders["llama"], "gaudi-emulated")
+    deep = size_after(model, [20] * 8)
+    handle = model.open()
+    logits(model, handle, IDS[:4])
+    model.close(handle)
+    assert model.passes.runner.num_graphs
+    assert size_after(model, [20]) == size_after(model, [20]) == deep
+
+
+def size_after(model: SlotModel, lengths: Sequence[int]) -> int:
+    """Return the bytes of the cache after texts of these lengths were open together."""
+    handles = [model.open(length) for length in lengths]
+    for handle in handles:
+        model.close(handle)
+    assert len(model.cache.keys[0]) == model.cache.slots
+    return sum(tensor.nbytes for tensor in (*model.cache.keys, *model.cache.values))
+
+
 def test_limits_are_said_before_anything_changes(llama: SlotModel) -> None:
     handle = llama.open()
     logits(llama, handle, IDS[:200], "last")
