@@ -1,9 +1,9 @@
-"""A language model on torch with fixed shapes: the `Model` port of the core.
+"""Implement the `Model` port on torch with steps of few fixed shapes.
 
-Every sequence owns a slot of the cache; a step writes its tokens behind the committed ones and undoing them
-is a smaller length. Rows are padded to a width that is allowed, so that few shapes ever appear: each is a
-graph on CUDA and Gaudi. `torch/runners.py` runs a shape, `batch.py` lays it out, `passes.py` chooses it, and
-`pool.py` decides how large the cache may be.
+Each sequence owns a slot of the cache. A step writes its tokens behind the committed ones; to discard them,
+the sequence's length stays as it is. Rows are padded to an allowed width, so that few shapes appear: each is
+one graph on CUDA and Gaudi. `passes.py` chooses a step's shapes, `batch.py` lays out its inputs,
+`torch/runners.py` runs it, and `pool.py` sizes the cache.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class SlotSequence(CachedSequence):
 
 
 class SlotModel(CheckedModel[SlotSequence]):
-    """A decoder with its cache. One step at a time: callers serialise.
+    """Run a decoder on its cache. Not thread-safe.
 
     runner:      runs a `StepModule` on the cache.
-    cache:       may have slots already, which nobody uses.
-    widths:      how many tokens a forward pass may bring.
-    batch, tree: whether sequences may share a pass, and tokens see others than a chain's; exact models may
-                 only where that changes no logits.
+    cache:       may have slots already; no other model uses them.
+    widths:      allowed numbers of new tokens of a forward pass.
+    batch, tree: whether sequences may share a pass, and whether a block may have another mask than a chain's.
+                 In exact mode only where that does not change logits.
     static, whole: as in `Passes`.
-    exit_layer:  layers after which the module exits early; 0 = it is whole.
+    exit_layer:  number of layers after which the module exits early; 0 = it does not.
     chains:      runs a `ChainModule` on the model's own step; None = the model drafts no chains.
     budget:      returns the bytes that the cache may take; None = no limit is known.
     """
@@ -118,7 +118,7 @@ class SlotModel(CheckedModel[SlotSequence]):
 
     def _fork(self, handle: SlotSequence, length: int) -> SlotSequence:
         new = SlotSequence(self._pool.take(length), length=length)
-        rows = np.arange(self.passes.length(length))  # what is beyond its own is written over
+        rows = np.arange(self.passes.length(length))  # rows beyond `length` will be overwritten
         self._move(handle.slot, new.slot, rows, rows)
         return new
 
@@ -131,7 +131,7 @@ class SlotModel(CheckedModel[SlotSequence]):
     def commit(self, handle: SlotSequence, nodes: Sequence[int]) -> None:
         kept = handle.pending.checked_nodes(nodes)
         if kept and kept[-1] != len(kept) - 1:
-            # Padded to a width that is allowed; what is added stays where it is.
+            # Padded to an allowed width; the added rows are copied onto themselves.
             rows = np.arange(self.widths.decoded(len(kept)))
             rows[: len(kept)] = kept
             target = handle.length + np.arange(len(rows))
@@ -166,7 +166,7 @@ class SlotModel(CheckedModel[SlotSequence]):
 
     def _check(self, block: Block) -> None:
         if not len(block):
-            raise ValueError("a row without tokens")
+            raise ValueError("a row needs at least one token")
         if block.is_chain:
             return
         if not self.capabilities.tree:
@@ -177,8 +177,8 @@ class SlotModel(CheckedModel[SlotSequence]):
             )
 
     def _move(self, slot: int, to: int, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
-        """Copy rows `source` of a slot to rows `target` of another, or of its own."""
-        # One copy to the device, as for a step.
+        """Copy rows `source` of a slot to rows `target` of the slot `to`, which may be the same."""
+        # All indices go to the device in one copy.
         where = torch.from_numpy(np.concatenate([[slot, to], source, target])).to(self.cache.shape.device)
         with torch.no_grad():
             self.cache.move(where[:1], where[1:2], where[2 : 2 + len(source)], where[2 + len(source) :])
@@ -195,5 +195,5 @@ class SlotModel(CheckedModel[SlotSequence]):
 
 
 def piece_of(row: Row) -> Piece:
-    """Return a row's tokens, behind the committed ones of its sequence."""
+    """Return a row as a piece behind the committed tokens of its sequence."""
     return Piece(row.handle.slot, row.handle.length, row.block, row.logits, row.hidden)

@@ -1,4 +1,4 @@
-"""Which slots of a cache are free, and how far the cache may grow within its memory. Knows no tokens."""
+"""Manage the slots of a cache, and its size within the memory limit. Knows no tokens."""
 
 from __future__ import annotations
 

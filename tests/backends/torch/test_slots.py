@@ -250,7 +250,7 @@ def test_limits_are_said_before_anything_changes(llama: SlotModel) -> None:
     for nodes in ([1, 0], [0, 0], [2], [-1]):
         with pytest.raises(ValueError, match="ascending"):
             llama.commit(handle, nodes)
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(ValueError, match="at least one token"):
         llama.step([Row(handle, Block.chain([]))])
     with pytest.raises(ValueError, match="conditioning"):
         llama.open(0, object())
