@@ -88,13 +88,13 @@ class NumpyModel(CheckedModel[NumpySequence]):
         free = self._most - sum(len(other.cache) for other in self._open)
         return max(0, min(self.max_context, held + free) - length)
 
-    def _open(self, capacity: int) -> NumpySequence:
+    def open_checked(self, capacity: int) -> NumpySequence:
         if capacity > (room := self.room()):
             raise ContextFull(f"no room for a sequence of {capacity} tokens: {room} are left")
         self._open.append(NumpySequence(np.zeros((capacity, *self._row))))
         return self._open[-1]
 
-    def _fork(self, handle: NumpySequence, length: int) -> NumpySequence:
+    def fork_checked(self, handle: NumpySequence, length: int) -> NumpySequence:
         new = self.open(length)
         new.cache[:] = handle.cache[:length]
         new.settle(length)

@@ -103,14 +103,14 @@ class PagedModel(CheckedModel[PagedSequence]):
         left = 0 if left < self.capabilities.min_width else left  # a lone token would need its companion
         return min(left, self.max_context - sequence.length)
 
-    def _open(self, capacity: int) -> PagedSequence:
+    def open_checked(self, capacity: int) -> PagedSequence:
         if capacity > self.room():
             raise ContextFull(f"there is no room for {capacity} tokens, only for {self.room()}")
         sequence = self._new()
         self.cache.extend(sequence.table, capacity)
         return sequence
 
-    def _fork(self, handle: PagedSequence, length: int) -> PagedSequence:
+    def fork_checked(self, handle: PagedSequence, length: int) -> PagedSequence:
         sequence = self._new()
         sequence.table = self.cache.fork(handle.table, length)
         sequence.length = length
@@ -124,7 +124,7 @@ class PagedModel(CheckedModel[PagedSequence]):
         self.cache.release(handle.table)
         handle.length = 0
 
-    def _truncate(self, handle: PagedSequence, length: int) -> None:
+    def truncate_checked(self, handle: PagedSequence, length: int) -> None:
         self._drop(handle)
         handle.length = length
         self.cache.release(handle.table, length)

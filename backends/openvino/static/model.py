@@ -72,7 +72,7 @@ class StaticModel(CheckedModel[StaticSequence]):
         more = self._max_caches is None or self._num_caches < self._max_caches
         return self.max_context if self._free or more else 0
 
-    def _open(self, capacity: int) -> StaticSequence:
+    def open_checked(self, capacity: int) -> StaticSequence:
         """Open a sequence with the whole cache, whatever `capacity` is: its shape is compiled in."""
         room = self.room()
         if capacity > room or not room:
@@ -87,7 +87,7 @@ class StaticModel(CheckedModel[StaticSequence]):
         self._num_caches += 1
         return StaticSequence(cache)
 
-    def _fork(self, handle: StaticSequence, length: int) -> StaticSequence:
+    def fork_checked(self, handle: StaticSequence, length: int) -> StaticSequence:
         """Open a sequence with a copy of these rows: caches of a compiled shape cannot share them."""
         fork = self.open()
         for array, source in zip(fork.cache, handle.cache, strict=False):  # a closed one has none

@@ -105,18 +105,18 @@ class SlotModel(CheckedModel[SlotSequence]):
         if chains:
             self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size)
         spare = 2 * max([*widths.read, widths.most])
-        self._pool = SlotPool(cache, spare, budget, self._reset, self._has_graphs)
+        self._pool = SlotPool(cache, spare, budget, self._reset, shrinks=not runner.captures)
 
     def room(self, handle: SlotSequence | None = None) -> int:
         length = handle.length if handle is not None else 0
         return max(0, min(self.max_context, self._pool.most_rows(new=handle is None)) - length)
 
-    def _open(self, capacity: int) -> SlotSequence:
+    def open_checked(self, capacity: int) -> SlotSequence:
         if capacity > self.max_context:
             raise ContextFull(f"{capacity} tokens do not fit the model's context of {self.max_context}")
         return SlotSequence(self._pool.take(capacity))
 
-    def _fork(self, handle: SlotSequence, length: int) -> SlotSequence:
+    def fork_checked(self, handle: SlotSequence, length: int) -> SlotSequence:
         new = SlotSequence(self._pool.take(length), length=length)
         rows = np.arange(self.passes.length(length))  # rows beyond `length` will be overwritten
         self._move(handle.slot, new.slot, rows, rows)
@@ -183,15 +183,10 @@ class SlotModel(CheckedModel[SlotSequence]):
         with torch.no_grad():
             self.cache.move(where[:1], where[1:2], where[2 : 2 + len(source)], where[2 + len(source) :])
 
-    def _runners(self) -> list[Runner]:
-        return [self.passes.runner, *([self.chain.runner] if self.chain else [])]
-
     def _reset(self) -> None:
-        for runner in self._runners():
-            runner.reset()
-
-    def _has_graphs(self) -> bool:
-        return any(runner.num_graphs for runner in self._runners())
+        self.passes.runner.reset()
+        if self.chain:
+            self.chain.runner.reset()
 
 
 def piece_of(row: Row) -> Piece:

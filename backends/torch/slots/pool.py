@@ -13,14 +13,15 @@ from specport.errors import ContextFull
 class SlotPool:
     """Hand out the slots of a cache, grow it, and shrink it while no slot is in use.
 
-    It shrinks where it is more than twice as large as the sequences needed since no slot was in use last. So
-    texts of one length do not make it shrink and grow in turn. Graphs hold the addresses of the cache's
-    tensors, and to capture them anew takes longer than a text may: while there are graphs, it stays as it is.
+    When the last slot is given back, the slots get the least capacity: deep ones would leave no memory for
+    more of them. It takes far longer to read a long text than to grow again. Their number is cut where it is
+    more than twice what was needed.
 
     spare:   rows of each slot behind a sequence's last one: for padding, and for what idle slots write.
     budget:  asked before the cache grows for the bytes that all of it may take; None = no limit is known.
     resized: called after the cache's tensors were replaced.
-    held:    asked before the cache shrinks whether graphs hold its tensors.
+    shrinks: whether the cache shrinks. With graphs it must not: they hold the addresses of its tensors, and
+             to capture them again may take longer than a text.
     """
 
     def __init__(
@@ -29,12 +30,13 @@ class SlotPool:
         spare: int,
         budget: Callable[[], int | None],
         resized: Callable[[], None],
-        held: Callable[[], bool],
+        *,
+        shrinks: bool,
     ) -> None:
         self._cache, self._spare, self._budget = cache, spare, budget
-        self._resized, self._held = resized, held
+        self._resized, self._shrinks = resized, shrinks
         self._free: list[int] = [*range(cache.slots - 1, -1, -1)]
-        self._needed_slots = self._needed_rows = 0  # most since no slot was in use last
+        self._needed_slots = 0  # most in use at a time since none was in use last
 
     def take(self, rows: int) -> int:
         """Return a free slot that holds so many rows. Raises ContextFull where there is no memory for it."""
@@ -53,28 +55,26 @@ class SlotPool:
         self._resize(slots, capacity)
         slot = self._free.pop()
         self._needed_slots = max(self._needed_slots, self._cache.slots - len(self._free))
-        self._needed_rows = max(self._needed_rows, rows)
         return slot
 
     def give(self, slot: int) -> None:
         """Take a slot back."""
         self._free.append(slot)
         self._free.sort(reverse=True)  # the lowest slot goes out first: windows stay small
-        if len(self._free) == self._cache.slots:
+        if self._shrinks and len(self._free) == self._cache.slots:
             self._shrink()
 
     def _shrink(self) -> None:
-        slots, capacity = self._needed_slots, capacity_for(self._needed_rows + self._spare)
-        self._needed_slots = self._needed_rows = 0
-        if self._cache.slots * self._cache.capacity > 2 * slots * capacity and not self._held():
-            self._resize(min(slots, self._cache.slots), min(capacity, self._cache.capacity))
+        """Give back memory while no slot is in use."""
+        needed, self._needed_slots = self._needed_slots, 0
+        slots = needed if self._cache.slots > 2 * needed else self._cache.slots
+        self._resize(slots, min(capacity_for(self._spare), self._cache.capacity))
 
     def reserve(self, needs: Iterable[int]) -> int:
         """Grow every slot to the largest of these numbers of rows that memory permits; return its rows."""
         for rows in sorted(needs, reverse=True):
             if capacity := self._capacity(self._cache.slots, rows):
                 self._resize(self._cache.slots, capacity)
-                self._needed_rows = max(self._needed_rows, rows)
                 break
         return self._cache.capacity - self._spare
 

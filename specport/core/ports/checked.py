@@ -36,8 +36,8 @@ Handle = TypeVar("Handle", bound=CachedSequence)
 class CheckedModel(ABC, Generic[Handle]):
     """Check the arguments of `open`, `fork` and `truncate` (`Model`) for a model without optional features.
 
-    Subclasses implement `_open`, `_fork` and `_truncate`, which get valid arguments. A model that takes
-    conditioning overrides `open`.
+    Subclasses implement `open_checked`, `fork_checked` and, where needed, `truncate_checked`. A model that
+    takes conditioning overrides `open`.
     """
 
     early_exit: EarlyExit | None = None
@@ -47,25 +47,25 @@ class CheckedModel(ABC, Generic[Handle]):
     def open(self, capacity: int = 0, conditioning: Any = None) -> Handle:
         if conditioning is not None:
             raise ValueError("this model takes no conditioning")
-        return self._open(capacity)
+        return self.open_checked(capacity)
 
     def fork(self, handle: Handle, length: int) -> Handle:
         _check_beginning(handle, length, "fork")
-        return self._fork(handle, length)
+        return self.fork_checked(handle, length)
 
     def truncate(self, handle: Handle, length: int) -> None:
         _check_beginning(handle, length, "truncate")
-        self._truncate(handle, length)
+        self.truncate_checked(handle, length)
 
     @abstractmethod
-    def _open(self, capacity: int) -> Handle:
+    def open_checked(self, capacity: int) -> Handle:
         """Open a new sequence with room for `capacity` tokens. Raises ContextFull."""
 
     @abstractmethod
-    def _fork(self, handle: Handle, length: int) -> Handle:
+    def fork_checked(self, handle: Handle, length: int) -> Handle:
         """Open a sequence with the first `length` committed tokens of another. Raises ContextFull."""
 
-    def _truncate(self, handle: Handle, length: int) -> None:
+    def truncate_checked(self, handle: Handle, length: int) -> None:
         """Discard what is behind the first `length` committed tokens."""
         handle.settle(length)
 

@@ -195,37 +195,39 @@ def test_a_cache_that_grows_keeps_what_it_holds(folders: dict[str, Path]) -> Non
     assert grown.cache.capacity >= whole.cache.capacity
 
 
-def test_a_cache_shrinks_when_no_text_is_open_and_the_last_ones_needed_far_less(
-    folders: dict[str, Path],
+def test_a_cache_shrinks_when_no_text_is_open(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
-    model = model_on(folders["llama"].parent / "long")
-    fresh = size_after(model, [20])
-    deep = size_after(model, [2000, 20, 20])
-    assert deep > 8 * fresh and size_after(model, [2000, 20, 20]) == deep  # texts of one size keep it
+    model = bounded(folders["llama"].parent / "long", monkeypatch, 4 * 1024)
+    deep = model.open(3900)
+    assert (model.cache.slots, model.cache.capacity) == (1, 4096)
+    with pytest.raises(ContextFull):
+        model.open()
+    model.close(deep)
+    assert size_after(model, [20] * 8) == 8 * 512 * 512  # bytes: there is room for them again
+    assert size_after(model, [20] * 4) == 8 * 512 * 512
     kept = model.open()
     logits(model, kept, IDS[:30], "last")
     model.commit(kept, range(30))
     want = logits(model, kept, [3, 4])
-    assert size_after(model, [20]) == deep and np.array_equal(logits(model, kept, [3, 4]), want)
+    assert size_after(model, [300, 300]) == 8 * 512 * 512
+    assert np.array_equal(logits(model, kept, [3, 4]), want)
     model.close(kept)
-    assert (model.cache.slots, model.cache.capacity) == (2, 512)
+    assert (model.cache.slots, model.cache.capacity) == (3, 512)
     again = model.open()
     logits(model, again, IDS[:30], "last")
     model.commit(again, range(30))
     assert np.array_equal(logits(model, again, [3, 4]), want)
     model.close(again)
-    assert size_after(model, [2000, 20, 20]) == deep
+    assert model.cache.slots == 1
 
 
 def test_a_cache_that_graphs_hold_does_not_shrink(folders: dict[str, Path]) -> None:
-    model = model_on(folders["llama"], "gaudi-emulated")
-    deep = size_after(model, [20] * 8)
-    handle = model.open()
-    logits(model, handle, IDS[:4])
-    model.close(handle)
-    assert model.passes.runner.num_graphs
-    assert size_after(model, [20]) == size_after(model, [20]) == deep
+    tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
+    model = model_on(folders["llama"].parent / "long", "gaudi-emulated")
+    large = size_after(model, [2000] * 4)
+    assert size_after(model, [20]) == size_after(model, [20]) == large
 
 
 def size_after(model: SlotModel, lengths: Sequence[int]) -> int:
