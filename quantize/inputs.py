@@ -54,13 +54,14 @@ class Inputs:
             )
         spec = source if source is not None else (target or "default")
         target_files, loaded = loader.target(target, precision, exact=True)
-        files = loader.draft_files(spec, draft_precision, target_files)
+        tokenizer = load_tokenizer(target_files.folder)
+        found = loader.draft_files(spec, draft_precision, target_files, tokenizer)
+        files = found.files
         if files.bundle and not bundles:
             raise InvalidInput(
                 f"{spec} is a draft bundle already",
                 "name the model that it was made from, or train the draft further with --parallel 6",
             )
-        tokenizer = load_tokenizer(target_files.folder)
-        if wrong := load_tokenizer(files.folder).mismatch(tokenizer):
-            raise ModelError(f"{files.name} has another tokenizer than the target: {wrong}")
+        if found.mismatch:
+            raise ModelError(f"{files.name} has another tokenizer than the target: {found.mismatch}")
         return cls(loader, target_files, loaded, files, tokenizer)

@@ -97,11 +97,11 @@ def load(
             notes.append(note)
     drafts: dict[str, DraftModel] = {}
     for name in spec.models:
-        draft_files, found = beside.draft(name, draft_precision, files, target)
+        found, loaded = beside.draft(name, draft_precision, files, tokenizer, target)
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
-            drafting = replace(drafting, classifier=loader.classifier(target, draft_files))
-        notes.extend(found.notes)
-        drafts[name] = beside.draft_model(draft_files, found, target)
+            drafting = replace(drafting, classifier=loader.classifier(target, found.files))
+        notes.extend(loaded.notes)
+        drafts[name] = beside.draft_model(found, loaded, target)
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,

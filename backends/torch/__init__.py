@@ -1,4 +1,4 @@
-"""Torch: any processor, CUDA and Gaudi. The object behind the entry point; the work is in its modules."""
+"""Run models with torch on CPUs, CUDA and Gaudi: the object behind the entry point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """The object behind the entry point `torch`. Importing it does not import torch."""
+    """Implement `Backend`. Importing this module does not import torch."""
 
     name = "torch"
     weights: Weights = "huggingface"

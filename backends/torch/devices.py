@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Module, Runner
 
 from specport.errors import DeviceError
+from specport.runtime import memory
 from specport.runtime.profiles import Profile
 
 LAZY = "PT_HPU_LAZY_MODE"
@@ -24,14 +24,14 @@ class Place:
 
     device: torch's name for it.
     runner: what runs its steps.
-    free:   returns the free bytes; None = not known.
+    free:   returns the free bytes.
     whole:  whether every pass covers all slots.
     notes:  messages for the user.
     """
 
     device: str
     runner: Callable[[Module], Runner]
-    free: Callable[[], int | None]
+    free: Callable[[], int]
     whole: bool = False
     notes: tuple[str, ...] = ()
 
@@ -42,7 +42,7 @@ def place(profile: Profile) -> Place:
         return Place("cuda", CudaGraphs, lambda: int(torch.cuda.mem_get_info()[0]))
     if profile.device == "hpu":
         return _emulated_gaudi() if profile.emulated else _gaudi()
-    return Place("cpu", lambda module: Eager(module, "cpu"), _free_memory)
+    return Place("cpu", lambda module: Eager(module, "cpu"), memory.free_bytes)
 
 
 def compiles(profile: Profile) -> bool:
@@ -87,13 +87,4 @@ def _emulated_gaudi() -> Place:
     def runner(module: Module) -> Runner:
         return HpuGraphs(module, fake_hpu.Hpu(), fake_hpu.Core(), "cpu")
 
-    return Place("cpu", runner, _free_memory, whole=True)
-
-
-def _free_memory() -> int | None:
-    try:
-        import psutil
-    except ImportError:
-        return None
-    found: Any = psutil.virtual_memory().available
-    return int(found)
+    return Place("cpu", runner, memory.free_bytes, whole=True)

@@ -1,8 +1,8 @@
-"""Stands in for `habana_frameworks` where there is no Gaudi: the same code on the CPU, held to its rules.
+"""Emulate `habana_frameworks` on the CPU, where there is no Gaudi, with the rules of HPU graphs.
 
-It counts the graphs that a Gaudi would compile, and fails where one could not run: on a value that the host
-waits for inside a graph, on a shape that depends on values, and on writing through a view of a tensor.
-Whatever is measured on it says nothing about Gaudi's speed: results are labelled emulated.
+Count the graphs that a Gaudi would compile. Raise HpuError for what a graph cannot hold: a value that the
+host waits for, a shape that depends on values, and a write through a view of a tensor. Times measured on the
+emulation say nothing about Gaudi's speed; results are labelled emulated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operators that wait for the device, or whose result has a shape that only the values tell.
+# Operators that wait for the device, or whose result has a shape that depends on values.
 _SYNCS = frozenset(
     (
         "_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique",
@@ -22,16 +22,16 @@ _SYNCS = frozenset(
     )
 )  # fmt: skip
 _HOST = ("tolist", "numpy", "item", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
-# Reading a view is fine, writing through one is not captured.
+# Operators that are not captured where they write through a view; reading a view is fine.
 _WRITES = frozenset(("index_copy_", "scatter_", "copy_", "index_put_", "fill_", "zero_", "add_", "mul_"))
 
 
 class HpuError(RuntimeError):
-    """What a Gaudi could not do."""
+    """An operation that an HPU graph does not support."""
 
 
 class Core:
-    """`habana_frameworks.torch.core`: counts the ends of lazy graphs."""
+    """Emulate `habana_frameworks.torch.core`; count the ends of lazy graphs."""
 
     def __init__(self) -> None:
         self.num_marks = 0
@@ -41,16 +41,16 @@ class Core:
 
 
 class Hpu:
-    """`habana_frameworks.torch.hpu`.
+    """Emulate `habana_frameworks.torch.hpu`.
 
-    compiled: what each graph that was compiled differs in, in their order.
+    compiled: the key of each compiled graph, in order: shapes of tensors and hashes of other arguments.
     """
 
     def __init__(self) -> None:
         self.compiled: list[Any] = []
 
     def wrap_in_hpu_graph(self, module: torch.nn.Module, disable_tensor_cache: bool = False) -> Any:
-        """The module with its `forward` replaced, as the real one does; a new key compiles a graph."""
+        """Replace the module's `forward`, as the real one does, and return it; a new key compiles a graph."""
         inner = module.forward
         seen: set[Any] = set()
 
@@ -71,13 +71,13 @@ def _key(argument: Any) -> Any:
 
 
 def _masked(name: str, args: Any) -> bool:
-    """Whether it takes the elements at which a mask is true: how many, only the values tell."""
+    """Return whether an operator indexes with a boolean mask: its result's shape depends on values."""
     indices = args[1] if name == "index" else ()
     return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
 class _Functions(TorchFunctionMode):  # type: ignore[misc]
-    """Fails where Python asks for a tensor's values."""
+    """Raise HpuError where Python asks for a tensor's values."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -89,7 +89,7 @@ class _Functions(TorchFunctionMode):  # type: ignore[misc]
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[misc]
-    """Fails on operators that a graph cannot hold."""
+    """Raise HpuError for operators that a graph cannot hold."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__

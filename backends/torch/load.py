@@ -15,7 +15,7 @@ from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
 from specport.errors import DeviceError
-from specport.runtime import memory, numerics
+from specport.runtime import numerics
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
 
@@ -113,20 +113,13 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     )
 
 
-def _budget(free: Callable[[], int | None], options: LoadOptions) -> Callable[[], int | None]:
-    """Return a function that returns the most bytes of the cache; None = no known limit.
+def _budget(free: Callable[[], int], options: LoadOptions) -> Callable[[], int]:
+    """Return a function that returns the most bytes of the cache.
 
-    Where the device reports free memory, that is the limit, else a share of the machine's memory at load.
     A cache that grows is copied, so the whole new one must fit the free memory.
     """
     given = options.cache_bytes
-    if given is None and free() is None:
-        given = memory.default_share(options.role)
-
-    def budget() -> int | None:
-        return min((limit for limit in (given, free()) if limit is not None), default=None)
-
-    return budget
+    return free if given is None else lambda: min(given, free())
 
 
 def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme, **more: object) -> str:

@@ -27,6 +27,13 @@ Module = Callable[["Tensor", Any], Any]
 
 
 class Runner(Protocol):
+    """Run steps, or chains, of any shape."""
+
+    @property
+    def captures(self) -> bool:
+        """Return whether it captures graphs, which hold the addresses of the cache's tensors."""
+        ...
+
     @property
     def module(self) -> Module:
         """The module that it runs."""
@@ -45,6 +52,7 @@ class Runner(Protocol):
 class Eager:
     """Run every step directly: CPU, and CUDA without graphs."""
 
+    captures = False
     num_graphs = 0
 
     def __init__(self, module: Module, device: str) -> None:
@@ -91,6 +99,8 @@ class CudaGraphs:
     Graphs share one memory pool, since they run one after the other ("CUDA graphs" in PyTorch's CUDA notes).
     """
 
+    captures = True
+
     def __init__(self, module: Module) -> None:
         self.module = module
         self._graphs: dict[Hashable, _Captured] = {}
@@ -135,6 +145,8 @@ class HpuGraphs:
 
     hpu, core: the modules `habana_frameworks.torch.hpu` and `habana_frameworks.torch.core`, or an emulation.
     """
+
+    captures = True
 
     def __init__(self, module: Module, hpu: Any, core: Any, device: str) -> None:
         self.module, self._hpu, self._core, self._device = module, hpu, core, device

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from specport.core.ports import (
     Block,
+    CachedSequence,
     Capabilities,
-    EarlyExit,
-    GreedyChain,
-    HeadRows,
+    CheckedModel,
     Refusal,
     Row,
     StepOutput,
@@ -36,38 +35,26 @@ from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 Floats = NDArray[np.float64]
 Turns = NDArray[np.complex128]  # exp(i angle) of each pair of a head's values, [head_dim / 2]
-_NOTHING = Block((), ())
 
 
 @dataclass
-class NumpySequence:
+class NumpySequence(CachedSequence):
     """One sequence in the cache.
 
-    cache:   [capacity, layers, 2, KV heads, head_dim] keys and values of the committed tokens.
-    block:   tokens of the last step.
-    pending: [tokens, layers, 2, KV heads, head_dim] theirs.
+    cache: [capacity, layers, 2, KV heads, head_dim] keys and values of the committed tokens.
+    new:   [tokens, layers, 2, KV heads, head_dim] those of the last step's tokens, `pending`.
     """
 
     cache: Floats
-    length: int = 0
-    block: Block = _NOTHING
-    pending: Floats = field(default_factory=lambda: np.zeros(0))
-
-    def settle(self, length: int) -> None:
-        """Set the number of committed tokens; nothing is pending behind them."""
-        self.length, self.block, self.pending = length, _NOTHING, np.zeros(0)
+    new: Floats = field(default_factory=lambda: np.zeros(0))
 
 
-class NumpyModel:
+class NumpyModel(CheckedModel[NumpySequence]):
     """A llama.
 
     hidden_layers: layers whose output steps can return.
     cache_bytes:   bytes that all sequences may take together; None = no limit.
     """
-
-    early_exit: EarlyExit | None = None
-    chain: GreedyChain | None = None
-    head_rows: HeadRows | None = None
 
     def __init__(
         self,
@@ -102,17 +89,13 @@ class NumpyModel:
         free = self._most - sum(len(other.cache) for other in self._open)
         return max(0, min(self.max_context, held + free) - length)
 
-    def open(self, capacity: int = 0, conditioning: Any = None) -> NumpySequence:
-        if conditioning is not None:
-            raise ValueError("this model takes no conditioning")
+    def open_checked(self, capacity: int) -> NumpySequence:
         if capacity > (room := self.room()):
             raise ContextFull(f"no room for a sequence of {capacity} tokens: {room} are left")
         self._open.append(NumpySequence(np.zeros((capacity, *self._row))))
         return self._open[-1]
 
-    def fork(self, handle: NumpySequence, length: int) -> NumpySequence:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot fork {length} tokens of a sequence of {handle.length}")
+    def fork_checked(self, handle: NumpySequence, length: int) -> NumpySequence:
         new = self.open(length)
         new.cache[:] = handle.cache[:length]
         new.settle(length)
@@ -123,15 +106,10 @@ class NumpyModel:
         handle.cache = np.zeros((0, *self._row))
         handle.settle(0)
 
-    def truncate(self, handle: NumpySequence, length: int) -> None:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.settle(length)
-
     def commit(self, handle: NumpySequence, nodes: Sequence[int]) -> None:
-        kept = handle.block.checked_nodes(nodes)
+        kept = handle.pending.checked_nodes(nodes)
         end = handle.length + len(kept)
-        handle.cache[handle.length : end] = handle.pending[kept]
+        handle.cache[handle.length : end] = handle.new[kept]
         handle.settle(end)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
@@ -175,12 +153,12 @@ class NumpyModel:
     def _run(self, handle: NumpySequence, block: Block) -> Floats:
         """Return the states [layers, tokens, width] behind every layer; keep the tokens' keys and values."""
         n = len(block)
-        handle.block, handle.pending = block, np.zeros((n, *self._row))
+        handle.pending, handle.new = block, np.zeros((n, *self._row))
         seen = np.tri(n, dtype=np.bool_) if block.visible is None else block.visible
         turns = np.exp(1j * np.outer(handle.length + np.array(block.positions), self._frequencies))
         x, states = self._embedding[list(block.tokens)], []
         for layer in range(self._layers):
-            own = handle.pending[:, layer]
+            own = handle.new[:, layer]
             queries = [self._read(layer, x[i], turns[i], own[i]) for i in range(n)]
             past = handle.cache[: handle.length, layer]
             x = np.stack(
@@ -256,7 +234,7 @@ class NumpyBackend:
                 files.folder,
                 options.max_context,
                 options.hidden_layers,
-                getattr(options, "cache_bytes", None),
+                options.cache_bytes,
             )
         )
 

@@ -124,13 +124,14 @@ class Shared:
     def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
         if self._draft is None or self._draft_files is None:
             assert self.draft is not None  # called only by methods that need it
-            self._draft_files, found = self.loader.draft(
-                self.draft, self.draft_precision, self.files, self.target
+            found, loaded = self.loader.draft(
+                self.draft, self.draft_precision, self.files, self.tokenizer, self.target
             )
-            self.draft_name = self._draft_files.name
-            if found.head_tokens is not None:
-                self.draft_name += f", head cut to {len(found.head_tokens)} tokens"
-            self._draft = self.loader.draft_model(self._draft_files, found, self.target)
+            self._draft_files = found.files
+            self.draft_name = found.files.name
+            if loaded.head_tokens is not None:
+                self.draft_name += f", head cut to {len(loaded.head_tokens)} tokens"
+            self._draft = self.loader.draft_model(found, loaded, self.target)
         return self._draft, self._draft_files
 
 

@@ -117,18 +117,18 @@ def calibrate(
         reports += _exit(layer, target_files, exact, loader, written, costs, bar)
     for number, name in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
-        files = loader.draft_files(name, draft_precision, target_files)
-        draft_tokenizer = load_tokenizer(files.folder)
+        found = loader.draft_files(name, draft_precision, target_files, tokenizer)
+        files = found.files
         if name in grafts_of:
-            check_tokenizer(spec, grafts_of[name], files.name, draft_tokenizer, tokenizer)
+            check_tokenizer(spec, grafts_of[name], files.name, found.mismatch)
         tokens = files.bundle.head_tokens if files.bundle else None
         loaded = loader.draft_with(files, tokens)
         tried: tuple[Head, ...] = ()
-        same_ids = not draft_tokenizer.mismatch(tokenizer)  # else the target's ids mean nothing to the draft
+        same_ids = not found.mismatch  # else the target's ids mean nothing to the draft
         if files.bundle is None and same_ids:
             tried = heads.compare(
                 partial(loader.draft_with, files), loaded.model, written, costs,
-                draft_tokenizer.special_ids, part(bar, 0.0, 0.4),
+                found.tokenizer.special_ids, part(bar, 0.0, 0.4),
             )  # fmt: skip
             tokens = heads.best(tried).tokens
         if tokens != loaded.head_tokens:
@@ -148,7 +148,7 @@ def calibrate(
                 tokenizer,
                 costs,
                 DraftModel(
-                    loaded.model, draft_tokenizer, files.name, result.measured.costs, loaded.head_tokens
+                    loaded.model, found.tokenizer, files.name, result.measured.costs, loaded.head_tokens
                 ),
                 loader.profile,
                 part(bar, end, 1.0),

@@ -82,7 +82,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 BENCH_OPTIONS = (
     "model", "draft", "methods", "device", "precision", "draft_precision", "history", "datastore", "exact",
-    "threads",     "max_new_tokens", "per_category", "categories", "runs", "trust_remote_code",
+    "threads", "max_new_tokens", "per_category", "categories", "runs", "trust_remote_code",
 )  # fmt: skip
 RECORD_OPTIONS = (
     "model", "draft", "device", "precision", "draft_precision", "threads", "max_new_tokens", "per_category",
@@ -142,6 +142,7 @@ def _replay(paths: Sequence[Path]) -> int:
 
 
 def _table(report: Report) -> None:
+    """Print the speed-ups by method and category."""
     categories = [*dict.fromkeys(c for groups in report.table.values() for c in groups)]
     width = max(len(name) for name in report.table)
     terminal.write(f"{'decode speed-up':{width}} " + "".join(f"{c[:13]:>14}" for c in categories))

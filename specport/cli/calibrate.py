@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(report: Report) -> None:
+    """Print the step times of one model, and what was chosen by them."""
     costs = report.measured.costs
     say = terminal.write
     rounds = f"median of {report.measured.rounds} rounds"
@@ -101,7 +102,7 @@ def _table(report: Report) -> None:
         _grafts(report.grafts)
     outliers = report.measured.outliers
     if outliers:
-        worst = max(outliers, key=lambda o: o.seconds / o.median)
+        worst = max(outliers, key=lambda outlier: outlier.seconds / outlier.median)
         say(
             f"{len(outliers)} timings over 1.5 times their median were excluded; the largest: "
             f"{1e3 * worst.seconds:.0f} ms for {worst.width} tokens at context {worst.context}\n"
@@ -117,6 +118,7 @@ def _table(report: Report) -> None:
 
 
 def _heads(report: Report) -> None:
+    """Print one line per size of the draft's head."""
     terminal.write(f"{'head':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
     for head in report.heads:
         size = str(head.size) + (" whole" if head.tokens is None else "")
@@ -126,6 +128,7 @@ def _heads(report: Report) -> None:
 
 
 def _exits(report: Report) -> None:
+    """Print one line per exit layer."""
     terminal.write(f"{'exit':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
     for tried in report.exits:
         used = "  used" if tried.layer == report.exit_layer else ""

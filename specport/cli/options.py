@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
+    """Format help texts; keep descriptions and examples as they are written."""
+
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
         # argparse ignores the indentation of subcommands and would wrap the line of the longest name.
@@ -149,6 +151,7 @@ def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> N
 
 
 def add_trust_option(parser: argparse._ActionsContainer) -> None:
+    """Add the permission to run a model's own code."""
     _adder(parser)(
         "--trust-remote-code", action="store_true",
         help="let a Hugging Face model run its own Python code while it is converted",
@@ -205,6 +208,8 @@ def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _adder(group: argparse._ActionsContainer) -> Callable[..., Any]:
+    """Return a function that adds options without defaults of their own."""
+
     def add(*names: str, **options: Any) -> None:
         # An option that is not given is None, or absent where a parent command may have set it.
         group.add_argument(*names, default=group.argument_default, **options)
@@ -213,6 +218,7 @@ def _adder(group: argparse._ActionsContainer) -> Callable[..., Any]:
 
 
 def _branches(text: str) -> tuple[int, ...]:
+    """Return the children per node of a text like "3,2,1"."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

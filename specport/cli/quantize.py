@@ -145,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _built(built: Built) -> None:
+    """Print the tables from which head and number of layers were chosen."""
     say = terminal.write
     if built.plan.heads:
         say(f"{'head':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")

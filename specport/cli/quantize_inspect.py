@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
     from specport.models.bundle import Bundle
+    from specport.models.parallel import Parallel
 
 
 def add_parser(actions: options.Subparsers) -> None:
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(bundle: Bundle) -> None:
-    m: dict[str, Any] = dict(bundle.measured)
-    d = bundle.distilled
+    """Print a bundle's manifest as lines of a name and a text."""
+    measured, distilled = bundle.measured, bundle.distilled
     head = "whole" if bundle.head is None else f"cut to {sum(b - a for a, b in bundle.head)} tokens"
     lines = [
         ("draft for", bundle.target),
@@ -52,38 +53,55 @@ def show(bundle: Bundle) -> None:
         ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {', '.join(map(str, bundle.layers))}"),
         ("head", head),
     ]
-    if d and d["mlp_channels"]:
-        lines.append(("channels", "{} of {} channels of each feed-forward block".format(*d["mlp_channels"])))
-    if d:
-        change = f"{d['agreement_before']:.1%} to {d['agreement']:.1%}"
-        done = f"on {d['tokens_read']} tokens: agreement {change}"
-        lines.append(
-            ("distilled", done if d.get("trained", True) else f"fitted only: agreement {d['agreement']:.1%}")
-        )
-    if about := bundle.parallel:
-        degrees = ", ".join(f"{t:.2f}" for t in about.temperatures)
-        lines.append(
-            ("parallel", f"{about.depth} tokens a pass, MASK {about.mask_token_id}, temperatures {degrees}")
-        )
-    if d and "survival" in d:
-        before, after = (", ".join(f"{share:.2f}" for share in d[k]) for k in ("survival_before", "survival"))
-        lines.append(("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training"))
-    if m:
-        by_depth = ", ".join(f"{share:.2f}" for share in m["acceptance_by_depth"])
-        length = f"mean acceptance length {m['mean_acceptance_length']:.2f}"
-        low, high = m["speed_up_range"]
-        cost = f"{m['cost']:.2f} of the target's {m['target_ms']:.1f} ms"
-        lines += [
-            ("draft step", f"{m['draft_ms']:.1f} ms, {cost}"),
-            ("acceptance", f"{by_depth} at depth 1, 2, ...; {length}"),
-            ("decode", f"{m['speed_up']:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
-            ("same text", f"{m['same_text']}/{m['prompts']} prompts, {m['max_new_tokens']} tokens each"),
-            ("measured", f"{m['date']} on {m['device']}, {m['processor']}"),
-        ]
-    if m.get("ms_by_width"):
-        lines += _costs(bundle, m["ms_by_width"])
+    if distilled:
+        lines += _distilled_lines(distilled)
+    if bundle.parallel:
+        lines += _parallel_lines(bundle.parallel, distilled or {})
+    if measured:
+        lines += _measured_lines(measured)
+    if measured.get("ms_by_width"):
+        lines += _costs(bundle, measured["ms_by_width"])
     for name, text in lines:
         terminal.write(f"{name:>11}  {text}\n")
+
+
+def _distilled_lines(distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    if distilled["mlp_channels"]:
+        kept, total = distilled["mlp_channels"]
+        lines.append(("channels", f"{kept} of {total} channels of each feed-forward block"))
+    after = f"{distilled['agreement']:.1%}"
+    if distilled.get("trained", True):
+        change = f"{distilled['agreement_before']:.1%} to {after}"
+        return [*lines, ("distilled", f"on {distilled['tokens_read']} tokens: agreement {change}")]
+    return [*lines, ("distilled", f"fitted only: agreement {after}")]
+
+
+def _parallel_lines(parallel: Parallel, distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    degrees = ", ".join(f"{degree:.2f}" for degree in parallel.temperatures)
+    text = f"{parallel.depth} tokens a pass, MASK {parallel.mask_token_id}, temperatures {degrees}"
+    lines = [("parallel", text)]
+    if "survival" in distilled:
+        before, after = (
+            ", ".join(f"{share:.2f}" for share in distilled[key]) for key in ("survival_before", "survival")
+        )
+        lines.append(("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training"))
+    return lines
+
+
+def _measured_lines(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    by_depth = ", ".join(f"{share:.2f}" for share in measured["acceptance_by_depth"])
+    length = f"mean acceptance length {measured['mean_acceptance_length']:.2f}"
+    low, high = measured["speed_up_range"]
+    cost = f"{measured['cost']:.2f} of the target's {measured['target_ms']:.1f} ms"
+    same = f"{measured['same_text']}/{measured['prompts']} prompts"
+    return [
+        ("draft step", f"{measured['draft_ms']:.1f} ms, {cost}"),
+        ("acceptance", f"{by_depth} at depth 1, 2, ...; {length}"),
+        ("decode", f"{measured['speed_up']:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
+        ("same text", f"{same}, {measured['max_new_tokens']} tokens each"),
+        ("measured", f"{measured['date']} on {measured['device']}, {measured['processor']}"),
+    ]
 
 
 def _costs(bundle: Bundle, ms: dict[str, Sequence[float]]) -> list[tuple[str, str]]:

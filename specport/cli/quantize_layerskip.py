@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(about: About, as_json: bool) -> None:
+    """Print what a training changed: perplexity, and the agreement of each exit."""
     if as_json:
         terminal.write(json.dumps(asdict(about), indent=1) + "\n")
         return

@@ -33,6 +33,7 @@ class Printer:
         self._colours: dict[str, str] = {}
 
     def note(self, text: str) -> None:
+        """Print a line on stderr, unless quiet."""
         if not self._quiet:
             terminal.say(text)
 
@@ -57,6 +58,7 @@ class Printer:
         return stream.result
 
     def summary(self, result: Result) -> None:
+        """Print the summary line of a generation, unless quiet."""
         self.note(summary(result))
 
     def _marked(self, spans: tuple[tuple[str, str], ...]) -> str:
@@ -84,23 +86,23 @@ class Printer:
 
 def summary(result: Result) -> str:
     """Return the summary line: tokens, TTFT, TPOT, acceptance, and the time shares of draft and verify."""
-    m = result.metrics
+    metrics = result.metrics
     ends = {"length": " (cut at the length limit)", "cancelled": " (stopped)"}
-    plural = "" if m.num_output_tokens == 1 else "s"
-    parts = [f"{m.num_output_tokens} token{plural}{ends.get(result.finish_reason, '')}"]
-    if m.num_output_tokens:
-        parts += [f"TTFT {_duration(m.ttft_s)}"]
-    if m.num_output_tokens > 1:
-        parts += [f"TPOT {_duration(m.tpot_s)}", f"{m.tokens_per_second:.1f} tokens/s"]
-    if m.num_drafts:
+    plural = "" if metrics.num_output_tokens == 1 else "s"
+    parts = [f"{metrics.num_output_tokens} token{plural}{ends.get(result.finish_reason, '')}"]
+    if metrics.num_output_tokens:
+        parts += [f"TTFT {_duration(metrics.ttft_s)}"]
+    if metrics.num_output_tokens > 1:
+        parts += [f"TPOT {_duration(metrics.tpot_s)}", f"{metrics.tokens_per_second:.1f} tokens/s"]
+    if metrics.num_drafts:
         parts += [
-            f"mean acceptance length {m.mean_acceptance_length:.2f}",
-            f"acceptance rate {m.acceptance_rate:.0%}",
+            f"mean acceptance length {metrics.mean_acceptance_length:.2f}",
+            f"acceptance rate {metrics.acceptance_rate:.0%}",
         ]
     else:
         parts += ["nothing drafted"]
-    if m.num_steps and m.decode_s > 0:
-        draft, verify = m.draft_s / m.decode_s, m.verify_s / m.decode_s
+    if metrics.num_steps and metrics.decode_s > 0:
+        draft, verify = metrics.draft_s / metrics.decode_s, metrics.verify_s / metrics.decode_s
         loop = max(0.0, 1 - draft - verify)
         parts += [f"draft {draft:.0%}, verify {verify:.0%}, loop {loop:.0%} of the time"]
     return " | ".join(parts)

@@ -102,6 +102,7 @@ def _chat(
 
 
 def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
+    """Print what was loaded and its notes; return the printer for the answers."""
     printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts)
     printer.note(
         f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, "
@@ -184,5 +185,6 @@ def _read_file(name: str) -> str:
 
 
 def _refuse(wrong: bool, message: str, hint: str = "") -> None:
+    """Raise InvalidInput if `wrong`."""
     if wrong:
         raise InvalidInput(message, hint)

@@ -22,6 +22,7 @@ from specport.errors import DeviceError
 from specport.models.source import ModelFiles
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded, LoadOptions
+from specport.text.tokenizer import load_tokenizer
 
 DRAFTERS = ("ngram", "suffix", "recycle", "model", "ngram|model", "graft")
 MAX_CONTEXT = 1024  # a larger model is tested up to here
@@ -74,7 +75,8 @@ def load(device: str, model: str | None, draft: str | None, folder: Path) -> Pai
         files, target = loader.target(spec, None, True)
     except DeviceError:  # a device without an exact mode: what needs one is skipped
         files, target = loader.target(spec, None, False)
-    loaded = loader.draft_with(loader.draft_files(draft or spec, None, files), None)
+    found = loader.draft_files(draft or spec, None, files, load_tokenizer(files.folder))
+    loaded = loader.draft_with(found.files, None)
     return Pair(loader, files, target, loaded, model is None)
 
 

@@ -46,9 +46,13 @@ class Engine:
         self._released: deque[KeptCache] = deque()
 
     def beside(self, policy: Policy | None) -> Engine:
-        """Return an engine on the same model with another policy; the steps of both exclude each other."""
+        """Return an engine on the same model with another policy; the steps of both exclude each other.
+
+        Each frees kept caches of the other when memory is short. Neither preempts sequences of the other.
+        """
         other = Engine(self.model, policy)
         other._lock = self._lock
+        other._scheduler = Scheduler(self.model, caches=self._scheduler.caches)
         return other
 
     def add(self, generation: Generation) -> None:
@@ -66,13 +70,17 @@ class Engine:
     def run(self, generations: Sequence[Generation]) -> Generator[Commit, None, None]:
         """Add these sequences, and yield their tokens as they are committed until all have finished.
 
-        Dropping the iterator cancels them; the next `step` or `tidy` of any thread frees their memory.
+        Dropping the iterator cancels them; the next `step` or `tidy` of any thread frees their memory. An
+        exception of an `on_token` of theirs ends the iterator too, after the commit in which it was raised.
         """
         for generation in generations:
             self.add(generation)
         try:
             while commits := self._fetch(generations):
-                yield from commits
+                for commit in commits:
+                    yield commit
+                    if commit.fault is not None:
+                        raise commit.fault
         finally:  # the garbage collector may run this in the middle of a round: take no lock, call no model
             for generation in generations:
                 generation.cancel()

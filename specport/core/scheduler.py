@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from specport.core.decoding.work import Work
+from specport.core.kept_caches import KeptCaches
 from specport.core.ports import CacheHandle, Model, Refusal
 from specport.core.sequence import Generation, KeptCache
 
@@ -26,13 +27,16 @@ class Scheduler:
 
     model:       opens, truncates and closes their caches.
     max_running: maximum number of sequences in a round.
+    caches:      kept caches of the model, shared by all its schedulers; None = this is the only one.
     """
 
-    def __init__(self, model: Model, max_running: int = MAX_RUNNING) -> None:
+    def __init__(
+        self, model: Model, max_running: int = MAX_RUNNING, caches: KeptCaches | None = None
+    ) -> None:
         self._model, self._max_running = model, max_running
+        self.caches = KeptCaches(model) if caches is None else caches
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # in the order of admission
-        self._idle: list[KeptCache] = []  # least recently used first
         self._cramped: Generation | None = None  # runs alone and has no room for a draft
         self._full = False  # a sequence was preempted, and no memory was freed since
 
@@ -90,15 +94,7 @@ class Scheduler:
     def release(self, kept: KeptCache) -> None:
         """Free a kept cache that is no longer needed, at once or when the sequence that uses it ends."""
         kept.released = True
-        self._free(kept)
-
-    def _free(self, kept: KeptCache) -> None:
-        if kept in self._idle:
-            self._idle.remove(kept)
-        handle, kept.handle, kept.tokens = kept.handle, None, []
-        if handle is not None:
-            self._full = False
-            self._model.close(handle)
+        self._full &= not self.caches.free(kept)
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._max_running:
@@ -123,10 +119,9 @@ class Scheduler:
     def _opened(self, generation: Generation) -> CacheHandle:
         """Return the sequence's kept cache, cut to the common prefix with its tokens, or a new cache."""
         kept = generation.kept
-        if kept is None or kept.handle is None:
+        handle = self.caches.take(kept) if kept is not None else None
+        if kept is None or handle is None:
             return self._model.open(min(len(generation.tokens), self._model.room()))
-        handle, kept.handle = kept.handle, None
-        self._idle.remove(kept)
         # The last token is always read again: its logits give the first output token.
         most = min(handle.length, len(generation.tokens) - 1)
         same = next((i for i in range(most) if kept.tokens[i] != generation.tokens[i]), most)
@@ -148,8 +143,7 @@ class Scheduler:
         # which plain decoding would not have read. The next turn must read the same tokens in both cases.
         length = min(handle.length, len(generation.tokens) - 1)
         self._model.truncate(handle, length)
-        kept.handle, kept.tokens = handle, generation.tokens[:length]
-        self._idle.append(kept)
+        self.caches.keep(kept, handle, generation.tokens[:length])
 
     def _make_room(self) -> bool:
         """Free memory: an idle cache, else preempt the sequence admitted last.
@@ -165,14 +159,10 @@ class Scheduler:
         return True
 
     def _reclaim(self, spared: KeptCache | None = None) -> bool:
-        """Free the least recently used idle cache; return False where there is none.
-
-        spared: a cache that is not freed.
-        """
-        kept = next((kept for kept in self._idle if kept is not spared), None)
-        if kept is not None:
-            self._free(kept)
-        return kept is not None
+        """Free the least recently used kept cache but `spared`; return False where there is none."""
+        freed = self.caches.reclaim(spared)
+        self._full &= not freed
+        return freed
 
     def _wait(self, generation: Generation) -> None:
         """Preempt a running sequence: free its cache and put it at the front of the queue."""

@@ -39,11 +39,13 @@ class Commit:
     """Hold the output tokens of one sequence in one round.
 
     sources: name of the drafter that proposed each token; "" where the target itself chose it.
+    fault:   exception that `Generation.on_token` raised at the last of these tokens; it ended the text.
     """
 
     generation: Generation
     tokens: tuple[int, ...]
     sources: tuple[str, ...]
+    fault: Exception | None = None
 
 
 @dataclass(eq=False)
@@ -53,7 +55,7 @@ class Generation:
     tokens:   committed token ids, prompt first; the last one is the root token.
     on_token: called with each output token and its source, in order; returns True to end the text after the
               token. Called by the thread that steps the engine, which may not be the one that added the
-              sequence.
+              sequence. An exception ends the text; `Engine.run` raises it where the sequence was added.
     processors: logits processors of target and draft, in addition to those that `params` imply.
     rule:     acceptance rule; None = chosen by the sampling parameters.
     max_draft_tokens: maximum path length of a draft; None = the policy's choice, 0 = plain decoding.
@@ -133,11 +135,16 @@ class Generation:
         if not self.num_output_tokens:
             self.metrics.ttft_s = now - self._started
         taken = 0
+        fault: Exception | None = None
         for token, source in zip(tokens, sources, strict=True):
             self.tokens.append(token)
             taken += 1
             # `on_token` is called first: it must see every token, also the one that ends the text.
-            stop = self.on_token is not None and self.on_token(token, source)
+            try:
+                stop = self.on_token is not None and self.on_token(token, source)
+            except Exception as error:  # user code: it must not end the round of the other sequences
+                fault, self.finish_reason = error, "cancelled"
+                break
             if stop or token in self.eos_ids:
                 self.finish_reason = "stop"
                 break
@@ -147,4 +154,4 @@ class Generation:
         self.token_logprobs += logprobs[:taken]
         self.metrics.num_output_tokens = self.num_output_tokens
         self.metrics.decode_s = now - self._started - self.metrics.ttft_s
-        return Commit(self, tuple(tokens[:taken]), tuple(sources[:taken]))
+        return Commit(self, tuple(tokens[:taken]), tuple(sources[:taken]), fault)

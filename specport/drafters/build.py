@@ -40,7 +40,7 @@ def build_sources(
     for i, part in enumerate(spec.parts):
         draft = drafts[part.model] if part.model is not None else None
         if draft is not None and kinds[part.kind].same_tokenizer:
-            check_tokenizer(spec, part, draft.name, draft.tokenizer, tokenizer)
+            check_tokenizer(spec, part, draft.name, draft.mismatch)
         context = BuildContext(
             target, tokenizer, costs, draft, part.layer, exit_costs, planned,
             model_follows=any(later.model is not None for later in spec.parts[i + 1 :]), retrieval=retrieval,
@@ -76,15 +76,16 @@ def build_policy(
     return FirstProposal(drafters, drafting.make_length_rule, tree=target.capabilities.tree)
 
 
-def check_tokenizer(spec: DraftSpec, part: PartSpec, name: str, own: Tokenizer, target: Tokenizer) -> None:
+def check_tokenizer(spec: DraftSpec, part: PartSpec, name: str, mismatch: str | None) -> None:
     """Raise ModelError where a draft has another tokenizer than the target.
 
     spec, part: the user's draft expression and the part in question; the hint repeats the expression with a
                 drafter that translates.
     name:       of the draft.
+    mismatch:   how its tokenizer differs, or None.
     """
-    if wrong := own.mismatch(target):
+    if mismatch:
         raise ModelError(
-            f"the draft {name} has another tokenizer than the target: {wrong}",
+            f"the draft {name} has another tokenizer than the target: {mismatch}",
             f"choose a draft of the target's own family, or {spec.with_kind(part, UNIVERSAL).option}",
         )

@@ -57,7 +57,7 @@ def model(context: BuildContext) -> Source:
 
 def universal(context: BuildContext) -> Source:
     draft = context.loaded
-    if not draft.tokenizer.mismatch(context.tokenizer):
+    if not draft.mismatch:
         return model(context)
     vocab = draft.target_vocab(context.target.vocab_size)
     drafter = UniversalDrafter(

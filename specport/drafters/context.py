@@ -26,6 +26,7 @@ class DraftModel:
     graft:     calibrated variant of graft(MODEL); None = the default.
     reach:     share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
     parallel:  how it drafts several tokens in one pass; None = token by token.
+    mismatch:  how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class DraftModel:
     graft: Variant | None = None
     reach: tuple[float, ...] = ()
     parallel: Parallel | None = None
+    mismatch: str | None = None
 
     def target_vocab(self, vocab_size: int) -> int:
         """Return the number of a target's ids that may be drafted: those below MASK."""

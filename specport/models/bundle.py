@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,13 @@ class Bundle:
         folder: Path,
         name: str,
         fingerprint: str = "",
-        mismatch: Callable[[], str | None] = lambda: None,
+        mismatch: str | None = None,
     ) -> None:
         """Raise ModelError where the model in `folder` is not the draft's target.
 
         Another precision or format of the target is accepted.
         fingerprint: of the model's weights.
-        mismatch:    returns how the two tokenizers differ, or None; called last.
+        mismatch:    how the draft's tokenizer differs from the model's, or None.
         """
         hint = "choose that model, or build a draft for this one with: specport quantize"
         wrong = ""
@@ -95,8 +95,8 @@ class Bundle:
             wrong = "its configuration differs"
         elif fingerprint != self.target_fingerprint and not same(self.target_sketch, sketch(folder)):
             wrong = "its weights differ"
-        elif different := mismatch():
-            wrong = f"its tokenizer differs: {different}"
+        elif mismatch:
+            wrong = f"its tokenizer differs: {mismatch}"
         if wrong:
             raise ModelError(f"the draft was built for {self.target}, not for {name}: {wrong}", hint)
 

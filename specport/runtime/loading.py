@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.stop_classifier import Classifier
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput
-from specport.models.bundle import Bundle
 from specport.models.precision import parse as parse_precision
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
@@ -18,7 +16,19 @@ from specport.runtime import measurements, memory
 from specport.runtime.conversion import resolve
 from specport.runtime.profiles import Profile, detect, load_profile
 from specport.runtime.registry import Backend, Loaded, LoadOptions, backend_for
-from specport.text.tokenizer import load_tokenizer
+from specport.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class DraftFiles:
+    """Hold the files of a draft and its tokenizer.
+
+    mismatch: how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
+    """
+
+    files: ModelFiles
+    tokenizer: Tokenizer
+    mismatch: str | None
 
 
 @dataclass(frozen=True)
@@ -99,23 +109,32 @@ class Loader:
         return layer
 
     def draft(
-        self, spec: str, precision: str | None, beside: ModelFiles, target: Loaded
-    ) -> tuple[ModelFiles, Loaded]:
-        """Load a draft: a bundle with its own head, any other model with the head that calibration chose."""
-        files = self.draft_files(spec, precision, beside)
-        if files.bundle:
-            return files, self.draft_with(files, files.bundle.head_tokens)
-        return files, self.draft_with(
-            files, measurements.find_pair(target.key, files.fingerprint).head_tokens
-        )
+        self, spec: str, precision: str | None, beside: ModelFiles, tokenizer: Tokenizer, target: Loaded
+    ) -> tuple[DraftFiles, Loaded]:
+        """Load a draft: a bundle with its own head, any other model with the head that calibration chose.
 
-    def draft_model(self, files: ModelFiles, loaded: Loaded, target: Loaded) -> DraftModel:
+        beside, tokenizer: as for `draft_files`. target: the loaded target.
+        """
+        draft = self.draft_files(spec, precision, beside, tokenizer)
+        files = draft.files
+        if files.bundle:
+            return draft, self.draft_with(files, files.bundle.head_tokens)
+        head = measurements.find_pair(target.key, files.fingerprint).head_tokens
+        return draft, self.draft_with(files, head)
+
+    def draft_model(self, draft: DraftFiles, loaded: Loaded, target: Loaded) -> DraftModel:
         """Return a loaded draft with its calibration results for this target."""
-        graft = measurements.find_pair(target.key, files.fingerprint).graft
-        tokenizer, costs = load_tokenizer(files.folder), self.costs(loaded)
-        reach, parallel = (files.bundle.reach, files.bundle.parallel) if files.bundle else ((), None)
+        files = draft.files
         return DraftModel(
-            loaded.model, tokenizer, files.name, costs, loaded.head_tokens, graft, reach, parallel
+            loaded.model,
+            draft.tokenizer,
+            files.name,
+            self.costs(loaded),
+            loaded.head_tokens,
+            measurements.find_pair(target.key, files.fingerprint).graft,
+            files.bundle.reach if files.bundle else (),
+            files.bundle.parallel if files.bundle else None,
+            draft.mismatch,
         )
 
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
@@ -128,16 +147,20 @@ class Loader:
             )
         return found
 
-    def draft_files(self, spec: str, precision: str | None, beside: ModelFiles) -> ModelFiles:
-        """Return the files of a draft. Raises ModelError for a bundle that was built for another target."""
+    def draft_files(
+        self, spec: str, precision: str | None, beside: ModelFiles, tokenizer: Tokenizer
+    ) -> DraftFiles:
+        """Return the files of a draft.
+
+        beside, tokenizer: of the target.
+        Raises ModelError for a bundle that was built for another target.
+        """
         files = self.files(spec, precision or self.profile.draft_precision)
+        own = load_tokenizer(files.folder)
+        mismatch = own.mismatch(tokenizer)
         if files.bundle:
-            own, bundle = files.folder, files.bundle
-            bundle.check_target(
-                beside.folder, beside.name, beside.fingerprint,
-                lambda: tokenizer_mismatch(bundle, own, beside.folder),
-            )  # fmt: skip
-        return files
+            files.bundle.check_target(beside.folder, beside.name, beside.fingerprint, mismatch)
+        return DraftFiles(files, own, mismatch)
 
     def draft_with(self, files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Loaded:
         options = LoadOptions(
@@ -186,15 +209,3 @@ class Loader:
 def _layer_of(loaded: Loaded) -> int:
     """Return the layer after which a model can exit early; 0 = it cannot."""
     return loaded.model.early_exit.layer if loaded.model.early_exit else 0
-
-
-def tokenizer_mismatch(bundle: Bundle, draft: Path, target: Path) -> str | None:
-    """Return why the target's tokenizer differs from the one that a bundle was built with, or None.
-
-    draft, target: folders. Where the fingerprints differ, the draft's own tokenizer is compared in detail:
-    vocabularies of one model may be padded differently (`Tokenizer.mismatch`).
-    """
-    tokenizer = load_tokenizer(target)
-    if tokenizer.fingerprint == bundle.tokenizer:
-        return None
-    return load_tokenizer(draft).mismatch(tokenizer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -18,9 +20,66 @@ _UNITS = {
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+|%)\s*", re.ASCII)
 
 
+# Folder and file names of the two versions of Linux control groups, and the entry of memory.stat that counts
+# file pages which the kernel drops first: usage includes them.
+_V2 = ("", "memory.max", "memory.current", "inactive_file")
+_V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
 def free_bytes() -> int:
-    """Return the bytes of main memory that programs can use without swapping."""
-    return int(psutil.virtual_memory().available)
+    """Return the bytes of main memory that this process can use without swapping.
+
+    In a container, psutil reports the memory of the host; the container's limit counts as well.
+    """
+    free = int(psutil.virtual_memory().available)
+    limited = cgroup_free_bytes() if sys.platform == "linux" else None
+    return free if limited is None else min(free, limited)
+
+
+def cgroup_free_bytes(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Return the bytes that the memory limits of this process's control groups leave; None = no limit.
+
+    root:       where control groups are mounted.
+    membership: file with the groups of this process, as lines "id:controllers:path"; cgroups(7).
+    """
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    left: list[int] = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            folder, *names = _V2
+        elif "memory" in controllers.split(","):
+            folder, *names = _V1
+        else:
+            continue
+        mount = root / folder
+        own = mount / path.strip("/")
+        # A limit holds for all groups below it. In a container, the path may be the host's: then only the
+        # mount itself exists, which is the container's group.
+        groups = [own, *own.parents][: 1 + len(own.relative_to(mount).parts)]
+        left += [free for group in groups if (free := _left(group, *names)) is not None]
+    return min(left, default=None)
+
+
+def _left(group: Path, limit_name: str, usage_name: str, dropped_name: str) -> int | None:
+    """Return the bytes that one control group may still take; None where it has no limit."""
+    try:
+        limit = (group / limit_name).read_text(encoding="ascii").strip()
+        usage = int((group / usage_name).read_text(encoding="ascii"))
+        stats = (group / "memory.stat").read_text(encoding="ascii").split()
+        # Version 1 writes a number beyond any memory where there is no limit.
+        if limit == "max" or int(limit) >= 1 << 60:
+            return None
+        dropped = int(dict(zip(stats[::2], stats[1::2], strict=True)).get(dropped_name, 0))
+        return max(0, int(limit) - usage + dropped)
+    except (OSError, ValueError):  # not there, or of another form
+        return None
 
 
 def default_share(role: Literal["target", "draft"]) -> int:

@@ -59,13 +59,15 @@ class Pair:
     def __init__(self, args: argparse.Namespace) -> None:
         loader = Loader.on(args.device, args.threads)
         self.files, self.target = loader.target(args.model, args.precision, exact=True)
-        draft_files, self.draft = loader.draft(args.draft, args.draft_precision, self.files, self.target)
         self.tokenizer = load_tokenizer(self.files.folder)
+        draft, self.draft = loader.draft(
+            args.draft, args.draft_precision, self.files, self.tokenizer, self.target
+        )
         self.costs = loader.costs(self.target), loader.costs(self.draft)
         self.length = Fixed(args.depth, tuple(args.branches))
         self.budget = min(args.budget, self.length.plan().max_nodes)
         self.window, self.num = args.window, args.max_new_tokens
-        self.kept = measurements.find_pair(self.target.key, draft_files.fingerprint).graft
+        self.kept = measurements.find_pair(self.target.key, draft.files.fingerprint).graft
 
     def levels(self) -> ModelLevels:
         vocab = self.target.model.vocab_size

@@ -99,15 +99,15 @@ class Models:
         """The model of --draft beside the target of this precision."""
         if precision not in self._drafts:
             assert self._draft_spec is not None  # `rows_of` has looked
-            files, target, _ = self.target(precision)
+            files, target, tokenizer = self.target(precision)
             self._loader.progress(f"loading the draft of {precision}", 0.0)
-            draft, loaded = self._loader.draft(self._draft_spec, None, files, target)
+            draft, loaded = self._loader.draft(self._draft_spec, None, files, tokenizer, target)
             self._results.settle(
                 {f"head of the draft, {precision}": len(loaded.head_tokens or ()) or "whole"}
             )
             self._drafts[precision] = DraftModel(
-                loaded.model, load_tokenizer(draft.folder), draft.name, self._loader.costs(loaded),
-                loaded.head_tokens,
+                loaded.model, draft.tokenizer, draft.files.name, self._loader.costs(loaded),
+                loaded.head_tokens, mismatch=draft.mismatch,
             )  # fmt: skip
         draft_model = self._drafts[precision]
         return replace(
@@ -232,7 +232,7 @@ def benchmark(args: argparse.Namespace, progress: Progress) -> str:
             )
         facts |= {"target": files.name, f"weights {precision}": files.fingerprint[:12]}
         if any(row.precision == precision and parse_draft(row.spec.draft).models for row in rows):
-            draft = loader.draft_files(args.draft, None, files)
+            draft = loader.draft_files(args.draft, None, files, load_tokenizer(files.folder)).files
             facts |= {
                 "draft": f"{draft.name} {draft.precision}",
                 "weights of the draft": draft.fingerprint[:12],

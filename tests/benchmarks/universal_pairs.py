@@ -70,18 +70,18 @@ def check(pairs: list[tuple[Path, Path]], rounds: int) -> None:
 def measure(target_path: Path, assistant_path: Path, args: argparse.Namespace) -> None:
     loader = Loader.on(args.device)
     files, target = loader.target(str(target_path), None, True)
-    draft_files, draft = loader.draft(str(assistant_path), None, files, target)
-    tokenizer, other = load_tokenizer(files.folder), load_tokenizer(draft_files.folder)
+    tokenizer = load_tokenizer(files.folder)
+    found, draft = loader.draft(str(assistant_path), None, files, tokenizer, target)
     costs, draft_costs = loader.costs(target), loader.costs(draft)
     drafter = UniversalDrafter(
-        draft.model, target.model.vocab_size, tokenizer, other, draft.head_tokens,
+        draft.model, target.model.vocab_size, tokenizer, found.tokenizer, draft.head_tokens,
         window=reading_window(costs, draft_costs),
     )  # fmt: skip
     planner = Planner([Source(drafter, draft_costs)], costs, target.model.capabilities)
     fixed = FirstProposal([drafter], lambda: Fixed(args.draft_tokens))
     policies: dict[str, Policy | None] = {"none": None, "fixed": fixed, "planned": planner}
     prompts = read_prompts(PROMPTS, 1)
-    print(f"{files.name} <- {draft_files.name} on {cpu_name()}", flush=True)
+    print(f"{files.name} <- {found.files.name} on {cpu_name()}", flush=True)
     tpot: dict[str, list[float]] = {name: [] for name in policies}
     for prompt in prompts:
         message = [{"role": "user", "content": prompt.text}]

@@ -16,6 +16,7 @@ from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Needs, Plan, Policy
 from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import KeptCache
 
 COSTS = StepCosts.prior({1: 1.0, 8: 1.5})
 PROMPTS = [PROMPT, [1], [7, 7, 7], PROMPT[::-1]]
@@ -227,6 +228,37 @@ def test_engines_beside_one_another_share_the_model() -> None:
     assert target.num_open == 1
     plain.tidy()
     assert target.num_open == 0
+
+
+def test_engines_beside_one_another_free_each_other_s_kept_caches() -> None:
+    """Each text needs the whole cache, of which the other engine's conversation keeps most."""
+    target = ToyModel(cache_tokens=64)
+    first = Engine(target)
+    second = first.beside(None)
+    kept = [KeptCache(), KeptCache()]
+    for turn in range(6):
+        i = turn % 2
+        generation = begin(PROMPT, 40, kept=kept[i])
+        for _ in (first, second)[i].run([generation]):
+            pass
+        assert generation.finish_reason == "length" and output(generation) == target.greedy(PROMPT, 40)
+        assert kept[i].handle is not None and kept[1 - i].handle is None
+    second.release(kept[1])
+    second.tidy()
+    assert target.num_open == 0
+
+
+def test_a_text_that_grows_frees_what_an_engine_beside_it_keeps() -> None:
+    target = ToyModel(cache_tokens=100)
+    first = Engine(target)
+    second = first.beside(None)
+    running = first.run([begin([1], 80)])
+    next(running)  # admitted while there was room for both
+    kept = KeptCache()
+    for _ in second.run([begin([2], 40, kept=kept)]):
+        pass
+    tokens = [token for commit in running for token in commit.tokens]
+    assert tokens == target.greedy([1], 80)[1:] and kept.handle is None and target.num_open == 0
 
 
 def test_plan_max_nodes() -> None:

@@ -45,7 +45,7 @@ def assert_empty(engine: Engine, target: ToyModel, drafter: ToyDrafter) -> None:
     """Nothing is left of any sequence, anywhere."""
     assert engine.num_unfinished == 0 and target.num_open == target.num_used == 0 and not drafter.keys
     scheduler = engine._scheduler
-    assert not scheduler.waiting and not scheduler.running and not scheduler._idle
+    assert not scheduler.waiting and not scheduler.running and not scheduler.caches.idle
     assert scheduler._cramped is None and not engine._added and not engine._released
     if isinstance(engine.policy, Planner):
         assert engine.policy._states == {}

@@ -262,6 +262,56 @@ def test_a_watcher_that_raises_ends_one_iterator_and_no_other_text() -> None:
     assert target.num_open == 0
 
 
+def test_a_watcher_s_exception_reaches_the_thread_that_added_the_sequence() -> None:
+    """Another thread steps it up to the fault, and goes on."""
+    target = ToyModel()
+    drafter = ToyDrafter(ToyModel(noise=0.4))
+    engine = drafted(target, drafter)
+
+    def watch(token: int, source: str) -> bool:
+        if bad.num_output_tokens == 9:
+            raise ValueError("no such character")
+        return False
+
+    bad, good = begin([1], on_token=watch, logprobs=True), begin([2])
+    mine = engine.run([bad])
+    found = [next(mine)]
+    texts: list[list[int]] = []
+    in_threads(lambda: texts.extend(run(engine, good)))
+    assert texts == [target.greedy([2], 40)] and bad.finish_reason == "cancelled"
+    assert target.num_open == 0 and not drafter.keys
+    with pytest.raises(ValueError, match="no such"):
+        found.extend(mine)  # keeps those before the exception
+    tokens = [token for commit in found for token in commit.tokens]
+    assert tokens == output(bad) == target.greedy([1], 9) and len(bad.token_logprobs) == 9
+    assert engine.num_unfinished == 0 and run(engine, begin()) == [target.greedy(PROMPT, 40)]
+
+
+def test_watchers_that_raise_in_two_threads_each_raise_in_their_own() -> None:
+    target = ToyModel(step_seconds=0.001)
+    engine = Engine(target)
+    raised: dict[int, str] = {}
+    ready = threading.Barrier(2)
+
+    def write(i: int) -> None:
+        def watch(token: int, source: str) -> bool:
+            if generation.num_output_tokens == 10 + i:
+                raise ValueError(f"of {i}")
+            return False
+
+        generation = begin([i], on_token=watch)
+        ready.wait()
+        try:
+            run(engine, generation)
+        except ValueError as error:
+            raised[i] = str(error)
+
+    in_threads(lambda: write(0), lambda: write(1))
+    assert raised == {0: "of 0", 1: "of 1"}
+    engine.tidy()
+    assert target.num_open == 0
+
+
 def test_a_seed_means_the_same_text_beside_threads_that_come_and_go() -> None:
     params = SamplingParams(temperature=1.0, seed=11)
     target = ToyModel(step_seconds=0.0005)

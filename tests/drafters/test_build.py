@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from support.toy_model import ToyModel
@@ -24,13 +25,7 @@ PLANNED, FIXED = Drafting(), Drafting("fixed", 4)
 
 
 class Tokenizer:
-    """wrong: why another tokenizer is not this one."""
-
-    def __init__(self, wrong: str | None = None) -> None:
-        self.wrong = wrong
-
-    def mismatch(self, other: object) -> str | None:
-        return self.wrong
+    """Is only compared before a draft is loaded."""
 
 
 def build(
@@ -42,9 +37,12 @@ def build(
     reach: tuple[float, ...] = (),
 ) -> Policy | None:
     spec = parse(expression)
-    own, other = Tokenizer(), Tokenizer(wrong)
-    drafts = {m: DraftModel(ToyModel(), other, f"name of {m}", COSTS, reach=reach) for m in spec.models}  # type: ignore[arg-type]
-    return build_policy(spec, target or ToyModel(), own, drafts, drafting=drafting, costs=COSTS)  # type: ignore[arg-type]
+    tokenizer: Any = Tokenizer()
+    drafts = {
+        m: DraftModel(ToyModel(), tokenizer, f"name of {m}", COSTS, reach=reach, mismatch=wrong)
+        for m in spec.models
+    }
+    return build_policy(spec, target or ToyModel(), tokenizer, drafts, drafting=drafting, costs=COSTS)
 
 
 def request(context: list[int], depth: int = 4) -> DraftRequest:

@@ -20,7 +20,6 @@ from specport.models.bundle import Bundle
 from specport.models.source import IR_BIN, IR_XML
 from specport.models.weight_sketch import same, sketch
 from specport.runtime.conversion import resolve
-from specport.runtime.loading import tokenizer_mismatch
 from specport.text.tokenizer import load_tokenizer
 
 MADE = Bundle(
@@ -157,7 +156,7 @@ def as_ir(folder: Path, out: Path, converted: bool, shift: float = 0.0) -> Path:
 
 
 def check(made: bundle.Bundle, folder: Path, name: str, fingerprint: str, draft: Path) -> None:
-    made.check_target(folder, name, fingerprint, lambda: tokenizer_mismatch(made, draft, folder))
+    made.check_target(folder, name, fingerprint, load_tokenizer(draft).mismatch(load_tokenizer(folder)))
 
 
 def test_a_model_of_the_same_form_with_other_weights_is_refused(tmp_path: Path) -> None:

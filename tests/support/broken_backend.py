@@ -23,8 +23,8 @@ class Rollback(NumpyModel):
     """Keeps the last token of the block where the last accepted one belongs."""
 
     def commit(self, handle: NumpySequence, nodes: Sequence[int]) -> None:
-        if 0 < len(nodes) < len(handle.pending):
-            handle.pending[nodes[-1]] = handle.pending[-1]
+        if 0 < len(nodes) < len(handle.new):
+            handle.new[nodes[-1]] = handle.new[-1]
         super().commit(handle, nodes)
 
 
@@ -32,8 +32,8 @@ class Path(NumpyModel):
     """Does not bring the rows of kept tokens together: right for beginnings of chains only."""
 
     def commit(self, handle: NumpySequence, nodes: Sequence[int]) -> None:
-        for i, node in enumerate(handle.block.checked_nodes(nodes)):
-            handle.pending[node] = handle.pending[i]
+        for i, node in enumerate(handle.pending.checked_nodes(nodes)):
+            handle.new[node] = handle.new[i]
         super().commit(handle, nodes)
 
 
@@ -167,7 +167,7 @@ class Pending(NumpyModel):
     """A fork takes the tokens of a step that was not committed for committed ones."""
 
     def fork(self, handle: NumpySequence, length: int) -> NumpySequence:
-        if handle.length < length <= handle.length + len(handle.block):
+        if handle.length < length <= handle.length + len(handle.pending):
             return super().fork(handle, handle.length)
         return super().fork(handle, length)
 

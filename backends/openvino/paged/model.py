@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from specport.backends.openvino.graph.surgery import HEAD_INPUT, TOKEN_TYPES
@@ -28,28 +27,25 @@ from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache, is_ca
 from specport.backends.openvino.request import Array, HeadRows, Request
 
 from specport.core.block import Block
-from specport.core.ports import Capabilities, EarlyExit, GreedyChain, Refusal, Row, StepOutput
+from specport.core.ports import CachedSequence, Capabilities, CheckedModel, Refusal, Row, StepOutput
 from specport.errors import ContextFull
 
 _PLAIN_ROWS = {"f16", "bf16", "f32"}  # cache types whose token rows can be copied
 _MOST_TEXTS = 64  # of the longest that the context allows: the cache of a small model ends here
-_NOTHING = Block.chain(())
 
 
 @dataclass
-class PagedSequence:
+class PagedSequence(CachedSequence):
     """Hold one sequence's blocks and length; the tokens of its last step wait for `commit`.
 
     segments: how the last step's block was laid out; the first one writes to `table` itself.
     """
 
-    length: int = 0
     table: list[int] = field(default_factory=list)
-    pending: Block = _NOTHING
     segments: list[Segment] = field(default_factory=list)
 
 
-class PagedModel:
+class PagedModel(CheckedModel[PagedSequence]):
     """A compiled paged model with its cache. One step at a time: callers serialise.
 
     request:     of the paged graph.
@@ -63,9 +59,6 @@ class PagedModel:
 
     `widest`: most tokens that the runtime is given at once, 0 = any; a wider step is run in parts.
     """
-
-    early_exit: EarlyExit | None = None
-    chain: GreedyChain | None = None
 
     def __init__(
         self,
@@ -110,18 +103,14 @@ class PagedModel:
         left = 0 if left < self.capabilities.min_width else left  # a lone token would need its companion
         return min(left, self.max_context - sequence.length)
 
-    def open(self, capacity: int = 0, conditioning: Any = None) -> PagedSequence:
-        if conditioning is not None:
-            raise ValueError("this model takes no conditioning")
+    def open_checked(self, capacity: int) -> PagedSequence:
         if capacity > self.room():
             raise ContextFull(f"there is no room for {capacity} tokens, only for {self.room()}")
         sequence = self._new()
         self.cache.extend(sequence.table, capacity)
         return sequence
 
-    def fork(self, handle: PagedSequence, length: int) -> PagedSequence:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot fork a sequence of {handle.length} tokens at {length}")
+    def fork_checked(self, handle: PagedSequence, length: int) -> PagedSequence:
         sequence = self._new()
         sequence.table = self.cache.fork(handle.table, length)
         sequence.length = length
@@ -135,9 +124,7 @@ class PagedModel:
         self.cache.release(handle.table)
         handle.length = 0
 
-    def truncate(self, handle: PagedSequence, length: int) -> None:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
+    def truncate_checked(self, handle: PagedSequence, length: int) -> None:
         self._drop(handle)
         handle.length = length
         self.cache.release(handle.table, length)
@@ -159,7 +146,8 @@ class PagedModel:
     def _drop(self, handle: PagedSequence) -> None:
         """Forget the last step: give back the blocks of the paths that were not taken."""
         release_forks(handle.segments, handle.table, self.cache)
-        handle.segments, handle.pending = [], _NOTHING
+        handle.segments = []
+        handle.settle(handle.length)
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         parents = self._parents(rows)

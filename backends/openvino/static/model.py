@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from specport.backends.openvino.static.runner import Array, Cache, Output, StaticRunner
 
-from specport.core.block import Block
 from specport.core.ports import (
+    CachedSequence,
     Capabilities,
-    EarlyExit,
-    GreedyChain,
-    HeadRows,
+    CheckedModel,
     Refusal,
     Row,
     StepOutput,
@@ -28,19 +25,15 @@ from specport.core.ports import (
 )
 from specport.errors import ContextFull
 
-_NOTHING = Block.chain(())
-
 
 @dataclass
-class StaticSequence:
-    """Hold one sequence's cache, empty once it is closed, and its length; `pending` waits for `commit`."""
+class StaticSequence(CachedSequence):
+    """Hold one sequence's cache, empty once it is closed."""
 
     cache: Cache
-    length: int = 0
-    pending: Block = _NOTHING
 
 
-class StaticModel:
+class StaticModel(CheckedModel[StaticSequence]):
     """Compiled widths of one model. One step at a time: callers serialise.
 
     decode:      widths of a round of decoding, narrowest first; each gives all its logits.
@@ -48,10 +41,6 @@ class StaticModel:
     max_context: most tokens of one sequence; the runners' capacity has room for padding behind it.
     cache_bytes: most memory of all caches together, those of closed sequences too; None = any.
     """
-
-    early_exit: EarlyExit | None = None
-    chain: GreedyChain | None = None
-    head_rows: HeadRows | None = None
 
     def __init__(
         self,
@@ -83,10 +72,8 @@ class StaticModel:
         more = self._max_caches is None or self._num_caches < self._max_caches
         return self.max_context if self._free or more else 0
 
-    def open(self, capacity: int = 0, conditioning: Any = None) -> StaticSequence:
+    def open_checked(self, capacity: int) -> StaticSequence:
         """Open a sequence with the whole cache, whatever `capacity` is: its shape is compiled in."""
-        if conditioning is not None:
-            raise ValueError("this model takes no conditioning")
         room = self.room()
         if capacity > room or not room:
             raise ContextFull(f"there is no room for {capacity} tokens, only for {room}")
@@ -100,32 +87,25 @@ class StaticModel:
         self._num_caches += 1
         return StaticSequence(cache)
 
-    def fork(self, handle: StaticSequence, length: int) -> StaticSequence:
+    def fork_checked(self, handle: StaticSequence, length: int) -> StaticSequence:
         """Open a sequence with a copy of these rows: caches of a compiled shape cannot share them."""
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot fork a sequence of {handle.length} tokens at {length}")
         fork = self.open()
         for array, source in zip(fork.cache, handle.cache, strict=False):  # a closed one has none
             array[:, :, :, :length] = source[:, :, :, :length]
-        fork.length = length
+        fork.settle(length)
         return fork
 
     def close(self, handle: StaticSequence) -> None:
         if handle.cache:
             self._free.append(handle.cache)
-        handle.cache, handle.length, handle.pending = [], 0, _NOTHING
-
-    def truncate(self, handle: StaticSequence, length: int) -> None:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.length, handle.pending = length, _NOTHING
+        handle.cache = []
+        handle.settle(0)
 
     def commit(self, handle: StaticSequence, nodes: Sequence[int]) -> None:
         kept = handle.pending.checked_nodes(nodes)
         if kept and kept[-1] != len(kept) - 1:
             raise ValueError(f"{kept} are no beginning of the last step's chain")
-        handle.length += len(kept)  # its rows are where they belong
-        handle.pending = _NOTHING
+        handle.settle(handle.length + len(kept))  # its rows are where they belong
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         for row in rows:

@@ -1,8 +1,8 @@
-"""Lays the rows of a step out in slots, as the arrays of a forward pass of fixed shape. Knows arrays only.
+"""Lay out the rows of a step as the input arrays of a forward pass of fixed shape. Knows arrays only.
 
-Slots that are in the window but not in the step, and the padding behind a row's own tokens, compute what
-nobody reads: padding writes behind the row's tokens, where the next step writes over it, and a slot without
-a row writes to the last rows of its cache, which no sequence reaches.
+Padding and slots without a row compute outputs that are not read. Padding writes behind the row's tokens,
+where the next step overwrites it. A slot without a row writes to the last rows of its cache, which no
+sequence uses.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from specport.backends.torch.slots.step import StepShape
 
 from specport.core.ports import Block, Wanted
 
-WIDEST = 64  # tokens of a sequence that a round of decoding may bring; more are read in pieces
+WIDEST = 64  # most new tokens of a sequence in a decode step; more are read in pieces
 
 
 @dataclass(frozen=True)
 class Piece:
-    """New tokens of one slot behind `length` rows of its cache, and what is wanted of them."""
+    """Hold new tokens of one slot behind `length` rows of its cache, and the outputs wanted of them."""
 
     slot: int
     length: int
@@ -33,11 +33,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Widths:
-    """Hold how many tokens of a sequence a forward pass may bring.
+    """Hold the allowed numbers of new tokens per sequence of a forward pass.
 
-    decode: widths of a round of decoding, () = any; a longer row is read in pieces.
+    decode: widths of a decode step, () = any; a longer row is read in pieces.
     read:   widths of such a piece, () = any.
-    least:  the narrowest of all.
+    least:  smallest width of all.
     """
 
     decode: tuple[int, ...] = ()
@@ -46,15 +46,15 @@ class Widths:
 
     @property
     def most(self) -> int:
-        """Return the tokens of the widest decode step."""
+        """Return the largest width of a decode step."""
         return max(self.decode, default=WIDEST)
 
     def decoded(self, num_tokens: int) -> int:
-        """Return the width of a decode step of so many tokens."""
+        """Return the width of a decode step for so many tokens."""
         return _fit(self.decode, max(num_tokens, self.least))
 
     def pieces(self, num_tokens: int) -> list[tuple[int, int]]:
-        """Return (tokens, width) of each piece that a long row is read in."""
+        """Return (tokens, width) of each piece of a long row."""
         largest = max(self.read, default=num_tokens)
         out = []
         while num_tokens > 0:
@@ -69,9 +69,9 @@ def _fit(widths: Sequence[int], num_tokens: int) -> int:
 
 
 def window(slots: Sequence[int], total: int) -> tuple[int, int]:
-    """Return a range (first, size) that holds these slots: an aligned power of two, of which there are few.
+    """Return a range (first, size) that contains these slots: an aligned power of two, so that few appear.
 
-    At the end of `total` slots it is shifted to the front, or smaller where there are no more.
+    A range that would end behind `total` slots is shifted to the front, or cut to `total`.
     """
     size = 1
     while min(slots) // size != max(slots) // size:
@@ -93,7 +93,7 @@ def pack(
     """Return the packed input of a forward pass of a part over `slots` slots from `first` on, and its shape.
 
     width:    new tokens of each slot.
-    length:   rows of the cache that they see.
+    length:   rows of the cache that they attend to.
     capacity: rows of a slot.
     """
     kept = np.arange(width)

@@ -1,9 +1,9 @@
-"""Key/value cache of fixed shape, written in place by index. Knows no tokens.
+"""Hold a key/value cache of fixed shape, written in place by index. Knows no tokens.
 
-One tensor a layer, [slots, heads, capacity, width], for keys and one for values; a sequence owns a slot. A
-row that was rejected is simply written over, so that undoing it costs nothing, and neither shapes nor
-addresses change between steps: what CUDA graphs and HPU graphs want. It is a transformers `Cache`, so that
-any decoder of that library writes into it unchanged.
+Each layer has one tensor [slots, heads, capacity, width] for keys and one for values; a sequence owns a slot.
+Rejected rows are overwritten later, so that discarding them costs nothing. Shapes and addresses stay the same
+between steps, as CUDA graphs and HPU graphs require. The class is a transformers `Cache`: any decoder of that
+library can write into it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from transformers.cache_utils import Cache
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST = 512  # rows of a slot; capacities are powers of two from here on, multiples where memory ends
+# Smallest number of rows of a slot. Capacities are this times a power of two; near the memory limit, times
+# any number.
+SMALLEST = 512
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Hold what one row of the cache takes: of each layer, `heads` times `width` numbers, twice.
+    """Hold the sizes of one row of the cache: 2 * `heads` * `width` numbers in each layer.
 
-    query: numbers of an exit query (`early_exit.py`), of which a row then holds one more; 0 = none.
+    query: width of the exit query that each row also holds (`early_exit.py`); 0 = none.
     """
 
     num_layers: int
@@ -41,7 +43,7 @@ class Shape:
 
 
 def capacity_for(num_rows: int) -> int:
-    """Return the capacity that holds so many rows: doubling, so that few shapes ever appear."""
+    """Return the smallest capacity for so many rows; powers of two, so that few shapes appear."""
     capacity = SMALLEST
     while capacity < num_rows:
         capacity *= 2
@@ -49,10 +51,9 @@ def capacity_for(num_rows: int) -> int:
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Holds the tensors, and where the step that runs right now reads and writes in them.
+    """Hold the tensors, and where the current step reads and writes in them.
 
-    `resize` gives the tensors another shape and keeps their content; graphs that were captured on the old
-    ones must not be used again.
+    `resize` replaces the tensors: graphs that were captured on the old ones must not be used again.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -66,7 +67,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._index: Tensor | None = None
 
     def resize(self, slots: int, capacity: int) -> None:
-        """Give the tensors another number of slots and rows; their content stays where it is."""
+        """Give the tensors another number of slots and rows; what both sizes hold stays where it is."""
         shape, rows = self.shape, (slots, self.shape.heads, capacity, self.shape.width)
         self._resize(self.keys, shape.num_layers, rows)
         self._resize(self.values, shape.num_layers, rows)
@@ -78,15 +79,18 @@ class SlotCache(Cache):  # type: ignore[misc]
         for i in range(count):
             new = torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
             if i < len(tensors):
-                new[: tensors[i].shape[0], :, : tensors[i].shape[2]] = tensors[i]
+                slots, capacity = min(size[0], tensors[i].shape[0]), min(size[2], tensors[i].shape[2])
+                new[:slots, :, :capacity] = tensors[i][:slots, :, :capacity]
                 tensors[i] = new
             else:
                 tensors.append(new)
 
     def at(self, first: int, index: Tensor, length: int) -> None:
-        """Let the next `update` of each layer write the slots from `first` on at rows `index` [slots, new].
+        """Set where the next `update` of each layer reads and writes.
 
-        It returns their first `length` rows.
+        first:  first slot.
+        index:  [slots, new] rows that each slot writes.
+        length: number of rows of each slot that `update` returns, from the first row on.
         """
         self._first, self._size, self._length = first, index.shape[0], length
         self._index = index
@@ -94,7 +98,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Write key and value [slots, heads, new, width]; called by the attention of a layer."""
+        """Write key and value [slots, heads, new, width] and return the rows to attend to.
+
+        Called by the attention of each layer.
+        """
         return self._write(self.keys[layer_idx], key), self._write(self.values[layer_idx], value)
 
     def hold(self, queries: Tensor) -> None:
@@ -109,7 +116,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return found
 
     def _own(self, tensor: Tensor) -> Tensor:
-        """Return the step's slots; no view where it covers them all, since HPU graphs cannot write views."""
+        """Return the step's slots; for all slots the tensor itself: HPU graphs cannot write to views."""
         return tensor if self._size == self.slots else tensor[self._first : self._first + self._size]
 
     def _write(self, tensor: Tensor, new: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""A greedy chain drafted on the device: each pass reads the token that the one before it found likeliest.
+"""Draft a greedy chain on the device: each pass reads the likeliest token of the pass before.
 
-The whole chain is one call of a runner, so that on CUDA it is one graph and on Gaudi another; the host waits
-once for all of its tokens instead of once for each.
+The whole chain is one call of a runner, and one graph on CUDA and Gaudi. The host waits once for all tokens
+instead of once for each.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChainShape:
-    """Hold what must be equal for two chains to run as the same graph.
+    """Hold the sizes of a chain. Chains of equal shape run as the same graph.
 
-    read:  shape of the pass over the rows' own tokens.
-    next:  shape of the passes over one token, which are all others.
-    depth: tokens to draft.
-    vocab: columns of the logits that count.
-    last:  the row to which an idle slot writes.
+    read:  shape of the first pass, over the rows' own tokens.
+    next:  shape of each other pass, over one token.
+    depth: number of tokens to draft.
+    vocab: number of leading columns of the logits to choose from.
+    last:  row that an idle slot writes to.
     """
 
     read: StepShape
@@ -45,10 +45,10 @@ class ChainShape:
 
 
 class ChainModule(torch.nn.Module):  # type: ignore[misc]
-    """Drafts a chain token by token, as one call of a runner.
+    """Draft a chain token by token, in one call of a runner.
 
-    step:        a `StepModule`, or what was compiled of one.
-    head_tokens: the ids behind the columns of a cut head; None = every id, in order.
+    step:        a `StepModule`, or a compiled one.
+    head_tokens: ids of the columns of a cut head; None = every id, in order.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class ChainModule(torch.nn.Module):  # type: ignore[misc]
     def forward(self, packed: Tensor, shape: ChainShape) -> tuple[Tensor, Tensor]:
         """Return tokens and their probabilities, both [slots, depth].
 
-        packed: the input of `shape.read`, then how many tokens each slot brings [slots].
+        packed: the input of `shape.read`, then the number of new tokens of each slot [slots].
         """
         slots = shape.read.slots
         inputs, counts = packed[:-slots], packed[-slots:]
         lengths = shape.read.unpack(inputs)["lengths"]
-        # One row where the last token's alone were computed.
+        # Only one row exists where only the last token's logits were computed.
         ends = (counts - 1).clamp(0, shape.read.kept - 1)
         logits = self._step(inputs, shape.read)[0]
         logits = logits.gather(1, ends[:, None, None].expand(-1, 1, logits.shape[2]))
@@ -93,9 +93,9 @@ class ChainModule(torch.nn.Module):  # type: ignore[misc]
 
 
 def _single(tokens: Tensor, lengths: Tensor, shape: StepShape) -> Tensor:
-    """Return the packed input of a step of one token a slot behind `lengths` rows, made on the device."""
+    """Return the packed input of a step of one token per slot behind `lengths` rows, built on the device."""
     slots, new = shape.slots, shape.new
-    # Padding stands where the token does: nobody reads what it computes.
+    # Padding repeats the token; its outputs are not read.
     spread = torch.stack([tokens, lengths], dim=0)[:, :, None].expand(2, slots, new)
     alone = torch.eye(new, dtype=tokens.dtype, device=tokens.device).expand(slots, new, new)
     parts = {
@@ -110,10 +110,10 @@ def _single(tokens: Tensor, lengths: Tensor, shape: StepShape) -> Tensor:
 
 @dataclass(frozen=True)
 class SlotChain:
-    """Drafts whole chains on slots: the `GreedyChain` port.
+    """Implement the `GreedyChain` port on slots.
 
     runner: runs a `ChainModule` on the model's own step.
-    admit:  makes room for pieces and returns which do not fit (`SlotModel.admit`).
+    admit:  makes room for pieces and returns those that do not fit (`SlotModel.admit`).
     passes: lays out the first pass of a chain.
     """
 
@@ -133,7 +133,7 @@ class SlotChain:
         longest = max(len(piece.block) for piece in pieces)
         if depth < 1 or not all(piece.block.is_chain for piece in pieces) or longest > self.max_tokens:
             raise ValueError(f"chains are drafted behind chains of up to {self.max_tokens} tokens")
-        unread = (0,) * (depth - 1)  # the last token that is drafted is never read
+        unread = (0,) * (depth - 1)  # the last drafted token is never read
         if self.admit([replace(p, block=Block.chain(p.block.tokens + unread)) for p in pieces]):
             return None
         start = time.perf_counter()

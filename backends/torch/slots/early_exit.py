@@ -1,8 +1,8 @@
-"""A model that drafts with its own first layers: the `EarlyExit` port on slots.
+"""Implement the `EarlyExit` port on slots: a model drafts with its own first layers.
 
-What leaves the front (LayerSkip's exit queries) is kept in the cache at the token's own row, like its keys
-and values. So a step that verifies drafted tokens runs the front on the others only, and the back finds all
-of them where it looks.
+The front's output (LayerSkip's exit query) of each token is kept in the cache at the token's own row, like
+its keys and values. A step that verifies drafted tokens runs the front on the other tokens only, and the back
+reads all exit queries from the cache.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from specport.core.ports import Block, Refusal, Row, StepOutput
 
 @dataclass(frozen=True)
 class SlotEarlyExit:
-    """Drafts on a cache that holds exit queries, by a runner that knows the parts front and back.
+    """Draft on a cache that holds exit queries.
 
-    layer: layers of the front.
-    admit: makes room for pieces and returns which do not fit (`SlotModel.admit`).
+    layer:  number of layers of the front.
+    admit:  makes room for pieces and returns those that do not fit (`SlotModel.admit`).
+    passes: runs the front.
     """
 
     layer: int
@@ -38,21 +39,21 @@ class SlotEarlyExit:
         refused = self.admit(pieces)
         for i, row in enumerate(rows):
             if i not in refused:
-                row.handle.pending = Block((), ())  # a step that was not committed is written over
+                row.handle.pending = Block((), ())  # a step that was not committed is overwritten
                 row.handle.drafted += row.block.tokens
         return replace(self.passes.run(pieces, "front", refused), refused=refused)
 
     def read(self, pieces: Sequence[Piece], drafted: Sequence[Sequence[int]]) -> float:
-        """Run the front on what of these pieces was not drafted; return the seconds."""
+        """Run the front on the tokens of these pieces that were not drafted; return the seconds."""
         found = [unread(piece, tokens) for piece, tokens in zip(pieces, drafted, strict=True)]
         left = [piece for piece in found if len(piece.block)]
         return self.passes.run(left, "front").seconds if left else 0.0
 
 
 def unread(piece: Piece, drafted: Sequence[int]) -> Piece:
-    """Return what of a piece the front has not run yet: all but the longest beginning that was drafted."""
+    """Return the part of a piece that the front has not computed: all behind the longest drafted prefix."""
     block, taken = piece.block, piece.block.beginning(drafted)
-    # New tokens see every row before them, so that the others must see all that is taken over.
+    # New tokens attend to every row before them, so all of the rest must attend to all of the prefix.
     while block.visible is not None and not block.visible[taken:, :taken].all():
         taken -= 1
     left = Block(

@@ -1,8 +1,8 @@
-"""Early exit: a decoder as two that share its layers, the front and the back. Knows transformers only.
+"""Split a decoder into front and back, which share its weights, for early exit. Knows transformers only.
 
-The parts are the library's own decoders with fewer layers, so that whatever an architecture does before its
-first layer and behind its last one stays its own code: the front's head is the exit of LayerSkip (arXiv
-2404.16710), and the back does what comes before its layers in vain, a look-up in a table.
+The parts are the library's own decoders with fewer layers. So the code before the first layer and behind the
+last one stays the architecture's own: the front's head is the exit of LayerSkip (arXiv 2404.16710). The back
+also runs the code before its layers, an embedding look-up, whose result is not used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from specport.errors import ModelError
 if TYPE_CHECKING:
     from specport.backends.torch.slots.cache import SlotCache
 
-# whole: all layers. front: those below the exit. back: the others, on what the front has left in the cache.
+# whole: all layers. front: those below the exit. back: the others, on the exit queries in the cache.
 Part = Literal["whole", "front", "back"]
 
 
 def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[int, ...]) -> dict[Part, Any]:
-    """The parts of a transformers decoder that exits after `exit_layer` layers; 0 = it is whole.
+    """Return the parts of a transformers decoder that exits after `exit_layer` layers; 0 = it is not split.
 
-    A split model's layers are hooked up to `cache.hold` and `cache.held`: it must not be run whole any more.
+    The layers of a split model call `cache.hold` and `cache.held`: it must not be run whole any more.
     Raises ModelError where it cannot be split there.
     """
     if not exit_layer:
@@ -52,11 +52,11 @@ def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[in
 
 
 def _cut(model: Any, which: slice) -> Any:
-    """A model with these layers of another, which it shares with it as all else."""
+    """Return a model with some layers of another; all weights are shared."""
     whole = model.get_decoder()
     decoder, cut = _shallow(whole), _shallow(model)
     decoder.layers = ModuleList(whole.layers[which])
-    if getattr(whole.config, "layer_types", None):  # some decoders look a layer's kind up by its place
+    if getattr(whole.config, "layer_types", None):  # some decoders look up a layer's kind by its index
         decoder.config = copy.copy(whole.config)
         decoder.config.layer_types = whole.config.layer_types[which]
     (name,) = (name for name, child in model.named_children() if child is whole)
@@ -65,7 +65,7 @@ def _cut(model: Any, which: slice) -> Any:
 
 
 def _shallow(module: Any) -> Any:
-    """A module with the same parameters and children, which others can be set on."""
+    """Return a module with the same parameters and children, whose children can be replaced."""
     new = copy.copy(module)
     new._modules = {**module._modules}
     return new

@@ -1,16 +1,15 @@
-"""A language model on torch with fixed shapes: the `Model` port of the core.
+"""Implement the `Model` port on torch with steps of few fixed shapes.
 
-Every sequence owns a slot of the cache; a step writes its tokens behind the committed ones and undoing them
-is a smaller length. Rows are padded to a width that is allowed, so that few shapes ever appear: each is a
-graph on CUDA and Gaudi. `torch/runners.py` runs a shape, `batch.py` lays it out, `passes.py` chooses it, and
-`pool.py` decides how large the cache may be.
+Each sequence owns a slot of the cache. A step writes its tokens behind the committed ones; to discard them,
+the sequence's length stays as it is. Rows are padded to an allowed width, so that few shapes appear: each is
+one graph on CUDA and Gaudi. `passes.py` chooses a step's shapes, `batch.py` lays out its inputs,
+`torch/runners.py` runs it, and `pool.py` sizes the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,38 +22,46 @@ from specport.backends.torch.slots.early_exit import SlotEarlyExit
 from specport.backends.torch.slots.passes import Passes
 from specport.backends.torch.slots.pool import SlotPool
 
-from specport.core.ports import Block, Capabilities, HeadRows, Refusal, Row, StepOutput
+from specport.core.ports import (
+    Block,
+    CachedSequence,
+    Capabilities,
+    CheckedModel,
+    Refusal,
+    Row,
+    StepOutput,
+)
 from specport.errors import ContextFull
 
 
 @dataclass
-class SlotSequence:
-    """One sequence's slot, -1 once it is closed, and length.
+class SlotSequence(CachedSequence):
+    """Hold one sequence's slot.
 
-    pending: what waits for `commit`.
+    closed:  whether the slot was given back.
     drafted: tokens behind the committed ones whose exit queries are held.
     """
 
     slot: int
-    length: int = 0
-    pending: Block = field(default_factory=lambda: Block((), ()))
+    closed: bool = False
     drafted: tuple[int, ...] = ()
 
     def settle(self, length: int) -> None:
         """Set the number of committed tokens; nothing is pending or drafted behind them."""
-        self.length, self.pending, self.drafted = length, Block((), ()), ()
+        super().settle(length)
+        self.drafted = ()
 
 
-class SlotModel:
-    """A decoder with its cache. One step at a time: callers serialise.
+class SlotModel(CheckedModel[SlotSequence]):
+    """Run a decoder on its cache. Not thread-safe.
 
     runner:      runs a `StepModule` on the cache.
-    cache:       may have slots already, which nobody uses.
-    widths:      how many tokens a forward pass may bring.
-    batch, tree: whether sequences may share a pass, and tokens see others than a chain's; exact models may
-                 only where that changes no logits.
+    cache:       may have slots already; no other model uses them.
+    widths:      allowed numbers of new tokens of a forward pass.
+    batch, tree: whether sequences may share a pass, and whether a block may have another mask than a chain's.
+                 In exact mode only where that does not change logits.
     static, whole: as in `Passes`.
-    exit_layer:  layers after which the module exits early; 0 = it is whole.
+    exit_layer:  number of layers after which the module exits early; 0 = it does not.
     chains:      runs a `ChainModule` on the model's own step; None = the model drafts no chains.
     budget:      returns the bytes that the cache may take; None = no limit is known.
     """
@@ -91,45 +98,40 @@ class SlotModel:
         self.passes = Passes(
             runner, cache, widths, vocab_size=vocab_size, batch=batch, static=static, whole=whole
         )
-        self.early_exit = SlotEarlyExit(exit_layer, self.admit, self.passes) if exit_layer else None
-        self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size) if chains else None
-        self.head_rows: HeadRows | None = None
-        self._pool = SlotPool(cache, 2 * max([*widths.read, widths.most]), budget, self._reset)
+        self.early_exit: SlotEarlyExit | None = None
+        if exit_layer:
+            self.early_exit = SlotEarlyExit(exit_layer, self.admit, self.passes)
+        self.chain: SlotChain | None = None
+        if chains:
+            self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size)
+        spare = 2 * max([*widths.read, widths.most])
+        self._pool = SlotPool(cache, spare, budget, self._reset, shrinks=not runner.captures)
 
     def room(self, handle: SlotSequence | None = None) -> int:
         length = handle.length if handle is not None else 0
         return max(0, min(self.max_context, self._pool.most_rows(new=handle is None)) - length)
 
-    def open(self, capacity: int = 0, conditioning: Any = None) -> SlotSequence:
-        if conditioning is not None:
-            raise ValueError("this model takes no conditioning")
+    def open_checked(self, capacity: int) -> SlotSequence:
         if capacity > self.max_context:
             raise ContextFull(f"{capacity} tokens do not fit the model's context of {self.max_context}")
         return SlotSequence(self._pool.take(capacity))
 
-    def fork(self, handle: SlotSequence, length: int) -> SlotSequence:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot fork {length} tokens of a sequence of {handle.length}")
-        new = SlotSequence(self._pool.take(length), length)
-        rows = np.arange(self.passes.length(length))  # what is beyond its own is written over
+    def fork_checked(self, handle: SlotSequence, length: int) -> SlotSequence:
+        new = SlotSequence(self._pool.take(length), length=length)
+        rows = np.arange(self.passes.length(length))  # rows beyond `length` will be overwritten
         self._move(handle.slot, new.slot, rows, rows)
         return new
 
     def close(self, handle: SlotSequence) -> None:
-        if handle.slot >= 0:
+        if not handle.closed:
             self._pool.give(handle.slot)
-        handle.slot = -1
+        handle.closed = True
         handle.settle(0)
-
-    def truncate(self, handle: SlotSequence, length: int) -> None:
-        if not 0 <= length <= handle.length:
-            raise ValueError(f"cannot truncate a sequence of {handle.length} tokens to {length}")
-        handle.settle(length)
 
     def commit(self, handle: SlotSequence, nodes: Sequence[int]) -> None:
         kept = handle.pending.checked_nodes(nodes)
         if kept and kept[-1] != len(kept) - 1:
-            # Padded to a width that is allowed; what is added stays where it is.
+            # Padded to an allowed width; the added rows are copied onto themselves.
             rows = np.arange(self.widths.decoded(len(kept)))
             rows[: len(kept)] = kept
             target = handle.length + np.arange(len(rows))
@@ -164,7 +166,7 @@ class SlotModel:
 
     def _check(self, block: Block) -> None:
         if not len(block):
-            raise ValueError("a row without tokens")
+            raise ValueError("a row needs at least one token")
         if block.is_chain:
             return
         if not self.capabilities.tree:
@@ -175,8 +177,8 @@ class SlotModel:
             )
 
     def _move(self, slot: int, to: int, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
-        """Copy rows `source` of a slot to rows `target` of another, or of its own."""
-        # One copy to the device, as for a step.
+        """Copy rows `source` of a slot to rows `target` of the slot `to`, which may be the same."""
+        # All indices go to the device in one copy.
         where = torch.from_numpy(np.concatenate([[slot, to], source, target])).to(self.cache.shape.device)
         with torch.no_grad():
             self.cache.move(where[:1], where[1:2], where[2 : 2 + len(source)], where[2 + len(source) :])
@@ -188,5 +190,5 @@ class SlotModel:
 
 
 def piece_of(row: Row) -> Piece:
-    """Return a row's tokens, behind the committed ones of its sequence."""
+    """Return a row as a piece behind the committed tokens of its sequence."""
     return Piece(row.handle.slot, row.handle.length, row.block, row.logits, row.hidden)

@@ -1,4 +1,4 @@
-"""Runs pieces in as few forward passes as may be, and hands each what it asked for."""
+"""Run pieces in as few forward passes as possible, and return the outputs that each asks for."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _Found = tuple[Array, dict[int, Array]]  # logits and hidden states of one piece
 
 
 class Passes:
-    """Forward passes of fixed shapes over a cache.
+    """Run forward passes of fixed shapes over a cache.
 
     runner: runs a `StepModule`.
     batch:  whether pieces may share a pass.
-    static: attended lengths are powers of two, since each is another graph.
-    whole:  every pass covers all slots (`SlotCache`: HPU graphs write no views).
+    static: whether attended lengths are powers of two, since each length is another graph.
+    whole:  whether every pass covers all slots (`SlotCache`: HPU graphs cannot write to views).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Passes:
         self._vocab_size, self._batch, self._static, self._whole = vocab_size, batch, static, whole
 
     def run(self, pieces: Sequence[Piece], part: Part, left_out: Collection[int] = ()) -> StepOutput:
-        """Run a part of the model on these pieces; those left out own nothing of the output."""
+        """Run a part of the model on these pieces, except `left_out`, which have no rows in the output."""
         groups = self._groups(pieces, [i for i in range(len(pieces)) if i not in left_out])
         nothing = torch.empty((0, self._vocab_size), device=self._cache.shape.device)
         found: list[_Found] = [(nothing, {})] * len(pieces)
@@ -75,7 +75,10 @@ class Passes:
     def packed(
         self, pieces: Sequence[Piece], part: Part, width: int, more: int = 0
     ) -> tuple[NDArray[np.int64], StepShape]:
-        """Return the input of a forward pass that sees so many `more` rows than the new tokens need."""
+        """Return the packed input and shape of a forward pass.
+
+        more: number of rows to attend to beyond those that the new tokens need.
+        """
         total = self._cache.slots
         first, size = (0, total) if self._whole else window([piece.slot for piece in pieces], total)
         length = self.length(max(piece.length for piece in pieces) + width + more)
@@ -84,13 +87,13 @@ class Passes:
         )
 
     def length(self, rows: int) -> int:
-        """Return how many rows a pass attends to that needs so many."""
+        """Return the number of rows that a pass attends to which needs `rows`."""
         if self._static:
             return min(capacity_for(rows), self._cache.capacity)
         return min(-(-rows // _STEP) * _STEP, self._cache.capacity)
 
     def _groups(self, pieces: Sequence[Piece], which: Sequence[int]) -> list[list[int]]:
-        """Return which pieces share a forward pass: the short ones, if any may; a long one is read alone."""
+        """Return which pieces share a forward pass: the short ones, if allowed; a long one has its own."""
         short = [i for i in which if len(pieces[i].block) <= self._widths.most]
         if self._batch and short:
             return [short, *([i] for i in which if i not in short)]
@@ -105,7 +108,7 @@ class Passes:
         return [_own(piece, first, logits, hidden) for piece in pieces], spent
 
     def _read(self, piece: Piece, part: Part) -> tuple[list[_Found], float]:
-        """Read a long chain in shorter ones, each behind the rows of those before it."""
+        """Run a long chain in consecutive parts."""
         tokens, seconds, start = piece.block.tokens, 0.0, 0
         found: list[_Found] = []
         for count, width in self._widths.pieces(len(tokens)):
@@ -114,7 +117,7 @@ class Passes:
             (logits, hidden), first, spent = self._forward([short], part, width)
             seconds += spent
             start += count
-            if start < len(tokens):  # its own last token is not the row's
+            if start < len(tokens):  # the part's last token is not the row's last token
                 short = replace(short, logits=_inner(piece.logits), hidden=_inner(piece.hidden))
             own = _own(short, first, logits, hidden)
             found.append(_cloned(own) if start < len(tokens) else own)
@@ -133,9 +136,9 @@ class Passes:
 
 
 def _own(piece: Piece, first: int, logits: Array, hidden: Mapping[int, Array]) -> _Found:
-    """Return what a piece asks for of a forward pass over the slots from `first` on."""
+    """Return the outputs that a piece asks for, of a forward pass over the slots from `first` on."""
     slot, n = piece.slot - first, len(piece.block)
-    # Where only the last token's logits were computed, they are the one row there is.
+    # Where only the last token's logits were computed, they are the only row.
     own = _chosen(logits[slot, :n], piece.logits)
     if piece.hidden == "none":
         return own, {}
@@ -149,7 +152,7 @@ def _chosen(rows: Array, wanted: Wanted) -> Array:
 
 
 def _inner(wanted: Wanted) -> Wanted:
-    """Return what is wanted of a part of a row that is not its end."""
+    """Return the outputs wanted of a part of a row that is not its end."""
     return "none" if wanted == "last" else wanted
 
 

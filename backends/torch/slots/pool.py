@@ -1,4 +1,4 @@
-"""Which slots of a cache are free, and how far the cache may grow within its memory. Knows no tokens."""
+"""Manage the slots of a cache, and its size within the memory limit. Knows no tokens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,32 @@ from specport.errors import ContextFull
 
 
 class SlotPool:
-    """Hands out the slots of a cache, and grows it.
+    """Hand out the slots of a cache, grow it, and shrink it while no slot is in use.
+
+    When the last slot is given back, the slots get the least capacity: deep ones would leave no memory for
+    more of them. It takes far longer to read a long text than to grow again. Their number is cut where it is
+    more than twice what was needed.
 
     spare:   rows of each slot behind a sequence's last one: for padding, and for what idle slots write.
     budget:  asked before the cache grows for the bytes that all of it may take; None = no limit is known.
     resized: called after the cache's tensors were replaced.
+    shrinks: whether the cache shrinks. With graphs it must not: they hold the addresses of its tensors, and
+             to capture them again may take longer than a text.
     """
 
     def __init__(
-        self, cache: SlotCache, spare: int, budget: Callable[[], int | None], resized: Callable[[], None]
+        self,
+        cache: SlotCache,
+        spare: int,
+        budget: Callable[[], int | None],
+        resized: Callable[[], None],
+        *,
+        shrinks: bool,
     ) -> None:
-        self._cache, self._spare, self._budget, self._resized = cache, spare, budget, resized
-        self._free = [*range(cache.slots - 1, -1, -1)]
+        self._cache, self._spare, self._budget = cache, spare, budget
+        self._resized, self._shrinks = resized, shrinks
+        self._free: list[int] = [*range(cache.slots - 1, -1, -1)]
+        self._needed_slots = 0  # most in use at a time since none was in use last
 
     def take(self, rows: int) -> int:
         """Return a free slot that holds so many rows. Raises ContextFull where there is no memory for it."""
@@ -39,13 +53,22 @@ class SlotPool:
             most = self._allowed(self._cache.shape.nbytes(1, capacity))
             slots = max(slots, min(2 * self._cache.slots, most))
         self._resize(slots, capacity)
-        slot: int = self._free.pop()
+        slot = self._free.pop()
+        self._needed_slots = max(self._needed_slots, self._cache.slots - len(self._free))
         return slot
 
     def give(self, slot: int) -> None:
         """Take a slot back."""
         self._free.append(slot)
         self._free.sort(reverse=True)  # the lowest slot goes out first: windows stay small
+        if self._shrinks and len(self._free) == self._cache.slots:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Give back memory while no slot is in use."""
+        needed, self._needed_slots = self._needed_slots, 0
+        slots = needed if self._cache.slots > 2 * needed else self._cache.slots
+        self._resize(slots, min(capacity_for(self._spare), self._cache.capacity))
 
     def reserve(self, needs: Iterable[int]) -> int:
         """Grow every slot to the largest of these numbers of rows that memory permits; return its rows."""
@@ -89,4 +112,4 @@ class SlotPool:
         new = range(self._cache.slots, slots)
         self._cache.resize(slots, capacity)
         self._resized()
-        self._free = sorted([*self._free, *new], reverse=True)
+        self._free = sorted([*(slot for slot in self._free if slot < slots), *new], reverse=True)

@@ -1,7 +1,7 @@
-"""The module that a graph is captured of: one forward pass of fixed shape over the slots' caches.
+"""Define the module that graphs are captured of: one forward pass of fixed shape over the slots' caches.
 
-All that varies from step to step comes in one tensor of integers, so that one small copy to the device
-starts a step; nothing in it waits for the host.
+All inputs of a step are packed into one tensor of integers, so that a step needs one small copy to the
+device. Nothing in the module waits for the host.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ATTENTION = "specport"
-# On a processor the rows of a head are taken in blocks of 32, each a matrix product of its own, and products
-# of fewer than 16 rows round differently: such a block is filled up. From 192 rows on torch takes other
-# blocks: so many never go in at once.
+# On a CPU, torch computes the rows of a head in blocks of 32, each a matrix product. Products of fewer than
+# 16 rows round differently, so such a block is padded. From 192 rows on torch uses other blocks, so at most
+# 160 rows are passed at once.
 _BLOCK, _FEWEST, _MOST = 32, 16, 160
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """Hold what must be equal for two steps to run as the same graph.
+    """Hold the sizes of a step. Steps of equal shape run as the same graph.
 
-    first, slots: which slots take part.
-    new:    tokens that each brings.
-    length: rows of the cache that they see, the new ones included.
-    kept:   tokens of each slot whose logits are computed; with 0 no head runs.
+    first, slots: first slot and number of slots.
+    new:    new tokens of each slot.
+    length: rows of the cache that they attend to, the new ones included.
+    kept:   tokens of each slot whose logits are computed; with 0 the head does not run.
     part:   layers that run.
     """
 
@@ -48,7 +48,7 @@ class StepShape:
     part: Part = "whole"
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Return the sizes of the parts of the packed input, in their order."""
+        """Return the sizes of the parts of the packed input, in order."""
         b, n = self.slots, self.new
         return {
             "ids": (b, n),
@@ -59,7 +59,7 @@ class StepShape:
         }
 
     def pack(self, **parts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Join the parts that `sizes` names into one array."""
+        """Return the parts that `sizes` names as one array."""
         for name, size in self.sizes().items():
             assert parts[name].shape == size, (name, parts[name].shape, size)
         return np.concatenate([parts[name].ravel() for name in self.sizes()])
@@ -75,12 +75,12 @@ class StepShape:
 
 
 class StepModule(torch.nn.Module):  # type: ignore[misc]
-    """A transformers decoder on a `SlotCache`.
+    """Run a transformers decoder on a `SlotCache`.
 
-    hidden_layers: layers whose output is returned beside the logits.
-    exit_layer:    layers of the front; 0 = the decoder is not split.
+    hidden_layers: layers whose output is returned with the logits.
+    exit_layer:    number of layers of the front; 0 = the decoder is not split.
 
-    Raises ModelError where it cannot be split there.
+    Raises ModelError where the decoder cannot be split there.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         config = model.config
         self._vocab_size = model.get_output_embeddings().out_features
         self._kinds = {*(getattr(config, "layer_types", None) or ())}
-        # Any configuration may hold the word; only those that declare it have layers that slide.
+        # Any configuration may have the entry; only classes that declare it have sliding layers.
         slides = "sliding_window" in signature(type(config).__init__).parameters
         self._window = (slides and config.sliding_window) or 0
         self._groups = config.num_attention_heads // cache.shape.heads
@@ -130,13 +130,13 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         return logits, dict(self._caught)
 
     def _masks(self, positions: Tensor, lengths: Tensor, visible: Tensor, length: int) -> Any:
-        """Return what is added to the attention scores: 0 where a token sees a row of its slot, else -inf.
+        """Return the additive attention mask: 0 where a token attends to a row of its slot, else -inf.
 
-        A dictionary by kind of layer for models that mix kinds, as transformers takes it.
+        For models with several kinds of layers, return a dictionary by kind, as transformers expects it.
         """
         slots, new = positions.shape
         rows = torch.arange(length, device=positions.device)
-        node = rows - lengths[:, None]  # [slots, length] which new token a row is; below 0: committed
+        node = rows - lengths[:, None]  # [slots, length] index of the new token in a row; below 0: committed
         at = node.clamp(0, new - 1)
         own = visible.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
         seen = torch.where((node < 0)[:, None, :], True, own)
@@ -152,7 +152,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         return added[SLIDING if self._window else FULL]
 
     def _laid_out(self, mask: Tensor) -> Tensor:
-        """Return [slots, 1, rows, length] of [slots, new, length]: rows of a group's queries, filled up."""
+        """Return the mask [slots, new, length] as [slots, 1, rows, length], for `attention`, padded."""
         mask = mask.repeat(1, self._groups, 1)
         count = mask.shape[1]
         if mask.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
@@ -163,12 +163,11 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attend with grouped queries without copying keys and values: those of a group become rows of one head.
+    """Compute grouped-query attention without copies of keys and values: a group's queries become rows.
 
     query:          [slots, heads, new, width]
     key, value:     [slots, kv heads, length, width]
-    attention_mask: [slots, 1, rows, length] as `StepModule` made it, with a row for each query of a group at
-                    least.
+    attention_mask: [slots, 1, rows, length] from `StepModule`, with at least a row for each query of a group.
     """
     slots, heads, new, width = query.shape
     count = heads // key.shape[1] * new

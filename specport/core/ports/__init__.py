@@ -2,6 +2,7 @@
 
 from specport.core.arrays import Array
 from specport.core.block import Block
+from specport.core.ports.checked import CachedSequence, CheckedModel
 from specport.core.ports.drafter import (
     Drafter,
     DraftRequest,
@@ -30,8 +31,10 @@ __all__ = [
     "Array",
     "Block",
     "CacheHandle",
+    "CachedSequence",
     "Capabilities",
     "Chains",
+    "CheckedModel",
     "DraftRequest",
     "Drafted",
     "Drafter",

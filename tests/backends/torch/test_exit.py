@@ -250,7 +250,7 @@ def test_whatever_happens_in_between(plain: SlotModel, split: Any) -> None:
     assert a.length == b.length and seen > 40
     plain.close(a)
     split.close(b)
-    assert b.drafted == () and b.slot == -1
+    assert b.drafted == () and b.closed
 
 
 def test_a_cache_that_grows_keeps_what_is_drafted(plain: SlotModel, folders: dict[str, Path]) -> None:
@@ -290,7 +290,7 @@ def test_trees_take_over_a_chain(tree: TokenTree, folders: dict[str, Path]) -> N
 
 def test_what_is_taken_over_has_the_rest_below_it() -> None:
     def taken(block: Block, drafted: Sequence[int]) -> int:
-        piece = piece_of(Row(SlotSequence(0, 10), block))
+        piece = piece_of(Row(SlotSequence(0, length=10), block))
         left = unread(piece, drafted)
         assert left.length + len(left.block) == 10 + len(block)
         assert [left.length + p for p in left.block.positions] == [

@@ -195,6 +195,50 @@ def test_a_cache_that_grows_keeps_what_it_holds(folders: dict[str, Path]) -> Non
     assert grown.cache.capacity >= whole.cache.capacity
 
 
+def test_a_cache_shrinks_when_no_text_is_open(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
+    model = bounded(folders["llama"].parent / "long", monkeypatch, 4 * 1024)
+    deep = model.open(3900)
+    assert (model.cache.slots, model.cache.capacity) == (1, 4096)
+    with pytest.raises(ContextFull):
+        model.open()
+    model.close(deep)
+    assert size_after(model, [20] * 8) == 8 * 512 * 512  # bytes: there is room for them again
+    assert size_after(model, [20] * 4) == 8 * 512 * 512
+    kept = model.open()
+    logits(model, kept, IDS[:30], "last")
+    model.commit(kept, range(30))
+    want = logits(model, kept, [3, 4])
+    assert size_after(model, [300, 300]) == 8 * 512 * 512
+    assert np.array_equal(logits(model, kept, [3, 4]), want)
+    model.close(kept)
+    assert (model.cache.slots, model.cache.capacity) == (3, 512)
+    again = model.open()
+    logits(model, again, IDS[:30], "last")
+    model.commit(again, range(30))
+    assert np.array_equal(logits(model, again, [3, 4]), want)
+    model.close(again)
+    assert model.cache.slots == 1
+
+
+def test_a_cache_that_graphs_hold_does_not_shrink(folders: dict[str, Path]) -> None:
+    tiny_models.save_hf(folders["llama"].parent / "long", "llama", max_position_embeddings=4096)
+    model = model_on(folders["llama"].parent / "long", "gaudi-emulated")
+    large = size_after(model, [2000] * 4)
+    assert size_after(model, [20]) == size_after(model, [20]) == large
+
+
+def size_after(model: SlotModel, lengths: Sequence[int]) -> int:
+    """Return the bytes of the cache after texts of these lengths were open together."""
+    handles = [model.open(length) for length in lengths]
+    for handle in handles:
+        model.close(handle)
+    assert len(model.cache.keys[0]) == model.cache.slots
+    return sum(tensor.nbytes for tensor in (*model.cache.keys, *model.cache.values))
+
+
 def test_limits_are_said_before_anything_changes(llama: SlotModel) -> None:
     handle = llama.open()
     logits(llama, handle, IDS[:200], "last")
@@ -208,7 +252,7 @@ def test_limits_are_said_before_anything_changes(llama: SlotModel) -> None:
     for nodes in ([1, 0], [0, 0], [2], [-1]):
         with pytest.raises(ValueError, match="ascending"):
             llama.commit(handle, nodes)
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(ValueError, match="at least one token"):
         llama.step([Row(handle, Block.chain([]))])
     with pytest.raises(ValueError, match="conditioning"):
         llama.open(0, object())
@@ -228,7 +272,7 @@ def test_trees_where_they_would_not_be_exact_are_refused(llama: SlotModel) -> No
 def test_memory_is_asked_for_before_it_is_taken(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_free_memory", lambda: 100_000)
+    monkeypatch.setattr(devices.memory, "free_bytes", lambda: 100_000)
     model = model_on(folders["llama"], exact=False)
     with pytest.raises(ContextFull, match=r"it may take 0\.0 GB"):
         model.open()
@@ -237,7 +281,7 @@ def test_memory_is_asked_for_before_it_is_taken(
 
 def bounded(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any) -> SlotModel:
     """Return a model whose cache may have so many rows in all; each takes 512 bytes."""
-    monkeypatch.setattr(devices, "_free_memory", lambda: 512 * rows)
+    monkeypatch.setattr(devices.memory, "free_bytes", lambda: 512 * rows)
     return model_on(folder, exact=False, **options)
 
 
