@@ -19,6 +19,7 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import KeptCache
 
 COSTS = StepCosts.prior({1: 1.0, 8: 1.5})
+CHEAP = StepCosts.prior({1: 1.0, 8: 1.5})  # of a draft that was never timed: a third of the target's
 PROMPTS = [PROMPT, [1], [7, 7, 7], PROMPT[::-1]]
 
 
@@ -27,7 +28,7 @@ def policy(name: str, target: ToyModel, noise: float = 0.4) -> Policy | None:
         return None
     drafter = ToyDrafter(ToyModel(noise=noise))
     if name == "planned":
-        return Planner([Source(drafter, COSTS)], COSTS, target.capabilities)
+        return Planner([Source(drafter, CHEAP)], COSTS, target.capabilities)
     return FirstProposal([drafter], lambda: make_length_rule(name), tree=target.capabilities.tree)
 
 

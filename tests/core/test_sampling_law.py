@@ -76,7 +76,7 @@ def test_any_draft_keeps_the_law(
 def test_the_planner_keeps_the_law_of_every_row(rows: int) -> None:
     """What one row drafts is cut by what the others do; what was drawn must be verified all the same."""
     target, counts = model(), np.zeros((VOCAB,) * 3)
-    cheap = StepCosts((1, 2, 8), (0,), ((0.25, 0.26, 0.3),), measured=True)
+    cheap = StepCosts((1, 2, 8), (0,), ((0.25 / rows, 0.26 / rows, 0.3 / rows),), measured=True)
     free, drawn = ToyDrafter(model(0.7), drawn=False), ToyDrafter(model(0.5))
     # A step is dear beyond a width of five: rows compete for it.
     steps = StepCosts((1, 5, 6, 16), (0,), ((1.0, 1.03, 1.4, 4.0),), measured=True)

@@ -66,6 +66,9 @@ def test_a_folder_that_no_drafter_reads_is_refused(tmp_path: Path, option: str) 
         specport.load(draft="ngram", device="xeon", **{option: tmp_path})  # type: ignore[arg-type]
 
 
+METHOD = "suffix@fixed=20"  # the planner would learn how much it may trust the drafter
+
+
 def test_a_benchmark_reads_a_history_and_learns_nothing(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"id": 1, "category": "a", "turns": [PROMPT]}) + "\n", encoding="utf-8")
@@ -73,10 +76,10 @@ def test_a_benchmark_reads_a_history_and_learns_nothing(tmp_path: Path) -> None:
     found = {}
     for name in ("before", "after"):
         command = ["bench", "--quiet", "--device", "xeon", "--prompts", str(prompts), "--runs", "2"]
-        command += ["--method", "suffix", "--history", str(folder), "--max-new-tokens", "40"]
+        command += ["--method", METHOD, "--history", str(folder), "--max-new-tokens", "40"]
         assert main([*command, "--out", str(tmp_path / name)]) == 0
         rows = [json.loads(row) for row in (tmp_path / name / "rows.jsonl").read_text().splitlines()]
-        found[name] = [row["metrics"]["num_steps"] for row in rows if row["method"] == "suffix"]
+        found[name] = [row["metrics"]["num_steps"] for row in rows if row["method"] == METHOD]
         if name == "before":
             steps(folder)
     assert len(set(found["before"])) == 1  # the second run is as long as the first

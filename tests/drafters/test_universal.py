@@ -33,7 +33,7 @@ from specport.errors import ModelError
 from specport.text.tokenizer import Tokenizer
 
 CODE = Path(__file__).read_text(encoding="utf-8")
-COSTS = StepCosts((1, 8), (0,), ((1.0, 5.0),), measured=True)
+COSTS = StepCosts((1, 8), (0,), ((1.0, 1.5),), measured=True)
 CHEAP = StepCosts((1, 2, 8), (0,), ((0.01, 0.011, 0.014),), measured=True)
 
 
@@ -187,9 +187,10 @@ def test_greedy_text_equals_plain_decoding(names: tuple[str, str], policy: str) 
     prompts = [vocabulary(names[0]).encode(random_text(rng, 6)) for _ in range(3)]
     penalty = SamplingParams(repetition_penalty=1.3)
     extra = begin(prompts[0], params=penalty)
-    assert run(engine, *(begin(p) for p in prompts)) == [target.greedy(p, 40) for p in prompts]
+    plain = [begin(p) for p in prompts]
+    assert run(engine, *plain) == [target.greedy(p, 40) for p in prompts]
     assert run(engine, extra) == run(Engine(target), begin(prompts[0], params=penalty))
-    assert extra.metrics.num_draft_tokens > 0
+    assert sum(g.metrics.num_draft_tokens for g in (*plain, extra)) > 0
     assert draft.num_open == 0
 
 
