@@ -45,7 +45,8 @@ def waited_seconds() -> float:
 def _busy_seconds() -> float:
     """Return the seconds that all cores have worked since the machine started."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    idle = times.idle + getattr(times, "iowait", 0.0) + getattr(times, "guest", 0.0)
+    return float(sum(times) - idle)
 
 
 def _own_seconds() -> float:

@@ -44,7 +44,8 @@ class Mix:
     def shares(self) -> NDArray[np.float64]:
         """Return [classes, bins] the share of each bin."""
         table: NDArray[np.float64] = self._counts + _PRIOR_WEIGHT * self._prior
-        return table / table.sum(1, keepdims=True)
+        shares: NDArray[np.float64] = table / table.sum(1, keepdims=True)
+        return shares
 
 
 class Forecast:

@@ -81,6 +81,7 @@ def _moves(shares: NDArray[np.float64], acceptance: NDArray[np.float64]) -> NDAr
     share = (targets - _GRID[upper - 1]) / (_GRID[upper] - _GRID[upper - 1])
     size = len(_GRID)
     flat = upper + size * np.arange(size)[:, None]
-    moves = np.bincount(flat.ravel(), (share * shares).ravel(), size * size)
+    moves: NDArray[np.float64] = np.zeros(size * size)
+    moves += np.bincount(flat.ravel(), (share * shares).ravel(), size * size)
     moves += np.bincount(flat.ravel() - 1, ((1.0 - share) * shares).ravel(), size * size)
     return moves.reshape(size, size)

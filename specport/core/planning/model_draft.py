@@ -121,9 +121,11 @@ class ModelDraft:
         if costs.known and not target.known:
             unit = UNKNOWN_COST * target.step(1, context) / costs.step(1, context)
         if self._drafter.parallel:
-            return unit * np.asarray([costs.step(behind + k, context) for k in range(depth)])
-        first, each = costs.step(behind, context), costs.step(1, context)
-        return unit * (first + each * np.arange(depth))
+            seconds = np.asarray([costs.step(behind + k, context) for k in range(depth)], dtype=np.float64)
+        else:
+            first, each = costs.step(behind, context), costs.step(1, context)
+            seconds = first + each * np.arange(depth, dtype=np.float64)
+        return unit * seconds
 
 
 def _spine(tree: TokenTree, probabilities: Sequence[float]) -> list[float]:
