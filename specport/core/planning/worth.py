@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _DECAY = 0.93  # of past rounds, for each round
-_WEIGHT = 8.0  # plain rounds that are assumed before the first
+_WEIGHT = 8.0  # rounds that are assumed before the first
+# What a token took in them, in plain steps: less where drafters without a model bring tokens for nothing.
+_ALONE, _BESIDE_FREE = 1.0, 0.7
 
 
 @dataclass
@@ -17,8 +19,13 @@ class Worth:
     token is never worth more than a plain step.
     """
 
-    _steps: float = _WEIGHT
+    _steps: float
     _tokens: float = _WEIGHT
+
+    @classmethod
+    def at_first(cls, *, free: bool) -> Worth:
+        """Return the estimate before the first round. free: whether a drafter without a model drafts."""
+        return cls(_WEIGHT * (_BESIDE_FREE if free else _ALONE))
 
     @property
     def plain_steps(self) -> float:
