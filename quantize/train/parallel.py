@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CE = 0.1  # weight of the cross-entropy beside the divergence
 _PIECE = 256  # predictions whose logits are in memory at a time
-EXAMINED = 4096  # about so many tokens of held-out answers are drafted before and after the training
+EXAMINED = 2048  # about so many tokens of held-out answers are drafted before and after the training
 
 
 @dataclass(frozen=True)
