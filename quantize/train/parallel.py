@@ -258,11 +258,8 @@ def _drafted(student: Any, packed: PackedRows, lengths: Any, depth: int) -> tupl
     tokens = (firsts[packed.texts] + packed.facts["columns"]).cpu().numpy()
     depths = packed.prediction_depths.cpu().numpy()
     for log_q, where, column in student.pieces(student.outputs(packed), packed):
-        best = log_q.max(dim=-1, keepdim=True)
         answer = column[packed.facts["answer"][where]]
         at = tokens[where], depths[where]
-        hits[at] = (best.indices[:, 0] == answer).cpu().numpy()
-        shifted = log_q - best.values
-        for i, temperature in enumerate(GRID):
-            confidences[(*at, i)] = (1.0 / (shifted / temperature).exp().sum(dim=-1)).cpu().numpy()
+        hits[at] = (log_q.argmax(dim=-1) == answer).cpu().numpy()
+        confidences[at] = parallel_temperature.confidences(log_q).cpu().numpy()
     return confidences, hits
