@@ -12,7 +12,6 @@ transformers and accelerate. Existing text is not written again.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import ending
@@ -39,6 +38,7 @@ def main() -> None:
     parser.add_argument("--mlp", type=float, default=1.0, help="share of the feed-forward channels to keep")
     parser.add_argument("--head-tokens", type=int, default=16_384)
     parser.add_argument("--precision", default="int4:asym", help="precision of the stored draft")
+    parser.add_argument("--parallel", type=int, default=0, help="tokens of one pass (default: 0, one each)")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
@@ -65,14 +65,13 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
         work / "text", None, 0, turns, part(progress, 0.1, 0.4), at_once=args.at_once,
     )  # fmt: skip
     seen = dialogues.token_counts(shards)
-    vocab = json.loads((target / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     always = {*tokenizer.special_ids, *tokenizer.eos_ids}
-    head = bundle.ranges(heads.kept_ids(args.head_tokens, vocab, always, seen))
-    names = ("epochs", "learning_rate", "batch_tokens", "precision")
+    head = bundle.ranges(heads.kept_ids(args.head_tokens, tokenizer.vocab_size, always, seen))
+    names = ("epochs", "learning_rate", "batch_tokens", "precision", "parallel")
     facts = distil_draft(
         str(args.source or target), str(workdir.path_for(args.out)), str(args.out),
         args.without, args.mlp, head, [str(path) for path in shards],
-        {name: getattr(args, name) for name in names}, False, part(progress, 0.4, 1.0),
+        {name: getattr(args, name) for name in names}, False, part(progress, 0.4, 1.0), tokenizer.vocab_size,
     )  # fmt: skip
     print(f"{args.out}: agreement {facts['agreement_before']:.1%} to {facts['agreement']:.1%}")
 

@@ -102,12 +102,16 @@ class Student(torch.nn.Module):  # type: ignore[misc]
         ).last_hidden_state
         outputs = hidden[batch["rows"], batch["columns"]]
         more, column, unseen = self._context(batch)
-        return token_loss(self._logits(outputs, more, unseen), batch, column, self._loss)
+        return token_loss(self._logits(outputs, self.head, more, unseen), batch, column, self._loss)
 
-    def _logits(self, outputs: Tensor, more: Tensor, unseen: Tensor) -> Tensor:
+    @staticmethod
+    def _logits(outputs: Tensor, head: Tensor, more: Tensor, unseen: Tensor) -> Tensor:
         """Return the logits [answer tokens, columns] of the head and of what `_context` adds to it."""
+        logits = outputs @ head.T.to(outputs.dtype)
+        if not len(more):
+            return logits
         added = (outputs @ more.T.to(outputs.dtype)).masked_fill(unseen, -math.inf)
-        return torch.cat([outputs @ self.head.T.to(outputs.dtype), added], dim=1)
+        return torch.cat([logits, added], dim=1)
 
     def _context(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what joins the head for the tokens of these texts.

@@ -27,29 +27,32 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: s
     answer = column[batch["answer"]]
     hits = (log_q.argmax(dim=-1) == answer).sum()
     if loss == "ce":
-        losses, possible = cross_entropies(log_q, answer)
+        losses, possible = cross_entropies(picked(log_q, answer[:, None])[:, 0])
         return losses[possible].mean(), hits
-    return divergences(log_q, column[batch["top_ids"]], batch["top_probs"], loss).mean(), hits
+    return divergences(picked(log_q, column[batch["top_ids"]]), batch["top_probs"], loss).mean(), hits
 
 
-def cross_entropies(log_q: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+def picked(log_q: Tensor, columns: Tensor) -> Tensor:
+    """Return [tokens, k] the log-probabilities [tokens, columns] at these columns; -inf where it is -1."""
+    return torch.where(columns >= 0, log_q.gather(1, columns.clamp(min=0)), -math.inf)
+
+
+def cross_entropies(log_answer: Tensor) -> tuple[Tensor, Tensor]:
     """Return [tokens] the cross-entropy of each token, and whether it can be proposed; 0 where it cannot.
 
-    log_q: [tokens, columns] log-probabilities. answer: [tokens] the column of each token; -1 = none.
+    log_answer: [tokens] log-probability of each token.
     """
-    log_answer = log_q.gather(1, answer.clamp(min=0)[:, None])[:, 0]
-    possible = (answer >= 0) & log_answer.isfinite()
+    possible = log_answer.isfinite()
     return -torch.where(possible, log_answer, 0.0), possible
 
 
-def divergences(log_q: Tensor, ids: Tensor, top_probs: Tensor, loss: str) -> Tensor:
+def divergences(log_top: Tensor, top_probs: Tensor, loss: str) -> Tensor:
     """Return [tokens] the divergence of each token's distribution from the target's.
 
-    log_q: [tokens, columns] log-probabilities.
-    ids, top_probs: [tokens, k] columns of the target's likeliest ids, -1 = none, and their probabilities.
-    loss:  "kl" or "tv".
+    log_top, top_probs: [tokens, k] log-probabilities of the target's likeliest ids, and the target's
+                        probabilities of them.
+    loss: "kl" or "tv".
     """
-    log_top = torch.where(ids >= 0, log_q.gather(1, ids.clamp(min=0)), -math.inf)
     p = torch.where(log_top.isfinite(), top_probs, 0.0)
     # All ids that are not listed count as one more id.
     rest_p = (1.0 - p.sum(dim=1)).clamp(min=0.0)

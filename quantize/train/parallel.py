@@ -18,7 +18,7 @@ import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, parallel_temperature, rounding, trainer
 from specport.quantize.train.distil import Distillation, Recipe, Student, train_student
-from specport.quantize.train.losses import cross_entropies, divergences
+from specport.quantize.train.losses import cross_entropies, divergences, picked
 from specport.quantize.train.parallel_chains import PackedRows, all_chains, extents, pack, sample_chains
 from specport.quantize.train.parallel_temperature import GRID
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CE = 0.1  # weight of the cross-entropy beside the divergence
 _PIECE = 256  # predictions whose logits are in memory at a time
-EXAMINED = 4096  # about so many tokens of held-out answers are drafted before and after the training
+EXAMINED = 2048  # about so many tokens of held-out answers are drafted before and after the training
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,12 @@ class ParallelStudent(Student):
         def loss(log_q: Tensor, where: slice, column: Tensor) -> Tensor:
             answer, weights = column[packed.facts["answer"][where]], packed.weights[where]
             hits.add_(((log_q.argmax(dim=-1) == answer) & first[where]).sum())
-            losses, _ = cross_entropies(log_q, answer)
+            columns = torch.cat([answer[:, None], column[packed.facts["top_ids"][where]]], dim=1)
+            logs = picked(log_q, columns)  # in one go, as the gradient of each has the size of all logits
+            losses, _ = cross_entropies(logs[:, 0])
             if self._loss != "ce":
-                ids, probs = column[packed.facts["top_ids"][where]], packed.facts["top_probs"][where]
-                losses = _CE * losses + divergences(log_q, ids, probs, self._loss)
+                probs = packed.facts["top_probs"][where]
+                losses = _CE * losses + divergences(logs[:, 1:], probs, self._loss)
             return (weights * losses).sum()
 
         outputs = self.outputs(packed)
@@ -116,9 +118,12 @@ class ParallelStudent(Student):
     def pieces(self, outputs: Tensor, packed: PackedRows) -> Any:
         """Yield log-probabilities [piece, columns] of some predictions, where they are, and the columns."""
         more, column, unseen = self._context(packed.facts)
+        kind = outputs.device.type
+        mixed = torch.is_autocast_enabled(kind)
+        head = self.head.to(torch.get_autocast_dtype(kind) if mixed else outputs.dtype)  # once, not each time
         for start in range(0, len(outputs), _PIECE):
             where = slice(start, start + _PIECE)
-            logits = self._logits(outputs[where], more, unseen[where])
+            logits = self._logits(outputs[where].to(head.dtype), head, more, unseen[where])
             yield torch.log_softmax(logits.float(), dim=-1), where, column
 
     def _log_probabilities(
@@ -253,11 +258,8 @@ def _drafted(student: Any, packed: PackedRows, lengths: Any, depth: int) -> tupl
     tokens = (firsts[packed.texts] + packed.facts["columns"]).cpu().numpy()
     depths = packed.prediction_depths.cpu().numpy()
     for log_q, where, column in student.pieces(student.outputs(packed), packed):
-        best = log_q.max(dim=-1, keepdim=True)
         answer = column[packed.facts["answer"][where]]
         at = tokens[where], depths[where]
-        hits[at] = (best.indices[:, 0] == answer).cpu().numpy()
-        shifted = log_q - best.values
-        for i, temperature in enumerate(GRID):
-            confidences[(*at, i)] = (1.0 / (shifted / temperature).exp().sum(dim=-1)).cpu().numpy()
+        hits[at] = (log_q.argmax(dim=-1) == answer).cpu().numpy()
+        confidences[at] = parallel_temperature.confidences(log_q).cpu().numpy()
     return confidences, hits

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.jobs import worker
 from specport.models import bundle, cache
+from specport.models.parallel import Parallel
 from specport.models.source import IR_BIN
 
 LAYERS = 4
@@ -141,14 +143,18 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same(
     assert not out.with_name("draft.partial").exists()
 
 
-def test_what_was_distilled_elsewhere_keeps_its_layers_and_its_head(target: str, tmp_path: Path) -> None:
+def test_what_was_distilled_elsewhere_keeps_its_layers_its_head_and_its_depth(
+    target: str, tmp_path: Path
+) -> None:
     source = tmp_path / "distilled-elsewhere"
     shutil.copytree(target, source)
     facts = {"layers": LAYERS, "precision": "int8", "agreement": 0.5, "agreement_before": 0.25}
     head = [[0, 90], [100, 110]]
-    record.write(source, facts, head)
+    parallel = Parallel(3, 200, (1.0, 1.5, 1.25))
+    record.write(source, {**facts, record.PARALLEL: asdict(parallel)}, head)
     made = build(target, tmp_path / "draft", Request(), source=str(source)).bundle
     assert made.distilled == facts and made.precision == "int8"
+    assert made.parallel == parallel and made.measured["depth"] == 3 and made.measured["same_text"] == 2
     assert made.head is not None and [list(ids) for ids in made.head] == head and len(made.layers) == LAYERS
     (source / record.NAME).write_text('{"layers": 4, "precision": "int8", "head": [[9, 3]]}')
     with pytest.raises(ModelError, match="damaged"):

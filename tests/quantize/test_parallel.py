@@ -282,6 +282,14 @@ def test_temperatures_make_the_prefixes_honest() -> None:
     assert parallel_temperature.fit(confidence, accepted) == (first, first)
 
 
+def test_confidences_by_temperature_are_those_of_a_softmax() -> None:
+    log_q = torch.log_softmax(5 * torch.randn(9, 4000), dim=-1)
+    log_q[:, 7] = -math.inf  # a token that is not in a cut head yet
+    wanted = [torch.softmax(log_q / t, dim=-1).amax(dim=-1) for t in parallel_temperature.GRID]
+    found = parallel_temperature.confidences(log_q.clone())
+    assert torch.allclose(found, torch.stack(wanted, dim=1), rtol=1e-2)
+
+
 def test_depths_out_of_range_are_refused() -> None:
     for wrong in (1, 17, -3):
         with pytest.raises(InvalidInput, match="must be from 2 to 16"):
