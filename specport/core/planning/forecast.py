@@ -53,7 +53,6 @@ class Forecast:
 
     def __init__(self, mix: Mix, local: Local) -> None:
         self._local = local
-        self._lookahead: Lookahead | None = None
         self._mix = mix
         self._counts = np.zeros((len(DEPTHS), len(EDGES)))
         self._begun = False
@@ -69,12 +68,9 @@ class Forecast:
             self._local.offset += _PARTIAL
         self._begun = True
 
-    @property
     def lookahead(self) -> Lookahead:
         """Return the lookahead of the present estimate."""
-        if self._lookahead is None:
-            self._lookahead = Lookahead(self.shares(), self._local.table)
-        return self._lookahead
+        return Lookahead(self.shares(), self._local.table)
 
     def shares(self) -> NDArray[np.float64]:
         """Return [classes, bins] the expected share of each bin of confidence, by class of depth."""
@@ -93,7 +89,6 @@ class Forecast:
             counts[depth_class(depth), np.searchsorted(EDGES, confidence, side="right") - 1] += 1
         self._counts = _DECAY * self._counts + counts
         self._mix.learn(counts)
-        self._lookahead = None
 
     def paid(self) -> None:
         """Reset the probe schedule: the drafter is asked because it seems to pay."""

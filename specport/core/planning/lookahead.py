@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from specport.core.planning.acceptance_rates import depth_class
 
-_GRID = np.concatenate([[0.0], np.geomspace(1 / 128, 1.0, 64)])  # path probabilities
+_GRID = np.concatenate([[0.0], np.geomspace(1 / 64, 1.0, 48)])  # path probabilities
 
 
 @dataclass(frozen=True)

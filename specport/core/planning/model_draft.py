@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.planning.lengths import Lengths
-from specport.core.planning.lookahead import Value
-from specport.core.planning.row_plan import PathGate, RowPlan, Source
+from specport.core.planning.row_plan import DraftValue, PathGate, RowPlan, Source
 from specport.core.planning.width_changes import WidthChanges
 from specport.core.ports import Plan
 from specport.core.tree import TokenTree
 
 _PROBE_DEPTH = 2
 _NEVER = 1e6  # seconds of a step that is not allowed
+# Rounds of a text in which a draft's value is worked out each time, and rounds that it is kept for later.
+_NEW, _KEPT = 8, 4
 UNKNOWN_COST = 0.35  # assumed step of a draft model that was never timed, in plain steps of the target
 
 
@@ -51,16 +52,17 @@ class ModelDraft:
         forecast.begin(whole=behind in (1, len(r.request.context)))  # 1: the rest is read already
         drafting = self._seconds(r, 1, depth)
         reading = max(0.0, self._seconds(r, behind, 1)[0] - drafting[0])
-        value = self._value(r, changes, drafting)
-        if value.whole - reading / lengths.rounds_to_come(r) > r.value:
+        found = self._gain(r, changes, drafting)
+        value = found.gain + r.worth - float(r.curve[1])
+        if value - reading / lengths.rounds_to_come(r) > r.value:
             forecast.paid()
-            r.request = replace(r.request, plan=self._plan(r, value.least))
+            r.curves[which] = r.curve[: depth + 2] + found.charges
+            r.request = replace(r.request, plan=self._plan(r, found.least))
             return True
         depth = min(depth, _PROBE_DEPTH)
         probe = reading + float(drafting[depth - 1]) + float(r.curve[1 + depth] - r.curve[1])
         if not forecast.probes(probe / float(r.curve[1]), wanted=r.asked is None):
             return False
-        r.curves.pop(which, None)
         r.request = replace(r.request, plan=self._plan(r, (0.0,) * depth))
         return True
 
@@ -89,25 +91,35 @@ class ModelDraft:
     def _plan(self, r: RowPlan, least: tuple[float, ...]) -> Plan:
         return Plan(len(least), stop=PathGate(r.state.local[self._which], least))
 
-    def _value(self, r: RowPlan, changes: WidthChanges, drafting: NDArray[np.float64]) -> Value:
-        """Return the value of a draft, and set the row's cost curve for it: that of the best habit.
+    def _gain(self, r: RowPlan, changes: WidthChanges, drafting: NDArray[np.float64]) -> DraftValue:
+        """Return the value of a draft over plain decoding.
+
+        It changes slowly, so it is worked out anew only now and then once the text has shown what it is like.
 
         drafting: [depth] seconds to draft that many tokens.
         """
-        depth, lookahead = len(drafting), r.state.forecasts[self._which].lookahead
-        curves = r.curve[None, : depth + 2]
-        if r.change:
-            curves = curves + r.change * changes.habits(r.widths[: depth + 2])
+        state, depth = r.state, len(drafting)
+        held = state.values.get(self._which)
+        age = state.num_rounds - held.since if held is not None else 0
+        if held is not None and age < _KEPT and state.num_rounds > _NEW and len(held.charges) == depth + 2:
+            return held
+        charges = r.change * changes.habits(r.widths[: depth + 2]) if r.change else np.zeros((1, depth + 2))
+        curves = r.curve[: depth + 2] + charges
+        lookahead = state.forecasts[self._which].lookahead()
         if not self._drafter.parallel:
             value = lookahead.value(curves, r.worth, each=float(drafting[0]))
-            r.curves[self._which] = curves[value.choice]
-            return value
-        # One pass drafts all tokens, so its length is chosen first; the confidences then choose what is kept.
-        value = lookahead.value(curves, r.worth)
-        curve = r.curves[self._which] = curves[value.choice]
-        bounded = np.where(np.arange(depth + 2) <= 1 + np.arange(1, depth + 1)[:, None], curve, _NEVER)
-        value = lookahead.value(bounded, r.worth, before=drafting)
-        return replace(value, least=value.least[: value.choice + 1])
+            least, habit = value.least, value.choice
+        else:
+            # One pass drafts all tokens, so its length is chosen first; the confidences choose what is kept.
+            habit = lookahead.value(curves, r.worth).choice
+            lengths = np.arange(1, depth + 1)[:, None]
+            bounded = np.where(np.arange(depth + 2) <= 1 + lengths, curves[habit], _NEVER)
+            value = lookahead.value(bounded, r.worth, before=drafting)
+            least = value.least[: value.choice + 1]
+        plain = r.worth - float(r.curve[1])
+        found = DraftValue(value.whole - plain, least, charges[habit], state.num_rounds)
+        state.values[self._which] = found
+        return found
 
     def _seconds(self, r: RowPlan, behind: int, depth: int) -> NDArray[np.float64]:
         """Return [depth] the seconds to draft 1, 2, ... tokens. behind: number of tokens to read before."""

@@ -111,6 +111,7 @@ class Planner:
             state = self._states.get(outcome.key)
             if state is not None:
                 state.num_tokens += 1 + len(outcome.path)
+                state.num_rounds += 1
                 state.worth.learn(state.spent, 1 + len(outcome.path))
             if state is not None and state.asked is not None:
                 state.local[state.asked].observe(outcome.tree, outcome.path)

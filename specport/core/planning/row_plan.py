@@ -45,6 +45,22 @@ class PathGate:
         return depth < len(self.least) and self.local.path_probability(token.confidences) >= self.least[depth]
 
 
+@dataclass(frozen=True)
+class DraftValue:
+    """Hold what a draft with a model is worth in a text.
+
+    gain:    seconds that a round with the best draft saves over a plain one.
+    least:   as for `PathGate`; its length is the length of the draft.
+    charges: [width] seconds that widths of the step cost for changing them.
+    since:   round in which it was worked out.
+    """
+
+    gain: float
+    least: tuple[float, ...]
+    charges: NDArray[np.float64]
+    since: int
+
+
 @dataclass
 class TextState:
     """Hold the planner's state of one sequence.
@@ -52,7 +68,8 @@ class TextState:
     costs, draft_costs: of the target and of each drafter; for a repeatable text, copies that do not learn.
     local, forecasts:   of each drafter: acceptance in this text, and the forecast.
     repeatable:         the text is sampled with a seed.
-    num_tokens:         of the answer so far.
+    num_tokens, num_rounds: of the answer so far.
+    values:             of drafters with a model, by their index.
     asked:              index of the drafter whose tree is being verified; None = an empty tree.
     spent:              modelled time of the round, in plain steps.
     """
@@ -65,6 +82,8 @@ class TextState:
     num_prompt_tokens: int
     worth: Worth
     num_tokens: int = 1
+    num_rounds: int = 0
+    values: dict[int, DraftValue] = field(default_factory=dict)
     asked: int | None = None
     spent: float = 0.0
 
