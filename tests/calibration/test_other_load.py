@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -38,31 +38,18 @@ def burning(processes: int, seconds: float = 60.0) -> Iterator[None]:
             burner.join()
 
 
-class Working(ToyModel):
-    """Work for about a millisecond per new token, on one core."""
-
-    def step(self, rows: Sequence[Row]) -> StepOutput:
-        for _ in range(20_000 * len(rows[0].block)):
-            pass
-        return super().step(rows)
-
-
-def costs(waited: Callable[[], float] = waited_seconds) -> tuple[float, bool]:
-    """Return the seconds of a step of 32 tokens, and whether the machine was found busy."""
-    model = Working(max_context=256)
-    found = measure(model, widths=(1, 32), contexts=(64,), budget_s=0.0, waited=waited)
-    return found.costs.seconds[0][-1], found.busy
+def test_a_busy_machine_is_noticed() -> None:
+    with burning(os.cpu_count() or 1):
+        found = measure(ToyModel(max_context=256), widths=(1, 32), contexts=(64,), budget_s=1.0)
+    assert found.busy
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how long threads waited")
-def test_a_busy_machine_is_noticed_and_waiting_for_it_does_not_count() -> None:
+def test_waiting_for_other_programs_is_counted() -> None:
     with burning(2 * (os.cpu_count() or 1)):
-        raw, _ = costs(waited=lambda: 0.0)
-        busy, noticed = costs()
-    assert noticed
-    assert (
-        busy < 0.75 * raw
-    )  # how near it is to an idle machine's, tests/benchmarks/busy_calibration.py tells
+        before = waited_seconds()
+        burn(time.monotonic() + 2.0)
+        assert waited_seconds() - before > 0.2
 
 
 def test_the_load_of_other_programs_is_measured() -> None:
