@@ -3,7 +3,6 @@
 Each width is stepped twice in a row, in a new random order of widths in each round. The first of the two
 steps shows the cost of a change of width, the second the cost of the step itself. Median polish separates
 machine drift from the cost of a width, medians keep single stalls out, and costs never fall with the width.
-What a step waited for other programs is taken out where the system tells (`other_load`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specport.calibration.other_load import BUSY_CORES, OtherLoad, waited_seconds
+from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Block, Model, Row
 from specport.progress import Progress, silent
@@ -24,7 +23,6 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 CONTEXTS = (64, 512, 2048)
 MIN_ROUNDS, MAX_ROUNDS = 5, 25
 OUTLIER = 1.5  # times the median
-_LEAST_SHARE = 0.25  # of a step's time, that is not waiting
 _CHUNK = 512  # prompt tokens a step, as in the engine
 
 
@@ -67,13 +65,12 @@ def measure(
     budget_s: float = 40.0,
     progress: Progress = silent,
     clock: Callable[[], float] = time.perf_counter,
-    waited: Callable[[], float] = waited_seconds,
 ) -> Measured:
     """Time steps of each width at each context, for about `budget_s` seconds without prompts.
 
     Contexts that do not fit the model are left out. A model's buckets replace `widths`.
 
-    clock, waited: return seconds: the time, and how much of it was waited for other programs.
+    clock: returns seconds.
     """
     narrowest = model.capabilities.min_width
     widths = sorted({max(width, narrowest) for width in model.capabilities.buckets or widths})
@@ -87,13 +84,12 @@ def measure(
     load = OtherLoad()
 
     def timed(row: Row) -> float:
-        """Return the seconds of a step without waiting for other programs; its tokens are dropped again."""
-        before, began = waited(), clock()
+        """Return the seconds of a step; its tokens are dropped again."""
+        began = clock()
         model.step([row])
         seconds = clock() - began
         model.commit(row.handle, ())
-        # Where several threads wait at once, their sum is too much: a part of the time was certainly work.
-        return max(seconds - (waited() - before), _LEAST_SHARE * seconds)
+        return seconds
 
     handle = model.open(contexts[-1] + widths[-1])
     try:

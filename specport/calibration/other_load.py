@@ -1,14 +1,12 @@
-"""Tell how busy other programs keep the machine during a measurement, and how long they were waited for."""
+"""Tell how busy other programs keep the machine during a measurement."""
 
 from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import psutil
 
-_TASKS = Path("/proc/self/task")
 BUSY_CORES = 0.15  # of other programs, from which on a machine is called busy
 
 
@@ -24,22 +22,6 @@ class OtherLoad:
         elapsed = time.perf_counter() - self._began
         others = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
         return max(0.0, others / elapsed) if elapsed > 0 else 0.0
-
-
-def waited_seconds() -> float:
-    """Return how long this process's threads have been ready to run without a core, all threads together.
-
-    Linux counts it for each thread (schedstat). With one other busy program only one thread waits at a time,
-    so a step took this much longer. Returns 0.0 where the system does not tell.
-    """
-    total = 0
-    try:
-        for task in os.scandir(_TASKS):
-            with open(os.path.join(task.path, "schedstat"), encoding="ascii") as file:
-                total += int(file.read().split()[1])
-    except (OSError, IndexError, ValueError):  # no Linux, or a thread has just ended
-        return 0.0
-    return total / 1e9
 
 
 def _busy_seconds() -> float:

@@ -109,8 +109,8 @@ def _table(report: Report) -> None:
         )
     if report.measured.busy:
         say(
-            f"the machine was busy: other programs used {report.measured.other_cores:.1f} cores. Waiting for "
-            "them was taken out as far as the system tells; calibrate again when it is idle\n"
+            f"the machine was busy: other programs used {report.measured.other_cores:.1f} cores, so these "
+            "times are too long; calibrate again when it is idle\n"
         )
     if report.path is not None:
         say(f"saved to {report.path}\n")

@@ -40,7 +40,7 @@ class Timed(ToyModel):
 
 def test_costs_come_out_as_they_are() -> None:
     model = Timed(max_context=4096)
-    found = measure(model, budget_s=1.0, clock=lambda: model.now, waited=lambda: 0.0)
+    found = measure(model, budget_s=1.0, clock=lambda: model.now)
     costs = found.costs
     assert costs.measured and costs.contexts == (64, 512, 2048)
     for context, row in zip(costs.contexts, costs.seconds, strict=True):
@@ -53,31 +53,26 @@ def test_costs_come_out_as_they_are() -> None:
 
 def test_stalls_are_named_and_do_not_count() -> None:
     model = Timed(stall_every=23, max_context=4096)
-    found = measure(model, budget_s=1.0, clock=lambda: model.now, waited=lambda: 0.0)
+    found = measure(model, budget_s=1.0, clock=lambda: model.now)
     assert found.costs.seconds[0] == pytest.approx([1.064 + 0.1 * w for w in found.costs.widths])
     assert found.outliers and all(o.seconds > 20 and o.median < 8 for o in found.outliers)
 
 
 def test_the_budget_buys_rounds() -> None:
     model = Timed(max_context=4096)
-    assert measure(model, budget_s=6000.0, clock=lambda: model.now, waited=lambda: 0.0).rounds > 10
+    assert measure(model, budget_s=6000.0, clock=lambda: model.now).rounds > 10
 
 
 def test_contexts_that_do_not_fit_are_left_out() -> None:
     for limit, contexts in ((600, (64, 512)), (80, (48,))):
         model = Timed(max_context=limit)
-        assert (
-            measure(
-                model, budget_s=0.0, clock=lambda model=model: model.now, waited=lambda: 0.0
-            ).costs.contexts
-            == contexts
-        )
+        assert measure(model, budget_s=0.0, clock=lambda model=model: model.now).costs.contexts == contexts
 
 
 def test_a_static_model_is_measured_at_its_buckets() -> None:
     model = Timed(max_context=4096)
     model.capabilities = Capabilities(buckets=(1, 8, 64))
-    assert measure(model, budget_s=0.0, clock=lambda: model.now, waited=lambda: 0.0).costs.widths == (
+    assert measure(model, budget_s=0.0, clock=lambda: model.now).costs.widths == (
         1,
         8,
         64,
@@ -87,7 +82,7 @@ def test_a_static_model_is_measured_at_its_buckets() -> None:
 def test_a_lone_token_costs_what_it_is_padded_to() -> None:
     model = Timed(max_context=4096)
     model.capabilities = Capabilities(min_width=2)
-    found = measure(model, budget_s=0.0, clock=lambda: model.now, waited=lambda: 0.0)
+    found = measure(model, budget_s=0.0, clock=lambda: model.now)
     assert found.costs.widths[:3] == (1, 2, 3)
     assert found.costs.seconds[0][:3] == pytest.approx([1.264, 1.264, 1.364])
     assert len(found.spread[0]) == len(found.costs.widths)
