@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from specport.errors import InvalidInput, ModelError
 from specport.models.int4_layout import read_layout
 from specport.models.source import IR_BIN, IR_XML, ModelFiles
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
+from specport.runtime.memory import free_bytes
 from specport.runtime.profiles import Profile
 
 FIT, ROW = "fit", "row"
@@ -101,21 +101,4 @@ def share(progress: Progress, name: str, number: int, count: int) -> Progress:
 
 def fit_together(formats: Sequence[Format]) -> bool:
     """Return whether all these models may be loaded at once, with half of the free memory left."""
-    return _MEMORY_OVER_FILE * sum(each.size for each in formats) < free_memory() / 2
-
-
-def free_memory() -> int:
-    """Return free memory in bytes.
-
-    0 = unknown, as without psutil (extra `bench`) on systems other than Linux.
-    """
-    try:
-        import psutil
-    except ImportError:
-        try:
-            text = Path("/proc/meminfo").read_text(encoding="ascii")
-        except OSError:
-            return 0
-        match = re.search(r"MemAvailable:\s*(\d+) kB", text)
-        return int(match[1]) << 10 if match else 0
-    return int(psutil.virtual_memory().available)
+    return _MEMORY_OVER_FILE * sum(each.size for each in formats) < free_bytes() / 2

@@ -77,10 +77,10 @@ def test_models_are_held_together_where_memory_allows(
     loader = Loader(load_profile("xeon"), Noisy(), None, None, False, silent)
     (one,) = formats.formats(loader, [ModelFiles(tmp_path, "m", "int8", "m", "")])
     assert one.size == 500_000
-    monkeypatch.setattr(formats, "free_memory", lambda: int(free))
+    monkeypatch.setattr(formats, "free_bytes", lambda: int(free))
     assert formats.fit_together([one, one]) == together
     monkeypatch.undo()
-    assert formats.free_memory() > 1 << 20
+    assert formats.free_bytes() > 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_table(noisy: Noisy, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert [row.split()[0] for row in near] == [name for _, name in ranked]
     assert best.startswith(f"best: {ranked[0][1]}; its steps cost ") and "of int8's at KL" in best
     assert err == "int8: rounded twice\n"
-    monkeypatch.setattr(formats, "free_memory", lambda: 0)
+    monkeypatch.setattr(formats, "free_bytes", lambda: 0)
     assert "one format after another, since memory is limited" in run(capsys, "toy", "--rounds", "2")[0]
 
 
