@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,21 +88,29 @@ def load(
     if drafting.policy == CLASSIFIER:
         _check_classifier(spec)
     files = loader.files(model, precision or profile.precision)
-    target = loader.target_with(files, exact, loader.exit_layer(spec, files))
-    if draft == "auto" and (bundle := registered(files.fingerprint)):
-        spec = spec.with_model(str(bundle))
-    tokenizer = load_tokenizer(files.folder)
-    notes = [*target.notes]
-    for name, used in ((device, loader), (draft_device, beside)):
-        if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
-            notes.append(note)
-    drafts: dict[str, DraftModel] = {}
-    for name in spec.models:
-        found, loaded = beside.draft(name, draft_precision, files, tokenizer, target)
-        if drafting.policy == CLASSIFIER and drafting.classifier is None:
-            drafting = replace(drafting, classifier=loader.classifier(target, found.files))
-        notes.extend(loaded.notes)
-        drafts[name] = beside.draft_model(found, loaded, target)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(load_tokenizer, files.folder)
+        target = loader.target_with(files, exact, loader.exit_layer(spec, files))
+        tokenizer = reading.result()
+        if draft == "auto" and (bundle := registered(files.fingerprint)):
+            spec = spec.with_model(str(bundle))
+        notes = [*target.notes]
+        for name, used in ((device, loader), (draft_device, beside)):
+            if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
+                notes.append(note)
+        # What a runtime does at a model's first step overlaps with loading the next model.
+        preparing = [pool.submit(target.prepare)] if target.prepare and spec.models else []
+        drafts: dict[str, DraftModel] = {}
+        for name in spec.models:
+            found, loaded = beside.draft(name, draft_precision, files, tokenizer, target)
+            if loaded.prepare:
+                preparing.append(pool.submit(loaded.prepare))
+            if drafting.policy == CLASSIFIER and drafting.classifier is None:
+                drafting = replace(drafting, classifier=loader.classifier(target, found.files))
+            notes.extend(loaded.notes)
+            drafts[name] = beside.draft_model(found, loaded, target)
+        for prepared in preparing:
+            prepared.result()
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,

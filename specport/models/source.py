@@ -150,16 +150,18 @@ def _from_default(options: _Options) -> ModelFiles:
 
 
 def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
-    header = gguf_file.read_header(path)
-    if header.architecture not in GGUF_ARCHITECTURES:
+    architecture = gguf_file.read_architecture(path)
+    if architecture not in GGUF_ARCHITECTURES:
         raise ModelError(
-            f"{path}: GGUF architecture {header.architecture!r} is not supported",
+            f"{path}: GGUF architecture {architecture!r} is not supported",
             f"use one of {', '.join(GGUF_ARCHITECTURES)}, or the model's Hugging Face folder",
         )
-    identity = fingerprint(path.parent, [], [path.name])
-    return _cached(
-        path.stem, identity, spec, options, lambda work: _convert(path, work, path.stem, spec, options)
-    )
+
+    def build(work: Path) -> Mapping[str, Any]:
+        gguf_file.read_header(path)  # an incomplete file is reported before the converter is loaded
+        return _convert(path, work, path.stem, spec, options)
+
+    return _cached(path.stem, fingerprint(path.parent, [], [path.name]), spec, options, build)
 
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:

@@ -16,7 +16,7 @@ from specport.runtime import measurements, memory
 from specport.runtime.conversion import resolve
 from specport.runtime.profiles import Profile, detect, load_profile
 from specport.runtime.registry import Backend, Loaded, LoadOptions, backend_for
-from specport.text.tokenizer import Tokenizer, load_tokenizer
+from specport.text.tokenizer import Tokenizer, load_beside
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class Loader:
         Raises ModelError for a bundle that was built for another target.
         """
         files = self.files(spec, precision or self.profile.draft_precision)
-        own = load_tokenizer(files.folder)
-        mismatch = own.mismatch(tokenizer)
+        own = load_beside(files.folder, tokenizer)
+        mismatch = None if own is tokenizer else own.mismatch(tokenizer)
         if files.bundle:
             files.bundle.check_target(beside.folder, beside.name, beside.fingerprint, mismatch)
         return DraftFiles(files, own, mismatch)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from specport.core.ports import Model
+from specport.core.block import Block
+from specport.core.ports import Model, Row
 from specport.errors import DeviceError
 from specport.runtime.profiles import Profile, cpu_flags
 
@@ -75,12 +76,24 @@ class Loaded:
            Measured costs are stored under it; "" = they cannot be stored.
     notes: messages for the user about how it was loaded.
     head_tokens: the token id of each column of the logits; None = every id, in order.
+    prepare: does what the runtime would do at the first step, such as repacking weights, which takes seconds.
+           The caller may run it in another thread while it loads other models. None = there is nothing to do.
     """
 
     model: Model
     notes: tuple[str, ...] = ()
     key: str = ""
     head_tokens: tuple[int, ...] | None = None
+    prepare: Callable[[], None] | None = field(default=None, compare=False)
+
+
+def first_step(model: Model) -> None:
+    """Step a model once and discard the result: `Loaded.prepare` of runtimes that repack weights then."""
+    handle = model.open()
+    try:
+        model.step([Row(handle, Block.chain((0,)), logits="last")])
+    finally:
+        model.close(handle)
 
 
 def settings_key(options: LoadOptions, **facts: object) -> str:

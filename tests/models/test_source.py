@@ -11,7 +11,7 @@ from support import tiny_models
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import hub, source
-from specport.models.gguf.file import read_header, write_without_tokenizer
+from specport.models.gguf.file import read_architecture, read_header, write_without_tokenizer
 from specport.models.source import original
 from specport.runtime.conversion import resolve
 
@@ -97,6 +97,26 @@ def test_bad_gguf_files(tmp_path):
     for at in (8, 16, 24):  # counts and lengths that no file can hold
         path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
         assert "truncated or damaged" in refused(path), at
+
+
+def test_a_converted_gguf_is_found_without_parsing_its_vocabulary(ir, tmp_path, monkeypatch):
+    path = tmp_path / "m.gguf"
+    tiny_models.write_gguf(path)
+
+    def convert(given, target, *_, **__):
+        shutil.copytree(ir, target, dirs_exist_ok=True)
+        return {}
+
+    found = source.resolve_with(convert, str(path))
+    monkeypatch.setattr(source.gguf_file, "read_header", pytest.fail)
+    assert source.resolve_with(pytest.fail, str(path)) == found
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert read_architecture(path) == "llama"
+    path.write_bytes(whole[:40])
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        read_architecture(path)
 
 
 def test_unsupported_gguf(tmp_path):

@@ -1,19 +1,21 @@
-"""What loading reads: each tokenizer once, and one comparison of draft and target."""
+"""What loading reads: each tokenizer once, and one comparison of draft and target. What it does at once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from support.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
-from specport.errors import ModelError
+from specport.errors import DeviceError, ModelError
 from specport.models import bundle
 from specport.models.source import ModelFiles
+from specport.runtime.registry import Loaded, LoadOptions
 
 
 class Compared(Tokenizer):
@@ -44,8 +46,8 @@ def count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str | None = N
         return replace(files, bundle=made) if spec == "d" else files
 
     monkeypatch.setattr("specport.runtime.loading.resolve", resolve)
-    for module in ("specport.api", "specport.runtime.loading"):
-        monkeypatch.setattr(f"{module}.load_tokenizer", load_tokenizer)
+    monkeypatch.setattr("specport.api.load_tokenizer", load_tokenizer)
+    monkeypatch.setattr("specport.runtime.loading.load_beside", lambda folder, other: load_tokenizer(folder))
     return seen
 
 
@@ -68,4 +70,43 @@ def test_a_draft_with_another_tokenizer_is_refused(
         specport.load("t", draft="d", device="xeon")
     assert toy_backend.loaded == ["t"]  # before the draft is loaded
     with pytest.raises(ModelError, match="the draft m has another tokenizer than the target: token 7"):
+        specport.load("t", draft="m", device="xeon")
+
+
+def test_the_target_is_prepared_while_the_draft_is_loaded(toy_backend: ToyBackend) -> None:  # noqa: F811
+    loading, prepared = Event(), []
+
+    def prepare(name: str) -> None:
+        if name == "t":
+            assert loading.wait(10)  # set when the draft is being loaded
+        prepared.append(name)
+
+    def load(files: ModelFiles, options: LoadOptions) -> Loaded:
+        if options.role == "draft":
+            loading.set()
+        return ToyBackend.load(toy_backend, files, options)
+
+    toy_backend.prepare = prepare
+    toy_backend.load = load  # type: ignore[method-assign]
+    with specport.load("t", draft="m", device="xeon"):
+        assert sorted(prepared) == ["m", "t"]  # both are ready when `load` returns
+
+
+def test_a_model_alone_is_not_prepared(toy_backend: ToyBackend) -> None:  # noqa: F811
+    toy_backend.prepare = pytest.fail  # nothing overlaps, so it would only cost a step
+    with specport.load("t", draft="ngram", device="xeon") as pipeline:
+        assert pipeline.generate("hello", max_new_tokens=4).token_ids
+
+
+@pytest.mark.parametrize("model", ["t", "m"])
+def test_an_error_of_preparing_reaches_the_caller(
+    toy_backend: ToyBackend,  # noqa: F811
+    model: str,
+) -> None:
+    def prepare(name: str) -> None:
+        if name == model:
+            raise DeviceError(f"{name} does not fit")
+
+    toy_backend.prepare = prepare
+    with pytest.raises(DeviceError, match=f"{model} does not fit"):
         specport.load("t", draft="m", device="xeon")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,17 @@ class Tokenizer(ToyTokenizer):
 
 
 class ToyBackend:
-    """Loads a toy for any name; a draft is a noisier one. `keyed`: whether costs can be kept."""
+    """Loads a toy for any name; a draft is a noisier one.
+
+    keyed:   whether costs can be kept.
+    prepare: called as `Loaded.prepare` with the model's name; None = there is nothing to prepare.
+    """
 
     name = "toy"
     weights: Weights = "huggingface"
 
-    def __init__(self, keyed: bool = True) -> None:
-        self.keyed = keyed
+    def __init__(self, keyed: bool = True, prepare: Callable[[str], None] | None = None) -> None:
+        self.keyed, self.prepare = keyed, prepare
         self.loaded: list[str] = []
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
@@ -38,7 +44,11 @@ class ToyBackend:
                 exit_noise=1 / layer, exit_layer=layer, max_context=2300, step_seconds=0.0002
             )
         exit_ = f"-{options.exit_layer}" if options.exit_layer else ""
-        return Loaded(model, key=f"{files.name}-{options.role}{exit_}" if self.keyed else "")
+        return Loaded(
+            model,
+            key=f"{files.name}-{options.role}{exit_}" if self.keyed else "",
+            prepare=None if self.prepare is None else partial(self.prepare, files.name),
+        )
 
 
 @pytest.fixture
@@ -53,9 +63,9 @@ def toy_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyBackend:
     monkeypatch.setattr("specport.runtime.loading.resolve", resolve)
     for module in (
         "specport.api",
-        "specport.runtime.loading",
         "specport.bench.run",
         "specport.calibration.calibrate",
     ):
         monkeypatch.setattr(f"{module}.load_tokenizer", lambda folder: Tokenizer())
+    monkeypatch.setattr("specport.runtime.loading.load_beside", lambda folder, other: Tokenizer())
     return backend

@@ -1,6 +1,7 @@
 """The tokenizer wrapper: BOS, chat templates, bytes, fingerprints; hostile and damaged files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizers import AddedToken
 from specport.errors import InvalidInput, ModelError
 from specport.models.gguf.file import read_header
 from specport.text import gguf_tokenizer
-from specport.text.tokenizer import Tokenizer, load_tokenizer
+from specport.text.tokenizer import Tokenizer, load_beside, load_tokenizer
 
 
 @pytest.fixture
@@ -122,6 +123,20 @@ def change(folder: Path, edit) -> Tokenizer:
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     edit(backend)
     return Tokenizer(backend)
+
+
+def test_a_draft_shares_the_tokenizer_of_an_equal_file(folder, tmp_path):
+    tokenizer = load_tokenizer(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert load_beside(tmp_path / "copy", tokenizer) is tokenizer
+    path = tmp_path / "copy" / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    other = load_beside(tmp_path / "copy", tokenizer)
+    assert other is not tokenizer
+    assert other.mismatch(tokenizer) is None
+    path.unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer \(tokenizer.json\)"):
+        load_beside(tmp_path / "copy", tokenizer)
 
 
 def test_mismatch_names_the_first_difference(folder, tmp_path):

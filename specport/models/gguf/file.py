@@ -10,7 +10,8 @@ from __future__ import annotations
 import mmap
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ Tensor = tuple[tuple[int, ...], int, int]  # shape in ggml order, ggml type, off
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+HEAD_BYTES = 20  # version and numbers of entries, behind the magic
+ARCHITECTURE = "general.architecture"
 MAX_ENTRIES = 1 << 20  # more metadata keys or tensors than any real model has
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -56,11 +59,26 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        return str(self.metadata.get("general.architecture", ""))
+        return str(self.metadata.get(ARCHITECTURE, ""))
 
 
 def read_header(path: Path) -> GgufHeader:
     """Parse and check `path`. Raises ModelError when it is not a GGUF file, damaged or incomplete."""
+    with _parser(path) as parser:
+        return parser.header()
+
+
+def read_architecture(path: Path) -> str:
+    """Return the architecture, "" where the file names none. Raises ModelError like `read_header`.
+
+    The key is mostly the first one, so that the vocabulary is not parsed, which takes tenths of a second.
+    """
+    with _parser(path) as parser:
+        return next((str(value) for key, value in parser.entries() if key == ARCHITECTURE), "")
+
+
+@contextmanager
+def _parser(path: Path) -> Iterator[_Parser]:
     try:
         with open(regular(path), "rb") as file:
             if file.read(4) != MAGIC:
@@ -68,7 +86,7 @@ def read_header(path: Path) -> GgufHeader:
                     f"{path} is not a GGUF file", "give a .gguf file, a model folder or a hub id"
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Parser(path, data).header()
+                yield _Parser(path, data)
     except UnsafeFile as error:
         raise ModelError(str(error), "give a .gguf file, a model folder or a hub id") from error
     except OSError as error:
@@ -118,25 +136,34 @@ class _Parser:
         start = self.take(count * dtype.itemsize)
         return np.frombuffer(self.data[start : self.at], dtype)
 
-    def header(self) -> GgufHeader:
-        version, tensor_count, key_count = self.number("I"), self.number("Q"), self.number("Q")
-        if version not in VERSIONS:
+    def start(self) -> None:
+        """Read version and numbers of entries. Raises ModelError."""
+        self.version, self.tensor_count, self.key_count = (self.number(code) for code in "IQQ")
+        if self.version not in VERSIONS:
             raise ModelError(
-                f"{self.path} has GGUF version {version}, which is not supported",
+                f"{self.path} has GGUF version {self.version}, which is not supported",
                 "use a little-endian GGUF file of version 2 or 3",
             )
-        if tensor_count > MAX_ENTRIES or key_count > MAX_ENTRIES:
-            raise self.damaged(f"{tensor_count} tensors, {key_count} keys")
+        if self.tensor_count > MAX_ENTRIES or self.key_count > MAX_ENTRIES:
+            raise self.damaged(f"{self.tensor_count} tensors, {self.key_count} keys")
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """Yield each metadata key with its value, parsed one at a time."""
+        self.start()
+        for _ in range(self.key_count):
+            key = self.string()
+            yield key, self.value(self.number("I"))
+
+    def header(self) -> GgufHeader:
         metadata: dict[str, Any] = {}
         spans: dict[str, tuple[int, int]] = {}
-        for _ in range(key_count):
-            start = self.at
-            key = self.string()
-            metadata[key] = self.value(self.number("I"))
-            spans[key] = (start, self.at)
+        end = self.at + HEAD_BYTES
+        for key, value in self.entries():
+            metadata[key] = value
+            spans[key], end = (end, self.at), self.at
         table_start = self.at
         tensors: dict[str, Tensor] = {}
-        for _ in range(tensor_count):
+        for _ in range(self.tensor_count):
             name = self.string()
             shape = tuple(self.number("Q") for _ in range(min(self.number("I"), 8)))
             tensors[name] = (shape, self.number("I"), self.number("Q"))
@@ -146,7 +173,7 @@ class _Parser:
             raise self.damaged(f"alignment {alignment!r}")
         data_start = -(-self.at // alignment) * alignment
         self.check_complete(tensors, data_start)
-        return GgufHeader(self.path, version, metadata, spans, tensors, table, data_start)
+        return GgufHeader(self.path, self.version, metadata, spans, tensors, table, data_start)
 
     def check_complete(self, tensors: Mapping[str, Tensor], data_start: int) -> None:
         for name, (shape, kind, offset) in tensors.items():

@@ -19,7 +19,7 @@ from specport.models.source import ModelFiles
 from specport.runtime import numerics
 from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions, backend_for
+from specport.runtime.registry import Loaded, LoadOptions, backend_for
 
 ov = pytest.importorskip("openvino")
 
@@ -40,11 +40,15 @@ def files() -> ModelFiles:
 
 
 @pytest.fixture(scope="module")
-def model(files: ModelFiles) -> PagedModel:
+def loaded(files: ModelFiles) -> Loaded:
     options = LoadOptions(load_profile("xeon"), hidden_layers=HIDDEN, max_context=1024)
-    loaded = backend_for(options.profile).load(files, options).model
-    assert isinstance(loaded, PagedModel)
-    return loaded
+    return backend_for(options.profile).load(files, options)
+
+
+@pytest.fixture(scope="module")
+def model(loaded: Loaded) -> PagedModel:
+    assert isinstance(loaded.model, PagedModel)
+    return loaded.model
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +179,17 @@ def test_a_step_that_is_never_committed_leaves_nothing(
     model.truncate(handle, 40)
     assert model.cache.num_used_blocks <= used
     assert np.array_equal(feed(model, handle, [IDS[40:50]]), whole[40:50])
+
+
+def test_preparing_leaves_nothing(
+    loaded: Loaded, model: PagedModel, handle: PagedSequence, whole: NDArray[np.float32]
+) -> None:
+    feed(model, handle, [IDS[:40]])
+    used = model.cache.num_used_blocks
+    assert loaded.prepare is not None
+    loaded.prepare()
+    assert model.cache.num_used_blocks == used
+    assert np.array_equal(feed(model, handle, [IDS[40:]]), whole[40:])
 
 
 def test_wrong_commits_are_refused(model: PagedModel, handle: PagedSequence) -> None:

@@ -1,0 +1,27 @@
+"""Find the longest sequence that a model's configuration allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from specport.errors import ModelError
+from specport.models.json_file import read_json
+
+_DEFAULT = 2048  # for a config.json that names no limit
+
+
+def context_limit(folder: Path, most: int | None) -> int:
+    """Return the model's own limit in tokens, or `most` where that is less.
+
+    Raises ModelError where config.json holds a limit that is no number.
+    """
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")  # multimodal configurations keep the limit one level down
+    tables = (config, text if isinstance(text, dict) else {})
+    found = (table.get("max_position_embeddings") for table in tables)
+    limit = next((value for value in found if isinstance(value, int) and value > 1), None)
+    if limit is None:
+        if not isinstance(config.get("max_position_embeddings", 0), int):
+            raise ModelError("config.json: max_position_embeddings is not a number")
+        limit = _DEFAULT
+    return limit if most is None else min(limit, most)
