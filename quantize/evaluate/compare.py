@@ -15,11 +15,11 @@ from specport.quantize.evaluate import ranking
 from specport.quantize.evaluate.fidelity import Fidelity, measure_fidelity, perplexity
 from specport.quantize.evaluate.formats import (
     Format,
-    check_device,
-    check_dynamic_groups,
     converted,
+    distinct,
     fit_together,
     formats,
+    loader_on,
     share,
 )
 from specport.quantize.evaluate.step_times import (
@@ -39,7 +39,6 @@ from specport.core.ports import Model
 from specport.errors import InvalidInput
 from specport.models.precision import parse
 from specport.progress import Progress, part, silent
-from specport.runtime.loading import Loader
 from specport.runtime.profiles import Profile, cpu_name
 from specport.runtime.versions import installed
 from specport.text.builtin_prompts import encode
@@ -132,13 +131,8 @@ def compare(
     SpecportError.
     """
     check_plan(context, rounds)
-    check_dynamic_groups(dynamic_groups)
-    loader = Loader.on(device, threads, None, trust_remote_code)
-    check_device(loader)
-    wanted = [*(precisions or defaults(loader.profile)), *filter(None, [baseline])]
-    names = [*dict.fromkeys(str(parse(name)) for name in wanted)]
-    for name in names:
-        loader.check_precision(name)
+    loader = replace(loader_on(device, threads, dynamic_groups), trust_remote_code=trust_remote_code)
+    names = distinct(loader, [*(precisions or defaults(loader.profile)), *filter(None, [baseline])])
     source, *files = converted(loader, model, [SOURCE, *names], part(progress, 0.0, 0.4))
     tokenizer = load_tokenizer(source.folder)
     reader = replace(loader, profile=replace(loader.profile, device="CPU", fast=F32, fit_dynamic_group=False))

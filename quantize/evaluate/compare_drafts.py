@@ -7,18 +7,18 @@ greedy answers; steps of drafts and target are timed in turns. Both together giv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from specport.quantize.evaluate import ranking
 from specport.quantize.evaluate.compare import PACKAGES, check_plan, timing_plan
 from specport.quantize.evaluate.formats import (
     Format,
-    check_device,
-    check_dynamic_groups,
     converted,
+    distinct,
     fit_together,
     formats,
+    loader_on,
     share,
 )
 from specport.quantize.evaluate.pair import Acceptance, DraftPair, acceptance
@@ -27,9 +27,7 @@ from specport.quantize.text.prompts import HELD_OUT
 
 from specport.core.ports import Model
 from specport.errors import ModelError
-from specport.models.precision import parse
 from specport.progress import Progress, part, silent
-from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
@@ -106,18 +104,17 @@ def compare_drafts(
     Other arguments as for `compare`. Raises SpecportError.
     """
     check_plan(context, rounds)
-    check_dynamic_groups(dynamic_groups)
-    loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.3, 0.4))
-    check_device(loader)
+    loader = replace(
+        loader_on(device, threads, dynamic_groups),
+        trust_remote_code=trust_remote_code,
+        progress=part(progress, 0.3, 0.4),
+    )
     kinds = ("int8:sym", "int4:sym") if loader.profile.symmetric else ("int8", "int4")
-    wanted = precisions or [*kinds, loader.profile.draft_precision]
-    names = [*dict.fromkeys(str(parse(name)) for name in wanted)]
-    for name in names:
-        loader.check_precision(name)
+    names = distinct(loader, precisions or [*kinds, loader.profile.draft_precision])
     compared = formats(loader, converted(loader, model, names, part(progress, 0.0, 0.3)), dynamic_groups)
     target_files, loaded = loader.target(target, target_precision, exact)
     tokenizer = load_tokenizer(target_files.folder)
-    if wrong := load_tokenizer(compared[0].files.folder).mismatch(tokenizer):
+    if wrong := loader.draft_files(model or "default", names[0], target_files, tokenizer).mismatch:
         raise ModelError(f"{compared[0].files.name} has another tokenizer than the target: {wrong}")
     accepted: list[Acceptance] = []
     limit = loaded.model.max_context

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from specport.errors import InvalidInput, ModelError
 from specport.models.int4_layout import read_layout
+from specport.models.precision import parse
 from specport.models.source import IR_BIN, IR_XML, ModelFiles
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
@@ -40,23 +41,32 @@ class Format:
         return sum((self.files.folder / file).stat().st_size for file in (IR_XML, IR_BIN))
 
 
-def check_device(loader: Loader) -> None:
-    """Raise InvalidInput for a device whose weights are not compressed by conversion."""
-    if loader.backend.weights != "ir":
-        raise InvalidInput(
-            f"{loader.profile.name} runs no compressed weights, so that there is nothing to compare",
-            "choose a device that runs on OpenVINO, as --device xeon",
-        )
+def loader_on(device: str, threads: int | None, dynamic_groups: Sequence[str]) -> Loader:
+    """Return a loader for a device whose weights are compressed by conversion.
 
-
-def check_dynamic_groups(groups: Sequence[str]) -> None:
-    """Raise InvalidInput for a group of activations that cannot be read."""
-    for group in groups:
+    Raises InvalidInput for another device, and for a group of activations that cannot be read.
+    """
+    for group in dynamic_groups:
         if group not in (FIT, ROW) and not re.fullmatch(r"[1-9]\d{0,6}|0", group):
             raise InvalidInput(
                 f"{group!r} is no group of activations",
                 f"give a number, {FIT} (what fits the weights) or {ROW} (the narrowest whole row)",
             )
+    loader = Loader.on(device, threads)
+    if loader.backend.weights != "ir":
+        raise InvalidInput(
+            f"{loader.profile.name} runs no compressed weights, so that there is nothing to compare",
+            "choose a device that runs on OpenVINO, as --device xeon",
+        )
+    return loader
+
+
+def distinct(loader: Loader, precisions: Sequence[str]) -> list[str]:
+    """Return the names of these formats without repetitions. Raises InvalidInput for what cannot be run."""
+    names = [*dict.fromkeys(str(parse(name)) for name in precisions)]
+    for name in names:
+        loader.check_precision(name)
+    return names
 
 
 def formats(loader: Loader, files: Sequence[ModelFiles], groups: Sequence[str] = ()) -> list[Format]:

@@ -138,7 +138,6 @@ class Noisy(ToyBackend):
 def noisy(monkeypatch: pytest.MonkeyPatch, toy_backend: ToyBackend, tmp_path: Path) -> Noisy:  # noqa: F811
     backend = Noisy()
     monkeypatch.setattr("specport.runtime.loading.backend_for", lambda profile: backend)
-    monkeypatch.setattr("specport.runtime.loading.load_beside", lambda folder, other: None)
     from support.toy_backend import Tokenizer
 
     for module in (compare, compare_drafts):
