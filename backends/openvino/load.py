@@ -48,8 +48,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 
     Raises ModelError, DeviceError, and InvalidInput for a cache that is too small for any text.
     """
-    profile = _for_processor(options, files.precision).fitted(files.folder)
-    notes = _notes(files, options)
+    profile = for_processor(options, files.precision).fitted(files.folder)
+    notes = notes_for(files, options)
     if files.precision == "fp32" and profile.fallback:
         # fp32 weights imply f32 arithmetic.
         f32 = profile.fallback
@@ -95,7 +95,7 @@ def _loaded(
     return Loaded(model, notes, key, options.head_tokens, prepare=partial(first_step, model))
 
 
-def _for_processor(options: LoadOptions, precision: str) -> Profile:
+def for_processor(options: LoadOptions, precision: str) -> Profile:
     """Return the profile with the properties for AMX, where the processor has it."""
     profile = options.profile
     if computes_on(profile) != "CPU" or "amx_bf16" not in cpu_flags():
@@ -111,7 +111,7 @@ def _for_processor(options: LoadOptions, precision: str) -> Profile:
     return replace(profile, exact=exact, fast=fast, draft=draft)
 
 
-def _notes(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
+def notes_for(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
     """Return notes for the user about the target's device; none for a draft."""
     if options.role == "draft":
         return ()
@@ -175,7 +175,7 @@ def _compile(
         # In exact mode each path of a tree is run as a chain. Only the CPU's kernels do this correctly.
         looks_ahead=not exact_mode and computes_on(options.profile) == "CPU",
     )
-    request = Request(_on_device(paged, files, options, settings))
+    request = Request(compile_on_device(paged, files, options, settings))
     return _with_room(
         PagedModel(
             request,
@@ -229,7 +229,7 @@ def _early_exit(
     default = ov.Core().get_property(options.profile.device, _PRECISION)
     parts = split(model, options.exit_layer, getattr(ov.Type, asked) if asked else default)
     front, back, head = (
-        _on_device(part, files, options, settings) for part in (parts.front, parts.back, parts.head)
+        compile_on_device(part, files, options, settings) for part in (parts.front, parts.back, parts.head)
     )
     return ExitModel(
         front,
@@ -260,7 +260,7 @@ def _static(
     static = to_static(model, capacity, options.hidden_layers, options.head_tokens)
 
     def runner(width: int, num_rows: int) -> StaticRunner:
-        compiled = _on_device(static.fixed(width, num_rows), files, options, settings)
+        compiled = compile_on_device(static.fixed(width, num_rows), files, options, settings)
         return StaticRunner(compiled, static.masks, options.hidden_layers)
 
     decoders = [runner(width, width) for width in (decode[-1:] if one_width else decode)]
@@ -274,9 +274,10 @@ def _static(
     )
 
 
-def _on_device(
+def compile_on_device(
     model: ov.Model, files: ModelFiles, options: LoadOptions, settings: Mapping[str, Any]
 ) -> ov.CompiledModel:
+    """Return a graph compiled for the profile's device. Raises DeviceError."""
     try:
         return ov.Core().compile_model(model, options.profile.device, settings)
     except RuntimeError as error:

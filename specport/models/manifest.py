@@ -35,7 +35,7 @@ def write(folder: Path, about: Mapping[str, Any], name: str = MANIFEST_FILE) -> 
         stat = path.stat()
         entry = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(path)}
         files[path.relative_to(folder).as_posix()] = entry
-    _store(folder / name, {"format": FORMAT, "about": dict(about), "files": files})
+    store(folder / name, {"format": FORMAT, "about": dict(about), "files": files})
 
 
 def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
             return f"{file} cannot be read: {error}"
     if touched:
         with suppress(OSError):  # a read-only cache is hashed again at the next call
-            _store(folder / name, manifest)
+            store(folder / name, manifest)
     return None
 
 
@@ -94,5 +94,6 @@ def _check(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _store(path: Path, body: Mapping[str, Any]) -> None:
+def store(path: Path, body: Mapping[str, Any]) -> None:
+    """Write the content of a manifest with its check sum, atomically."""
     write_json(path, {**body, "check": _check(body)}, sort_keys=True)

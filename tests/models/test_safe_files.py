@@ -109,7 +109,7 @@ def forged_manifest(folder: Path, change: Callable[[dict], None], name: str) -> 
     body = json.loads((folder / name).read_text())
     body.pop("check")
     change(body)
-    manifest._store(folder / name, body)
+    manifest.store(folder / name, body)
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../secret", "link", "C:\\x"])

@@ -23,10 +23,10 @@ def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch)
     profile = load_profile("xeon")
     one, two = (LoadOptions(profile, threads=threads) for threads in (1, 2))
     f32 = {"INFERENCE_PRECISION_HINT": "f32"}
-    assert loading._for_processor(one, "fp16").exact == {**profile.exact, **f32}
-    assert loading._for_processor(two, "fp16") == profile
+    assert loading.for_processor(one, "fp16").exact == {**profile.exact, **f32}
+    assert loading.for_processor(two, "fp16") == profile
     for options in (one, two):
-        assert loading._for_processor(options, "int4").draft == {**profile.draft, **profile.amx}
+        assert loading.for_processor(options, "int4").draft == {**profile.draft, **profile.amx}
 
 
 @pytest.mark.parametrize(("shape", "group"), [("64, 12, 128", 128), ("64, 576", 256), ("64, 9, 64", 64)])
