@@ -1,8 +1,8 @@
 """Explain one answer: where its time went, what each drafter brought, and whether speculation paid.
 
 The time of plain decoding is estimated: for each token after the first a plain step, and the loop around it.
-What a plain step costs is known from the planner, which corrects measured costs by each step, or else from the
-answer's own steps without a draft.
+What a plain step costs is known from the planner, which corrects measured costs by each step, or else from
+the answer's own steps without a draft.
 
     saved  = accepted tokens * (plain step + loop around a step)
     spent  = drafting + what steps with a draft took beyond plain ones
