@@ -17,6 +17,7 @@ from specport.errors import InvalidInput
 from specport.models.bundle import registered
 from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
+from specport.runtime import tuned
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.text.tokenizer import load_tokenizer
@@ -49,12 +50,13 @@ def load(
                SmolLM2-135M-Instruct. Converted once and kept in the cache.
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
-               speed), or "auto": n-grams, and the bundle that `specport quantize` built for this model, if
-               any. All forms: `drafters.spec`.
+               speed), or "auto": what `specport tune` chose for this model here, else n-grams, and the bundle
+               that `specport quantize` built for this model, if any. All forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
-               "bf16" or "fp16" on torch (see `specport.models.precision`); None = the profile's.
+               "bf16" or "fp16" on torch (see `specport.models.precision`); None = the tuned format, else the
+               profile's.
     draft_precision: the same for a draft model.
     exact:     the text equals plain decoding token for token. False: faster attention over long contexts;
                near-ties may be decided differently.
@@ -86,12 +88,20 @@ def load(
     drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
     if drafting.policy == CLASSIFIER:
         _check_classifier(spec)
-    files = loader.files(model, precision or profile.precision)
+    kept = tuned.find(model, profile.name)
+    files = loader.files(model, precision or kept.precision or profile.precision)
+    notes = []
+    if draft == "auto":
+        chosen, notes = kept.draft(files)
+        if chosen is not None:
+            spec = chosen
+        elif bundle := registered(files.fingerprint):
+            spec = spec.with_model(str(bundle))
+    if precision is None and kept.precision not in (None, profile.precision):
+        notes.append(f"weights by specport tune: {files.precision}")
     target = loader.target_with(files, exact, loader.exit_layer(spec, files))
-    if draft == "auto" and (bundle := registered(files.fingerprint)):
-        spec = spec.with_model(str(bundle))
     tokenizer = load_tokenizer(files.folder)
-    notes = [*target.notes]
+    notes += target.notes
     for name, used in ((device, loader), (draft_device, beside)):
         if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
             notes.append(note)

@@ -30,6 +30,7 @@ FLOORS: imports.Floors = (
         "face": ("", "api", "pipeline", "chat", "stream", "options", "explain"),
     },
     {"bench": ("bench",), "conformance": ("conformance",)},
+    {"tune": ("tune",)},
     {"cli": ("cli", "__main__")},
 )
 

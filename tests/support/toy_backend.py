@@ -19,19 +19,23 @@ class Tokenizer(ToyTokenizer):
 
 
 class ToyBackend:
-    """Loads a toy for any name; a draft is a noisier one. `keyed`: whether costs can be kept."""
+    """Loads a toy for any name; a draft is a noisier one.
+
+    keyed: whether costs can be kept. step_seconds: of a target.
+    """
 
     name = "toy"
     weights: Weights = "huggingface"
 
     def __init__(self, keyed: bool = True) -> None:
-        self.keyed = keyed
+        self.keyed, self.step_seconds = keyed, 0.0002
         self.loaded: list[str] = []
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
         self.loaded.append(files.name)
         noise = 0.4 if options.role == "draft" else 0.0
-        model = ToyModel(noise=noise, max_context=2300, step_seconds=0.0002)
+        seconds = 0.0002 if options.role == "draft" else self.step_seconds
+        model = ToyModel(noise=noise, max_context=2300, step_seconds=seconds)
         if options.exit_layer:  # the later the exit, the better it guesses
             layer = options.exit_layer
             model = ToyExitModel(
@@ -56,6 +60,8 @@ def toy_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyBackend:
         "specport.runtime.loading",
         "specport.bench.run",
         "specport.calibration.calibrate",
+        "specport.tune.heats",
+        "specport.tune.hand",
     ):
         monkeypatch.setattr(f"{module}.load_tokenizer", lambda folder: Tokenizer())
     return backend
