@@ -39,8 +39,7 @@ TUNE_OPTIONS = (
 def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "tune", help="find what makes a model fastest here, and keep it for run", epilog=EXAMPLES,
-        description="Measure weights and drafters for a model on this device in a given time, and keep the best "
-        "for specport run.",
+        description="Measure weights and drafters for a model on this device, and keep the best for `run`.",
     )  # fmt: skip
     options.add_target_options(parser)
     add = parser.add_argument_group("what to try").add_argument

@@ -28,6 +28,8 @@ def show(report: Report) -> None:
     _drafters(report)
     for what, why in report.untried.items():
         say(f"not tried: {what}: {why}\n")
+    if report.busy:
+        say(f"other programs used {report.other_cores:.1f} cores meanwhile: tune again when it is idle\n")
     verdict = report.verdict
     say(f"\nchosen: --draft {verdict.draft}\nwhy: {verdict.reason}\n")
     terminal.say(f"kept in {report.path}; specport run uses it, specport tune --forget drops it")

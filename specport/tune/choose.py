@@ -9,6 +9,7 @@ from specport.bench.summary import Figures
 from specport.drafters.spec import DraftSpec, parse
 
 LEAST_GAIN = 0.02  # over plain decoding, from which on drafting is worth it
+FEW = 4  # prompts, below which a verdict says that it rests on few
 TIE = 0.02  # candidates that are this close to the best count as equal: the simplest wins
 
 
@@ -87,6 +88,9 @@ def choose(tried: Sequence[Tried], exact: bool) -> Verdict:
         reason += f"; {best.name} is as fast ({_speed(best):.2f}) and needs more"
     elif rest:
         reason += f"; the next is {rest[0].name} ({_speed(rest[0]):.2f})"
+    assert winner.figures is not None  # it has a speed
+    if winner.figures.prompts < FEW:
+        reason += f"; by {winner.figures.prompts} of the prompts only: more --budget makes it surer"
     return Verdict(winner.draft, winner.name, _speed(winner), reason, _marked(tried, winner, exact))
 
 

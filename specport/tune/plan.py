@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from specport.calibration.calibrate import DRAFT_S, TARGET_S
+from specport.calibration.measure import CONTEXTS
 from specport.core.planning.step_costs import StepCosts
 from specport.tune.budget import written
 from specport.tune.hand import Sibling
@@ -106,6 +107,11 @@ def with_model(alias: str, tree: bool) -> tuple[str, ...]:
 def calibration_s(budget_s: float) -> float:
     """Return the seconds for measuring the target's steps: less where the whole budget is small."""
     return min(TARGET_S, 0.1 * budget_s)
+
+
+def contexts(budget_s: float) -> tuple[int, ...]:
+    """Return the contexts at which the target's steps are measured: fewer where the whole budget is small."""
+    return CONTEXTS if budget_s >= 600 else CONTEXTS[:2] if budget_s >= 200 else CONTEXTS[:1]
 
 
 def answer_s(facts: Facts) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from specport.bench.summary import Figures
 from specport.calibration import calibrate
 from specport.calibration.methods import PLAIN
+from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
 from specport.progress import Progress, part, silent
@@ -32,6 +33,7 @@ class Report:
     precision: of the weights that drafters were measured with; weights: the formats that were compared.
     plain:     TTFT and TPOT of plain decoding in ms, and its drift in the last measurement.
     untried:   step -> why it was left out.
+    other_cores: cores that other programs used meanwhile, at most in any measurement.
     path:      file of the kept choice.
     """
 
@@ -47,7 +49,13 @@ class Report:
     prompts: int
     max_new_tokens: int
     seconds: float
+    other_cores: float
     path: Path
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs kept the machine busy."""
+        return self.other_cores >= BUSY_CORES
 
 
 def look(options: Options, progress: Progress = silent) -> list[Step]:
@@ -85,6 +93,7 @@ class _Run:
         self._names: dict[str, str] = {}
         self._models: dict[str, str] = {}
         self._steps: list[Step] = []
+        self._other_cores = 0.0
 
     def run(self) -> Report:
         options = self._options
@@ -128,7 +137,9 @@ class _Run:
     def _heat(self, step: Step, number: int, progress: Progress) -> None:
         left = sum(each.kind in (plan.HEAT, plan.CALIBRATE) for each in self._steps[number:])
         deadline = time.perf_counter() + self._left(final=False) / max(1, left)
+        load = OtherLoad()
         heat = self._track.run(step.methods, step.models, plan.HEAT_PROMPTS, deadline, progress)
+        self._other_cores = max(self._other_cores, load.cores())
         self._models |= step.models
         self._note_plain(heat.figures)
         for method in step.methods:
@@ -146,7 +157,9 @@ class _Run:
         used = {name for method in methods for name in parse(method).models}
         models = {alias: model for alias, model in self._models.items() if alias in used}
         deadline = time.perf_counter() + self._left(final=True)
+        load = OtherLoad()
         heat = self._track.run(methods, models, len(self._track.prompts), deadline, progress)
+        self._other_cores = max(self._other_cores, load.cores())
         self._note_plain(heat.figures)
         for method in methods:
             self._tried[method] = replace(self._tried[method], final=heat.figures[method])
@@ -180,9 +193,11 @@ class _Run:
     def _calibrate_target(self, progress: Progress) -> None:
         if self._track.costs is None:
             progress("measuring the target's steps", 0.0)
-            seconds = plan.calibration_s(self._options.budget_s)
-            track = self._track
-            calibrate.report("target", track.files, track.target, self._loader, progress, seconds)
+            budget, track = self._options.budget_s, self._track
+            calibrate.report(
+                "target", track.files, track.target, self._loader, progress, plan.calibration_s(budget),
+                plan.contexts(budget),
+            )  # fmt: skip
 
     def _left(self, *, final: bool) -> float:
         """Return the seconds that are left, without those kept for the final."""
@@ -253,5 +268,6 @@ class _Run:
             prompts=len(track.prompts),
             max_new_tokens=options.max_new_tokens,
             seconds=time.perf_counter() - self._began,
+            other_cores=self._other_cores,
             path=path,
         )
