@@ -1,4 +1,4 @@
-"""What a tuning has chosen: stored, found again, used by `specport.load`, left alone where it does not fit."""
+"""What a tuning has chosen: stored, found again, used by `specport.load`, or left alone with a note."""
 
 from __future__ import annotations
 
