@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,13 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.models.bundle import registered
+from specport.models.source import ModelFiles
 from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
+from specport.runtime import tuned
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
-from specport.text.tokenizer import load_tokenizer
+from specport.runtime.together import load_together
 
 
 def load(
@@ -50,12 +51,13 @@ def load(
                SmolLM2-135M-Instruct. Converted once and kept in the cache.
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
-               speed), or "auto": n-grams, and the bundle that `specport quantize` built for this model, if
-               any. All forms: `drafters.spec`.
+               speed), or "auto": what `specport tune` chose for this model here, else n-grams, and the bundle
+               that `specport quantize` built for this model, if any. All forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
-               "bf16" or "fp16" on torch (see `specport.models.precision`); None = the profile's.
+               "bf16" or "fp16" on torch (see `specport.models.precision`); None = the tuned format, else the
+               profile's.
     draft_precision: the same for a draft model.
     exact:     the text equals plain decoding token for token. False: faster attention over long contexts;
                near-ties may be decided differently.
@@ -87,30 +89,25 @@ def load(
     drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
     if drafting.policy == CLASSIFIER:
         _check_classifier(spec)
-    files = loader.files(model, precision or profile.precision)
-    with ThreadPoolExecutor() as pool:
-        reading = pool.submit(load_tokenizer, files.folder)
-        target = loader.target_with(files, exact, loader.exit_layer(spec, files))
-        tokenizer = reading.result()
-        if draft == "auto" and (bundle := registered(files.fingerprint)):
-            spec = spec.with_model(str(bundle))
-        notes = [*target.notes]
-        for name, used in ((device, loader), (draft_device, beside)):
-            if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
-                notes.append(note)
-        # What a runtime does at a model's first step overlaps with loading the next model.
-        preparing = [pool.submit(target.prepare)] if target.prepare and spec.models else []
-        drafts: dict[str, DraftModel] = {}
-        for name in spec.models:
-            found, loaded = beside.draft(name, draft_precision, files, tokenizer, target)
-            if loaded.prepare:
-                preparing.append(pool.submit(loaded.prepare))
-            if drafting.policy == CLASSIFIER and drafting.classifier is None:
-                drafting = replace(drafting, classifier=loader.classifier(target, found.files))
-            notes.extend(loaded.notes)
-            drafts[name] = beside.draft_model(found, loaded, target)
-        for prepared in preparing:
-            prepared.result()
+    kept = tuned.find(model, profile.name)
+    files = loader.files(model, precision or kept.precision or profile.precision)
+    notes = []
+    if draft == "auto":
+        spec, notes = _chosen(spec, kept, files)
+    if precision is None and kept.precision not in (None, profile.precision):
+        notes.append(f"weights by specport tune: {files.precision}")
+    together = load_together(loader, beside, files, spec, draft_precision, exact)
+    target, tokenizer = together.target, together.tokenizer
+    notes += target.notes
+    for name, used in ((device, loader), (draft_device, beside)):
+        if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
+            notes.append(note)
+    drafts: dict[str, DraftModel] = {}
+    for name, (found, loaded) in together.drafts.items():
+        if drafting.policy == CLASSIFIER and drafting.classifier is None:
+            drafting = replace(drafting, classifier=loader.classifier(target, found.files))
+        notes.extend(loaded.notes)
+        drafts[name] = beside.draft_model(found, loaded, target)
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,
@@ -125,6 +122,18 @@ def load(
         device_name=profile.name,
         notes=[*notes, *said],
     )
+
+
+def _chosen(spec: DraftSpec, kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]]:
+    """Return what `auto` stands for with this target, and notes for the user.
+
+    What `specport tune` chose; else the default with the draft that was built for the target, if any.
+    """
+    chosen, notes = kept.draft(files)
+    if chosen is not None:
+        return chosen, notes
+    bundle = registered(files.fingerprint)
+    return (spec.with_model(str(bundle)) if bundle else spec), notes
 
 
 def _check_classifier(spec: DraftSpec) -> None:

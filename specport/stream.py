@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
 from specport.core.sequence import FinishReason, Generation
+from specport.explain import Explanation, explain
 from specport.text.detokenize import Span, TextStream
 
 
@@ -33,6 +34,10 @@ class Result:
     metrics: Metrics
     prompt_token_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
+
+    def explain(self) -> Explanation:
+        """Return where the time went, what each drafter brought, and whether speculation paid."""
+        return explain(self.metrics)
 
 
 class Stream:

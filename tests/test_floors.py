@@ -27,9 +27,10 @@ FLOORS: imports.Floors = (
     {
         # It uses OpenVINO's graph surgery (backends.openvino.graph), one way: no backend knows of it.
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
-        "face": ("", "api", "pipeline", "chat", "stream", "options"),
+        "face": ("", "api", "pipeline", "chat", "stream", "options", "explain"),
     },
     {"bench": ("bench",), "conformance": ("conformance",)},
+    {"tune": ("tune",)},
     {"cli": ("cli", "__main__")},
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,12 @@ def decode_all(
     encoded: Mapping[str, Sequence[int]],
     max_new_tokens: int,
     progress: Progress = silent,
+    wanted: Callable[[Job], bool] = lambda job: True,
 ) -> None:
-    """Run the missing jobs. Each method first decodes a few tokens of the first prompt to warm up."""
+    """Run the missing jobs. Each method first decodes a few tokens of the first prompt to warm up.
+
+    wanted: asked before each job whether to run it.
+    """
     todo = record.missing(jobs)
     if not todo:
         return
@@ -116,6 +120,8 @@ def decode_all(
         progress(f"warming up {name}", 0.0)
         methods[name].run(encoded[todo[0].prompt.id], min(16, max_new_tokens))
     for i, job in enumerate(todo):
+        if not wanted(job):
+            continue
         progress(f"{job.prompt.category}: {job.method}", i / len(todo))
         ids = encoded[job.prompt.id]
         record.add(job, methods[job.method].run(ids, max_new_tokens), len(ids))

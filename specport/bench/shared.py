@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,11 @@ DRAFT = "draft"  # the name of the --draft model in a method
 
 @dataclass
 class Shared:
-    """Hold the loaded models that specport's own methods share."""
+    """Hold the loaded models that specport's own methods share.
+
+    draft:   the model that the name `draft` means in a method. others: more such names, with their models.
+    longest: most tokens of a prompt plus its answer.
+    """
 
     loader: Loader
     files: ModelFiles
@@ -35,12 +39,12 @@ class Shared:
     tokenizer: Tokenizer
     draft: str | None
     draft_precision: str | None
-    longest: int  # most tokens of a prompt plus its answer
+    longest: int
     retrieval: Retrieval
     exact: bool
+    others: Mapping[str, str] = field(default_factory=dict)
     draft_name: str | None = None
-    _draft: DraftModel | None = None
-    _draft_files: ModelFiles | None = None
+    _drafts: dict[str, tuple[DraftModel, ModelFiles]] = field(default_factory=dict)
     _torch_models: dict[Path, Any] = field(default_factory=dict)
     _exits: dict[int, Loaded] = field(default_factory=dict)
     _engines: dict[int, Engine] = field(default_factory=dict)
@@ -63,7 +67,7 @@ class Shared:
                 raise InvalidInput(
                     f"the method {name!r} needs a draft model", "write it like 'draft@classifier'"
                 )
-            classifier = self.loader.classifier(self.target, self._draft_model()[1])
+            classifier = self.loader.classifier(self.target, self._draft_model(draft.models[0])[1])
             spec = replace(spec, drafting=replace(spec.drafting, classifier=classifier))
         target, engine = self._exiting(draft)
         policy = build_policy(
@@ -83,7 +87,7 @@ class Shared:
     def _genai(self, mode: str) -> Method:
         from specport.bench.peers.genai import GenAi
 
-        draft = self._draft_model()[1].folder if self.draft else None
+        draft = self._draft_model(DRAFT)[1].folder if self.draft else None
         profile = self.loader.profile.fitted(self.files.folder)
         properties = dict(profile.fast)
         if self.loader.threads is not None:
@@ -112,27 +116,28 @@ class Shared:
         return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
 
     def load_draft(self, spec: str) -> DraftModel:
-        if spec != DRAFT:
+        if spec != DRAFT and spec not in self.others:
             raise InvalidInput(
                 f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
             )
-        model, _ = self._draft_model()
+        model, _ = self._draft_model(spec)
         return replace(
             model, costs=model.costs.fixed()
         )  # a fresh copy: each method corrects it by its own steps
 
-    def _draft_model(self) -> tuple[DraftModel, ModelFiles]:
-        if self._draft is None or self._draft_files is None:
-            assert self.draft is not None  # called only by methods that need it
+    def _draft_model(self, name: str) -> tuple[DraftModel, ModelFiles]:
+        if name not in self._drafts:
+            model = self.draft if name == DRAFT else self.others[name]
+            assert model is not None  # called only by methods that need it
             found, loaded = self.loader.draft(
-                self.draft, self.draft_precision, self.files, self.tokenizer, self.target
+                model, self.draft_precision, self.files, self.tokenizer, self.target
             )
-            self._draft_files = found.files
-            self.draft_name = found.files.name
-            if loaded.head_tokens is not None:
-                self.draft_name += f", head cut to {len(loaded.head_tokens)} tokens"
-            self._draft = self.loader.draft_model(found, loaded, self.target)
-        return self._draft, self._draft_files
+            if name == DRAFT:
+                self.draft_name = found.files.name
+                if loaded.head_tokens is not None:
+                    self.draft_name += f", head cut to {len(loaded.head_tokens)} tokens"
+            self._drafts[name] = self.loader.draft_model(found, loaded, self.target), found.files
+        return self._drafts[name]
 
 
 def encode_all(

@@ -26,7 +26,7 @@ from specport.core.sequence import Generation
 from specport.drafters.build import check_tokenizer
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import GRAFT
-from specport.drafters.spec import parse
+from specport.drafters.spec import DraftSpec, parse
 from specport.drafters.tree.graft import Variant
 from specport.drafters.tree.graft_thresholds import Choice
 from specport.errors import InvalidInput
@@ -37,7 +37,7 @@ from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
 from specport.text import builtin_prompts
-from specport.text.tokenizer import load_tokenizer
+from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 _LOOP_TOKENS, _SAMPLE_TOKENS = 24, 64
 TARGET_S, DRAFT_S = 30.0, 15.0  # time for measuring steps
@@ -96,7 +96,6 @@ def calibrate(
     """
     spec = parse(draft)
     specs, layer = spec.models, spec.exit_layer
-    grafts_of = {part.model: part for part in spec.parts if part.kind == GRAFT}
     drafts = len(specs) + (layer is not None)
     share = 1.0 / (1 + drafts)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
@@ -107,85 +106,107 @@ def calibrate(
     if not drafts:
         return reports
     tokenizer = load_tokenizer(target_files.folder)
-    written = target_text.write(
-        target.model, tokenizer, builtin_prompts.PROMPTS, _SAMPLE_TOKENS, part(bar, 0.7, 1.0)
-    )
+    written = write_texts(target.model, tokenizer, part(bar, 0.7, 1.0))
     key = target.key
     del target  # two models need not fit into memory
+    beside = Beside(loader, target_files, key, tokenizer, costs, written, exact)
     if layer is not None:
-        bar = part(progress, len(specs) * share + share, 1.0)
-        reports += _exit(layer, target_files, exact, loader, written, costs, bar)
+        reports += calibrate_exit(layer, beside, part(progress, len(specs) * share + share, 1.0))
     for number, name in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
-        found = loader.draft_files(name, draft_precision, target_files, tokenizer)
-        files = found.files
-        if name in grafts_of:
-            check_tokenizer(spec, grafts_of[name], files.name, found.mismatch)
-        tokens = files.bundle.head_tokens if files.bundle else None
-        loaded = loader.draft_with(files, tokens)
-        tried: tuple[Head, ...] = ()
-        same_ids = not found.mismatch  # else the target's ids mean nothing to the draft
-        if files.bundle is None and same_ids:
-            tried = heads.compare(
-                partial(loader.draft_with, files), loaded.model, written, costs,
-                found.tokenizer.special_ids, part(bar, 0.0, 0.4),
-            )  # fmt: skip
-            tokens = heads.best(tried).tokens
-        if tokens != loaded.head_tokens:
-            loaded = loader.draft_with(files, tokens)
-        traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K) if same_ids else ()
-        trained = stopping.train(traces, costs, heads.step_seconds(loaded.model)) if traces else None
-        stored = measurements.find_pair(key, files.fingerprint)
-        graft = stored.graft if stored.head_tokens == tokens else None  # else chosen with another head
-        pair = measurements.Pair(tokens, trained.classifier if trained else None, graft)
-        measurements.save_pair(key, files.fingerprint, pair)
-        end = 0.6 if name in grafts_of else 1.0
-        result = report("draft", files, loaded, loader, part(bar, 0.4, end), DRAFT_S)
-        choices: tuple[Choice, ...] = ()
-        if name in grafts_of:
-            choices = grafts.calibrate(
-                loader.target_with(target_files, exact).model,  # both models are loaded, as in use
-                tokenizer,
-                costs,
-                DraftModel(
-                    loaded.model, found.tokenizer, files.name, result.measured.costs, loaded.head_tokens
-                ),
-                loader.profile,
-                part(bar, end, 1.0),
-            )
-            variant = Variant(tuple(choice.checkpoint for choice in choices))
-            measurements.save_pair(key, files.fingerprint, replace(pair, graft=variant))
-        reports.append(replace(result, heads=tried, trained=trained, grafts=choices))
-        del loaded
+        reports.append(calibrate_draft(name, spec, beside, draft_precision, bar))
     return reports
 
 
-def _exit(
-    layer: int,
-    files: ModelFiles,
-    exact: bool,
-    loader: Loader,
-    written: Sequence[target_text.Text],
-    costs: StepCosts,
-    progress: Progress,
-) -> list[Report]:
+@dataclass(frozen=True)
+class Beside:
+    """Hold the target that drafts are calibrated for.
+
+    key: `Loaded.key` of the target. costs: of its steps. written: texts of its own.
+    """
+
+    loader: Loader
+    files: ModelFiles
+    key: str
+    tokenizer: Tokenizer
+    costs: StepCosts
+    written: Sequence[target_text.Text]
+    exact: bool
+
+
+def write_texts(model: Model, tokenizer: Tokenizer, progress: Progress) -> list[target_text.Text]:
+    """Return the texts of a target that its drafts are calibrated on."""
+    return target_text.write(model, tokenizer, builtin_prompts.PROMPTS, _SAMPLE_TOKENS, progress)
+
+
+def calibrate_draft(
+    name: str, spec: DraftSpec, target: Beside, precision: str | None, progress: Progress
+) -> Report:
+    """Measure a draft model's steps, and choose its head, its classifier and the thresholds of a graft.
+
+    name: of the model, as in `spec`, which says whether it is grafted. precision: of its weights.
+    Everything is stored. Raises SpecportError.
+    """
+    loader, costs, written = target.loader, target.costs, target.written
+    grafted = next((part for part in spec.parts if part.model == name and part.kind == GRAFT), None)
+    found = loader.draft_files(name, precision, target.files, target.tokenizer)
+    files = found.files
+    if grafted is not None:
+        check_tokenizer(spec, grafted, files.name, found.mismatch)
+    tokens = files.bundle.head_tokens if files.bundle else None
+    loaded = loader.draft_with(files, tokens)
+    tried: tuple[Head, ...] = ()
+    same_ids = not found.mismatch  # else the target's ids mean nothing to the draft
+    if files.bundle is None and same_ids:
+        tried = heads.compare(
+            partial(loader.draft_with, files), loaded.model, written, costs,
+            found.tokenizer.special_ids, part(progress, 0.0, 0.4),
+        )  # fmt: skip
+        tokens = heads.best(tried).tokens
+    if tokens != loaded.head_tokens:
+        loaded = loader.draft_with(files, tokens)
+    traces = stopping.trace(loaded.model, loaded.head_tokens, written, TOP_K) if same_ids else ()
+    trained = stopping.train(traces, costs, heads.step_seconds(loaded.model)) if traces else None
+    stored = measurements.find_pair(target.key, files.fingerprint)
+    graft = stored.graft if stored.head_tokens == tokens else None  # else chosen with another head
+    pair = measurements.Pair(tokens, trained.classifier if trained else None, graft)
+    measurements.save_pair(target.key, files.fingerprint, pair)
+    end = 1.0 if grafted is None else 0.6
+    result = report("draft", files, loaded, loader, part(progress, 0.4, end), DRAFT_S)
+    choices: tuple[Choice, ...] = ()
+    if grafted is not None:
+        choices = grafts.calibrate(
+            loader.target_with(target.files, target.exact).model,  # both models are loaded, as in use
+            target.tokenizer,
+            costs,
+            DraftModel(loaded.model, found.tokenizer, files.name, result.measured.costs, loaded.head_tokens),
+            loader.profile,
+            part(progress, end, 1.0),
+        )
+        variant = Variant(tuple(choice.checkpoint for choice in choices))
+        measurements.save_pair(target.key, files.fingerprint, replace(pair, graft=variant))
+    return replace(result, heads=tried, trained=trained, grafts=choices)
+
+
+def calibrate_exit(layer: int, target: Beside, progress: Progress) -> list[Report]:
     """Measure the target with an early exit, and its first layers.
 
     layer: 0 = choose the best exit and store it.
     """
+    loader, files, exact = target.loader, target.files, target.exact
     tried: tuple[exits.Exit, ...] = ()
     if not layer:
         layers = exits.candidates(exits.num_layers(files.folder))
         tried = exits.compare(
-            lambda layer: loader.target_with(files, exact, layer).model, layers, written, costs,
+            lambda layer: loader.target_with(files, exact, layer).model, layers, target.written, target.costs,
             part(progress, 0.0, 0.5),
         )  # fmt: skip
         layer = exits.best(tried).layer
         measurements.save_exit(files.fingerprint, loader.profile.name, layer)
-    target = loader.target_with(files, exact, layer)
-    whole = report("target", files, target, loader, part(progress, 0.5, 0.8), TARGET_S)
-    first = replace(target, model=exits.FirstLayers(target.model))
-    first = replace(first, key=measurements.of_exit(target.key))
+    loaded = loader.target_with(files, exact, layer)
+    whole = report("target", files, loaded, loader, part(progress, 0.5, 0.8), TARGET_S)
+    first = replace(loaded, model=exits.FirstLayers(loaded.model))
+    first = replace(first, key=measurements.of_exit(loaded.key))
     exit_report = report("early exit", files, first, loader, part(progress, 0.8, 1.0), DRAFT_S)
     return [replace(whole, exit_layer=layer), replace(exit_report, exit_layer=layer, exits=tried)]
 

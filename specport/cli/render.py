@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from specport.cli import terminal
+from specport.cli.explain import lines
 
 if TYPE_CHECKING:
     from specport.stream import Result, Stream
@@ -27,8 +28,9 @@ VISIBLE = {
 class Printer:
     """Print answers to stdout and notes about them to stderr."""
 
-    def __init__(self, *, quiet: bool = False, show_drafts: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, show_drafts: bool = False, explain: bool = False) -> None:
         self._quiet = quiet
+        self._explain = explain
         self._show_drafts = show_drafts
         self._colours: dict[str, str] = {}
 
@@ -58,8 +60,11 @@ class Printer:
         return stream.result
 
     def summary(self, result: Result) -> None:
-        """Print the summary line of a generation, unless quiet."""
+        """Print the summary line of a generation, unless quiet, and its account where that was asked for."""
         self.note(summary(result))
+        if self._explain:
+            for line in lines(result.explain()):
+                terminal.say(line)
 
     def _marked(self, spans: tuple[tuple[str, str], ...]) -> str:
         """Mark adjacent spans of one source as one span."""

@@ -28,6 +28,7 @@ examples:
   specport run --show-drafts --prompt-file article.txt --system "Summarise the text."
   git diff | specport run --max-new-tokens 80 --json
   specport run --chat --temperature 0.7 --seed 1
+  specport run --explain "Write the numbers from 1 to 30, one a line"
 
 Only the answer goes to stdout; notes, progress and the summary line go to stderr.
 """
@@ -57,6 +58,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
     output.add_argument(
         "--json", action="store_true", help="print one JSON object on stdout instead of the text"
     )
+    output.add_argument(
+        "--explain", action="store_true",
+        help="print where the time went, what each drafter brought, and whether speculation paid",
+    )  # fmt: skip
     output.add_argument("--quiet", action="store_true", help="print only the answer and errors")
 
 
@@ -103,7 +108,7 @@ def _chat(
 
 def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
     """Print what was loaded and its notes; return the printer for the answers."""
-    printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts)
+    printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts, explain=args.explain)
     printer.note(
         f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, "
         f"{'exact' if pipeline.exact else 'fast'}"
@@ -140,6 +145,8 @@ def _print_json(
     }
     if args.show_drafts:
         report["spans"] = spans
+    if args.explain:
+        report["explain"] = result.explain().as_dict()
     if generation.logprobs:
         report["logprobs"] = result.logprobs
     terminal.write(json.dumps(report) + "\n")

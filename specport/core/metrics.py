@@ -12,9 +12,9 @@ Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from specport.core.ports import Outcome
+from specport.core.ports import DraftingCounts, Outcome
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Metrics:
     decode_s: float = 0.0  # first token to last token
     draft_s: float = 0.0  # in drafters
     verify_s: float = 0.0  # in the target's inference call, after the prompt
+    drafting: DraftingCounts = field(default_factory=DraftingCounts)  # by drafter
 
     def record(self, outcome: Outcome) -> None:
         """Count one verified tree."""
@@ -48,6 +49,9 @@ class Metrics:
         self.num_drafts += 1
         self.num_draft_tokens += len(tree)
         self.num_accepted_tokens += len(outcome.path)
+        if not self.drafting.chosen and tree.sources:  # a policy that does not count
+            self.drafting.chosen = tree.sources[0]
+        self.drafting.verified(len(tree), len(outcome.path), outcome.verify_s)
         depths = tree.depths()
         missing = max(depths) - len(self.drafted_per_depth)
         self.drafted_per_depth.extend([0] * missing)
@@ -98,4 +102,5 @@ class Metrics:
             "tpot_s",
             "tokens_per_second",
         )
-        return {**vars(self), **{name: getattr(self, name) for name in derived}}
+        own = {**vars(self), "drafting": asdict(self.drafting)}
+        return {**own, **{name: getattr(self, name) for name in derived}}

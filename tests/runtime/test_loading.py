@@ -46,7 +46,7 @@ def count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str | None = N
         return replace(files, bundle=made) if spec == "d" else files
 
     monkeypatch.setattr("specport.runtime.loading.resolve", resolve)
-    monkeypatch.setattr("specport.api.load_tokenizer", load_tokenizer)
+    monkeypatch.setattr("specport.runtime.together.load_tokenizer", load_tokenizer)
     monkeypatch.setattr("specport.runtime.loading.load_beside", lambda folder, other: load_tokenizer(folder))
     return seen
 

@@ -23,7 +23,7 @@ class Tokenizer(ToyTokenizer):
 class ToyBackend:
     """Loads a toy for any name; a draft is a noisier one.
 
-    keyed:   whether costs can be kept.
+    keyed:   whether costs can be kept. step_seconds: of a target.
     prepare: called as `Loaded.prepare` with the model's name; None = there is nothing to prepare.
     """
 
@@ -31,13 +31,14 @@ class ToyBackend:
     weights: Weights = "huggingface"
 
     def __init__(self, keyed: bool = True, prepare: Callable[[str], None] | None = None) -> None:
-        self.keyed, self.prepare = keyed, prepare
+        self.keyed, self.step_seconds, self.prepare = keyed, 0.0002, prepare
         self.loaded: list[str] = []
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
         self.loaded.append(files.name)
         noise = 0.4 if options.role == "draft" else 0.0
-        model = ToyModel(noise=noise, max_context=2300, step_seconds=0.0002)
+        seconds = 0.0002 if options.role == "draft" else self.step_seconds
+        model = ToyModel(noise=noise, max_context=2300, step_seconds=seconds)
         if options.exit_layer:  # the later the exit, the better it guesses
             layer = options.exit_layer
             model = ToyExitModel(
@@ -62,9 +63,11 @@ def toy_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyBackend:
     monkeypatch.setattr("specport.runtime.loading.backend_for", lambda profile: backend)
     monkeypatch.setattr("specport.runtime.loading.resolve", resolve)
     for module in (
-        "specport.api",
+        "specport.runtime.together",
         "specport.bench.run",
         "specport.calibration.calibrate",
+        "specport.tune.heats",
+        "specport.tune.hand",
     ):
         monkeypatch.setattr(f"{module}.load_tokenizer", lambda folder: Tokenizer())
     monkeypatch.setattr("specport.runtime.loading.load_beside", lambda folder, other: Tokenizer())

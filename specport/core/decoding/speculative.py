@@ -91,7 +91,17 @@ class SpeculativeDecoding:
         for i in asked:
             g, (depth, nodes) = work[i].generation, bounds[i]
             requests.append(
-                DraftRequest(g.key, g.tokens, Plan(depth), g.sampler, nodes, g.num_left, g.handle, prefill)
+                DraftRequest(
+                    g.key,
+                    g.tokens,
+                    Plan(depth),
+                    g.sampler,
+                    nodes,
+                    g.num_left,
+                    g.handle,
+                    prefill,
+                    g.metrics.drafting,
+                )
             )
         began = time.perf_counter()
         for i, tree in zip(asked, self.policy.draft(requests), strict=True):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.planning.lengths import Lengths
-from specport.core.planning.row_plan import DraftValue, PathGate, RowPlan, Source
+from specport.core.planning.row_plan import DraftValue, PathGate, RowPlan, Source, count_call
 from specport.core.planning.width_changes import WidthChanges
 from specport.core.ports import Plan
 from specport.core.tree import TokenTree
@@ -71,7 +71,9 @@ class ModelDraft:
         behind = [self._drafter.behind(r.request) for r in rounds]
         began = self._clock()
         trees = self._drafter.propose([r.request for r in rounds])
-        spent = (self._clock() - began) / len(rounds)
+        whole = self._clock() - began
+        count_call(self._drafter.name, rounds, whole, behind)
+        spent = whole / len(rounds)
         for r, tree, read in zip(rounds, trees, behind, strict=True):
             if not len(tree):
                 continue

@@ -24,7 +24,7 @@ from specport.core.planning.forecast import Forecast, Mix
 from specport.core.planning.lengths import Lengths
 from specport.core.planning.model_draft import ModelDraft
 from specport.core.planning.policies import CAP, require_at_least
-from specport.core.planning.row_plan import RowPlan, Source, TextState
+from specport.core.planning.row_plan import RowPlan, Source, TextState, count_call
 from specport.core.planning.step_costs import MAX_WIDTH, StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
 from specport.core.planning.width_changes import WidthChanges
@@ -60,7 +60,7 @@ class Planner:
         self._costs = costs
         self._tree, self._forked = capabilities.tree, capabilities.forked_trees
         self._min_width = capabilities.min_width
-        self._max_depth = max_depth
+        self._max_depth, self._clock = max_depth, clock
         self._acceptance = [Acceptance(source.drafter.prior) for source in sources]
         self._mixes = [Mix(source.reach, source.drafter.prior) for source in sources]
         self._models = {
@@ -74,7 +74,10 @@ class Planner:
         rounds = [self._begin(request, len(requests)) for request in requests]
         for i, source in enumerate(self._sources):
             if source.costs is None:
-                self._offer(i, rounds, source.drafter.propose([r.request for r in rounds]))
+                began = self._clock()
+                proposed = source.drafter.propose([r.request for r in rounds])
+                count_call(source.drafter.name, rounds, self._clock() - began)
+                self._offer(i, rounds, proposed)
         for i, model in self._models.items():
             asked = [r for r in rounds if model.seems_to_pay(r, self._changes, self._lengths)]
             if asked:
@@ -86,7 +89,17 @@ class Planner:
             r.state.asked = r.asked
             width = int(row_widths(tree, range(len(tree)), forked=self._forked)[-1]) if len(tree) else 1
             r.state.spent = (r.draft_s + float(r.curve[width])) / float(r.curve[1])
+            self._count_choice(r, tree)
         return trees
+
+    def _count_choice(self, r: RowPlan, tree: TokenTree) -> None:
+        counts = r.request.counts
+        if counts is None:
+            return
+        counts.chosen = self._sources[r.asked].drafter.name if len(tree) and r.asked is not None else ""
+        if r.state.costs.known:
+            counts.rounds += 1
+            counts.plain_s += float(r.curve[1])
 
     def _admitted(self, rounds: Sequence[RowPlan]) -> list[TokenTree]:
         """Return the rows' trees, cut to the nodes that pay in the step that they share."""

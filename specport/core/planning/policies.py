@@ -7,6 +7,7 @@ The length rules are published alternatives to the cost-based planner. A drafter
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,8 +59,16 @@ class FirstProposal:
             left = [i for i, tree in enumerate(trees) if not len(tree) and planned[i].plan.depth > 0]
             if not left:
                 break
-            for i, tree in zip(left, drafter.propose([planned[i] for i in left]), strict=True):
+            asked = [planned[i] for i in left]
+            behind = [_behind(drafter, request) for request in asked]
+            began = time.perf_counter()
+            proposed = drafter.propose(asked)
+            seconds = time.perf_counter() - began
+            for i, tree, read in zip(left, proposed, behind, strict=True):
                 trees[i] = tree
+                if (counts := requests[i].counts) is not None:
+                    counts.asked(drafter.name, seconds, read)
+                    counts.chosen = drafter.name if len(tree) else ""
         return trees
 
     def prefilled(self, events: Sequence[Prefilled]) -> None:
@@ -84,6 +93,12 @@ class FirstProposal:
             rule = self._rules[request.key] = self._make_rule()
         plan = rule.plan().within(request.plan.depth, request.max_nodes, tree=self._tree)
         return replace(request, plan=plan)
+
+
+def _behind(drafter: Drafter, request: DraftRequest) -> int:
+    """Return how many tokens the drafter's model has to read first, where the drafter says so."""
+    behind = getattr(drafter, "behind", None)  # of a `PlannedDrafter`
+    return 0 if behind is None or request.counts is None else int(behind(request))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -116,3 +117,10 @@ class RowPlan:
     best: Candidate = field(default_factory=Candidate)
     asked: int | None = None
     draft_s: float = 0.0
+
+
+def count_call(drafter: str, rounds: Sequence[RowPlan], seconds: float, behind: Sequence[int] = ()) -> None:
+    """Count a drafter's call for these rows. behind: tokens that its model had to read for each."""
+    for i, r in enumerate(rounds):
+        if r.request.counts is not None:
+            r.request.counts.asked(drafter, seconds, behind[i] if behind else 0)

@@ -3,6 +3,7 @@
 from specport.core.arrays import Array
 from specport.core.block import Block
 from specport.core.ports.checked import CachedSequence, CheckedModel
+from specport.core.ports.counts import DrafterCounts, DraftingCounts
 from specport.core.ports.drafter import (
     Drafter,
     DraftRequest,
@@ -38,6 +39,8 @@ __all__ = [
     "DraftRequest",
     "Drafted",
     "Drafter",
+    "DrafterCounts",
+    "DraftingCounts",
     "EarlyExit",
     "GreedyChain",
     "HeadRows",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.arrays import Array
+from specport.core.ports.counts import DraftingCounts
 from specport.core.ports.plan import Plan
 from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
@@ -53,6 +54,7 @@ class DraftRequest:
     handle:  the target's cache, which holds the context up to the root token: only for a drafter that runs on
              the target itself.
     num_prefill_tokens: prompt tokens of other sequences in the coming step.
+    counts:  where the policy counts what it asked of whom, and whose draft it chose; None = nowhere.
     """
 
     key: int
@@ -63,6 +65,7 @@ class DraftRequest:
     num_left: int = 1
     handle: Any = None
     num_prefill_tokens: int = 0
+    counts: DraftingCounts | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Print the account of an answer: `specport run --explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specport.explain import Explanation
+
+
+def lines(account: Explanation) -> Iterator[str]:
+    """Yield the lines of the account: the parts of the time, the drafters, and the verdict."""
+    width = max(len(part.name) for part in account.parts)
+    yield f"{'where the time went':{max(width, 19)}}{'ms':>10}{'share':>8}"
+    for part in account.parts:
+        yield f"{part.name:{max(width, 19)}}{1e3 * part.seconds:10.1f}{part.share:8.1%}"
+    if account.drafters:
+        name = max(len("drafter"), *(len(each.drafter) for each in account.drafters))
+        yield (
+            f"{'drafter':{name}}{'rounds':>8}{'drafted':>9}{'accepted':>10}{'spent ms':>10}{'saved ms':>10}"
+            f"{'net ms':>9}"
+        )
+        for each in account.drafters:
+            spent = None if each.wider_s is None else each.draft_s + each.wider_s
+            yield (
+                f"{each.drafter:{name}}{each.rounds:8}{each.drafted:9}{each.accepted:10}{_ms(spent):>10}"
+                f"{_ms(each.saved_s):>10}{_ms(each.net_s):>9}"
+            )
+        yield "An accepted token saves a step. Spent: drafting, and what wider steps take beyond plain ones."
+    yield account.verdict
+
+
+def _ms(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{1e3 * seconds:.1f}"

@@ -1,0 +1,191 @@
+"""Plan the steps of a tuning within its budget, and estimate what each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from specport.calibration.calibrate import DRAFT_S, TARGET_S
+from specport.calibration.measure import CONTEXTS
+from specport.core.planning.step_costs import StepCosts
+from specport.tune.budget import written
+from specport.tune.hand import Sibling
+
+CALIBRATE, FORMATS, HEAT, BUILD, FINAL = "calibrate", "weights", "heat", "build", "final"
+HEAT_PROMPTS, FINALISTS = 4, 3
+FINAL_SHARE = 0.3  # of the budget is reserved for the final, or less where it takes less
+RETRIEVAL = ("ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle")
+EXIT = "early-exit"
+BUILD_TOKENS = (20_000, 200_000)  # least and most text to train a parallel draft on
+BUILD_DEPTH = 6
+# Of training: rows for a token of text, passes forward and backward, and f32 against the quantised step.
+_ROWS, _PASSES, _F32 = 3.0, 3.0, 4.0
+_SOURCE_STEPS = 4.0  # of the source in f32, in steps of the target
+
+
+@dataclass(frozen=True)
+class Step:
+    """Hold one step.
+
+    kind:    as above. what: for people.
+    seconds: estimate; None = unknown. rough: whether the estimate is only that of an order of magnitude.
+    methods: of a heat; models: alias -> model, as methods name them.
+    skip:    why it is left out; "" = it is not.
+    """
+
+    kind: str
+    what: str
+    seconds: float | None = None
+    rough: bool = False
+    methods: tuple[str, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    skip: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Hold what a plan rests on.
+
+    costs:    measured ones of the target; None = none yet.
+    ready:    whether the target needs no download and no conversion.
+    formats:  weight formats to compare; the first is the device's own.
+    formats_ready: whether they all need no conversion.
+    siblings, early, tree: draft models; whether the target exits early; whether it verifies trees.
+    source:   model to train a parallel draft from; "" = none.
+    prompt_tokens, max_new_tokens, num_prompts: of the measurement; 0 = unknown.
+    calibrated: aliases of the draft models that are measured.
+    """
+
+    costs: StepCosts | None
+    ready: bool
+    formats: tuple[str, ...]
+    formats_ready: bool
+    siblings: tuple[Sibling, ...]
+    early: bool
+    tree: bool
+    source: str
+    prompt_tokens: int
+    max_new_tokens: int
+    num_prompts: int
+    retrieval: tuple[str, ...] = RETRIEVAL
+    calibrated: frozenset[str] = frozenset()
+
+
+def make(facts: Facts, budget_s: float) -> list[Step]:
+    """Return the steps in order. Those that do not fit into the budget say so in `skip`."""
+    answer = answer_s(facts)
+    prompts = min(HEAT_PROMPTS, facts.num_prompts)
+    steps: list[Step] = []
+    if facts.costs is None:
+        steps.append(Step(CALIBRATE, "measure the target's steps", calibration_s(budget_s) + 5.0))
+    if len(facts.formats) > 1:
+        steps.append(_formats(facts))
+    steps.append(_heat("drafters without a model", facts.retrieval, {}, prompts, answer))
+    for sibling in facts.siblings:
+        methods = with_model(sibling.alias, facts.tree)
+        models = {sibling.alias: sibling.model}
+        if sibling.alias not in facts.calibrated:
+            what = f"measure the steps of {sibling.name}, and choose its head"
+            steps.append(Step(CALIBRATE, what, 3 * DRAFT_S, models=models))
+        steps.append(_heat(f"draft {sibling.name} ({sibling.why})", methods, models, prompts, answer))
+    if facts.early:
+        steps.append(Step(CALIBRATE, "find the best early exit", TARGET_S + 4 * DRAFT_S, True, (EXIT,)))
+        methods = (EXIT, f"ngram|{EXIT}")
+        steps.append(_heat("the model's own first layers", methods, {}, prompts, answer))
+    final = _final(facts, answer)
+    if facts.source:
+        others = sum(step.seconds or 0.0 for step in (*steps, final))
+        steps.append(_build(facts, budget_s, others))
+    return _within([*steps, final], budget_s)
+
+
+def with_model(alias: str, tree: bool) -> tuple[str, ...]:
+    """Return the methods that use a draft model."""
+    return (alias, f"ngram|{alias}", f"suffix|{alias}", *([f"graft({alias})"] if tree else []))
+
+
+def calibration_s(budget_s: float) -> float:
+    """Return the seconds for measuring the target's steps: less where the whole budget is small."""
+    return min(TARGET_S, 0.1 * budget_s)
+
+
+def contexts(budget_s: float) -> tuple[int, ...]:
+    """Return the contexts at which the target's steps are measured: fewer where the whole budget is small."""
+    return CONTEXTS if budget_s >= 600 else CONTEXTS[:2] if budget_s >= 200 else CONTEXTS[:1]
+
+
+def answer_s(facts: Facts) -> float | None:
+    """Return the seconds of one plain answer by the target's measured costs."""
+    costs = facts.costs
+    if costs is None or not facts.prompt_tokens:
+        return None
+    widest = costs.widths[-1]
+    reading = facts.prompt_tokens * costs.step(widest, facts.prompt_tokens) / widest
+    return reading + facts.max_new_tokens * costs.step(1, facts.prompt_tokens)
+
+
+def reserve_s(final: Step, budget_s: float) -> float:
+    """Return the seconds of the budget that are kept for the final."""
+    share = FINAL_SHARE * budget_s
+    return share if final.seconds is None else min(share, final.seconds)
+
+
+def build_tokens(facts: Facts, left_s: float) -> tuple[int, float | None]:
+    """Return how much text to train on within `left_s` seconds, and the seconds for a token of it."""
+    if facts.costs is None:
+        return 0, None
+    widest = facts.costs.widths[-1]
+    writing = facts.costs.step(min(8, widest), 256) / min(8, widest)
+    training = _ROWS * _PASSES * _F32 * facts.costs.step(widest, 256) / widest
+    each = writing + training
+    return min(BUILD_TOKENS[1], int(left_s / each)), each
+
+
+def _heat(
+    what: str, methods: Sequence[str], models: Mapping[str, str], prompts: int, answer: float | None
+) -> Step:
+    seconds = None if answer is None else prompts * (2 + len(methods)) * answer
+    return Step(HEAT, what, seconds, methods=tuple(methods), models=models)
+
+
+def _final(facts: Facts, answer: float | None) -> Step:
+    seconds = None if answer is None else facts.num_prompts * (2 + FINALISTS) * answer
+    return Step(FINAL, f"the best {FINALISTS} together on all {facts.num_prompts or ''} prompts", seconds)
+
+
+def _formats(facts: Facts) -> Step:
+    """Answers of the source, one reading of them by each format, and eight rounds of steps."""
+    what = f"compare weights: {', '.join(facts.formats)}"
+    if facts.costs is None or not facts.formats_ready:
+        return Step(FORMATS, what)
+    one, widest = facts.costs.step(1, 256), facts.costs.widths[-1]
+    reading = facts.costs.step(widest, 256) / widest
+    writing = 8 * 96 * one * _SOURCE_STEPS
+    each = 8 * 140 * reading * (1 + _SOURCE_STEPS) + 8 * (60 * one + 140 * reading)
+    return Step(FORMATS, what, writing + len(facts.formats) * each, rough=True)
+
+
+def _build(facts: Facts, budget_s: float, others_s: float) -> Step:
+    tokens, each = build_tokens(facts, budget_s - others_s)
+    what = f"build a draft of {BUILD_DEPTH} tokens a pass from {facts.source}"
+    if each is None:
+        return Step(BUILD, what, None, True)
+    if tokens < BUILD_TOKENS[0]:
+        needed = others_s + 1.1 * BUILD_TOKENS[0] * each
+        return Step(BUILD, what, BUILD_TOKENS[0] * each, True, skip=f"needs a budget of {written(needed)}")
+    return Step(BUILD, f"{what}, on {tokens} tokens of text", tokens * each, True)
+
+
+def _within(steps: Sequence[Step], budget_s: float) -> list[Step]:
+    """Return the steps; those beyond the budget are marked as skipped."""
+    found: list[Step] = []
+    left = budget_s - reserve_s(steps[-1], budget_s)
+    for step in steps:
+        too_long = step.seconds is not None and step.seconds > left
+        if step.kind in (FORMATS, BUILD) and not step.skip and too_long:
+            why = f"takes about {written(step.seconds or 0.0)}; the budget leaves {written(max(0.0, left))}"
+            step = replace(step, skip=why)  # noqa: PLW2901
+        found.append(step)
+        if not step.skip and step.kind != FINAL:
+            left -= step.seconds or 0.0
+    return found
