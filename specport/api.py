@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from specport.core.engine import Engine
-from specport.core.planning.drafting import Drafting
-from specport.core.planning.policies import CLASSIFIER
+from specport.core.policies.drafting import Drafting
+from specport.core.policies.length_rules import CLASSIFIER
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import GRAFT

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from specport.chat import Chat, Message
 from specport.core.engine import Engine
-from specport.core.planning.drafting import Drafting
+from specport.core.policies.drafting import Drafting
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import InvalidInput
 from specport.options import GenerationOptions

@@ -15,9 +15,12 @@ from specport.cli import main
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import DrafterCounts, DraftingCounts
 from specport.explain import explain, plain_step
 

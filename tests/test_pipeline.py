@@ -13,8 +13,11 @@ from support import toy_pipeline
 from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
-from specport.core.planning.drafting import Drafting
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.drafting import Drafting
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Drafter, Row, StepOutput
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter

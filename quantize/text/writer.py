@@ -17,7 +17,10 @@ from specport.quantize.text.turns import Turn
 
 from specport.core.arrays import Array, to_host
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Model, Needs, Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from specport.bench.recording import DEPTH, Costs, RecordedText, Recording
-from specport.core.planning.acceptance_rates import CENTRES
+from specport.core.estimates.acceptance_rates import CENTRES
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.planning.row_plan import Source
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Capabilities, Drafted, DraftRequest, Needs, Outcome, Plan, Policy, Prefilled
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

@@ -10,7 +10,7 @@ from typing import Any
 from specport.bench.prompts import Prompt
 from specport.calibration.methods import Method, own, parse
 from specport.core.engine import Engine
-from specport.core.planning.policies import CLASSIFIER
+from specport.core.policies.length_rules import CLASSIFIER
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel, Retrieval
 from specport.drafters.spec import DraftSpec

@@ -19,7 +19,7 @@ from specport.calibration.heads import Head
 from specport.calibration.measure import CONTEXTS, Measured, measure
 from specport.core.engine import Engine
 from specport.core.planning.step_costs import StepCosts
-from specport.core.planning.stop_classifier import TOP_K
+from specport.core.policies.stop_classifier import TOP_K
 from specport.core.ports import Model
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

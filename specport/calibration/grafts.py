@@ -10,9 +10,13 @@ from dataclasses import replace
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import CAP, FirstProposal, Fixed
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    CAP,
+    Fixed,
+)
 from specport.core.ports import Model, Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from specport.core.engine import Engine
-from specport.core.planning.drafting import Drafting
+from specport.core.policies.drafting import Drafting
 from specport.core.ports import Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

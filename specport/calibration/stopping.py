@@ -1,4 +1,4 @@
-"""Train the classifier that stops drafting (`core.planning.stop_classifier`) on text that the target wrote.
+"""Train the classifier that stops drafting (`core.policies.stop_classifier`) on text that the target wrote.
 
 The draft reads the target's text once: as long as all its guesses are right, drafting would read the same
 tokens. Each guess is labelled by whether it was right. The threshold is chosen for the most tokens per
@@ -15,9 +15,9 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from specport.calibration.target_text import Text, along
-from specport.core.planning.confidence import Spread, spread_of
+from specport.core.estimates.confidence import Spread, spread_of
 from specport.core.planning.step_costs import StepCosts
-from specport.core.planning.stop_classifier import DEPTH, Classifier, features, fit
+from specport.core.policies.stop_classifier import DEPTH, Classifier, features, fit
 from specport.core.ports import Array, Drafted, Model
 from specport.drafters.model.context_head import ContextHead
 from specport.drafters.model.head import DraftHead

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from specport.conformance import tiny
-from specport.core.planning.policies import FirstProposal, Fixed, LengthRule
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+    LengthRule,
+)
 from specport.core.ports import Drafter, Model
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.history import History

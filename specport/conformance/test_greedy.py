@@ -8,7 +8,7 @@ import pytest
 
 from specport.conformance.pair import DRAFTERS, Pair, policy
 from specport.core.engine import Engine
-from specport.core.planning.policies import Fixed, Heuristic, LengthRule
+from specport.core.policies.length_rules import Fixed, Heuristic, LengthRule
 from specport.core.ports import Model
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -10,7 +10,7 @@ from specport.conformance.laws import Law, Text, laws_of
 from specport.conformance.pair import DRAFTERS, Pair, policy
 from specport.conformance.steps import Probe
 from specport.core.engine import Engine
-from specport.core.planning.policies import Fixed
+from specport.core.policies.length_rules import Fixed
 from specport.core.ports import Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation, KeptCache

@@ -6,7 +6,10 @@ import pytest
 
 from specport.conformance.steps import Array, Probe
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Block, CacheHandle, Model, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

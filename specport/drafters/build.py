@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specport.core.planning.drafting import Drafting
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.drafting import Drafting
+from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import Model, Policy
 from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
 from specport.drafters.registry import UNIVERSAL, registry

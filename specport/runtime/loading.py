@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specport.core.planning.step_costs import StepCosts
-from specport.core.planning.stop_classifier import Classifier
+from specport.core.policies.stop_classifier import Classifier
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput

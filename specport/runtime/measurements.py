@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from specport.core.planning.step_costs import StepCosts
-from specport.core.planning.stop_classifier import NUM_FEATURES, Classifier
+from specport.core.policies.stop_classifier import NUM_FEATURES, Classifier
 from specport.drafters.tree.graft import Checkpoint, Variant
 from specport.errors import ModelError
 from specport.models import bundle

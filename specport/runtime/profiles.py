@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from specport.core.planning.policies import POLICIES
+from specport.core.policies.length_rules import POLICIES
 from specport.errors import DeviceError, InvalidInput
 from specport.models import precision as precisions
 from specport.models.int4_layout import read_layout

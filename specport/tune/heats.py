@@ -20,8 +20,8 @@ from specport.bench.shared import Shared, encode_all
 from specport.bench.summary import Figures, summarise
 from specport.calibration.calibrate import Beside, write_texts
 from specport.calibration.methods import PLAIN
-from specport.core.planning.policies import PLANNED
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.length_rules import PLANNED
 from specport.drafters.context import NO_RETRIEVAL
 from specport.models.cache import cache_root
 from specport.models.source import ModelFiles

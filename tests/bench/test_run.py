@@ -16,7 +16,7 @@ from specport.bench.report import markdown, page
 from specport.bench.summary import first_difference, summarise, tpot
 from specport.calibration.methods import Run, Spec, parse
 from specport.cli import main
-from specport.core.planning.drafting import Drafting
+from specport.core.policies.drafting import Drafting
 from specport.errors import InvalidInput
 
 LINES = [

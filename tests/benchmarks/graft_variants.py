@@ -24,7 +24,10 @@ from specport.bench.prompts import read_prompts
 from specport.calibration import grafts
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Drafter
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

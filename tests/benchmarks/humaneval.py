@@ -37,7 +37,7 @@ from humaneval_results import Results, Row, markdown, parse_row
 from specport.calibration.methods import Method, own
 from specport.cli import terminal
 from specport.core.engine import Engine
-from specport.core.planning.policies import CLASSIFIER
+from specport.core.policies.length_rules import CLASSIFIER
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
 from specport.drafters.build import build_policy

@@ -22,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Prefilled, Row, StepOutput
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -24,8 +24,11 @@ from support.translation_fuzz import fuzz
 from specport.bench.prompts import read_prompts
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.planning.row_plan import Source
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -15,8 +15,11 @@ import specport
 from specport.calibration import calibrate as module
 from specport.calibration import grafts
 from specport.cli import main
-from specport.core.planning.policies import FirstProposal, Fixed
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.drafters.context import DraftModel
 from specport.drafters.tree.graft import (
     CHECKPOINTS,

@@ -20,10 +20,10 @@ from specport.calibration.calibrate import calibrate
 from specport.calibration.stopping import Trace
 from specport.calibration.target_text import Text
 from specport.cli import main
-from specport.core.planning.confidence import NO_SPREAD, Spread, spread_of
-from specport.core.planning.policies import CLASSIFIER, Classified, make_length_rule
+from specport.core.estimates.confidence import NO_SPREAD, Spread, spread_of
 from specport.core.planning.step_costs import StepCosts
-from specport.core.planning.stop_classifier import DEPTH, NUM_FEATURES, TOP_K, Classifier, features, fit
+from specport.core.policies.length_rules import CLASSIFIER, Classified, make_length_rule
+from specport.core.policies.stop_classifier import DEPTH, NUM_FEATURES, TOP_K, Classifier, features, fit
 from specport.core.ports import Drafted, Plan
 from specport.errors import InvalidInput
 from specport.runtime import measurements

@@ -22,7 +22,7 @@ from specport.api import load
 from specport.cli import main, options
 from specport.cli.render import Printer, summary
 from specport.core.metrics import Metrics
-from specport.core.planning.policies import POLICIES
+from specport.core.policies.length_rules import POLICIES
 from specport.core.verify.rules import RULES
 from specport.models.precision import PRECISIONS
 from specport.options import GenerationOptions

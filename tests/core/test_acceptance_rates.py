@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from specport.core.planning.acceptance_rates import CENTRES, EDGES, Acceptance, Local
+from specport.core.estimates.acceptance_rates import CENTRES, EDGES, Acceptance, Local
 from specport.core.tree import TokenTree
 
 

@@ -11,9 +11,13 @@ from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal, Fixed, make_length_rule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+    make_length_rule,
+)
 from specport.core.ports import Needs, Plan, Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import KeptCache

@@ -17,9 +17,14 @@ from support.toy_model import ToyHandle, ToyModel
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import ConfidenceThreshold, FirstProposal, Fixed, Heuristic
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    ConfidenceThreshold,
+    Fixed,
+    Heuristic,
+)
 from specport.core.ports import Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Commit, Generation, KeptCache

@@ -9,7 +9,11 @@ from support.generations import PROMPT, begin, run
 from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed, Heuristic
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+    Heuristic,
+)
 from specport.core.ports import DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

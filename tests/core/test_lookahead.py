@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from specport.core.planning.acceptance_rates import DEPTHS, EDGES
-from specport.core.planning.lookahead import Lookahead
+from specport.core.estimates.acceptance_rates import DEPTHS, EDGES
+from specport.core.estimates.lookahead import Lookahead
 
 CLASSES, BINS = len(DEPTHS), len(EDGES)
 

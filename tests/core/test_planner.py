@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from specport.core.planning.acceptance_rates import CENTRES
+from specport.core.estimates.acceptance_rates import CENTRES
 from specport.core.planning.planner import Planner
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts

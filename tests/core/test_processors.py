@@ -29,7 +29,7 @@ from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
 
 from specport.core import reference
-from specport.core.planning.policies import Fixed
+from specport.core.policies.length_rules import Fixed
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import RepetitionPenalty
 from specport.core.sampling.sampler import Sampler

@@ -14,9 +14,9 @@ from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import Fixed, LengthRule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.length_rules import Fixed, LengthRule
 from specport.core.ports import Drafted, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.verify.rules import rule_for

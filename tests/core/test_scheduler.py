@@ -8,7 +8,11 @@ from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed, Heuristic
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+    Heuristic,
+)
 from specport.core.sampling.params import SamplingParams
 from specport.core.scheduler import PREFILL_BESIDE, PREFILL_CHUNK, Scheduler
 from specport.core.sequence import Generation, KeptCache

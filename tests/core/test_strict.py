@@ -10,9 +10,14 @@ from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import ConfidenceThreshold, FirstProposal, Fixed, LengthRule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    ConfidenceThreshold,
+    Fixed,
+    LengthRule,
+)
 from specport.core.ports import Drafter, Needs, Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.verify.rules import rule_for

@@ -11,7 +11,7 @@ from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyHandle, ToyModel
 
 from specport.core.block import Block
-from specport.core.planning.policies import Fixed
+from specport.core.policies.length_rules import Fixed
 from specport.core.ports import Needs, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from support.toy_model import ToyModel
 
-from specport.core.planning.drafting import Drafting
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.drafting import Drafting
+from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import DraftRequest, Plan, Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

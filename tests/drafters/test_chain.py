@@ -10,7 +10,7 @@ import pytest
 from support.generations import PROMPT, begin, drafted, run
 from support.toy_model import ToyModel
 
-from specport.core.planning.policies import Fixed, make_length_rule
+from specport.core.policies.length_rules import Fixed, make_length_rule
 from specport.core.ports import Block, Chains, Row
 from specport.core.sampling.params import SamplingParams
 from specport.drafters.model.drafter import ModelDrafter

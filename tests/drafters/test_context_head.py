@@ -10,7 +10,7 @@ from support.acceptance_law import PARAMS, PROMPT, RULES, VOCAB, assert_same_law
 from support.toy_model import ToyCutModel, ToyModel
 
 from specport.core import reference
-from specport.core.planning.policies import Threshold
+from specport.core.policies.length_rules import Threshold
 from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

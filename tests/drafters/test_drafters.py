@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.toy_model import ToyModel
 
-from specport.core.planning.policies import Threshold
+from specport.core.policies.length_rules import Threshold
 from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

@@ -6,7 +6,7 @@ import pytest
 from support.generations import PROMPT, begin, drafted, run
 from support.toy_model import ToyModel
 
-from specport.core.planning.policies import ConfidenceThreshold, Fixed, LengthRule
+from specport.core.policies.length_rules import ConfidenceThreshold, Fixed, LengthRule
 from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

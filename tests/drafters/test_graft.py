@@ -15,9 +15,9 @@ from support.toy_model import ToyModel
 from specport.core import reference
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import Fixed, Threshold, make_length_rule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.length_rules import Fixed, Threshold, make_length_rule
 from specport.core.ports import Drafter, DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

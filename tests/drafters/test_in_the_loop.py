@@ -10,7 +10,7 @@ from support.generations import PROMPT, begin, drafted, run
 from support.sampling_law import check_law
 from support.toy_model import ToyModel
 
-from specport.core.planning.policies import Fixed, make_length_rule
+from specport.core.policies.length_rules import Fixed, make_length_rule
 from specport.core.ports import Drafter
 from specport.core.sampling.params import SamplingParams
 from specport.core.verify.rules import rule_for

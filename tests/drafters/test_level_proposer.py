@@ -7,7 +7,7 @@ import pytest
 from support.generations import begin, drafted, run
 from support.toy_model import ToyModel
 
-from specport.core.planning.policies import Fixed
+from specport.core.policies.length_rules import Fixed
 from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

@@ -11,7 +11,7 @@ from support.generations import PROMPT, begin, drafted, run
 from support.sampling_law import check_law
 from support.toy_model import ToyCutModel, ToyModel
 
-from specport.core.planning.policies import Fixed, Threshold, make_length_rule
+from specport.core.policies.length_rules import Fixed, Threshold, make_length_rule
 from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

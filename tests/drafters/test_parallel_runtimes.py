@@ -13,7 +13,10 @@ import pytest
 from specport.conformance.laws import laws_of
 from specport.conformance.steps import Probe, host
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import DraftRequest, Model, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

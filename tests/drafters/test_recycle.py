@@ -9,10 +9,15 @@ from support.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal, Fixed, Heuristic, LengthRule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.tree_pruning import subtree
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+    Heuristic,
+    LengthRule,
+)
 from specport.core.ports import DraftRequest, Needs, Outcome, Plan, Policy
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

@@ -19,9 +19,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import Fixed, make_length_rule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.length_rules import Fixed, make_length_rule
 from specport.core.ports import Drafted, DraftRequest, Model, Plan, Row, StepOutput
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

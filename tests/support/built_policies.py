@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from specport.core.planning.planner import Planner
-from specport.core.planning.policies import FirstProposal, LengthRule
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    LengthRule,
+)
 from specport.core.ports import Drafter
 
 

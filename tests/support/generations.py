@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed, LengthRule
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+    LengthRule,
+)
 from specport.core.ports import Drafter, Model
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

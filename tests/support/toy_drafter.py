@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specport.core.planning.acceptance_rates import CENTRES
+from specport.core.estimates.acceptance_rates import CENTRES
 from specport.core.ports import Drafted, DraftRequest, Needs, Outcome, Prefilled
 from specport.core.sampling.processors import Prefix
 from specport.core.tree import TokenTree

@@ -1,1 +1,1 @@
-"""What to draft next: policies, the planner, and the costs and probabilities they plan with."""
+"""What to draft next, by measured costs: the planner, its sources, and the worth of a token."""

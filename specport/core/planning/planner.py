@@ -18,17 +18,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from specport.core.planning.acceptance_rates import Acceptance, Local
+from specport.core.estimates.acceptance_rates import Acceptance, Local
+from specport.core.estimates.forecast import Forecast, Mix
 from specport.core.planning.admission import Bid, admit
-from specport.core.planning.forecast import Forecast, Mix
 from specport.core.planning.lengths import Lengths
 from specport.core.planning.model_draft import ModelDraft
-from specport.core.planning.policies import CAP, require_at_least
 from specport.core.planning.row_plan import RowPlan, Source, TextState, count_call
 from specport.core.planning.step_costs import MAX_WIDTH, StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
 from specport.core.planning.width_changes import WidthChanges
 from specport.core.planning.worth import Worth
+from specport.core.policies.length_rules import CAP, require_at_least
 from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.tree import TokenTree
 

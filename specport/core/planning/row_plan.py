@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.planning.acceptance_rates import Local
-from specport.core.planning.forecast import Forecast
+from specport.core.estimates.acceptance_rates import Local
+from specport.core.estimates.forecast import Forecast
 from specport.core.planning.step_costs import StepCosts
 from specport.core.planning.tree_pruning import Candidate, Curve
 from specport.core.planning.worth import Worth

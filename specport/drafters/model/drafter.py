@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specport.core.planning.acceptance_rates import CENTRES
+from specport.core.estimates.acceptance_rates import CENTRES
 from specport.core.ports import Array, DraftRequest, Model, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
 from specport.drafters.model.early_exit import ExitCache

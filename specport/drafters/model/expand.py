@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from specport.core.arrays import to_host
-from specport.core.planning.confidence import NO_SPREAD, Spread, spread_of
+from specport.core.estimates.confidence import NO_SPREAD, Spread, spread_of
 from specport.core.ports import Array, Drafted, DraftRequest
 from specport.core.sampling.processors import Prefix
 from specport.core.sampling.topk import largest

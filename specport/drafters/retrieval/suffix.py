@@ -17,7 +17,7 @@ from itertools import count
 from operator import attrgetter
 from typing import NamedTuple
 
-from specport.core.planning.acceptance_rates import CENTRES
+from specport.core.estimates.acceptance_rates import CENTRES
 from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
 from specport.core.tree_builder import TreeBuilder

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from specport.core.planning.acceptance_rates import CENTRES, EDGES
+from specport.core.estimates.acceptance_rates import CENTRES, EDGES
 from specport.core.ports import Drafted, DraftRequest, Needs, Outcome, PlannedDrafter, Prefilled
 from specport.core.tree import TokenTree
 from specport.drafters.model.expand import Expansion

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from specport.core.block import Block
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Model, Policy, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -17,7 +17,10 @@ from support.toy_model import ToyModel
 import specport
 from specport.core.arrays import to_host
 from specport.core.engine import Engine
-from specport.core.planning.policies import FirstProposal, Fixed
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
+    Fixed,
+)
 from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation

@@ -1,23 +1,21 @@
-"""Policies with a length rule: the first drafter with a proposal drafts as many tokens as the rule allows.
+"""Length rules: how many tokens a sequence drafts in a round, by published rules without measured costs.
 
-The length rules are published alternatives to the cost-based planner. A drafter that ignores stop rules
+They are alternatives to the planner, used by `FirstProposal`. A drafter that ignores stop rules
 (n-gram) drafts to the plan's depth: the rule's own number under `Fixed` and `Heuristic`, the cap under
 `ConfidenceThreshold` and `Classified`.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from specport.core.planning.stop_classifier import DEPTH
-from specport.core.ports import Drafted, Drafter, DraftRequest, Needs, Outcome, Plan, Prefilled, StopRule
-from specport.core.tree import TokenTree
+from specport.core.policies.stop_classifier import DEPTH
+from specport.core.ports import Drafted, Outcome, Plan, StopRule
 from specport.errors import InvalidInput
 
 # Maximum depth of an adaptive plan (num_assistant_tokens of transformers' dynamic speculation).
@@ -35,70 +33,6 @@ class LengthRule(Protocol):
     def plan(self) -> Plan: ...
 
     def observe(self, outcome: Outcome) -> None: ...
-
-
-class FirstProposal:
-    """Ask drafters in order; each gets only the requests for which all earlier ones proposed nothing.
-
-    make_rule: makes the length rule of each new sequence.
-    tree:      whether the target verifies trees.
-    """
-
-    def __init__(
-        self, drafters: Sequence[Drafter], make_rule: Callable[[], LengthRule], *, tree: bool = True
-    ) -> None:
-        self.name = "|".join(dict.fromkeys(drafter.name for drafter in drafters))
-        self.needs = Needs.of(*drafters)
-        self._drafters, self._make_rule, self._tree = [*drafters], make_rule, tree
-        self._rules: dict[int, LengthRule] = {}
-
-    def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        planned = [self._planned(request) for request in requests]
-        trees = [TokenTree()] * len(requests)
-        for drafter in self._drafters:
-            left = [i for i, tree in enumerate(trees) if not len(tree) and planned[i].plan.depth > 0]
-            if not left:
-                break
-            asked = [planned[i] for i in left]
-            behind = [_behind(drafter, request) for request in asked]
-            began = time.perf_counter()
-            proposed = drafter.propose(asked)
-            seconds = time.perf_counter() - began
-            for i, tree, read in zip(left, proposed, behind, strict=True):
-                trees[i] = tree
-                if (counts := requests[i].counts) is not None:
-                    counts.asked(drafter.name, seconds, read)
-                    counts.chosen = drafter.name if len(tree) else ""
-        return trees
-
-    def prefilled(self, events: Sequence[Prefilled]) -> None:
-        for drafter in self._drafters:
-            drafter.prefilled(events)
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            if len(outcome.tree) and outcome.key in self._rules:
-                self._rules[outcome.key].observe(outcome)
-        for drafter in self._drafters:
-            drafter.observe(outcomes)
-
-    def forget(self, key: int) -> None:
-        self._rules.pop(key, None)
-        for drafter in self._drafters:
-            drafter.forget(key)
-
-    def _planned(self, request: DraftRequest) -> DraftRequest:
-        rule = self._rules.get(request.key)
-        if rule is None:
-            rule = self._rules[request.key] = self._make_rule()
-        plan = rule.plan().within(request.plan.depth, request.max_nodes, tree=self._tree)
-        return replace(request, plan=plan)
-
-
-def _behind(drafter: Drafter, request: DraftRequest) -> int:
-    """Return how many tokens the drafter's model has to read first, where the drafter says so."""
-    behind = getattr(drafter, "behind", None)  # of a `PlannedDrafter`
-    return 0 if behind is None or request.counts is None else int(behind(request))
 
 
 @dataclass(frozen=True)

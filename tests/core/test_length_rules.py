@@ -7,12 +7,12 @@ import pytest
 from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
 
-from specport.core.planning.drafting import Drafting
-from specport.core.planning.policies import (
+from specport.core.policies.drafting import Drafting
+from specport.core.policies.first_proposal import FirstProposal
+from specport.core.policies.length_rules import (
     CAP,
     MIN_SAMPLES,
     ConfidenceThreshold,
-    FirstProposal,
     Fixed,
     Heuristic,
     LengthRule,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.planning.acceptance_rates import CENTRES, DEPTHS, EDGES, Local, depth_class
-from specport.core.planning.lookahead import Lookahead
+from specport.core.estimates.acceptance_rates import CENTRES, DEPTHS, EDGES, Local, depth_class
+from specport.core.estimates.lookahead import Lookahead
 
 _REACH = 0.7  # mean acceptance per level, before anything was drafted
 # Shape of the distribution of confidences: measured with a 0.5B draft of a 1.5B target, six kinds of prompts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specport.core.planning.policies import (
+from specport.core.policies.length_rules import (
     CAP,
     PLANNED,
     LengthRule,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.planning.acceptance_rates import depth_class
+from specport.core.estimates.acceptance_rates import depth_class
 
 _GRID = np.concatenate([[0.0], np.geomspace(1 / 64, 1.0, 48)])  # path probabilities
 

@@ -1,0 +1,1 @@
+"""Probabilities that plans rest on: how confidence becomes acceptance, and what drafting on is worth."""
