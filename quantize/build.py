@@ -287,6 +287,7 @@ class _Build:
             "trust_remote_code": trust,
             "vocab": self.inputs.tokenizer.vocab_size,
         }
+        self.inputs.release()  # training takes all the memory that there is
         facts = worker.run(
             DISTIL, arguments, "the draft cannot be distilled",
             processes=self.processes, progress=part(progress, 0.0, 0.85),

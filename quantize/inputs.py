@@ -12,19 +12,29 @@ from specport.runtime.registry import Loaded
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inputs:
     """The models of a build.
 
-    target:       loaded in exact mode, from `target_files`.
     source_files: IR of the model that the draft is made from, with all its layers; or a bundle.
     """
 
     loader: Loader
     target_files: ModelFiles
-    target: Loaded
     source_files: ModelFiles
     tokenizer: Tokenizer
+    _target: Loaded | None = None
+
+    @property
+    def target(self) -> Loaded:
+        """The target in exact mode; loaded when it is needed."""
+        if self._target is None:
+            self._target = self.loader.target_with(self.target_files, exact=True)
+        return self._target
+
+    def release(self) -> None:
+        """Free the target's memory until it is needed again."""
+        self._target = None
 
     @classmethod
     def load(
@@ -64,4 +74,4 @@ class Inputs:
             )
         if found.mismatch:
             raise ModelError(f"{files.name} has another tokenizer than the target: {found.mismatch}")
-        return cls(loader, target_files, loaded, files, tokenizer)
+        return cls(loader, target_files, files, tokenizer, loaded)

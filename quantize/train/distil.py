@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, rounding, trainer
+from specport.quantize.train.kept_weights import START, KeptWeights
 from specport.quantize.train.losses import LOSSES, token_loss
 
 from specport.errors import InvalidInput
@@ -188,16 +189,14 @@ def train_student(
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embed_tokens" not in name)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    start = [parameter.detach().clone() for parameter in trained]
+    start = KeptWeights(trained, work / START)
     run, writes = trainer.train(
         student, texts, recipe, trainer.identity(texts, student, *facts), work / trainer.CHECKPOINT,
         examine, stage, progress,
     )  # fmt: skip
     better = score(run.after) > score(run.before)
     if not better:
-        with torch.no_grad():
-            for parameter, before in zip(trained, start, strict=True):
-                parameter.copy_(before)
+        start.restore()
     return run, writes, better
 
 

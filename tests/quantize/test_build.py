@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +27,14 @@ from support import tiny_models
 
 import specport
 from specport.cli import main
+from specport.core.ports import Model
 from specport.errors import InvalidInput, ModelError
 from specport.jobs import worker
 from specport.models import bundle, cache
 from specport.models.parallel import Parallel
 from specport.models.source import IR_BIN
+from specport.runtime.loading import Loader
+from specport.runtime.registry import Loaded
 
 LAYERS = 4
 DISTILLED = Request(layers=2, mlp=0.5, head_tokens=0, distil_tokens=60, epochs=2.0)
@@ -195,6 +200,31 @@ def test_a_child_that_the_system_ended_is_told_of(
     with pytest.raises(ModelError, match="most likely because there is not enough memory"):
         build(target, tmp_path / "draft", DISTILLED, progress=kill)
     assert not (tmp_path / "draft").exists()
+
+
+def test_the_targets_memory_is_free_while_a_draft_is_trained(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Model]] = []
+    load = Loader.target_with
+
+    def target_with(self: Loader, *args: Any, **options: Any) -> Loaded:
+        found = load(self, *args, **options)
+        loaded.append(weakref.ref(found.model))
+        return found
+
+    class Stopped(Exception):
+        pass
+
+    def run(*_: object, **__: object) -> None:
+        gc.collect()
+        assert loaded and not any(model() for model in loaded)
+        raise Stopped
+
+    monkeypatch.setattr(Loader, "target_with", target_with)
+    monkeypatch.setattr(worker, "run", run)
+    with pytest.raises(Stopped):
+        build(target, tmp_path / "draft", DISTILLED)
 
 
 def test_several_processes_train_together(target: str, tmp_path: Path) -> None:
