@@ -90,7 +90,7 @@ def load(
         _check_classifier(spec)
     kept = tuned.find(model, profile.name)
     files = loader.files(model, precision or kept.precision or profile.precision)
-    notes = []
+    notes: list[str] = []
     if draft == "auto":
         chosen, notes = kept.draft(files)
         if chosen is not None:

@@ -92,8 +92,8 @@ def help_text() -> str:
     """Return the command line's help for a draft expression: built-in kinds, so that nothing is loaded."""
     kinds = "; ".join(f"{kind.usage}: {kind.proposes}" for kind in BUILT_IN.values()).replace("`", "")
     return (
-        f"{NONE}, {AUTO} (what tune chose, else ngram and the draft built for this model) or what drafts. {kinds}. Several, like "
-        "'suffix|MODEL': whichever pays better (default: auto)"
+        f"{NONE}, {AUTO} (what tune chose, else ngram and the draft built for this model) or what drafts. "
+        f"{kinds}. Several, like 'suffix|MODEL': whichever pays better (default: auto)"
     )
 
 
