@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from specport.bench.summary import Figures
 from specport.calibration import calibrate
 from specport.calibration.methods import PLAIN
 from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.drafters.spec import parse
-from specport.errors import SpecportError
+from specport.errors import InvalidInput, ModelError, SpecportError
+from specport.models.cache import cache_root
+from specport.models.os_errors import cause
 from specport.progress import Progress, part, silent
 from specport.runtime import tuned
 from specport.runtime.profiles import cpu_name
@@ -74,7 +79,25 @@ def tune(options: Options, progress: Progress = silent) -> Report:
     All results are kept as they come: the same call goes on where an earlier one was stopped. Raises
     SpecportError.
     """
-    return _Run(options, progress).run()
+    with _alone():
+        return _Run(options, progress).run()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock of tunings: two at once would measure each other. Raises InvalidInput and ModelError."""
+    folder = cache_root() / "tune"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder / "lock"), timeout=0):
+            yield
+    except Timeout:
+        raise InvalidInput(
+            "another specport tune is running", "wait for it: two would disturb each other's measurements"
+        ) from None
+    except OSError as error:
+        message, hint = cause(error)
+        raise ModelError(f"cannot use {folder}: {message}", hint) from error
 
 
 class _Run:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
@@ -107,6 +108,15 @@ def test_a_stopped_tuning_goes_on(
     assert main(tune) == 0 and len(added) == before  # all is there
 
 
+def test_two_tunings_do_not_disturb_each_other(
+    tune: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache" / "tune").mkdir(parents=True)
+    with FileLock(str(tmp_path / "cache" / "tune" / "lock")):
+        assert main(tune) == 2
+    assert "another specport tune is running" in capsys.readouterr().err
+
+
 def test_other_settings_are_measured_anew(
     tune: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -170,6 +180,9 @@ def test_dry_run_estimates_by_measured_costs(
         (["--prompts", "missing.jsonl"], "cannot read"),
         (["--per-category", "2"], "needs --prompts"),
         (["--device", "toaster"], "unknown device"),
+        (["--draft", "ngram"], "names no model"),
+        (["--draft", "ngram|org/small"], "names no model"),
+        (["--draft", "misspelt"], "no file or folder 'misspelt'"),
     ],
 )
 def test_bad_input(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
