@@ -17,6 +17,8 @@ from specport.cli import main
 from specport.core.ports import Model
 from specport.models.source import ModelFiles
 from specport.runtime import tuned
+from specport.tune.plan import BUILD_TOKENS
+from specport.tune.weights import Weights
 
 LINES = [
     {"id": i, "category": category, "turns": [f"abcab {category} {i}"]}
@@ -146,6 +148,46 @@ def test_a_draft_that_cannot_be_used_does_not_stop_the_others(
     found = report([*tune, "--draft", "org/broken"], capsys)
     assert any(why == "there is no such model" for why in found["untried"].values())
     assert {each["name"] for each in found["verdict"]["tried"]} >= {"ngram", "suffix"}
+
+
+def test_a_draft_is_built_and_tried(
+    tune: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[tuple[str, int]] = []
+
+    def parallel(options: Any, files: ModelFiles, source: str, tokens: int, progress: Any) -> Path:
+        built.append((source, tokens))
+        return tmp_path / "toy-parallel6"
+
+    monkeypatch.setattr("specport.tune.build.source", lambda *rest: "default")
+    monkeypatch.setattr("specport.tune.build.parallel", parallel)
+    found = report([*tune, "--budget", "9h"], capsys)
+    ((source, tokens),) = built
+    assert source == "default" and BUILD_TOKENS[0] <= tokens <= BUILD_TOKENS[1]
+    assert {"toy-parallel6", "ngram|toy-parallel6"} <= {each["name"] for each in found["verdict"]["tried"]}
+
+
+def test_better_weights_are_used_for_all_that_follows(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        Weights("int8", 100.0, 1.0, 4.0, 9.0, 0.01, 0.97, True),
+        Weights("int4", 50.0, 0.6, 2.0, 9.0, 0.50, 0.70, False),
+        Weights("int8:sym", 100.0, 0.8, 3.0, 9.0, 0.01, 0.97, True),
+    ]
+    monkeypatch.setattr("specport.tune.hand.formats", lambda *rest: tuple(row.precision for row in rows))
+    monkeypatch.setattr("specport.tune.weights.measure", lambda *rest: rows)
+    assert main(tune) == 0
+    out = capsys.readouterr().out
+    assert "toy (int8:sym) on xeon" in out and "faster but changes the text" in out
+    kept = tuned.find(None, "xeon")
+    assert kept.precision == "int8:sym" and [*kept.choices] == ["int8:sym"]
+    found = report([*tune, "--precision", "int8"], capsys)  # the user's own: nothing is compared
+    assert found["weights"] == [] and found["precision"] == "int8"
+    assert tuned.find(None, "xeon").precision == "int8:sym" and len(tuned.find(None, "xeon").choices) == 2
 
 
 def test_dry_run_before_and_after(
