@@ -134,7 +134,7 @@ class _Run:
             try:
                 self._do(step, number, bar)
             except SpecportError as error:  # of one candidate; the others go on
-                if step.kind == plan.HEAT and not step.models:
+                if step.kind == plan.HEAT and not self._tried and not step.models:  # the first one
                     raise
                 self._untried[step.what] = error.message
         return self._finish(choose([*self._tried.values()], options.exact))

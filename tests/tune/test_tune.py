@@ -150,6 +150,23 @@ def test_a_draft_that_cannot_be_used_does_not_stop_the_others(
     assert {each["name"] for each in found["verdict"]["tried"]} >= {"ngram", "suffix"}
 
 
+def test_a_model_that_exits_early_is_tried_with_its_best_exit(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 4}', encoding="utf-8")
+    monkeypatch.setattr("specport.tune.hand.exits_early", lambda model: True)
+    short_of_time = report([*tune, "--per-category", "1"], capsys)
+    assert any("not known" in why for why in short_of_time["untried"].values())
+    found = report([*tune, "--per-category", "1", "--budget", "30m"], capsys)
+    drafts = {each["draft"] for each in found["verdict"]["tried"]}
+    (layer,) = {draft.partition(":")[2] for draft in drafts if draft.startswith("early-exit")}
+    assert int(layer) in (1, 2, 3) and f"ngram|early-exit:{layer}" in drafts
+
+
 def test_a_draft_is_built_and_tried(
     tune: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
