@@ -15,6 +15,7 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.models.bundle import registered
+from specport.models.shipped import shipped_head
 from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
@@ -87,9 +88,14 @@ def load(
     if drafting.policy == CLASSIFIER:
         _check_classifier(spec)
     files = loader.files(model, precision or profile.precision)
-    target = loader.target_with(files, exact, loader.exit_layer(spec, files))
-    if draft == "auto" and (bundle := registered(files.fingerprint)):
-        spec = spec.with_model(str(bundle))
+    if draft == "auto":
+        built = registered(files.fingerprint)
+        built = built or shipped_head(files.folder, files.name, files.fingerprint, files.source)
+        spec = spec.with_model(str(built)) if built else spec
+    head = loader.hidden_head(spec)
+    target = loader.target_with(files, exact, loader.exit_layer(spec, files), head)
+    if draft == "auto" and head is not None and target.model.hidden_head is None:  # the backend has no heads
+        spec = parse(draft)
     tokenizer = load_tokenizer(files.folder)
     notes = [*target.notes]
     for name, used in ((device, loader), (draft_device, beside)):
@@ -97,11 +103,13 @@ def load(
             notes.append(note)
     drafts: dict[str, DraftModel] = {}
     for name in spec.models:
-        found, loaded = beside.draft(name, draft_precision, files, tokenizer, target)
+        place = loader if head is not None and name == head.source else beside
+        found, loaded = place.draft(name, draft_precision, files, tokenizer, target)
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
             drafting = replace(drafting, classifier=loader.classifier(target, found.files))
-        notes.extend(loaded.notes)
-        drafts[name] = beside.draft_model(found, loaded, target)
+        if loaded is not target:
+            notes.extend(loaded.notes)
+        drafts[name] = place.draft_model(found, loaded, target)
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,

@@ -11,6 +11,7 @@ from specport.core.ports.drafter import (
     PlannedDrafter,
     Prefilled,
 )
+from specport.core.ports.hidden_head import HeadChains, HiddenHead
 from specport.core.ports.model import (
     CacheHandle,
     Capabilities,
@@ -40,7 +41,9 @@ __all__ = [
     "Drafter",
     "EarlyExit",
     "GreedyChain",
+    "HeadChains",
     "HeadRows",
+    "HiddenHead",
     "Model",
     "Needs",
     "Outcome",
