@@ -153,6 +153,23 @@ def step_seconds(model: Model, clock: Clock = time.perf_counter) -> float:
     return statistics.median(times[0] for times in _timed([model], clock))
 
 
+def head_step_seconds(model: Model, clock: Clock = time.perf_counter) -> float:
+    """Return the median seconds of a step of the model's head on hidden states."""
+    head = model.hidden_head
+    assert head is not None  # the model was loaded with it
+    handle = model.open()
+    try:
+        states = head.begin(model.step([Row(handle, Block.chain((0, 0)), hidden="last")]).hidden_of(0))
+    finally:
+        model.close(handle)
+    times = []
+    for _ in range(_WARM + 4 * _ROUNDS):
+        began = clock()
+        head.draft(states, (0,), head.together)
+        times.append((clock() - began) / head.together)
+    return statistics.median(times[_WARM:])
+
+
 def step_ratio(whole: Model, cut: Model, clock: Clock = time.perf_counter) -> float:
     """Return the cut draft's step time over the whole draft's, measured in turns so that drift cancels."""
     return statistics.median(times[1] / times[0] for times in _timed([whole, cut], clock))

@@ -147,6 +147,11 @@ def head_weight(model: ov.Model, head_tokens: Sequence[int] | None) -> ov.Output
     return _pick_rows(weight, vocab, lambda constant: _slice_constant(constant, keep).output(0))
 
 
+def num_rows(model: ov.Model) -> int:
+    """Return the number of rows of a model's head."""
+    return int(_head(model)[0].input_value(1).get_partial_shape()[0].get_length())
+
+
 def _looked_up(table: ov.Output, ids: ov.Output) -> ov.Output:
     """Return rows of a compressed table, decompressed after they were looked up."""
     vocab = table.get_partial_shape()[0].get_length()
