@@ -143,8 +143,9 @@ def calibrate(
         graft = stored.graft if stored.head_tokens == tokens else None  # else chosen with another head
         pair = measurements.Pair(tokens, trained.classifier if trained else None, graft)
         measurements.save_pair(key, files.fingerprint, pair)
-        end = 0.6 if name in grafts_of else 1.0
-        result = report("draft", files, loaded, loader, part(bar, 0.4, end), DRAFT_S)
+        result = report(
+            "draft", files, loaded, loader, part(bar, 0.4, 0.6 if name in grafts_of else 1.0), DRAFT_S
+        )
         choices: tuple[Choice, ...] = ()
         if name in grafts_of:
             choices = grafts.calibrate(
@@ -155,7 +156,7 @@ def calibrate(
                     loaded.model, found.tokenizer, files.name, result.measured.costs, loaded.head_tokens
                 ),
                 loader.profile,
-                part(bar, end, 1.0),
+                part(bar, 0.6, 1.0),
             )
             variant = Variant(tuple(choice.checkpoint for choice in choices))
             measurements.save_pair(key, files.fingerprint, replace(pair, graft=variant))
