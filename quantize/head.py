@@ -1,7 +1,7 @@
 """`specport quantize head`: train a recurrent draft head on a target's hidden states, and write its bundle.
 
-Slow stages keep their results: hidden states and training in `OUT.partial`, the target's text in the cache,
-where builds of other drafts find it too. The same command resumes a build that was stopped.
+Slow stages keep their results: training in `OUT.partial`, the target's text and its hidden states in the cache,
+where other builds find them too. The same command resumes a build that was stopped.
 """
 
 from __future__ import annotations
@@ -129,8 +129,9 @@ class _Build:
         _, held_out, to_learn = divide(request.prompts)
         written = self._write_text(to_learn, part(self.progress, 0.05, 0.4))
         states = hidden.write_hidden(
-            self._with_states, request.layers, written, self.work / "hidden", part(self.progress, 0.4, 0.5)
-        )
+            self._with_states, request.layers, written, written[0].parent / _states_name(request.layers),
+            part(self.progress, 0.4, 0.5),
+        )  # fmt: skip
         columns = self._columns(written)
         folder = self.work / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,3 +228,8 @@ class _Build:
         if stored := measurements.find(target.key):
             return stored.costs
         return measure(target.model, contexts=CONTEXTS, budget_s=COSTS_BUDGET_S).costs
+
+
+def _states_name(layers: Sequence[int]) -> str:
+    """Return the name of the folder with the hidden states of these layers, beside the text."""
+    return "hidden-" + "-".join(map(str, layers))
