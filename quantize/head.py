@@ -1,7 +1,7 @@
 """`specport quantize head`: train a recurrent draft head on a target's hidden states, and write its bundle.
 
-Slow stages keep their results: training in `OUT.partial`, the target's text and its hidden states in the cache,
-where other builds find them too. The same command resumes a build that was stopped.
+Slow stages keep their results: training in `OUT.partial`, the target's text and its hidden states in the
+cache, where other builds find them too. The same command resumes a build that was stopped.
 """
 
 from __future__ import annotations
