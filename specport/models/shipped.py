@@ -22,9 +22,12 @@ def shipped_head(folder: Path, name: str, fingerprint: str, source: str) -> Path
     weights. A damaged head counts as none: it is only a way to be faster.
     """
     for path in sorted(FOLDER.glob(f"*/{WEIGHTS}")):
+        # Files are hashed only where the head may be the right one.
+        if _about(path.parent).get("target_shape") != bundle.shape(folder):
+            continue
         try:
             found = bundle.read(path.parent, keep=True)
-            if found.recurrent is None or found.target_shape != bundle.shape(folder):
+            if found.recurrent is None:
                 continue
             if source != "default" or found.provenance.get(ORIGIN) != download.SHA256:
                 found.check_target(folder, name, fingerprint)
@@ -36,10 +39,12 @@ def shipped_head(folder: Path, name: str, fingerprint: str, source: str) -> Path
 
 def is_head(folder: Path) -> bool:
     """Return whether a folder holds a bundle with a recurrent head, by its manifest, which is not checked."""
+    return (folder / WEIGHTS).is_file() and _about(folder).get("recurrent") is not None
+
+
+def _about(folder: Path) -> Mapping[str, Any]:
+    """Return what a manifest says, unchecked; empty where there is none."""
     try:
-        if not (folder / WEIGHTS).is_file():
-            return False
-        about: Mapping[str, Any] = json.loads((folder / bundle.BUNDLE_FILE).read_text(encoding="utf-8"))
-        return about["about"].get("recurrent") is not None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
+        return dict(json.loads((folder / bundle.BUNDLE_FILE).read_text(encoding="utf-8"))["about"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
