@@ -48,7 +48,8 @@ class RecurrentHead:
 
     def begin(self, hidden: Mapping[int, Array]) -> NDArray[np.float32]:
         self._begin({f"hidden.{n}": np.array(hidden[n], dtype=np.float32) for n in self.layers})
-        return self._output(self._begin, graph.STATES).copy()
+        states: NDArray[np.float32] = self._output(self._begin, graph.STATES).copy()
+        return states
 
     def step(self, states: Array, tokens: Sequence[int]) -> tuple[Array, NDArray[np.float32]]:
         self._run(states, tokens)

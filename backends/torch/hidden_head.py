@@ -87,15 +87,15 @@ class RecurrentHead:
         self._ids = None if columns is None else torch.tensor(columns, device=rows.device)
         self.together = 1 if rows.device.type == "cpu" else _TOGETHER
 
-    @torch.inference_mode()  # type: ignore[misc]
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def begin(self, hidden: Mapping[int, Tensor]) -> Tensor:
         return self._cell.begin([hidden[layer] for layer in self.layers])
 
-    @torch.inference_mode()  # type: ignore[misc]
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self, states: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self._step(states, torch.tensor([*tokens], device=self._rows.device))
 
-    @torch.inference_mode()  # type: ignore[misc]
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def draft(self, states: Tensor, tokens: Sequence[int], depth: int) -> HeadChains:
         ids = torch.tensor([*tokens], device=self._rows.device)
         found, confidences = [], []

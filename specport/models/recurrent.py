@@ -24,7 +24,11 @@ EPSILON = 1e-6  # in every RMS norm of the head
 SCALE = ".scale"  # suffix of a matrix's name, for its scales
 MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH, MAX_DEPTH = 8, 8, 1 << 16, 16
 _MOST_BYTES = 1 << 20  # of a header
-_DTYPES = {"I8": np.dtype("<i1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "I8": np.dtype("<i1"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
 
 Array = NDArray[Any]
 

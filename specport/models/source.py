@@ -167,9 +167,9 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
     if shipped.is_head(path):
-        found = bundle.read(path, keep=path.parent == shipped.FOLDER)
+        head = bundle.read(path, keep=path.parent == shipped.FOLDER)
         identity = fingerprint(path, [bundle.BUNDLE_FILE], [WEIGHTS])
-        return ModelFiles(path, name, found.precision, spec, identity, found)
+        return ModelFiles(path, name, head.precision, spec, identity, head)
     weights = sorted(p.name for p in path.glob("*.safetensors"))
     if (path / IR_XML).is_file() and not (options.weights == "huggingface" and weights):
         if options.weights != "ir":
