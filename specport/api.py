@@ -15,6 +15,7 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.models.bundle import registered
+from specport.models.shipped import shipped_head
 from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
 from specport.runtime import tuned
@@ -51,7 +52,8 @@ def load(
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
                speed), or "auto": what `specport tune` chose for this model here, else n-grams, and the bundle
-               that `specport quantize` built for this model, if any. All forms: `drafters.spec`.
+               that `specport quantize` built for this model, or the head that is shipped for it, if any. All
+               forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
@@ -93,13 +95,15 @@ def load(
     notes: list[str] = []
     if draft == "auto":
         chosen, notes = kept.draft(files)
-        if chosen is not None:
-            spec = chosen
-        elif bundle := registered(files.fingerprint):
-            spec = spec.with_model(str(bundle))
+        built = registered(files.fingerprint)
+        built = built or shipped_head(files.folder, files.name, files.fingerprint, files.source)
+        spec = chosen if chosen is not None else spec.with_model(str(built)) if built else spec
     if precision is None and kept.precision not in (None, profile.precision):
         notes.append(f"weights by specport tune: {files.precision}")
-    target = loader.target_with(files, exact, loader.exit_layer(spec, files))
+    head = loader.hidden_head(spec)
+    target = loader.target_with(files, exact, loader.exit_layer(spec, files), head)
+    if draft == "auto" and head is not None and target.model.hidden_head is None:  # the backend has no heads
+        spec = parse(draft)
     tokenizer = load_tokenizer(files.folder)
     notes += target.notes
     for name, used in ((device, loader), (draft_device, beside)):
@@ -107,11 +111,13 @@ def load(
             notes.append(note)
     drafts: dict[str, DraftModel] = {}
     for name in spec.models:
-        found, loaded = beside.draft(name, draft_precision, files, tokenizer, target)
+        place = loader if head is not None and name == head.source else beside
+        found, loaded = place.draft(name, draft_precision, files, tokenizer, target)
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
             drafting = replace(drafting, classifier=loader.classifier(target, found.files))
-        notes.extend(loaded.notes)
-        drafts[name] = beside.draft_model(found, loaded, target)
+        if loaded is not target:
+            notes.extend(loaded.notes)
+        drafts[name] = place.draft_model(found, loaded, target)
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,

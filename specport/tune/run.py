@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from specport.bench.summary import Figures
 from specport.calibration import calibrate
 from specport.calibration.methods import PLAIN
 from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.drafters.spec import parse
-from specport.errors import InvalidInput, ModelError, SpecportError
-from specport.models.cache import cache_root
-from specport.models.os_errors import cause
+from specport.errors import SpecportError
 from specport.progress import Progress, part, silent
 from specport.runtime import tuned
 from specport.runtime.profiles import cpu_name
@@ -26,6 +21,7 @@ from specport.tune import build, hand, plan, weights
 from specport.tune.budget import written
 from specport.tune.choose import Tried, Verdict, choose, finalists, spelled
 from specport.tune.facts import base_precision, facts, facts_unseen, open_loader, open_track
+from specport.tune.lock import alone
 from specport.tune.options import Options
 from specport.tune.plan import Step
 from specport.tune.weights import Weights
@@ -79,25 +75,8 @@ def tune(options: Options, progress: Progress = silent) -> Report:
     All results are kept as they come: the same call goes on where an earlier one was stopped. Raises
     SpecportError.
     """
-    with _alone():
+    with alone():
         return _Run(options, progress).run()
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the lock of tunings: two at once would measure each other. Raises InvalidInput and ModelError."""
-    folder = cache_root() / "tune"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(folder / "lock"), timeout=0):
-            yield
-    except Timeout:
-        raise InvalidInput(
-            "another specport tune is running", "wait for it: two would disturb each other's measurements"
-        ) from None
-    except OSError as error:
-        message, hint = cause(error)
-        raise ModelError(f"cannot use {folder}: {message}", hint) from error
 
 
 class _Run:
@@ -148,6 +127,7 @@ class _Run:
             bar = part(progress, 0.3, 1.0)
             if not step.models:
                 calibrate.calibrate_exit(0, beside, bar)
+            self._track.take_head({})
             for model in step.models.values():
                 calibrate.calibrate_draft(model, parse(model), beside, self._options.draft_precision, bar)
         elif step.kind == plan.HEAT:
@@ -172,7 +152,7 @@ class _Run:
             )
 
     def _final(self, progress: Progress) -> None:
-        best = finalists([*self._tried.values()], plan.FINALISTS, self._options.exact)
+        best = self._one_head(finalists([*self._tried.values()], plan.FINALISTS, self._options.exact))
         if not best:
             self._untried["the final"] = "no candidate was faster than plain decoding"
             return
@@ -186,6 +166,12 @@ class _Run:
         self._note_plain(heat.figures)
         for method in methods:
             self._tried[method] = replace(self._tried[method], final=heat.figures[method])
+
+    def _one_head(self, best: list[Tried]) -> list[Tried]:
+        """Return the finalists without those of a second draft head: a target is loaded with one."""
+        heads = [model for each in best for model in parse(each.draft).models if hand.is_head(Path(model))]
+        others = {*heads[1:]} - {*heads[:1]}
+        return [each for each in best if not others & {*parse(each.draft).models}]
 
     def _build(self, step: Step, number: int, progress: Progress) -> None:
         tokens, _ = plan.build_tokens(self._facts, self._left(final=False))

@@ -184,6 +184,33 @@ def test_a_draft_is_built_and_tried(
     assert {"toy-parallel6", "ngram|toy-parallel6"} <= {each["name"] for each in found["verdict"]["tried"]}
 
 
+def test_a_draft_head_is_loaded_with_its_target(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heads: list[str] = []
+    load = toy_backend.load
+
+    def seen(files: ModelFiles, options: Any) -> Any:
+        if options.role == "target":
+            heads.append(options.hidden_head.name if options.hidden_head else "")
+        return load(files, options)
+
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(toy_backend, "load", seen)
+    monkeypatch.setattr("specport.tune.hand.shipped_head", lambda *rest: shipped)
+    for module in ("specport.tune.hand", "specport.runtime.loading"):
+        monkeypatch.setattr(f"{module}.is_head", lambda path: path == shipped)
+    found = report([*tune, "--per-category", "1"], capsys)
+    names = {each["name"] for each in found["verdict"]["tried"]}
+    assert {"shipped", "ngram|shipped"} <= names and "graft(shipped)" not in names
+    assert heads[0] == "" and str(shipped) in heads
+
+
 def test_better_weights_are_used_for_all_that_follows(
     tune: list[str],
     toy_backend: ToyBackend,  # noqa: F811
