@@ -14,6 +14,7 @@ from specport.calibration.methods import PLAIN
 from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
+from specport.models.shipped import is_head
 from specport.progress import Progress, part, silent
 from specport.runtime import tuned
 from specport.runtime.profiles import cpu_name
@@ -169,7 +170,7 @@ class _Run:
 
     def _one_head(self, best: list[Tried]) -> list[Tried]:
         """Return the finalists without those of a second draft head: a target is loaded with one."""
-        heads = [model for each in best for model in parse(each.draft).models if hand.is_head(Path(model))]
+        heads = [model for each in best for model in parse(each.draft).models if is_head(Path(model))]
         others = {*heads[1:]} - {*heads[:1]}
         return [each for each in best if not others & {*parse(each.draft).models}]
 
