@@ -15,6 +15,7 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.models.bundle import registered
+from specport.models.shipped import shipped_head
 from specport.models.source import ModelFiles
 from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
@@ -52,7 +53,8 @@ def load(
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
                speed), or "auto": what `specport tune` chose for this model here, else n-grams, and the bundle
-               that `specport quantize` built for this model, if any. All forms: `drafters.spec`.
+               that `specport quantize` built for this model, or the head that is shipped for it, if any. All
+               forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
@@ -91,23 +93,26 @@ def load(
         _check_classifier(spec)
     kept = tuned.find(model, profile.name)
     files = loader.files(model, precision or kept.precision or profile.precision)
-    notes = []
+    notes: list[str] = []
     if draft == "auto":
         spec, notes = _chosen(spec, kept, files)
     if precision is None and kept.precision not in (None, profile.precision):
         notes.append(f"weights by specport tune: {files.precision}")
-    together = load_together(loader, beside, files, spec, draft_precision, exact)
-    target, tokenizer = together.target, together.tokenizer
+    together = load_together(
+        loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == "auto" else None
+    )
+    spec, target, tokenizer = together.spec, together.target, together.tokenizer
     notes += target.notes
     for name, used in ((device, loader), (draft_device, beside)):
         if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
             notes.append(note)
     drafts: dict[str, DraftModel] = {}
-    for name, (found, loaded) in together.drafts.items():
+    for name, (place, found, loaded) in together.drafts.items():
         if drafting.policy == CLASSIFIER and drafting.classifier is None:
             drafting = replace(drafting, classifier=loader.classifier(target, found.files))
-        notes.extend(loaded.notes)
-        drafts[name] = beside.draft_model(found, loaded, target)
+        if loaded is not target:
+            notes.extend(loaded.notes)
+        drafts[name] = place.draft_model(found, loaded, target)
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,
@@ -127,13 +132,15 @@ def load(
 def _chosen(spec: DraftSpec, kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]]:
     """Return what `auto` stands for with this target, and notes for the user.
 
-    What `specport tune` chose; else the default with the draft that was built for the target, if any.
+    What `specport tune` chose; else the default with the draft that was built for the target, or the head
+    that comes with this package, if any.
     """
     chosen, notes = kept.draft(files)
     if chosen is not None:
         return chosen, notes
-    bundle = registered(files.fingerprint)
-    return (spec.with_model(str(bundle)) if bundle else spec), notes
+    built = registered(files.fingerprint)
+    built = built or shipped_head(files.folder, files.name, files.fingerprint, files.source)
+    return (spec.with_model(str(built)) if built else spec), notes
 
 
 def _check_classifier(spec: DraftSpec) -> None:

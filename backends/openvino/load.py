@@ -16,6 +16,7 @@ from specport.backends.openvino.context_limit import context_limit
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.graph.halves import split
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products
+from specport.backends.openvino.hidden_head import RecurrentHead, load_head
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.model import PagedModel
 from specport.backends.openvino.probe import computes_on
@@ -61,7 +62,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         return _loaded(model, notes, _key(files, options, profile.draft, padded=True), options)
     if not options.exact:
         model = _compile(files, options, profile.fast, exact_mode=False)
-        return _loaded(model, notes, _key(files, options, profile.fast, padded=False), options)
+        plain = replace(options, hidden_layers=())
+        return _loaded(model, notes, _key(files, plain, profile.fast, padded=False), options)
     if found := _exact(files, options, profile.exact, notes):
         return found
     if profile.fallback:
@@ -85,7 +87,9 @@ def _exact(
         return None
     if isinstance(model, PagedModel) and not exact.checked_wide(model, key):
         model.widest = exact.NARROW
-    return _loaded(model, notes, key, options)
+    # Outputs of hidden states may decide how kernels are fused, but hardly what a step costs.
+    costs_key = _key(files, replace(options, hidden_layers=()), properties, padded=True)
+    return _loaded(model, notes, costs_key, options)
 
 
 def _loaded(
@@ -158,8 +162,11 @@ def _compile(
     given = options.cache_bytes
     cache_bytes = memory.default_share(options.role) if given is None else given
     model = graph.read_model(files.folder)
+    hidden_head = _hidden_head(model, options)
     if options.profile.buckets:
-        return _with_room(_static(model, files, options, settings, cache_bytes, exact_mode=exact_mode))
+        static = _static(model, files, options, settings, cache_bytes, exact_mode=exact_mode)
+        static.hidden_head = hidden_head
+        return _with_room(static)
     limit = context_limit(files.folder, options.max_context)
     if options.exit_layer:
         parts = _early_exit(model, files, options, settings, limit, cache_bytes, exact_mode=exact_mode)
@@ -176,16 +183,16 @@ def _compile(
         looks_ahead=not exact_mode and computes_on(options.profile) == "CPU",
     )
     request = Request(compile_on_device(paged, files, options, settings))
-    return _with_room(
-        PagedModel(
-            request,
-            max_context=limit,
-            exact=exact_mode,
-            hidden_layers=options.hidden_layers,
-            head_rows=head_rows,
-            cache_bytes=cache_bytes,
-        )
+    found = PagedModel(
+        request,
+        max_context=limit,
+        exact=exact_mode,
+        hidden_layers=options.hidden_layers,
+        head_rows=head_rows,
+        cache_bytes=cache_bytes,
     )
+    found.hidden_head = hidden_head
+    return _with_room(found)
 
 
 _AnyModel = TypeVar("_AnyModel", PagedModel, StaticModel)
@@ -199,6 +206,15 @@ def _with_room(model: _AnyModel) -> _AnyModel:
             "free some memory, or allow more with --cache-memory",
         )
     return model
+
+
+def _hidden_head(model: ov.Model, options: LoadOptions) -> RecurrentHead | None:
+    """Return the recurrent head that is to draft for this target; None where there is none."""
+    files = options.hidden_head
+    if files is None or files.bundle is None or files.bundle.recurrent is None:
+        return None
+    bundle = files.bundle
+    return load_head(files.folder, files.bundle.recurrent, bundle.head_tokens, model, options.threads)
 
 
 def _head_rows(model: ov.Model) -> HeadRows | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from specport.backends.torch import devices, runners, weights
+from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.chain import ChainModule
 from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
-from specport.errors import DeviceError
+from specport.errors import DeviceError, InvalidInput
 from specport.runtime import numerics
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
@@ -57,7 +58,9 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     place = devices.place(profile)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = weights.read(files, place.device, options.head_tokens)
+    model = weights.read(files, options.head_tokens)
+    hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
+    weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     cache = SlotCache(weights.shape_of(model, place.device, options.exit_layer))
     module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
@@ -72,7 +75,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
-        return SlotModel(
+        found = SlotModel(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,
@@ -88,14 +91,17 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             chains=chains,
             budget=_budget(place.free, options),
         )
+        found.hidden_head = hidden_head
+        return found
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
     if devices.compiles(profile) and not compiled:
         notes = (*notes, "a target is not compiled in exact mode; use --fast for it")
+    costs_as = replace(options, hidden_layers=())  # these outputs hardly change what a step costs
     buckets = tuple(width for width in profile.buckets if width <= WIDEST)
     if not must_be_exact:
         widths, scheme = Widths(buckets, profile.buckets, 1), Scheme()
-        key = _key(files, options, widths, scheme, **({"compiled": True} if compiled else {}))
+        key = _key(files, costs_as, widths, scheme, **({"compiled": True} if compiled else {}))
         return Loaded(build(widths, scheme), notes, key, options.head_tokens)
     for scheme in _EXACT:
         widths = Widths(scheme.decode or buckets, profile.buckets, 2)
@@ -107,10 +113,20 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
                 notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
             elif not profile.buckets and not numerics.checked_wide(found, key):
                 found = build(replace(widths, read=(numerics.NARROW,)), scheme)
-            return Loaded(found, notes, key, options.head_tokens)
+            return Loaded(found, notes, _key(files, costs_as, widths, scheme), options.head_tokens)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
     )
+
+
+def _hidden_head(model: Any, options: LoadOptions, device: str) -> RecurrentHead | None:
+    """Return the recurrent head that is to draft for this decoder; None where there is none."""
+    files = options.hidden_head
+    if files is None or files.bundle is None or files.bundle.recurrent is None:
+        return None
+    if options.exit_layer:
+        raise InvalidInput("a head on hidden states and an early exit exclude each other", "choose one")
+    return load_head(files.folder, files.bundle.recurrent, files.bundle.head_tokens, model, device)
 
 
 def _budget(free: Callable[[], int], options: LoadOptions) -> Callable[[], int]:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 
-def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) -> Any:
+def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
     """Return the decoder of `files.folder` in `files.precision`, its head cut to `head_tokens` where given.
 
-    Raises ModelError for weights that cannot be used, DeviceError where they do not fit.
+    It is in the host's memory and not ready to run (`place`).
+    Raises ModelError for weights that cannot be used.
     """
     AttentionInterface.register(ATTENTION, attention)
     try:
@@ -41,16 +42,20 @@ def read(files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None) ->
     _check(model.config, files.folder)
     if head_tokens is not None:
         _cut_head(model, head_tokens)
+    return model.eval().requires_grad_(False)
+
+
+def place(model: Any, name: str, device: str) -> None:
+    """Move a decoder, ready to run, to a device. Raises DeviceError where it does not fit."""
     try:
-        model.eval().requires_grad_(False).to(device)
+        model.to(device)
         if device == "cpu" and packed_linear.available(model.dtype):
             packed_linear.pack(model)
-        return model
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
         raise DeviceError(
-            f"{files.name} does not fit the memory of {device}", "use a smaller model or bf16"
+            f"{name} does not fit the memory of {device}", "use a smaller model or bf16"
         ) from error
 
 

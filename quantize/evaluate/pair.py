@@ -34,6 +34,8 @@ class DraftPair:
     name:  the draft's.
     costs, draft_costs: of the target's steps and of the draft's.
     parallel: how the draft drafts several tokens in one pass; None = token by token.
+    on_states: whether the draft is the target's head on hidden states (`Model.hidden_head`); `draft` is the
+           target then.
     """
 
     target: Loaded
@@ -43,6 +45,7 @@ class DraftPair:
     costs: StepCosts
     draft_costs: StepCosts
     parallel: Parallel | None = None
+    on_states: bool = False
 
     @property
     def depth(self) -> int:
@@ -108,7 +111,8 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
     speed_ups = sorted(_tpot(a) / _tpot(b) for a, b in zip(plain, planned, strict=True) if len(a.tokens) > 1)
     same = [a.tokens == b.tokens == c.tokens for a, b, c in zip(plain, fixed, planned, strict=True)]
     target_ms = 1e3 * statistics.median(_tpot(run) for run in plain if len(run.tokens) > 1)
-    draft_ms = 1e3 * heads.step_seconds(pair.draft.model)
+    step_seconds = heads.head_step_seconds if pair.on_states else heads.step_seconds
+    draft_ms = 1e3 * step_seconds(pair.draft.model)
     return {
         "processor": cpu_name(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -123,7 +127,7 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
         "speed_up": round(statistics.geometric_mean(speed_ups), 3),
         "speed_up_range": [round(speed_ups[0], 3), round(speed_ups[-1], 3)],
         "same_text": sum(same),
-        "ms_by_width": _by_width(pair, [len(ids) for ids in encoded]),
+        **({} if pair.on_states else {"ms_by_width": _by_width(pair, [len(ids) for ids in encoded])}),
     }
 
 
@@ -145,7 +149,7 @@ def _method(pair: DraftPair, name: str, engine: Engine) -> Own:
     spec = parse(name)
     draft = DraftModel(
         pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens,
-        parallel=pair.parallel,
+        parallel=pair.parallel, head=pair.target.model.hidden_head if pair.on_states else None,
     )  # fmt: skip
     policy = build_policy(
         parse_draft(spec.draft), pair.target.model, pair.tokenizer, {"draft": draft},

@@ -30,12 +30,15 @@ class Dialogue:
     tokens: ids of the prompt and the answer, which begins at `start`.
     top_ids, top_probs: [answer, TOP_K] the target's likeliest ids at each token of the answer, and their
              probabilities, likeliest first.
+    hidden:  [answer, size] the target's hidden states at the token before each token of the answer, of all
+             chosen layers side by side; None where they were not computed. Not stored with the dialogue.
     """
 
     tokens: NDArray[np.int32]
     start: int
     top_ids: NDArray[np.int32]
     top_probs: NDArray[np.float32]
+    hidden: NDArray[np.float16] | None = None
 
 
 def likeliest(logits: NDArray[np.float32]) -> TopTokens:

@@ -46,6 +46,7 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
     """Return the tensors of a batch, padded on the right.
 
     rows, columns: [answer tokens] the places whose output predicts the answers' tokens.
+    hidden:  [answer tokens, size] as in `Dialogue`, float32; only where all texts have it.
     """
     ids, mask = padded([text.tokens for text in texts])
     arrays = {
@@ -57,6 +58,9 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
         "top_ids": np.concatenate([t.top_ids for t in texts]).astype(np.int64),
         "top_probs": np.concatenate([t.top_probs for t in texts]).astype(np.float32),
     }
+    states = [t.hidden for t in texts if t.hidden is not None]
+    if texts and len(states) == len(texts):
+        arrays["hidden"] = np.concatenate(states).astype(np.float32)
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 

@@ -96,7 +96,9 @@ def bench(
     folders.check(*drafts.values())
     bar = part(progress, 0.0, 0.1)
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
-    files, target = loader.target(model, precision, exact)
+    files = loader.files(model, precision or loader.profile.precision)
+    head = loader.hidden_head(parse_draft(draft)) if draft else None
+    target = loader.target_with(files, exact, head=head)
     tokenizer = load_tokenizer(files.folder)
     room = target.model.max_context - max_new_tokens
     fitting, encoded = encode_all(chosen, tokenizer, room)

@@ -17,6 +17,7 @@ import numpy as np
 from specport.calibration import exits, grafts, heads, stopping, target_text
 from specport.calibration.heads import Head
 from specport.calibration.measure import CONTEXTS, Measured, measure
+from specport.calibration.other_load import OtherLoad
 from specport.core.engine import Engine
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import TOP_K
@@ -29,7 +30,7 @@ from specport.drafters.registry import GRAFT
 from specport.drafters.spec import DraftSpec, parse
 from specport.drafters.tree.graft import Variant
 from specport.drafters.tree.graft_thresholds import Choice
-from specport.errors import InvalidInput
+from specport.errors import DeviceError, InvalidInput
 from specport.models.source import ModelFiles
 from specport.progress import Progress, part, silent
 from specport.runtime import measurements
@@ -47,7 +48,7 @@ TARGET_S, DRAFT_S = 30.0, 15.0  # time for measuring steps
 class Report:
     """Measurements of one model.
 
-    role:     "target", "draft" or "early exit".
+    role:     "target", "draft", "draft head" or "early exit".
     loop_s:   median seconds of a plain step outside the runtime's own call; targets only.
     path:     file of the stored costs; None where the backend gives no key to store them under.
     heads:    of a draft: every size of language-model head that was tried, the whole one first; the best is
@@ -153,6 +154,8 @@ def calibrate_draft(
     files = found.files
     if grafted is not None:
         check_tokenizer(spec, grafted, files.name, found.mismatch)
+    if files.bundle and files.bundle.recurrent:
+        return _hidden_head(files, target.files, target.exact, loader)
     tokens = files.bundle.head_tokens if files.bundle else None
     loaded = loader.draft_with(files, tokens)
     tried: tuple[Head, ...] = ()
@@ -209,6 +212,21 @@ def calibrate_exit(layer: int, target: Beside, progress: Progress) -> list[Repor
     first = replace(first, key=measurements.of_exit(loaded.key))
     exit_report = report("early exit", files, first, loader, part(progress, 0.8, 1.0), DRAFT_S)
     return [replace(whole, exit_layer=layer), replace(exit_report, exit_layer=layer, exits=tried)]
+
+
+def _hidden_head(head: ModelFiles, files: ModelFiles, exact: bool, loader: Loader) -> Report:
+    """Measure a step of a recurrent head beside its target, and store it."""
+    target = loader.target_with(files, exact, head=head)
+    if target.model.hidden_head is None:
+        raise DeviceError(f"models have no draft head on {loader.profile.name}", "choose another --draft")
+    load = OtherLoad()
+    seconds = heads.head_step_seconds(target.model)
+    costs = StepCosts((1,), (0,), ((seconds,),), measured=True)
+    measured = Measured(costs, ((0.0,),), (), heads.HEAD_ROUNDS, load.cores())
+    key = measurements.of_head(target.key, head.fingerprint)
+    about = {"role": "draft head", "device": loader.profile.name, "model": files.name}
+    path = measurements.save(key, measurements.Calibration(costs, about)) if key else None
+    return Report("draft head", head.name, head.precision, measured, None, path)
 
 
 def report(

@@ -29,6 +29,7 @@ SIZES = (65_536, 32_768, 16_384, 8_192)
 WORTH = 1.02  # least speed-up over the whole head: less may be noise
 _MOST_DRAFTED = 8
 _ROUNDS, _WARM, _CONTEXT = 12, 2, 64
+HEAD_ROUNDS = 60  # timed steps of a head on hidden states, which take a millisecond
 Clock = Callable[[], float]
 
 
@@ -151,6 +152,23 @@ def _absent(vocab: int, head: Sequence[int] | None) -> NDArray[np.float32]:
 def step_seconds(model: Model, clock: Clock = time.perf_counter) -> float:
     """Return the median seconds of a one-token step."""
     return statistics.median(times[0] for times in _timed([model], clock))
+
+
+def head_step_seconds(model: Model, clock: Clock = time.perf_counter) -> float:
+    """Return the median seconds of a step of the model's head on hidden states."""
+    head = model.hidden_head
+    assert head is not None  # the model was loaded with it
+    handle = model.open()
+    try:
+        states = head.begin(model.step([Row(handle, Block.chain((0, 0)), hidden="last")]).hidden_of(0))
+    finally:
+        model.close(handle)
+    times = []
+    for _ in range(_WARM + HEAD_ROUNDS):
+        began = clock()
+        head.draft(states, (0,), head.together)
+        times.append((clock() - began) / head.together)
+    return statistics.median(times[_WARM:])
 
 
 def step_ratio(whole: Model, cut: Model, clock: Clock = time.perf_counter) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from specport.cli import (
     options,
     quantize_compare,
+    quantize_head,
     quantize_inspect,
     quantize_layers,
     quantize_layerskip,
@@ -35,6 +36,7 @@ examples:
   specport run --model MODEL --draft draft "Hello."       `--draft auto` uses the one built last
   specport quantize inspect draft
   specport quantize export draft --to genai --out folder  or --to hf
+  specport quantize head --distil 300000 --out draft      a small head on the target's hidden states
   specport quantize layers                                measure the importance of each layer
   specport quantize compare --precision int4:128,awq      compare weight formats
 
@@ -66,6 +68,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_layers.add_parser(actions)
     quantize_compare.add_parser(actions)
     quantize_layerskip.add_parser(actions)
+    quantize_head.add_parser(actions)
     options.add_pair_options(parser)
     add = parser.add_argument_group("draft").add_argument
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: the fastest choice)")
@@ -204,4 +207,5 @@ ACTIONS = {
     "layers": quantize_layers.run,
     "compare": quantize_compare.run,
     "layerskip": quantize_layerskip.run,
+    "head": quantize_head.run,
 }

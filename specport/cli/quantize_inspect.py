@@ -15,6 +15,7 @@ from specport.errors import InvalidInput
 if TYPE_CHECKING:
     from specport.models.bundle import Bundle
     from specport.models.parallel import Parallel
+    from specport.models.recurrent import Recurrent
 
 
 def add_parser(actions: options.Subparsers) -> None:
@@ -50,11 +51,15 @@ def show(bundle: Bundle) -> None:
     lines = [
         ("draft for", bundle.target),
         ("made from", f"{bundle.source}, {bundle.precision}"),
-        ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {', '.join(map(str, bundle.layers))}"),
         ("head", head),
     ]
-    if distilled:
-        lines += _distilled_lines(distilled)
+    if bundle.recurrent:
+        lines += _recurrent_lines(bundle.recurrent, distilled or {})
+    else:
+        kept = ", ".join(map(str, bundle.layers))
+        lines.insert(2, ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {kept}"))
+        if distilled:
+            lines += _distilled_lines(distilled)
     if bundle.parallel:
         lines += _parallel_lines(bundle.parallel, distilled or {})
     if measured:
@@ -80,13 +85,27 @@ def _distilled_lines(distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _parallel_lines(parallel: Parallel, distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
     degrees = ", ".join(f"{degree:.2f}" for degree in parallel.temperatures)
     text = f"{parallel.depth} tokens a pass, MASK {parallel.mask_token_id}, temperatures {degrees}"
-    lines = [("parallel", text)]
-    if "survival" in distilled:
-        before, after = (
-            ", ".join(f"{share:.2f}" for share in distilled[key]) for key in ("survival_before", "survival")
-        )
-        lines.append(("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training"))
-    return lines
+    return [("parallel", text), *_survival_lines(distilled)]
+
+
+def _recurrent_lines(shape: Recurrent, distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    layers = ", ".join(map(str, shape.layers))
+    lines = [
+        ("reads", f"the target's hidden states of layers {layers}; no prompt of its own"),
+        ("size", f"{shape.num_parameters / 1e6:.1f} million parameters, {shape.blocks} x {shape.inner} wide"),
+    ]
+    if "tokens_read" in distilled:
+        lines.append(("trained", f"on {distilled['tokens_read']} tokens, to depth {shape.depth}"))
+    return lines + _survival_lines(distilled)
+
+
+def _survival_lines(distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "survival" not in distilled:
+        return []
+    before, after = (
+        ", ".join(f"{share:.2f}" for share in distilled[key]) for key in ("survival_before", "survival")
+    )
+    return [("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training")]
 
 
 def _measured_lines(measured: Mapping[str, Any]) -> list[tuple[str, str]]:

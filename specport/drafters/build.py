@@ -11,9 +11,9 @@ from specport.core.policies.drafting import Drafting
 from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import Model, Policy
 from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
-from specport.drafters.registry import UNIVERSAL, registry
+from specport.drafters.registry import MODEL, UNIVERSAL, registry
 from specport.drafters.spec import DraftSpec, PartSpec
-from specport.errors import ModelError
+from specport.errors import InvalidInput, ModelError
 from specport.text.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ def build_sources(
     drafts: by the names in `spec.models`. costs, exit_costs: as in `BuildContext`.
 
     Raises ModelError where a draft has another tokenizer than the target, and InvalidInput for an exit that
-    the target does not have.
+    the target does not have or for a head on hidden states where a model is needed.
     """
     kinds = registry().kinds
     sources = []
@@ -41,6 +41,8 @@ def build_sources(
         draft = drafts[part.model] if part.model is not None else None
         if draft is not None and kinds[part.kind].same_tokenizer:
             check_tokenizer(spec, part, draft.name, draft.mismatch)
+        if draft is not None and draft.head is not None and part.kind != MODEL:
+            raise InvalidInput(f"{draft.name} is a head on hidden states, no model for {part.kind}(MODEL)")
         context = BuildContext(
             target, tokenizer, costs, draft, part.layer, exit_costs, planned,
             model_follows=any(later.model is not None for later in spec.parts[i + 1 :]), retrieval=retrieval,

@@ -9,6 +9,7 @@ from specport.core.ports import PlannedDrafter
 from specport.drafters.context import BuildContext, DraftModel
 from specport.drafters.cross_vocab.universal import UniversalDrafter
 from specport.drafters.model.drafter import EarlyExitDrafter, ModelDrafter
+from specport.drafters.model.hidden_head import HiddenHeadDrafter
 from specport.drafters.model.parallel import ParallelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.retrieval.recycle import RecycleDrafter
@@ -45,9 +46,12 @@ def recycle(context: BuildContext) -> Source:
 
 def model(context: BuildContext) -> Source:
     draft = context.loaded
+    if draft.head is not None:
+        drafter: PlannedDrafter = HiddenHeadDrafter(draft.head, context.target.vocab_size)
+        return Source(drafter, draft.costs, draft.reach, draft.assumed)
     vocab, window = draft.target_vocab(context.target.vocab_size), context.window
     if about := draft.parallel:
-        drafter: PlannedDrafter = ParallelDrafter(
+        drafter = ParallelDrafter(
             draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map, window=window
         )
     else:

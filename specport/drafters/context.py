@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from specport.core.planning.model_draft import UNKNOWN_COST
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Model
+from specport.core.ports import HiddenHead, Model
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import SuffixIndex
 from specport.drafters.tree.graft import Variant
@@ -27,6 +27,8 @@ class DraftModel:
     reach:     share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
     parallel:  how it drafts several tokens in one pass; None = token by token.
     mismatch:  how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
+    head:      of the target, to draft from its hidden states; `model` is the target then. None = a model.
+    assumed:   seconds of its step in plain steps of the target, before anything was timed; None = unknown.
     """
 
     model: Model
@@ -38,6 +40,8 @@ class DraftModel:
     reach: tuple[float, ...] = ()
     parallel: Parallel | None = None
     mismatch: str | None = None
+    head: HiddenHead | None = None
+    assumed: float | None = None
 
     def target_vocab(self, vocab_size: int) -> int:
         """Return the number of a target's ids that may be drafted: those below MASK."""

@@ -1,7 +1,8 @@
 """Draft bundles: a folder with a draft's weights and the manifest `specport.json`, which names its target.
 
 The weights are ordinary IR with the whole head, so that other runtimes can use the folder too. The manifest
-lists the tokens that the head is cut to; a backend cuts it when it loads the draft.
+lists the tokens that the head is cut to; a backend cuts it when it loads the draft. A recurrent head is no
+model of its own (`recurrent.py`): it is loaded with its target.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from specport.models.cache import cache_root
 from specport.models.json_file import read_json
 from specport.models.os_errors import cause
 from specport.models.parallel import Parallel
+from specport.models.recurrent import Recurrent
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.weight_sketch import same, sketch
 
@@ -44,6 +46,7 @@ class Bundle:
     measured:   acceptance, times and speed-up, and the conditions of the measurement.
     provenance: command, versions, date.
     parallel:   how it drafts several tokens in one pass; None = token by token.
+    recurrent:  shape of a head on the target's hidden states; None = the draft is a model.
     """
 
     target: str
@@ -60,6 +63,7 @@ class Bundle:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     target_sketch: tuple[float, ...] = ()
     parallel: Parallel | None = None
+    recurrent: Recurrent | None = None
 
     @property
     def head_tokens(self) -> tuple[int, ...] | None:
@@ -116,10 +120,10 @@ def write(folder: Path, bundle: Bundle) -> None:
     manifest.write(folder, {"format": FORMAT, **asdict(bundle)}, BUNDLE_FILE)
 
 
-def read(folder: Path, *, thorough: bool = False) -> Bundle:
+def read(folder: Path, *, thorough: bool = False, keep: bool = False) -> Bundle:
     """Return the facts about the bundle in `folder`.
 
-    thorough: hash every file.
+    thorough: hash every file. keep: as for `manifest.damage`.
     Raises ModelError where the bundle is damaged, is newer than this specport, or has files that are not
     regular.
     """
@@ -128,7 +132,7 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
         check_folder(folder)  # includes files that the manifest does not list, since they are opened by name
     except (UnsafeFile, OSError) as error:
         raise ModelError(f"the draft bundle {folder} cannot be trusted: {error}", _REBUILD) from error
-    if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough):
+    if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough, keep=keep):
         raise ModelError(f"the draft bundle {folder} is damaged: {wrong}", _REBUILD)
     about = dict((manifest.read(folder, BUNDLE_FILE) or {}).get("about", {}))
     version = about.pop("format", None)
@@ -140,6 +144,7 @@ def read(folder: Path, *, thorough: bool = False) -> Bundle:
         about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
         tokens = None if about["head"] is None else expand(about["head"])
         about["parallel"] = Parallel.of(about.get("parallel"), tokens)
+        about["recurrent"] = Recurrent.of(about.get("recurrent"))
         bundle = Bundle(**about)
         if not isinstance(bundle.measured, Mapping):
             raise TypeError(f"measured is {bundle.measured!r}")

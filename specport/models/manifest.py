@@ -59,11 +59,15 @@ def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
         return None
 
 
-def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -> str | None:
+def damage(
+    folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False, keep: bool = False
+) -> str | None:
     """Return what is wrong with `folder`, or None when it can be used.
 
     Sizes and times are compared at every call. A file is hashed only when its time has changed (a copied
     folder) or when `thorough`. The new time of an unchanged file is stored, so that it is hashed once.
+
+    keep: never write to `folder`, which belongs to an installed package.
     """
     manifest = read(folder, name)
     if manifest is None:
@@ -84,7 +88,7 @@ def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -
             return f"{file} is missing"
         except (UnsafeFile, OSError) as error:
             return f"{file} cannot be read: {error}"
-    if touched:
+    if touched and not keep:
         with suppress(OSError):  # a read-only cache is hashed again at the next call
             store(folder / name, manifest)
     return None

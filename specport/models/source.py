@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, cache, download, hub
+from specport.models import bundle, cache, download, hub, shipped
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.gguf import file as gguf_file
 from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
+from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.progress import Progress, part, silent
 
@@ -37,7 +38,8 @@ class ModelFiles:
     precision:   as `specport.models.precision` writes it; "ir" for the user's own IR, where it is unknown.
     source:      what the user named, or "default".
     fingerprint: hash of the weights, independent of the path.
-    bundle:      facts about a draft that `specport quantize` built; None for any other model.
+    bundle:      facts about a draft that `specport quantize` built; None for any other model. One with a
+                 recurrent head has no weights but the head's.
     """
 
     folder: Path
@@ -166,6 +168,10 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
+    if shipped.is_head(path):
+        head = bundle.read(path, keep=path.parent == shipped.FOLDER)
+        identity = fingerprint(path, [bundle.BUNDLE_FILE], [WEIGHTS])
+        return ModelFiles(path, name, head.precision, spec, identity, head)
     weights = sorted(p.name for p in path.glob("*.safetensors"))
     if (path / IR_XML).is_file() and not (options.weights == "huggingface" and weights):
         if options.weights != "ir":

@@ -38,15 +38,20 @@ def sketch(folder: Path) -> tuple[float, ...]:
     Standardised means shifted to mean 0 and scaled to deviation 1. The shift is needed since converters add 1
     to the norm weights of gemma. Empty where no such norm is found, or where all its weights are equal.
     """
-    try:
-        values = _of_ir(folder) if (folder / _XML).is_file() else _of_safetensors(folder)
-    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, ET.ParseError):
-        return ()
+    values = last_norm(folder)
     if values is None or values.size < SIZE // 2 or not np.isfinite(values).all() or not values.std() > 1e-6:
         return ()
     mean, deviation = values.mean(), values.std()
     chosen = values[np.linspace(0, values.size - 1, min(SIZE, values.size)).round().astype(int)]
     return tuple(round(float(value), 4) for value in (mean / deviation, *(chosen - mean) / deviation))
+
+
+def last_norm(folder: Path) -> Array | None:
+    """Return the weights [width] of the last norm of the model in `folder`; None where it is not found."""
+    try:
+        return _of_ir(folder) if (folder / _XML).is_file() else _of_safetensors(folder)
+    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, ET.ParseError):
+        return None
 
 
 def same(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import Classifier
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
-from specport.errors import DeviceError, InvalidInput
+from specport.errors import DeviceError, InvalidInput, ModelError
+from specport.models.bundle import Bundle
 from specport.models.precision import parse as parse_precision
+from specport.models.shipped import is_head
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
 from specport.runtime import measurements, memory
@@ -17,6 +20,8 @@ from specport.runtime.conversion import resolve
 from specport.runtime.profiles import Profile, detect, load_profile
 from specport.runtime.registry import Backend, Loaded, LoadOptions, backend_for
 from specport.text.tokenizer import Tokenizer, load_beside
+
+HEAD_COST = 0.06  # assumed step of a recurrent head that was never timed, in plain steps of the target
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,33 @@ class Loader:
         files = self.files(spec, precision or self.profile.precision)
         return files, self.target_with(files, exact)
 
-    def target_with(self, files: ModelFiles, exact: bool, exit_layer: int = 0) -> Loaded:
+    def target_with(
+        self,
+        files: ModelFiles,
+        exact: bool,
+        exit_layer: int = 0,
+        head: ModelFiles | None = None,
+        hidden_layers: tuple[int, ...] = (),
+    ) -> Loaded:
         """Load a target.
 
         exit_layer: number of layers after which it may exit early; 0 = none.
-        Raises DeviceError where the device does not support early exits.
+        head:       bundle of a recurrent head (`hidden_head`) that is to draft for it.
+        hidden_layers: layers whose states its steps can return; those of the head are added.
+        Raises DeviceError where the device does not support early exits, and ModelError for a head in place
+        of a model.
         """
+        if files.bundle and files.bundle.recurrent:
+            raise ModelError(f"{files.name} is a draft head, not a model", "name it with --draft")
+        if head and head.bundle and head.bundle.recurrent:
+            hidden_layers = tuple(sorted({*hidden_layers, *head.bundle.recurrent.layers}))
         options = LoadOptions(
             self.profile,
             exact=exact,
             threads=self.threads,
             max_context=self.max_context,
+            hidden_layers=hidden_layers,
+            hidden_head=head,
             exit_layer=exit_layer,
             cache_bytes=None if self.cache_memory is None else memory.parse(self.cache_memory),
         )
@@ -91,6 +112,16 @@ class Loader:
                 f"models cannot exit early on {self.profile.name}", "choose another --draft or --device"
             )
         return loaded
+
+    def hidden_head(self, spec: DraftSpec) -> ModelFiles | None:
+        """Return the bundle of the recurrent head in a draft expression, to be loaded with its target.
+
+        Raises InvalidInput where there are two.
+        """
+        found = [name for name in spec.models if is_head(Path(name).expanduser())]
+        if len(found) > 1:
+            raise InvalidInput(f"two draft heads in {str(spec)!r}", "a target is loaded with one: name one")
+        return self.files(found[0], self.profile.draft_precision) if found else None
 
     def exit_layer(self, spec: DraftSpec, files: ModelFiles) -> int:
         """Return the layer of `early-exit:E`, or the best one that calibration found; 0 = no early exit.
@@ -113,10 +144,18 @@ class Loader:
     ) -> tuple[DraftFiles, Loaded]:
         """Load a draft: a bundle with its own head, any other model with the head that calibration chose.
 
-        beside, tokenizer: as for `draft_files`. target: the loaded target.
+        beside, tokenizer: as for `draft_files`. target: the loaded target, which is returned for a draft that
+        is a head of it.
+        Raises DeviceError for a head that was not loaded with the target.
         """
         draft = self.draft_files(spec, precision, beside, tokenizer)
         files = draft.files
+        if files.bundle and files.bundle.recurrent:
+            if target.model.hidden_head is None:
+                raise DeviceError(
+                    f"models have no draft head on {self.profile.name}", "choose another --draft or --device"
+                )
+            return draft, target
         if files.bundle:
             return draft, self.draft_with(files, files.bundle.head_tokens)
         head = measurements.find_pair(target.key, files.fingerprint).head_tokens
@@ -125,6 +164,8 @@ class Loader:
     def draft_model(self, draft: DraftFiles, loaded: Loaded, target: Loaded) -> DraftModel:
         """Return a loaded draft with its calibration results for this target."""
         files = draft.files
+        if files.bundle and files.bundle.recurrent:
+            return self._head_model(draft, files.bundle, target)
         return DraftModel(
             loaded.model,
             draft.tokenizer,
@@ -135,6 +176,21 @@ class Loader:
             files.bundle.reach if files.bundle else (),
             files.bundle.parallel if files.bundle else None,
             draft.mismatch,
+        )
+
+    def _head_model(self, draft: DraftFiles, bundle: Bundle, target: Loaded) -> DraftModel:
+        """Return a draft that is a head of the loaded target."""
+        found = measurements.find(measurements.of_head(target.key, draft.files.fingerprint))
+        return DraftModel(
+            target.model,
+            draft.tokenizer,
+            draft.files.name,
+            found.costs if found else StepCosts.prior({1: 1.0}),
+            bundle.head_tokens,
+            reach=bundle.reach,
+            mismatch=draft.mismatch,
+            head=target.model.hidden_head,
+            assumed=float(bundle.measured.get("cost", HEAD_COST)),
         )
 
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:
@@ -156,8 +212,12 @@ class Loader:
         Raises ModelError for a bundle that was built for another target.
         """
         files = self.files(spec, precision or self.profile.draft_precision)
-        own = load_beside(files.folder, tokenizer)
-        mismatch = None if own is tokenizer else own.mismatch(tokenizer)
+        if files.bundle and files.bundle.recurrent:  # it has the target's tokenizer, and no files of its own
+            own, same = tokenizer, files.bundle.tokenizer == tokenizer.fingerprint
+            mismatch = None if same else "it was trained with another one"
+        else:
+            own = load_beside(files.folder, tokenizer)
+            mismatch = None if own is tokenizer else own.mismatch(tokenizer)
         if files.bundle:
             files.bundle.check_target(beside.folder, beside.name, beside.fingerprint, mismatch)
         return DraftFiles(files, own, mismatch)

@@ -114,6 +114,11 @@ def of_exit(target_key: str) -> str:
     return f"{target_key}-exit" if target_key else ""
 
 
+def of_head(target_key: str, head_fingerprint: str) -> str:
+    """Return the key for the costs of a recurrent head's steps, beside this target."""
+    return f"{target_key}-head-{head_fingerprint[:24]}" if target_key else ""
+
+
 def find_exit(fingerprint: str, device: str) -> int | None:
     """Return the best exit layer of this model (weights and device name); None = not calibrated."""
     try:

@@ -48,6 +48,8 @@ class LoadOptions:
     role:          a draft may round in any way; a target in exact mode may not.
     threads:       None = the runtime's own choice.
     hidden_layers: layers whose hidden states a step can return.
+    hidden_head:   bundle of a recurrent head that drafts from these states (`Model.hidden_head`); a backend
+                   without support loads a model without it.
     head_tokens:   ids that the language-model head is cut to; None = all. A backend that cannot cut heads
                    loads the whole head, and `Loaded.head_tokens` is None.
     max_context:   a smaller limit than the model's own; None = the model's.
@@ -62,6 +64,7 @@ class LoadOptions:
     exact: bool = True
     threads: int | None = None
     hidden_layers: tuple[int, ...] = ()
+    hidden_head: ModelFiles | None = None
     head_tokens: tuple[int, ...] | None = None
     max_context: int | None = None
     exit_layer: int = 0

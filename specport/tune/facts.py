@@ -70,7 +70,11 @@ def _calibrated(
     """Return the aliases of draft models that were calibrated for this target."""
     found, precision = set(), options.draft_precision or loader.profile.draft_precision
     for each in siblings:
-        if hand.is_ready(each.model, precision, loader.backend.weights):
+        if each.head:
+            key = measurements.of_head(track.target.key, loader.files(each.model, precision).fingerprint)
+            if measurements.find(key) is not None:
+                found.add(each.alias)
+        elif hand.is_ready(each.model, precision, loader.backend.weights):
             files = loader.files(each.model, precision)
             if measurements.find_pair(track.target.key, files.fingerprint) != measurements.Pair():
                 found.add(each.alias)

@@ -16,6 +16,7 @@ from specport.models import cache
 from specport.models.bundle import BUNDLE_FILE, registered
 from specport.models.json_file import TOKENIZER_FILE
 from specport.models.precision import parse
+from specport.models.shipped import is_head, shipped_head
 from specport.models.source import IR_BIN, IR_XML, ModelFiles, original
 from specport.quantize.train.layerskip import about as layerskip
 from specport.runtime.loading import Loader
@@ -23,7 +24,8 @@ from specport.runtime.profiles import Profile
 from specport.runtime.tuned import lasting
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
-NAMED, REGISTERED, CACHED, BUILT = "named", "built for this model", "in the cache", "built by tune"
+NAMED, REGISTERED, SHIPPED = "named", "built for this model", "comes with specport"
+CACHED, BUILT = "in the cache", "built by tune"
 _SMALLER = 0.7  # a draft's files are at most this share of the target's
 _FORMATS = ("int4", "int4:128", "int4:channel")  # beside the device's own
 
@@ -39,6 +41,11 @@ class Sibling:
     name: str
     model: str
     why: str
+
+    @property
+    def head(self) -> bool:
+        """Whether it is a head on the target's hidden states, which is loaded with the target."""
+        return is_head(Path(self.model))
 
 
 def sibling(model: str, name: str, why: str) -> Sibling:
@@ -92,6 +99,8 @@ def siblings(
         add(lasting(model), Path(model).name, NAMED)
     if (bundle := registered(files.fingerprint)) is not None:
         add(str(bundle.resolve()), bundle.name, REGISTERED)
+    if (head := shipped_head(files.folder, files.name, files.fingerprint, files.source)) is not None:
+        add(str(head.resolve()), head.name, SHIPPED)
     taken = {str(each.model) for each in found.values()}
     for entry in _cached(files, tokenizer, loader):
         if not any(_same(str(entry.about.get("source")), model) for model in taken):

@@ -23,6 +23,8 @@ from specport.calibration.methods import PLAIN
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.length_rules import PLANNED
 from specport.drafters.context import NO_RETRIEVAL
+from specport.drafters.registry import MODEL
+from specport.drafters.spec import DraftSpec, PartSpec
 from specport.models.cache import cache_root
 from specport.models.source import ModelFiles
 from specport.progress import Progress
@@ -108,6 +110,7 @@ class Track:
     draft_precision: str | None
     encoded: Mapping[str, Sequence[int]] = field(default_factory=dict)
     _target: Loaded | None = None
+    _head: ModelFiles | None = None
     _written: Any = None
 
     @classmethod
@@ -134,8 +137,15 @@ class Track:
     def target(self) -> Loaded:
         """The loaded target."""
         if self._target is None:
-            self._target = self.loader.target_with(self.files, self.exact)
+            self._target = self.loader.target_with(self.files, self.exact, head=self._head)
         return self._target
+
+    def take_head(self, models: Mapping[str, str]) -> None:
+        """Have the target loaded with the draft head among these models. Raises InvalidInput for two."""
+        head = self.loader.hidden_head(DraftSpec(tuple(PartSpec(MODEL, model) for model in models.values())))
+        if head != self._head:
+            self._head = head
+            self.release()
 
     def release(self) -> None:
         """Free the target's memory until it is needed again."""
@@ -170,6 +180,7 @@ class Track:
         chosen = self.prompts[:num_prompts]
         race = Race(record, deadline)
         race.drop()
+        self.take_head(models)
         jobs = [job for job in plan(chosen, [PLAIN, *named], 1) if job.method not in race.dropped]
         if record.missing(jobs):
             longest = max(len(self.encoded[prompt.id]) for prompt in chosen) + self.max_new_tokens

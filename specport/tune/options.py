@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from specport.bench.prompts import Prompt
+from specport.drafters.registry import MODEL
+from specport.drafters.spec import parse
 from specport.errors import InvalidInput
 from specport.quantize.text.prompts import HELD_OUT
 
@@ -34,9 +37,25 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 2:
             raise InvalidInput(f"max_new_tokens is {self.max_new_tokens}; it must be 2 or more")
+        object.__setattr__(self, "drafts", tuple(map(_model, self.drafts)))
 
     @property
     def chosen_prompts(self) -> tuple[Prompt, ...]:
         """The prompts to measure on."""
         own = (Prompt(str(i), "built-in", text) for i, text in enumerate(HELD_OUT, start=1))
         return self.prompts or tuple(own)
+
+
+def _model(draft: str) -> str:
+    """Return the model that a draft expression consists of. Raises InvalidInput for any other."""
+    spec = parse(draft)
+    if len(spec.parts) != 1 or spec.kinds != [MODEL]:
+        raise InvalidInput(
+            f"--draft {draft} names no model", "name the models to try; combinations are tried anyway"
+        )
+    (model,) = spec.models
+    if model != "default" and "/" not in model and not Path(model).expanduser().exists():
+        raise InvalidInput(
+            f"there is no file or folder {model!r}", "give a model folder, a .gguf file or a hub id"
+        )
+    return model

@@ -82,7 +82,7 @@ def make(facts: Facts, budget_s: float) -> list[Step]:
         steps.append(_formats(facts))
     steps.append(_heat("drafters without a model", facts.retrieval, {}, prompts, answer))
     for sibling in facts.siblings:
-        methods = with_model(sibling.alias, facts.tree)
+        methods = with_model(sibling.alias, facts.tree and not sibling.head)
         models = {sibling.alias: sibling.model}
         if sibling.alias not in facts.calibrated:
             what = f"measure the steps of {sibling.name}, and choose its head"

@@ -14,6 +14,7 @@ from specport.calibration.methods import PLAIN
 from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
+from specport.models.shipped import is_head
 from specport.progress import Progress, part, silent
 from specport.runtime import tuned
 from specport.runtime.profiles import cpu_name
@@ -21,6 +22,7 @@ from specport.tune import build, hand, plan, weights
 from specport.tune.budget import written
 from specport.tune.choose import Tried, Verdict, choose, finalists, spelled
 from specport.tune.facts import base_precision, facts, facts_unseen, open_loader, open_track
+from specport.tune.lock import alone
 from specport.tune.options import Options
 from specport.tune.plan import Step
 from specport.tune.weights import Weights
@@ -74,7 +76,8 @@ def tune(options: Options, progress: Progress = silent) -> Report:
     All results are kept as they come: the same call goes on where an earlier one was stopped. Raises
     SpecportError.
     """
-    return _Run(options, progress).run()
+    with alone():
+        return _Run(options, progress).run()
 
 
 class _Run:
@@ -111,7 +114,7 @@ class _Run:
             try:
                 self._do(step, number, bar)
             except SpecportError as error:  # of one candidate; the others go on
-                if step.kind == plan.HEAT and not step.models:
+                if step.kind == plan.HEAT and not self._tried and not step.models:  # the first one
                     raise
                 self._untried[step.what] = error.message
         return self._finish(choose([*self._tried.values()], options.exact))
@@ -125,6 +128,7 @@ class _Run:
             bar = part(progress, 0.3, 1.0)
             if not step.models:
                 calibrate.calibrate_exit(0, beside, bar)
+            self._track.take_head({})
             for model in step.models.values():
                 calibrate.calibrate_draft(model, parse(model), beside, self._options.draft_precision, bar)
         elif step.kind == plan.HEAT:
@@ -149,7 +153,7 @@ class _Run:
             )
 
     def _final(self, progress: Progress) -> None:
-        best = finalists([*self._tried.values()], plan.FINALISTS, self._options.exact)
+        best = self._one_head(finalists([*self._tried.values()], plan.FINALISTS, self._options.exact))
         if not best:
             self._untried["the final"] = "no candidate was faster than plain decoding"
             return
@@ -163,6 +167,12 @@ class _Run:
         self._note_plain(heat.figures)
         for method in methods:
             self._tried[method] = replace(self._tried[method], final=heat.figures[method])
+
+    def _one_head(self, best: list[Tried]) -> list[Tried]:
+        """Return the finalists without those of a second draft head: a target is loaded with one."""
+        heads = [model for each in best for model in parse(each.draft).models if is_head(Path(model))]
+        others = {*heads[1:]} - {*heads[:1]}
+        return [each for each in best if not others & {*parse(each.draft).models}]
 
     def _build(self, step: Step, number: int, progress: Progress) -> None:
         tokens, _ = plan.build_tokens(self._facts, self._left(final=False))

@@ -60,6 +60,7 @@ class FakeModel:
     early_exit: None = None
     chain: None = None
     head_rows: None = None
+    hidden_head: None = None
     begins: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from specport.core.ports import (
     EarlyExit,
     GreedyChain,
     HeadRows,
+    HiddenHead,
     Refusal,
     Row,
     StepOutput,
@@ -75,6 +76,7 @@ class ToyModel:
     early_exit: EarlyExit | None = None
     chain: GreedyChain | None = None
     head_rows: HeadRows | None = None
+    hidden_head: HiddenHead | None = None
 
     def __init__(
         self,

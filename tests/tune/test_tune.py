@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
@@ -16,6 +17,8 @@ from specport.cli import main
 from specport.core.ports import Model
 from specport.models.source import ModelFiles
 from specport.runtime import tuned
+from specport.tune.plan import BUILD_TOKENS
+from specport.tune.weights import Weights
 
 LINES = [
     {"id": i, "category": category, "turns": [f"abcab {category} {i}"]}
@@ -107,6 +110,15 @@ def test_a_stopped_tuning_goes_on(
     assert main(tune) == 0 and len(added) == before  # all is there
 
 
+def test_two_tunings_do_not_disturb_each_other(
+    tune: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache" / "tune").mkdir(parents=True)
+    with FileLock(str(tmp_path / "cache" / "tune" / "lock")):
+        assert main(tune) == 2
+    assert "another specport tune is running" in capsys.readouterr().err
+
+
 def test_other_settings_are_measured_anew(
     tune: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -136,6 +148,90 @@ def test_a_draft_that_cannot_be_used_does_not_stop_the_others(
     found = report([*tune, "--draft", "org/broken"], capsys)
     assert any(why == "there is no such model" for why in found["untried"].values())
     assert {each["name"] for each in found["verdict"]["tried"]} >= {"ngram", "suffix"}
+
+
+def test_a_model_that_exits_early_is_tried_with_its_best_exit(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 4}', encoding="utf-8")
+    monkeypatch.setattr("specport.tune.hand.exits_early", lambda model: True)
+    short_of_time = report([*tune, "--per-category", "1"], capsys)
+    assert any("not known" in why for why in short_of_time["untried"].values())
+    found = report([*tune, "--per-category", "1", "--budget", "30m"], capsys)
+    drafts = {each["draft"] for each in found["verdict"]["tried"]}
+    (layer,) = {draft.partition(":")[2] for draft in drafts if draft.startswith("early-exit")}
+    assert int(layer) in (1, 2, 3) and f"ngram|early-exit:{layer}" in drafts
+
+
+def test_a_draft_is_built_and_tried(
+    tune: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[tuple[str, int]] = []
+
+    def parallel(options: Any, files: ModelFiles, source: str, tokens: int, progress: Any) -> Path:
+        built.append((source, tokens))
+        return tmp_path / "toy-parallel6"
+
+    monkeypatch.setattr("specport.tune.build.source", lambda *rest: "default")
+    monkeypatch.setattr("specport.tune.build.parallel", parallel)
+    found = report([*tune, "--budget", "9h"], capsys)
+    ((source, tokens),) = built
+    assert source == "default" and BUILD_TOKENS[0] <= tokens <= BUILD_TOKENS[1]
+    assert {"toy-parallel6", "ngram|toy-parallel6"} <= {each["name"] for each in found["verdict"]["tried"]}
+
+
+def test_a_draft_head_is_loaded_with_its_target(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heads: list[str] = []
+    load = toy_backend.load
+
+    def seen(files: ModelFiles, options: Any) -> Any:
+        if options.role == "target":
+            heads.append(options.hidden_head.name if options.hidden_head else "")
+        return load(files, options)
+
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(toy_backend, "load", seen)
+    monkeypatch.setattr("specport.tune.hand.shipped_head", lambda *rest: shipped)
+    for module in ("specport.tune.hand", "specport.runtime.loading"):
+        monkeypatch.setattr(f"{module}.is_head", lambda path: path == shipped)
+    found = report([*tune, "--per-category", "1"], capsys)
+    names = {each["name"] for each in found["verdict"]["tried"]}
+    assert {"shipped", "ngram|shipped"} <= names and "graft(shipped)" not in names
+    assert heads[0] == "" and str(shipped) in heads
+
+
+def test_better_weights_are_used_for_all_that_follows(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        Weights("int8", 100.0, 1.0, 4.0, 9.0, 0.01, 0.97, True),
+        Weights("int4", 50.0, 0.6, 2.0, 9.0, 0.50, 0.70, False),
+        Weights("int8:sym", 100.0, 0.8, 3.0, 9.0, 0.01, 0.97, True),
+    ]
+    monkeypatch.setattr("specport.tune.hand.formats", lambda *rest: tuple(row.precision for row in rows))
+    monkeypatch.setattr("specport.tune.weights.measure", lambda *rest: rows)
+    assert main(tune) == 0
+    out = capsys.readouterr().out
+    assert "toy (int8:sym) on xeon" in out and "faster but changes the text" in out
+    kept = tuned.find(None, "xeon")
+    assert kept.precision == "int8:sym" and [*kept.choices] == ["int8:sym"]
+    found = report([*tune, "--precision", "int8"], capsys)  # the user's own: nothing is compared
+    assert found["weights"] == [] and found["precision"] == "int8"
+    assert tuned.find(None, "xeon").precision == "int8:sym" and len(tuned.find(None, "xeon").choices) == 2
 
 
 def test_dry_run_before_and_after(
@@ -170,6 +266,9 @@ def test_dry_run_estimates_by_measured_costs(
         (["--prompts", "missing.jsonl"], "cannot read"),
         (["--per-category", "2"], "needs --prompts"),
         (["--device", "toaster"], "unknown device"),
+        (["--draft", "ngram"], "names no model"),
+        (["--draft", "ngram|org/small"], "names no model"),
+        (["--draft", "misspelt"], "no file or folder 'misspelt'"),
     ],
 )
 def test_bad_input(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

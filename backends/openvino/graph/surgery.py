@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from openvino import opset15 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
@@ -118,9 +118,44 @@ def head_rows(model: ov.Model) -> ov.Model | None:
     if behind - {"Convert"}:
         return None
     ids = ops.parameter([-1], np.int64, name="ids")
-    vocab = head.input_value(1).get_partial_shape()[0].get_length()
-    rows = _pick_rows(head.input_value(1), vocab, lambda constant: gather(constant.output(0), ids))
+    rows = _looked_up(head.input_value(1), ids.output(0))
     return ov.Model([ops.convert(rows, np.float32)], [ids], "head_rows")
+
+
+def embedded(model: ov.Model, ids: ov.Output) -> ov.Output:
+    """Return the rows [n, width] of a stateful model's embedding table at `ids` [n], in another graph.
+
+    Raises ModelError where the table is not found.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "Gather" and _is_input_ids(node.input_value(1).get_node()):
+            return _looked_up(node.input_value(0), ids)
+    raise ModelError("the embeddings were not found in the model's graph")
+
+
+def _is_input_ids(node: ov.Node) -> bool:
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Parameter" and "input_ids" in node.output(0).get_names()
+
+
+def head_weight(model: ov.Model, head_tokens: Sequence[int] | None) -> ov.Output:
+    """Return the weight [rows, width] of a model's head at these ids (None = all), for another graph."""
+    weight = _head(model)[0].input_value(1)
+    vocab = weight.get_partial_shape()[0].get_length()
+    keep = np.arange(vocab) if head_tokens is None else _checked_rows(head_tokens, vocab)
+    return _pick_rows(weight, vocab, lambda constant: _slice_constant(constant, keep).output(0))
+
+
+def num_rows(model: ov.Model) -> int:
+    """Return the number of rows of a model's head."""
+    return int(_head(model)[0].input_value(1).get_partial_shape()[0].get_length())
+
+
+def _looked_up(table: ov.Output, ids: ov.Output) -> ov.Output:
+    """Return rows of a compressed table, decompressed after they were looked up."""
+    vocab = table.get_partial_shape()[0].get_length()
+    return _pick_rows(table, vocab, lambda constant: gather(constant.output(0), ids))
 
 
 def _add_output(model: ov.Model, source: ov.Output, name: str) -> None:
@@ -130,7 +165,7 @@ def _add_output(model: ov.Model, source: ov.Output, name: str) -> None:
     model.add_outputs([output])
 
 
-def gather(source: ov.Output, indices: ov.Node, axis: int = 0) -> ov.Output:
+def gather(source: ov.Output, indices: ov.Node | ov.Output, axis: int = 0) -> ov.Output:
     return ops.gather(source, indices, ops.constant(np.int64(axis))).output(0)
 
 
@@ -161,12 +196,19 @@ def _cut_head(head: ov.Node, keep: NDArray[np.int64]) -> None:
     The head's weight may be shared with the embedding (tied), so its constants are copied.
     """
     vocab = head.input_value(1).get_partial_shape()[0].get_length()
-    if keep.size == 0 or keep.min() < 0 or keep.max() >= vocab or np.unique(keep).size != keep.size:
-        raise ModelError(f"head tokens must be distinct ids from 0 to {vocab - 1}")
+    keep = _checked_rows(keep, vocab)
     sliced = _pick_rows(
         head.input_value(1), vocab, lambda constant: _slice_constant(constant, keep).output(0)
     )
     head.input(1).replace_source_output(sliced)
+
+
+def _checked_rows(head_tokens: ArrayLike, vocab: int) -> NDArray[np.int64]:
+    """Return ids of head rows as an array. Raises ModelError where they are no distinct rows of the head."""
+    keep = np.asarray(head_tokens, dtype=np.int64)
+    if keep.size == 0 or keep.min() < 0 or keep.max() >= vocab or np.unique(keep).size != keep.size:
+        raise ModelError(f"head tokens must be distinct ids from 0 to {vocab - 1}")
+    return keep
 
 
 def _pick_rows(source: ov.Output, vocab: int, pick: Callable[[ov.Node], ov.Output]) -> ov.Output:

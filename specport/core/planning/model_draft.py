@@ -35,6 +35,7 @@ class ModelDraft:
     def __init__(self, which: int, source: Source, clock: Callable[[], float]) -> None:
         self._which = which
         self._drafter = source.drafter
+        self._assumed = UNKNOWN_COST if source.assumed is None else source.assumed
         self._clock = clock
 
     def seems_to_pay(self, r: RowPlan, changes: WidthChanges, lengths: Lengths) -> bool:
@@ -129,11 +130,11 @@ class ModelDraft:
         assert costs is not None  # it has a model
         context = len(r.request.context)
         if not costs.known:
-            costs.assume(UNKNOWN_COST * target.step(1, context))
+            costs.assume(self._assumed * target.step(1, context))
         # Seconds mean nothing beside a target whose costs are ratios yet: assume the draft's step there too.
         unit = 1.0
         if costs.known and not target.known:
-            unit = UNKNOWN_COST * target.step(1, context) / costs.step(1, context)
+            unit = self._assumed * target.step(1, context) / costs.step(1, context)
         if self._drafter.parallel:
             seconds = np.asarray([costs.step(behind + k, context) for k in range(depth)], dtype=np.float64)
         else:

@@ -23,11 +23,13 @@ class Source:
 
     costs: of its model's steps; None = drafting takes negligible time.
     reach: measured acceptance probability of its node at depth 1, 2, ...; () = unknown.
+    assumed: its model's step in plain steps of the target, until one is timed; None = unknown.
     """
 
     drafter: PlannedDrafter
     costs: StepCosts | None = None
     reach: tuple[float, ...] = ()
+    assumed: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from specport.core.ports.drafter import (
     PlannedDrafter,
     Prefilled,
 )
+from specport.core.ports.hidden_head import HeadChains, HiddenHead
 from specport.core.ports.model import (
     CacheHandle,
     Capabilities,
@@ -43,7 +44,9 @@ __all__ = [
     "DraftingCounts",
     "EarlyExit",
     "GreedyChain",
+    "HeadChains",
     "HeadRows",
+    "HiddenHead",
     "Model",
     "Needs",
     "Outcome",

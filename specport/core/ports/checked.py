@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from specport.core.block import Block
+from specport.core.ports.hidden_head import HiddenHead
 from specport.core.ports.model import EarlyExit, GreedyChain, HeadRows
 
 _NOTHING = Block((), ())
@@ -43,6 +44,7 @@ class CheckedModel(ABC, Generic[Handle]):
     early_exit: EarlyExit | None = None
     chain: GreedyChain | None = None
     head_rows: HeadRows | None = None
+    hidden_head: HiddenHead | None = None
 
     def open(self, capacity: int = 0, conditioning: Any = None) -> Handle:
         if conditioning is not None:

@@ -1,7 +1,7 @@
 """The model port: the interface that a backend implements. Knows token ids and arrays, no runtime.
 
 Arrays are array-API arrays (https://data-apis.org/array-api) that may live on a device. Optional features are
-objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`.
+objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from specport.core.arrays import Array
 from specport.core.block import Block
+from specport.core.ports.hidden_head import HiddenHead
 
 # The tokens of a row for which a step returns logits or hidden states.
 Wanted = Literal["all", "last", "none"]
@@ -210,6 +211,9 @@ class Model(Protocol):
 
     @property
     def head_rows(self) -> HeadRows | None: ...
+
+    @property
+    def hidden_head(self) -> HiddenHead | None: ...
 
     def room(self, handle: Any = None) -> int:
         """Return how many tokens this sequence (None = a new one) could take now if no other one grew.

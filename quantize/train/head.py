@@ -1,0 +1,73 @@
+"""Making of a recurrent draft head, in a process of its own: read text and states, train, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+from specport.backends.openvino.tables import read_tables
+from specport.quantize.text.hidden import with_hidden
+from specport.quantize.train import trainer
+from specport.quantize.train.recurrent import Recipe, new_cell, train_head
+
+from specport.models import bundle
+from specport.models.recurrent import WEIGHTS, Recurrent
+from specport.models.weight_sketch import last_norm
+from specport.progress import Progress
+
+HELD_OUT = 0.05  # share of the shards, at least one
+
+
+def train(
+    target: str,
+    work: str,
+    out: str,
+    shards: Sequence[str],
+    states: Sequence[str],
+    columns: Sequence[Sequence[int]] | None,
+    shape: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train a head for the IR in `target`, and write its weights into the folder `out`.
+
+    work:    folder of the checkpoint.
+    shards, states: files of text and of its hidden states; the share HELD_OUT of them is not trained on.
+    columns: ranges of the ids that it can draft; None = all.
+    shape:   entries of `Recurrent` but the width. recipe: entries of `recurrent.Recipe`.
+    Arguments are plain data (`worker.run`). Returns the facts that a bundle keeps as `distilled`, and as
+    `recurrent` the shape.
+    """
+    count = max(1, round(HELD_OUT * len(shards)))
+    texts = [with_hidden(Path(a), Path(b)) for a, b in zip(shards, states, strict=True)]
+    # Kinds of text alternate from shard to shard: held-out ones are spread evenly.
+    step = len(texts) / count
+    chosen = {int(step * (i + 0.5)) for i in range(count)}
+    held_out = [text for i in sorted(chosen) for text in texts[i]]
+    learnt = [text for i, shard in enumerate(texts) if i not in chosen for text in shard]
+    trainer.check_texts(learnt, held_out)
+    progress("reading the target's embeddings", 0.0)
+    kept = None if columns is None else bundle.expand(columns)
+    table, head = read_tables(Path(target), kept)
+    about = Recurrent(
+        tuple(shape["layers"]), table.shape[1], *(shape[n] for n in ("inner", "blocks", "depth"))
+    )
+    how = Recipe(**recipe)
+    cell = new_cell(about, learnt, table, last_norm(Path(target)), how.seed)
+    ids = range(len(head)) if kept is None else kept
+    found = train_head(cell, table, head, ids, learnt, held_out, how, Path(work), progress)
+    if found.writes:
+        save_file(dict(found.weights), Path(out) / WEIGHTS)
+    return {
+        "survival_before": found.survival_before,
+        "survival": found.survival,
+        "tokens_read": found.num_tokens,
+        "seconds": round(found.seconds),
+        "losses": trainer.sample_of(found.losses),
+        "parameters": about.num_parameters,
+        **asdict(how),
+        "recurrent": asdict(about),
+    }

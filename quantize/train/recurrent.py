@@ -1,0 +1,261 @@
+"""Training of a recurrent draft head on its target's hidden states (Hydra, arXiv 2402.05109; ReDrafter).
+
+The student starts from the target's states at a token of the text and is unrolled over the tokens that
+follow. At each depth it learns the target's distribution (cross-entropy and divergence, `losses.py`).
+Embeddings and language-model head are the target's and are not trained. Of the chains that were wrong only a
+part goes on: at run time nothing behind a wrong token is ever accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from specport.backends.torch.hidden_head import RecurrentCell
+from specport.quantize.text.dialogues import Dialogue
+from specport.quantize.train import batches, trainer
+from specport.quantize.train.losses import cross_entropies, divergences, picked
+
+from specport.errors import InvalidInput
+from specport.models.recurrent import SCALE, Recurrent, quantized
+from specport.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CE = 0.1  # weight of the cross-entropy beside the divergence
+_DEPTH_WEIGHT = 0.8  # of each depth's loss, relative to the depth before
+_EXAMINED = 20000  # about so many tokens of held-out answers are drafted before and after the training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained. Raises InvalidInput for values out of range.
+
+    loss:   "kl" or "tv" (`losses.LOSSES`), with some cross-entropy.
+    epochs, learning_rate, batch_tokens, seed: as for `trainer.Pace`.
+    wrong:  share of the chains that go on behind a token that the head would not have drafted.
+    """
+
+    loss: str = "kl"
+    epochs: float = 8.0
+    learning_rate: float = 1e-3
+    batch_tokens: int = 1024
+    seed: int = 0
+    wrong: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("kl", "tv"):
+            raise InvalidInput(f"unknown loss {self.loss!r} of a head", "choose kl or tv")
+        if self.learning_rate <= 0 or self.batch_tokens < 1:
+            raise InvalidInput("learning rate and batch tokens must be greater than 0")
+        if not 0 < self.epochs < math.inf:
+            raise InvalidInput(f"epochs is {self.epochs}; it must be greater than 0")
+        if not 0 <= self.wrong <= 1:
+            raise InvalidInput(f"wrong is {self.wrong}; it must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training.
+
+    weights: by name, as `models.recurrent.read_weights` returns them.
+    survival_before, survival: by depth, the share of chains on held-out text whose tokens up to this one are
+             all the target's; `survival` with the weights rounded as they are stored.
+    writes:  whether this process, of several that trained together, writes the head.
+    """
+
+    weights: Mapping[str, NDArray[Any]]
+    survival_before: tuple[float, ...]
+    survival: tuple[float, ...]
+    losses: tuple[float, ...]
+    num_tokens: int
+    seconds: float
+    writes: bool = True
+
+
+class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
+    """A recurrent cell with its target's embeddings and cut head. Called with a batch; returns loss and hits.
+
+    table: [vocab, width] embeddings. head: [columns, width] rows of the head at the ids `columns`.
+    """
+
+    def __init__(
+        self,
+        cell: RecurrentCell,
+        table: NDArray[np.floating[Any]],
+        head: NDArray[np.floating[Any]],
+        columns: Sequence[int],
+        recipe: Recipe,
+    ) -> None:
+        super().__init__()
+        self.cell, self._recipe = cell, recipe
+        self.register_buffer("table", torch.from_numpy(table), persistent=False)
+        self.register_buffer("head", torch.from_numpy(head), persistent=False)
+        column = torch.full((len(table),), -1)
+        column[torch.as_tensor([*columns])] = torch.arange(len(head))
+        self.register_buffer("column", column, persistent=False)
+
+    def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Return loss and hits of the first depth. What goes on depends on seed and step only."""
+        rng = torch.Generator().manual_seed(1_000_003 * self._recipe.seed + step)
+        total, weights = torch.zeros((), device=batch["answer"].device), 0.0
+        hits = torch.zeros((), dtype=torch.long, device=total.device)
+        for depth, rows, logits in self._levels(batch, rng):
+            log_q = torch.log_softmax(logits.float(), dim=-1)
+            answer, top = self.column[batch["answer"][rows]], self.column[batch["top_ids"][rows]]
+            logs = picked(log_q, torch.cat([answer[:, None], top], dim=1))
+            losses, _ = cross_entropies(logs[:, 0])
+            probs = batch["top_probs"][rows]
+            losses = _CE * losses + divergences(logs[:, 1:], probs, self._recipe.loss)
+            weight = _DEPTH_WEIGHT ** (depth - 1)
+            total = total + weight * losses.sum()
+            weights += weight * len(rows)
+            if depth == 1:
+                hits += (log_q.argmax(dim=-1) == answer).sum()
+        return total / max(weights, 1.0), hits
+
+    def survival(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return by depth the chains whose tokens were all right, and the chains that are so deep."""
+        depth = self.cell.shape.depth
+        right = torch.zeros(depth, dtype=torch.long)
+        count = torch.zeros_like(right)
+        alive = torch.ones(len(batch["answer"]), dtype=torch.bool)
+        for level, rows, logits in self._levels(batch, None):
+            hit = logits.argmax(dim=-1) == self.column[batch["answer"][rows]]
+            anchors = rows - level
+            alive[anchors] &= hit
+            right[level - 1], count[level - 1] = alive[anchors].sum(), len(rows)
+        return right, count
+
+    def _levels(self, batch: dict[str, Tensor], rng: Any) -> Any:
+        """Yield for each depth its number, the rows that are predicted, and their logits [rows, columns].
+
+        A row is a token of the answers; the chain of depth d that predicts it began d rows before, at the
+        hidden states of that row, and was fed the tokens of the rows in between. rng: None = all chains go
+        on, else chains that were wrong are dropped at random.
+        """
+        answer = batch["answer"]
+        ends = torch.cat([batch["rows"][1:] != batch["rows"][:-1], batch["rows"].new_ones(1).bool()])
+        rows = torch.arange(len(answer), device=answer.device)
+        states = self.cell.begin(batch["hidden"].chunk(len(self.cell.shape.layers), dim=1))
+        for depth in range(1, self.cell.shape.depth + 1):
+            left = ~ends[rows]  # the answer has a token behind that one
+            rows, states = rows[left], states[left]
+            if not len(rows):
+                return
+            embedded = self.table[answer[rows]].to(states.dtype)
+            states = self.cell.step(states, embedded)
+            rows = rows + 1
+            read = self.cell.out(states)
+            logits = read.to(self.head.dtype) @ self.head.T
+            yield depth, rows, logits
+            if rng is not None:
+                right = logits.detach().argmax(dim=-1) == self.column[answer[rows]]
+                chance = torch.rand(len(rows), generator=rng).to(rows.device)
+                left = right | (chance < self._recipe.wrong)
+                rows, states = rows[left], states[left]
+
+
+def new_cell(
+    shape: Recurrent, texts: Sequence[Dialogue], table: NDArray[Any], norm: NDArray[Any] | None, seed: int
+) -> RecurrentCell:
+    """Return a cell with random weights, whose gains bring its inputs to unit size.
+
+    texts: with hidden states, from which the gains are taken. table: embeddings.
+    norm:  weights of the target's last norm, which its head expects; None = ones.
+    """
+    cell = RecurrentCell(shape)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, (rows, columns) in shape.matrices.items():
+            scale = 1.0 / math.sqrt(columns)
+            if name.endswith("down"):
+                scale /= math.sqrt(2.0 * shape.blocks)
+            cell.weight(name).copy_(scale * torch.randn(rows, columns, generator=generator))
+        for name in ("state.gain", *(f"block.{i}.gain" for i in range(shape.blocks))):
+            cell.weight(name).fill_(1.0)
+        cell.weight("out.gain").copy_(torch.ones(shape.width) if norm is None else torch.from_numpy(norm))
+        some = np.concatenate([t.hidden[::7] for t in texts[:256] if t.hidden is not None])
+        parts = np.split(some.astype(np.float32), len(shape.layers), axis=1)
+        gains = np.concatenate([_gain(part) for part in parts])
+        cell.weight("enter.gain").copy_(torch.from_numpy(gains))
+        used = np.unique(np.concatenate([t.tokens for t in texts[:256]]))
+        cell.weight("token.gain").copy_(torch.from_numpy(_gain(table[used].astype(np.float32))))
+    return cell
+
+
+def train_head(
+    cell: RecurrentCell,
+    table: NDArray[Any],
+    head: NDArray[Any],
+    columns: Sequence[int],
+    texts: Sequence[Dialogue],
+    held_out: Sequence[Dialogue],
+    recipe: Recipe,
+    work: Path,
+    progress: Progress,
+) -> Trained:
+    """Train a cell in place, and return its weights as they are stored.
+
+    table, head, columns: as for `RecurrentStudent`. texts, held_out: with hidden states.
+    work: folder of the checkpoint; a checkpoint of another recipe, shape or text is ignored.
+    Raises InvalidInput for too little text, and ModelError when a checkpoint cannot be read or written.
+    """
+    trainer.check_texts(texts, held_out)
+    student = RecurrentStudent(cell, table, head, columns, recipe)
+    facts = (
+        json.dumps([asdict(recipe), asdict(cell.shape)], sort_keys=True).encode(),
+        np.asarray(columns, dtype=np.int64).tobytes(),
+    )
+    run, writes = trainer.train(
+        student, texts, recipe, trainer.identity(texts, student, *facts), work / trainer.CHECKPOINT,
+        lambda student, device: _survival(student, held_out, recipe.batch_tokens, device),
+        "training the head", progress,
+    )  # fmt: skip
+    weights = stored(cell)
+    survival = _survival(student, held_out, recipe.batch_tokens, student.head.device)
+    return Trained(
+        weights, tuple(run.before), tuple(survival), tuple(run.losses), run.num_tokens, run.seconds, writes
+    )
+
+
+def stored(cell: RecurrentCell) -> dict[str, NDArray[Any]]:
+    """Return a cell's weights by name as they are stored, and round the cell's own to them."""
+    found: dict[str, NDArray[Any]] = {}
+    with torch.no_grad():
+        for name in cell.shape.matrices:
+            values, scale = quantized(cell.weight(name).detach().float().cpu().numpy())
+            found |= {name: values, name + SCALE: scale}
+            cell.weight(name).copy_(torch.from_numpy(values.astype(np.float32) * scale.astype(np.float32)))
+        for name in cell.shape.vectors:
+            found[name] = cell.weight(name).detach().float().cpu().numpy()
+    return found
+
+
+def _survival(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> list[float]:
+    student = getattr(student, "module", student)  # unwrap it where several processes train
+    total = np.cumsum([len(text.tokens) - text.start for text in texts])
+    texts = texts[: 1 + int(np.searchsorted(total, _EXAMINED))]
+    depth = student.cell.shape.depth
+    right, count = torch.zeros(depth, dtype=torch.long), torch.zeros(depth, dtype=torch.long)
+    with torch.no_grad():
+        for groups in batches.plan(texts, 1.0, batch_tokens, seed=0):
+            batch = batches.batch([texts[i] for i in groups[0]], device)
+            found = student.survival(batch)
+            right, count = right + found[0], count + found[1]
+    return [round(float(share), 4) for share in right / count.clamp(min=1)]
+
+
+def _gain(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return [width] factors that bring each channel of normed rows to unit size."""
+    normed = values / np.sqrt(np.square(values).mean(axis=1, keepdims=True) + 1e-6)
+    gain: NDArray[np.float32] = 1.0 / np.maximum(np.sqrt(np.square(normed).mean(axis=0)), 1e-2)
+    return gain

@@ -1,0 +1,104 @@
+"""`specport quantize head`: train a draft head on a target's hidden states."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from specport.cli import options, quantize_inspect, terminal
+from specport.errors import InvalidInput
+
+EXPLAINED = """\
+The head is a small recurrent network. It reads the target's hidden states at the last token, and uses the
+target's own embeddings and language-model head, so it takes a few megabytes and no prompt of its own. The
+target writes the text that the head learns from. Training takes about as long as writing the text.
+
+examples:
+  specport quantize head --distil 300000 --out head              a head for the default model
+  specport quantize head --target MODEL --prompts FILE --out head
+  specport run --model MODEL --draft head "Hello."               `--draft auto` uses the one built last
+
+The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
+"""
+REQUEST_OPTIONS = (
+    "distil_tokens", "layers", "inner", "blocks", "depth", "head_tokens", "loss", "epochs", "learning_rate",
+    "seed",
+)  # fmt: skip
+BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code")
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    parser = actions.add_parser(
+        "head", help="train a small draft head on the target's hidden states", epilog=EXPLAINED,
+        description="Train a recurrent draft head on the target's hidden states.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    group = parser.add_argument_group("model and device")
+    group.add_argument(
+        "--target", metavar="MODEL", help="the model to draft for, as for specport run --model"
+    )
+    options.add_precision(group, "--precision", "weight format of the target (default: the device's)")
+    options.add_device_options(group)
+    add = parser.add_argument_group("head").add_argument
+    add(
+        "--distil", dest="distil_tokens", type=int, metavar="N",
+        help="tokens that the target writes as training text (default: 300000)",
+    )  # fmt: skip
+    add(
+        "--layers", type=_numbers, metavar="N,N,...",
+        help="layers whose hidden states it reads (default: at a third, at two thirds, and the last)",
+    )  # fmt: skip
+    add("--inner", type=int, metavar="N", help="width of its feed-forward blocks (default: 1536)")
+    add("--blocks", type=int, metavar="N", help="number of these blocks (default: 1)")
+    add("--depth", type=int, metavar="N", help="tokens it learns to draft in a row (default: 5)")
+    add(
+        "--head-tokens", type=int, metavar="N",
+        help="most frequent tokens that it can draft; 0 = all (default: 8192)",
+    )  # fmt: skip
+    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 8.0)")
+    add("--loss", metavar="{kl,tv}", help="loss of the training (default: kl)")
+    add("--learning-rate", type=float, metavar="X", help="default: 1e-3")
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="your own prompts, as for specport bench, besides generated ones; some are held out to measure",
+    )  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder of the bundle; must not exist yet")
+    add("--json", action="store_true", dest="as_json", help="print the manifest as JSON instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.head import Request, build
+
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder for the head")
+    # An option that is not given is no attribute, unless `quantize` has an option of that name.
+    asked = argparse.Namespace(**dict.fromkeys((*REQUEST_OPTIONS, *BUILD_OPTIONS)) | vars(args))
+    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
+    request = Request(prompts=own, **options.given(asked, REQUEST_OPTIONS))
+    with terminal.progress(args.quiet) as progress:
+        built = build(
+            args.target, args.out, request, progress=progress, **options.given(asked, BUILD_OPTIONS)
+        )
+    if args.as_json:
+        terminal.write(json.dumps(asdict(built), indent=1) + "\n")
+        return 0
+    quantize_inspect.show(built)
+    found = "specport run --draft auto uses it"
+    slow = "it is slower than plain decoding here, so --draft auto does not use it"
+    terminal.say(f"written: {args.out}; {found if built.pays else slow}")
+    return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers of a text like "9,19,29"."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 9,19,29") from None
