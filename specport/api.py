@@ -8,6 +8,8 @@ from pathlib import Path
 from specport.core.engine import Engine
 from specport.core.planning.drafting import Drafting
 from specport.core.planning.policies import CLASSIFIER
+from specport.core.ports import Needs
+from specport.core.verify.verifier import TargetVerifier
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import GRAFT
@@ -20,6 +22,7 @@ from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.text.tokenizer import load_tokenizer
+from specport.traffic.recorder import recorder_for
 
 
 def load(
@@ -108,8 +111,15 @@ def load(
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
         retrieval=retrieval,
     )  # fmt: skip
+    recorder = recorder_for(files.fingerprint, files.source)
+    if recorder is None:
+        engine = Engine(target.model, made)
+    else:
+        verifier = TargetVerifier(target.model, made.needs if made else Needs(), recorder.watch)
+        engine = Engine(target.model, made, verifier, on_end=recorder.ended)
+        notes.append("texts are recorded for specport adapt; specport adapt off ends that")
     return Pipeline(
-        Engine(target.model, made),
+        engine,
         tokenizer,
         drafting,
         model_name=files.name,

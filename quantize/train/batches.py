@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from specport.quantize.text.dialogues import Dialogue
 
+from specport.traffic.dialogues import weights_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,6 +48,7 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
     """Return the tensors of a batch, padded on the right.
 
     rows, columns: [answer tokens] the places whose output predicts the answers' tokens.
+    weights:       [answer tokens] of each of them; absent where all are equal.
     """
     ids, mask = padded([text.tokens for text in texts])
     arrays = {
@@ -57,6 +60,8 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
         "top_ids": np.concatenate([t.top_ids for t in texts]).astype(np.int64),
         "top_probs": np.concatenate([t.top_probs for t in texts]).astype(np.float32),
     }
+    if any(t.weights is not None for t in texts):
+        arrays["weights"] = np.concatenate([weights_of(t) for t in texts])
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
