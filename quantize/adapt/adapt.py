@@ -117,7 +117,7 @@ def adapt(
             result = job.run(model)
     except Stopped:
         return Adapted(STOPPED, draft)
-    finding = {"state": result.state, "draft": str(draft), "date": _now()}
+    finding: dict[str, Any] = {"state": result.state, "draft": str(draft), "date": _now()}
     if result.judgement is not None:
         finding |= {
             "own": [result.judgement.own_before.tokens_per_step, result.judgement.own_after.tokens_per_step],
@@ -282,7 +282,7 @@ class _Job:
                 begin = (2 * number + step) / 4
                 found.append(replay(draft, texts, part(progress, begin, begin + 0.25)))
         if made.precision == self.about.precision:  # the same shapes: what was calibrated holds for both
-            measurements.carry_over(*keys, ir_fingerprint(self.draft), ir_fingerprint(new))
+            measurements.carry_over(keys[0], keys[1], ir_fingerprint(self.draft), ir_fingerprint(new))
         return Judgement(found[0], found[2], found[1], found[3])
 
 

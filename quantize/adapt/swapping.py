@@ -64,7 +64,7 @@ def undo(draft: Path) -> None:
 
 def recover(draft: Path) -> None:
     """Complete an exchange that was interrupted, or take it back. Raises ModelError."""
-    staged, back, old = (_beside(draft, name) for name in ("new", "back", "old"))
+    staged, back, old, copy = (_beside(draft, name) for name in ("new", "back", "old", "copy"))
     previous = previous_of(draft)
     try:
         for found in (staged, back, previous):
@@ -76,7 +76,7 @@ def recover(draft: Path) -> None:
     except OSError as error:
         message, hint = cause(error)
         raise ModelError(f"cannot restore {draft}: {message}", hint) from error
-    for left in (staged, back, old):
+    for left in (staged, back, old, copy):
         shutil.rmtree(left, ignore_errors=True)
 
 

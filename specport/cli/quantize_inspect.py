@@ -59,6 +59,8 @@ def show(bundle: Bundle) -> None:
         lines += _parallel_lines(bundle.parallel, distilled or {})
     if measured:
         lines += _measured_lines(measured)
+    if adapted := bundle.provenance.get("adapted"):
+        lines.append(("adapted", _adapted(adapted)))
     if measured.get("ms_by_width"):
         lines += _costs(bundle, measured["ms_by_width"])
     for name, text in lines:
@@ -87,6 +89,13 @@ def _parallel_lines(parallel: Parallel, distilled: Mapping[str, Any]) -> list[tu
         )
         lines.append(("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training"))
     return lines
+
+
+def _adapted(facts: Mapping[str, Any]) -> str:
+    """Return what the last `specport adapt` gave; the figures above are those of the build."""
+    (own, own_now), (old, old_now) = facts["own"], facts["old"]
+    found = f"{own:.2f} to {own_now:.2f} tokens a step on own texts, {old:.2f} to {old_now:.2f} on old text"
+    return f"{facts['date']}, {facts['times']} times; the last time {found}"
 
 
 def _measured_lines(measured: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -129,7 +129,7 @@ def _dialogues(stored: dict[str, NDArray[Any]]) -> list[Dialogue]:
         np.split(tokens, np.cumsum(lengths)[:-1]), starts, np.split(ids, answers), np.split(probs, answers),
         weights, strict=True,
     )  # fmt: skip
-    return [Dialogue(text, int(start), *top) for text, start, *top in pieces]
+    return [Dialogue(text, int(start), top, shares, w) for text, start, top, shares, w in pieces]
 
 
 def read_shards(paths: Sequence[str | Path]) -> list[Dialogue]:
