@@ -8,6 +8,8 @@ command resumes an adaptation that was stopped.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.parallel import Parallel
-from specport.models.source import ModelFiles, ir_fingerprint
+from specport.models.source import IR_BIN, ModelFiles, ir_fingerprint
 from specport.progress import Progress, part, silent
 from specport.runtime import conversion, measurements
 from specport.runtime.loading import Loader
@@ -40,7 +42,10 @@ from specport.traffic.log import TrafficLog
 DISTIL = worker.Job("specport.quantize.train.draft:distil_draft", grace_s=120.0)
 BUDGET_S = 600.0
 TRAINING_SHARE = 0.6  # of the budget; the rest is for weights, compression and judging
-TOKENS_PER_S, PARALLEL_TOKENS_PER_S = 60.0, 20.0  # of training, where no earlier one was timed
+# Guess of the training's speed, where none was timed here: operations a second of a core, which were measured
+# on Zen 4 without AMX; operations for a weight and token; rows that parallel drafts train for each token.
+CORE_FLOPS, FLOPS_PER_WEIGHT, PARALLEL_ROWS = 1e11, 6, 3
+BYTES_PER_WEIGHT = {"int4": 0.55, "int8": 1.0, "fp16": 2.0, "bf16": 2.0, "fp32": 4.0}
 LEARNING_RATE = 2e-5
 ADAPTED = "adapted"  # the entry of `Bundle.provenance`
 TEXT = "text"  # the folder of the mixture in the working directory
@@ -210,12 +215,17 @@ class _Job:
         return self._patiently(lambda: old_text.write(load, tokenizer, self.about, num_tokens, told))
 
     def _speed(self) -> float:
-        """Return the tokens per second of training: of the last adaptation or of the build, else a guess."""
+        """Return the tokens per second of training, from the last adaptation, else a guess."""
         adapted, built = self.about.provenance.get(ADAPTED), self.about.distilled
-        for facts in (adapted, built):
+        size = (self.draft / IR_BIN).stat().st_size
+        weights = size / BYTES_PER_WEIGHT.get(precisions.parse(self.about.precision).base, 1.0)
+        guess = (os.cpu_count() or 1) * CORE_FLOPS / FLOPS_PER_WEIGHT / weights
+        guess /= PARALLEL_ROWS if self.about.parallel else 1
+        # The build may have trained on another machine, with a GPU.
+        for facts, most in ((adapted, math.inf), (built, 2 * guess)):
             if isinstance(facts, Mapping) and facts.get("tokens_read") and facts.get("seconds"):
-                return float(facts["tokens_read"]) / float(facts["seconds"])
-        return PARALLEL_TOKENS_PER_S if self.about.parallel else TOKENS_PER_S
+                return min(float(facts["tokens_read"]) / float(facts["seconds"]), most)
+        return guess
 
     def _trained(self, mixture: Mixture, progress: Progress) -> dict[str, Any]:
         """Train the weights; return what `draft.distil_draft` says of them. Pauses where others are busy."""
