@@ -33,6 +33,9 @@ from specport.traffic.dialogues import save_shard
 from specport.traffic.log import Settings, TrafficLog
 
 MASK = len(tiny_models.vocabulary())
+DISTILLED = {
+    "text": "old", "mlp_channels": [], "agreement": 0.1, "agreement_before": 0.1, "tokens_read": 1, "seconds": 0,
+}  # fmt: skip
 HOW = {"learning_rate": 3e-3, "budget_s": 2000.0}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -74,7 +77,7 @@ def built(
     made = Bundle(
         target="tiny", target_shape=bundle.shape(target.folder), target_fingerprint=target.fingerprint,
         tokenizer="", source="tiny", precision="int8", layers=(0,), num_layers=2,
-        head=((0, MASK),) if parallel else None, distilled={"text": "old", "mlp_channels": []},
+        head=((0, MASK),) if parallel else None, distilled=DISTILLED,
         parallel=parallel, provenance={"date": "today"},
     )  # fmt: skip
     bundle.write(out, made)
