@@ -34,7 +34,8 @@ from specport.traffic.log import Settings, TrafficLog
 
 MASK = len(tiny_models.vocabulary())
 DISTILLED = {
-    "text": "old", "mlp_channels": [], "agreement": 0.1, "agreement_before": 0.1, "tokens_read": 1, "seconds": 0,
+    "text": "old", "mlp_channels": [], "agreement": 0.1, "agreement_before": 0.1, "tokens_read": 1,
+    "seconds": 0,
 }  # fmt: skip
 HOW = {"learning_rate": 3e-3, "budget_s": 2000.0}
 pytestmark = pytest.mark.filterwarnings("ignore")
