@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,11 @@ def test_only_a_better_draft_is_kept(own: float, old: float, better: bool) -> No
     assert Judgement(before, after[0], before, after[1]).better is better
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def folder_with(path: Path, text: str) -> Path:
     path.mkdir()
     (path / "weights").write_text(text)
@@ -207,17 +213,14 @@ def test_an_interruption_loses_nothing(
             raise PermissionError(13, "in use", str(target)) if not killed else KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(swapping, "move", move)
-    if killed:
-        monkeypatch.setattr(swapping.shutil, "rmtree", lambda *a, **o: None)
     act = (lambda: swapping.install(new, draft)) if action == "install" else (lambda: swapping.undo(draft))
     moves = 4 if action == "install" else 3
-    if at > moves:
+    error = pytest.raises(KeyboardInterrupt if killed else ModelError) if at <= moves else nullcontext()
+    with monkeypatch.context() as patch, error:
+        patch.setattr(swapping, "move", move)
+        if killed:
+            patch.setattr(swapping.shutil, "rmtree", lambda *a, **o: None)
         act()
-    else:
-        with pytest.raises(KeyboardInterrupt if killed else ModelError):
-            act()
-    monkeypatch.undo()
     swapping.recover(draft)
     now = versions(draft)
     old, wanted = ("2", "1"), ("3", "2") if action == "install" else ("1", "2")

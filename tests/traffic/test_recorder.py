@@ -169,11 +169,11 @@ def test_a_full_disk_ends_the_recording_with_one_warning_and_no_error(
     def full(*arguments: Any, **options: Any) -> None:
         raise ModelError("the disk is full")
 
-    monkeypatch.setattr(logs, "save_shard", full)
     engine = recorded(log, ToyModel(), ToyDrafter(ToyModel(noise=0.4)))
     want = run(Engine(ToyModel()), begin(), begin([7, 7]))
-    assert run(engine, begin(), begin([7, 7])) == want
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(logs, "save_shard", full)
+        assert run(engine, begin(), begin([7, 7])) == want
     assert run(engine, begin()) == want[:1]
     assert [r.message for r in caplog.records] == [
         "texts are no longer recorded for specport adapt: the disk is full"
