@@ -16,7 +16,6 @@ from specport.errors import InvalidInput, ModelError
 from specport.models.atomic import write_json
 from specport.traffic.dialogues import Dialogue, read_shard, save_shard
 from specport.traffic.log import TrafficLog
-from specport.traffic.recorder import TOP_K
 
 LEAST_TEXTS, LEAST_TOKENS = 8, 256  # of the log, without which nothing can be learned or judged
 HOLD_OUT_EVERY = 5  # every fifth text of the log is held out
@@ -110,7 +109,7 @@ def write(traffic: Traffic, old: Sequence[Dialogue], most_tokens: float, folder:
     most_tokens: to read in training, prompts included and texts that are read twice counted twice.
     Raises InvalidInput where there is too little old text, and ModelError where a file cannot be written.
     """
-    held_old = _up_to(old, HELD_OUT_TOKENS)
+    held_old = _up_to(old, min(HELD_OUT_TOKENS, num_answer_tokens(old) / HOLD_OUT_EVERY))
     rest = old[len(held_old) :]
     if not rest:
         raise InvalidInput("there is too little old text to learn from", "name the target with --model")
@@ -122,10 +121,11 @@ def write(traffic: Traffic, old: Sequence[Dialogue], most_tokens: float, folder:
     total = own_total + sum(len(d.tokens) for d in learned)
     epochs = min(MOST_EPOCHS, max(1.0, most_tokens / total))
     held_own = _spread(traffic.held_out, HELD_OUT_TOKENS)
-    for name, texts in (
-        (OWN, held_own), (OLD, held_old), (BOTH, [*held_own, *held_old]), (TRAIN, [*own, *learned]),
-    ):  # fmt: skip
-        save_shard(folder / name, [_narrowed(d) for d in texts], private=True)
+    parts = {OWN: held_own, OLD: held_old, BOTH: [*held_own, *held_old], TRAIN: [*own, *learned]}
+    # The log has fewer likely tokens than old text; all texts of a batch need equally many.
+    width = min(d.top_ids.shape[1] for texts in parts.values() for d in texts)
+    for name, texts in parts.items():
+        save_shard(folder / name, [_narrowed(d, width) for d in texts], private=True)
     made = Mixture(folder, num_answer_tokens(own), num_answer_tokens(learned), epochs, traffic.notes)
     write_json(folder / PLAN, {**asdict(made), "folder": None})  # last, as it marks a complete mixture
     return made
@@ -154,6 +154,6 @@ def _spread(texts: Sequence[Dialogue], tokens: float) -> list[Dialogue]:
     return [*texts[::step]]
 
 
-def _narrowed(text: Dialogue) -> Dialogue:
-    """Return a dialogue with as few likely tokens as the log has: all texts of a batch have equally many."""
-    return replace(text, top_ids=text.top_ids[:, :TOP_K], top_probs=text.top_probs[:, :TOP_K])
+def _narrowed(text: Dialogue, width: int) -> Dialogue:
+    """Return a dialogue with the `width` likeliest tokens at each place."""
+    return replace(text, top_ids=text.top_ids[:, :width], top_probs=text.top_probs[:, :width])

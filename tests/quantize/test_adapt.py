@@ -192,6 +192,7 @@ def test_the_target_writes_text_where_there_is_none(
     monkeypatch.setattr(turns, "SHARD", 4)
     monkeypatch.setattr(writer, "ANSWER_TOKENS", 16)
     monkeypatch.setattr(mixing, "HELD_OUT_TOKENS", 30)
+    monkeypatch.setattr(mixing, "MOST_EPOCHS", 1.0)
     monkeypatch.setattr(old_text, "_LEAST_TOKENS", 100)
     log = TrafficLog(target.fingerprint)
     os.replace(cache / "text", cache / "hidden")
@@ -203,7 +204,7 @@ def test_the_target_writes_text_where_there_is_none(
         with pytest.raises(ModelError, match="was built for"):
             adapt(draft, budget_s=5.0, model=str(draft.parent / "other"))
         log.note(model=target.source)
-        result = adapt(draft, budget_s=5.0, learning_rate=1e-12)
+        result = adapt(draft, budget_s=600.0, learning_rate=1e-12)
         assert result.old_tokens > 10 and [*(cache / "text").glob("*/opened-00000.npz")]
     finally:
         shutil.rmtree(cache / "text", ignore_errors=True)
