@@ -111,7 +111,7 @@ def load(
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
         retrieval=retrieval,
     )  # fmt: skip
-    recorder = recorder_for(files.fingerprint, files.source)
+    recorder = recorder_for(files.fingerprint, files.source, files.precision)
     if recorder is None:
         engine = Engine(target.model, made)
     else:

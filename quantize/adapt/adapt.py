@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from specport.quantize.adapt import mixing, old_text, swapping
 from specport.quantize.adapt.idle import Pace, Stopped
 from specport.quantize.adapt.judging import Judgement, Replayed, replay
 from specport.quantize.adapt.mixing import Mixture
+from specport.quantize.adapt.result import ADAPTED, KEPT, REFUSED, STOPPED, Adapted, with_finding
 from specport.quantize.train.distilled import PARALLEL
 
 from specport.core.ports import Model
@@ -47,40 +47,9 @@ TRAINING_SHARE = 0.6  # of the budget; the rest is for weights, compression and 
 CORE_FLOPS, FLOPS_PER_WEIGHT, PARALLEL_ROWS = 1e11, 6, 3
 BYTES_PER_WEIGHT = {"int4": 0.55, "int8": 1.0, "fp16": 2.0, "bf16": 2.0, "fp32": 4.0}
 LEARNING_RATE = 2e-5
-ADAPTED = "adapted"  # the entry of `Bundle.provenance`
 TEXT = "text"  # the folder of the mixture in the working directory
 
-KEPT, REFUSED, STOPPED = "kept", "refused", "stopped"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The result of an adaptation.
-
-    state: KEPT, REFUSED (the old draft stays), or STOPPED (the time was over; the next one goes on).
-    own_tokens, old_tokens: tokens of answers that were learned from.
-    judgement: of the two drafts; None where training itself did not make the draft better.
-    """
-
-    state: str
-    draft: Path
-    own_tokens: int = 0
-    old_tokens: int = 0
-    judgement: Judgement | None = None
-    notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result, ready for JSON."""
-        return {
-            "state": self.state,
-            "draft": str(self.draft),
-            "previous": str(swapping.previous_of(self.draft)) if self.state == KEPT else None,
-            "own_tokens": self.own_tokens,
-            "old_tokens": self.old_tokens,
-            "judgement": self.judgement.as_dict() if self.judgement else None,
-            "notes": [*self.notes],
-        }
 
 
 def adapt(
@@ -122,13 +91,7 @@ def adapt(
             result = job.run(model)
     except Stopped:
         return Adapted(STOPPED, draft)
-    finding: dict[str, Any] = {"state": result.state, "draft": str(draft), "date": _now()}
-    if result.judgement is not None:
-        finding |= {
-            "own": [result.judgement.own_before.tokens_per_step, result.judgement.own_after.tokens_per_step],
-            "old": [result.judgement.old_before.tokens_per_step, result.judgement.old_after.tokens_per_step],
-        }
-    log.note(last=finding)
+    log.note(last=result.finding())
     return result
 
 
@@ -170,7 +133,7 @@ class _Job:
         result = replace(result, judgement=judgement)
         if not judgement.better:
             return result
-        bundle.write(new, _with_finding(made, facts, result, judgement))
+        bundle.write(new, with_finding(made, facts, result, judgement))
         swapping.install(new, self.draft)
         self.progress("done", 1.0)
         return replace(result, state=KEPT)
@@ -198,13 +161,16 @@ class _Job:
         """Let the target write old text, since none is in the cache."""
         settings = self.log.settings()
         spec = model or (settings.model if settings else "")
+        precision = settings.precision if settings else ""
         if not spec:
             raise InvalidInput(
                 f"the text that {self.draft.name} was trained on is not in the cache",
                 "name the target, which then writes some: specport adapt --model MODEL",
             )
         loader = replace(self.loader, progress=part(progress, 0.0, 0.1))
-        files = loader.files(spec, loader.profile.precision)
+        if precision in ("", "ir"):  # not known, or the user's own IR, which has one precision
+            precision = loader.profile.precision
+        files = loader.files(spec, precision)
         tokenizer = load_tokenizer(files.folder)
         self.about.check_target(files.folder, files.name, files.fingerprint)
 
@@ -294,24 +260,3 @@ class _Job:
         if made.precision == self.about.precision:  # the same shapes: what was calibrated holds for both
             measurements.carry_over(keys[0], keys[1], ir_fingerprint(self.draft), ir_fingerprint(new))
         return Judgement(found[0], found[2], found[1], found[3])
-
-
-def _with_finding(made: Bundle, facts: Mapping[str, Any], result: Adapted, judgement: Judgement) -> Bundle:
-    """Return the manifest of the new draft, which says what it learned from and what that gave."""
-    earlier = made.provenance.get(ADAPTED)
-    times = int(earlier.get("times", 0)) if isinstance(earlier, Mapping) else 0
-    finding = {
-        "times": times + 1,
-        "date": _now(),
-        "own_tokens": result.own_tokens,
-        "old_tokens": result.old_tokens,
-        "tokens_read": facts["tokens_read"],
-        "seconds": facts["seconds"],
-        "own": [judgement.own_before.tokens_per_step, judgement.own_after.tokens_per_step],
-        "old": [judgement.old_before.tokens_per_step, judgement.old_after.tokens_per_step],
-    }
-    return replace(made, provenance={**made.provenance, ADAPTED: finding})
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

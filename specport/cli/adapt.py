@@ -13,8 +13,8 @@ from specport.cli import options, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from specport.quantize.adapt.adapt import Adapted
     from specport.quantize.adapt.judging import Replayed
+    from specport.quantize.adapt.result import Adapted
     from specport.traffic.log import TrafficLog
 
 EXAMPLES = """\
@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(result: Adapted) -> None:
-    from specport.quantize.adapt.adapt import KEPT, STOPPED
     from specport.quantize.adapt.judging import BOUND, MARGIN
+    from specport.quantize.adapt.result import KEPT, STOPPED
 
     for note in result.notes:
         terminal.say(f"note: {note}")

@@ -38,7 +38,8 @@ class Settings:
     on:        whether texts are recorded.
     max_bytes: of the log's texts.
     draft:     folder of the draft that is to learn from them.
-    target:    name of the target, for people. model: what the user named as the target; "" = not known yet.
+    target:    name of the target, for people. model, precision: what the user named as the target, and its
+               weight format; "" = not known yet.
     last:      what the last `specport adapt` of the draft found; empty = there was none.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     target: str
     max_bytes: int = MAX_BYTES
     model: str = ""
+    precision: str = ""
     last: dict[str, Any] | None = None
 
 

@@ -94,17 +94,18 @@ class Recorder:
         _log.warning("texts are no longer recorded for specport adapt: %s", message)
 
 
-def recorder_for(fingerprint: str, model: str) -> Recorder | None:
+def recorder_for(fingerprint: str, model: str, precision: str) -> Recorder | None:
     """Return a recorder where the log of this target is on, else None.
 
-    fingerprint: of the target's weights. model: what the user named, which `specport adapt` may have to load.
+    fingerprint: of the target's weights.
+    model, precision: see `Settings`; `specport adapt` may have to load it.
     """
     log = TrafficLog(fingerprint)
     if not log.on:
         return None
     with suppress(ModelError, OSError):  # a note only
         path = Path(model).expanduser()
-        log.note(model=str(path.resolve()) if path.exists() else model)
+        log.note(model=str(path.resolve()) if path.exists() else model, precision=precision)
     return Recorder(log)
 
 

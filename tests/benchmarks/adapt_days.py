@@ -23,7 +23,8 @@ from typing import Any
 
 from agent_days import tasks
 from specport.quantize.adapt import swapping
-from specport.quantize.adapt.adapt import KEPT, STOPPED, adapt
+from specport.quantize.adapt.adapt import adapt
+from specport.quantize.adapt.result import KEPT, STOPPED
 
 import specport
 from specport.calibration.methods import PLAIN, Own, Run, own, parse

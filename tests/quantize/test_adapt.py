@@ -16,8 +16,9 @@ pytest.importorskip("optimum.intel")
 
 from specport.quantize.adapt import adapt as adapting
 from specport.quantize.adapt import judging, mixing, old_text, swapping
-from specport.quantize.adapt.adapt import ADAPTED, KEPT, REFUSED, STOPPED, adapt, work_of
+from specport.quantize.adapt.adapt import adapt, work_of
 from specport.quantize.adapt.idle import Pace
+from specport.quantize.adapt.result import ADAPTED, KEPT, REFUSED, STOPPED
 from specport.quantize.text import passages, turns, writer
 from support import tiny_models, tiny_parallel
 

@@ -245,7 +245,7 @@ def test_only_this_user_may_read_the_log(log: TrafficLog) -> None:
 def test_damaged_settings_mean_off(log: TrafficLog) -> None:
     for text in ("{", "[]", '{"on": true}', '{"on": 1, "draft": "", "target": ""}', '{"x": 1}'):
         (log.folder / logs.SETTINGS).write_text(text)
-        assert not log.on and recorder_for("0", "toy") is None
+        assert not log.on and recorder_for("0", "toy", "fp32") is None
 
 
 def test_nothing_is_written_where_it_is_off(toy_backend: ToyBackend) -> None:  # noqa: F811
@@ -273,4 +273,4 @@ def test_load_records_where_it_is_on(toy_backend: ToyBackend, tmp_path: Path) ->
     assert first.tokens.tolist() == [*result.prompt_token_ids, *result.token_ids]
     assert len(turns) == 2 and turns[1].tokens[: len(turns[0].tokens)].tolist() == turns[0].tokens.tolist()
     settings = log.settings()
-    assert settings is not None and settings.model == "model"
+    assert settings is not None and (settings.model, settings.precision) == ("model", "bf16")
