@@ -297,4 +297,4 @@ class _Build:
             trained, folder, self._precision(),
             progress=part(progress, 0.85, 1.0), trust_remote_code=trust,
         )  # fmt: skip
-        return {**facts, "tokens_written": request.distil_tokens}
+        return {**facts, "tokens_written": request.distil_tokens, shards.TEXT: self.shards[0].parent.name}

@@ -8,6 +8,8 @@ from pathlib import Path
 from specport.core.engine import Engine
 from specport.core.policies.drafting import Drafting
 from specport.core.policies.length_rules import CLASSIFIER
+from specport.core.ports import Model, Needs, Policy
+from specport.core.verify.verifier import TargetVerifier
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import GRAFT
@@ -23,6 +25,7 @@ from specport.runtime import tuned
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.together import load_together
+from specport.traffic.recorder import recorder_for
 
 
 def load(
@@ -119,14 +122,25 @@ def load(
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
         retrieval=retrieval,
     )  # fmt: skip
+    engine, recorded = _engine(files, target.model, made)
     return Pipeline(
-        Engine(target.model, made),
+        engine,
         tokenizer,
         drafting,
         model_name=files.name,
         device_name=profile.name,
-        notes=[*notes, *said],
+        notes=[*notes, *recorded, *said],
     )
+
+
+def _engine(files: ModelFiles, target: Model, policy: Policy | None) -> tuple[Engine, list[str]]:
+    """Return an engine, which records texts where the user has switched that on, and notes for the user."""
+    recorder = recorder_for(files.fingerprint, files.source, files.precision)
+    if recorder is None:
+        return Engine(target, policy), []
+    verifier = TargetVerifier(target, policy.needs if policy else Needs(), recorder.watch)
+    note = "texts are recorded for specport adapt; specport adapt off ends that"
+    return Engine(target, policy, verifier, on_end=recorder.ended), [note]
 
 
 def _chosen(spec: DraftSpec, kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]]:

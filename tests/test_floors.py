@@ -19,7 +19,7 @@ from support.imports import Package
 FLOORS: imports.Floors = (
     {"ground": ("errors", "progress")},
     {"core": ("core",), "models": ("models",), "profile files": ("hw_profiles",)},
-    {"text": ("text",), "jobs": ("jobs",)},
+    {"text": ("text",), "jobs": ("jobs",), "traffic": ("traffic",)},
     # Loading converts models, so that this part of `quantize` lies below all that loads one.
     {"drafters": ("drafters",), "conversion": ("quantize.convert", "quantize.text.prompts")},
     {"runtime": ("runtime",)},

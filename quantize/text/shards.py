@@ -24,6 +24,7 @@ from specport.models.cache import cache_root
 from specport.progress import Progress
 from specport.text.tokenizer import Tokenizer
 
+TEXT = "text"  # the fact of `Bundle.distilled` that names the folder of the draft's text
 _FORMAT = 2  # of the shards' content: to be raised when the same seed gives other text
 
 

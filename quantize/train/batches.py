@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from specport.quantize.text.dialogues import Dialogue
 
+from specport.traffic.dialogues import weights_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -47,6 +49,7 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
 
     rows, columns: [answer tokens] the places whose output predicts the answers' tokens.
     hidden:  [answer tokens, size] as in `Dialogue`, float32; only where all texts have it.
+    weights: [answer tokens] of each of them; absent where all are equal.
     """
     ids, mask = padded([text.tokens for text in texts])
     arrays = {
@@ -61,6 +64,8 @@ def batch(texts: Sequence[Dialogue], device: Any) -> dict[str, Tensor]:
     states = [t.hidden for t in texts if t.hidden is not None]
     if texts and len(states) == len(texts):
         arrays["hidden"] = np.concatenate(states).astype(np.float32)
+    if any(t.weights is not None for t in texts):
+        arrays["weights"] = np.concatenate([weights_of(t) for t in texts])
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 

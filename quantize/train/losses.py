@@ -16,7 +16,7 @@ LOSSES = ("kl", "ce", "tv")
 
 
 def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """Return the mean loss over the answers' tokens, and how many of them have the largest logit.
+    """Return the weighted mean loss over the answers' tokens, and how many of them have the largest logit.
 
     logits: [answer tokens, columns], -inf where a token cannot be proposed.
     batch:  as `batches.batch` makes it.
@@ -28,8 +28,14 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: s
     hits = (log_q.argmax(dim=-1) == answer).sum()
     if loss == "ce":
         losses, possible = cross_entropies(picked(log_q, answer[:, None])[:, 0])
-        return losses[possible].mean(), hits
-    return divergences(picked(log_q, column[batch["top_ids"]]), batch["top_probs"], loss).mean(), hits
+    else:
+        losses = divergences(picked(log_q, column[batch["top_ids"]]), batch["top_probs"], loss)
+        possible = torch.ones_like(losses, dtype=torch.bool)
+    losses = losses[possible]
+    if "weights" not in batch:
+        return losses.mean(), hits
+    weights = batch["weights"][possible]
+    return (weights * losses).sum() / weights.sum(), hits
 
 
 def picked(log_q: Tensor, columns: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class PackedRows:
     texts, places:  [predictions] the rows whose output predicts a token of an answer: the text, and the place
                     in its T rows.
     weights:        [predictions] weight of the prediction in the loss (PARD-2, arXiv 2605.08632): the
-                    target's probability of the tokens that a chain skips.
+                    target's probability of the tokens that a chain skips, times the weight of the token
+                    in the batch.
     facts:          [predictions] as in a batch (`batches.batch`): `columns` is the last token that was read,
                     the anchor. A token of the text that joins a cut head does so up to there.
     """
@@ -124,9 +125,12 @@ def pack(batch: Mapping[str, Tensor], rows: Sequence[tuple[Ints, Ints]], mask_to
     facts = {name: batch[name] for name in ("ids", "mask")}
     facts |= {"rows": text, "columns": packed_anchors[text, place]}
     facts |= {name: batch[name][answer] for name in ("answer", "top_ids", "top_probs")}
+    weight = joined(weights, np.float32)
+    if "weights" in batch:
+        weight = weight * batch["weights"][answer]
     return PackedRows(
         torch.from_numpy(ids).to(where), torch.from_numpy(positions).to(where), packed_anchors,
-        torch.from_numpy(depths).to(where), text, place, joined(weights, np.float32), facts,
+        torch.from_numpy(depths).to(where), text, place, weight, facts,
     )  # fmt: skip
 
 

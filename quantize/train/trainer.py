@@ -205,6 +205,8 @@ def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:
     digest = hashlib.sha256(b"".join(facts))
     for text in texts:
         digest.update(text.tokens.tobytes())
+        if text.weights is not None:
+            digest.update(text.weights.tobytes())
     for parameter in student.parameters():
         if parameter.requires_grad:
             digest.update(str(tuple(parameter.shape)).encode())

@@ -24,6 +24,7 @@ COMMANDS = {
     "calibrate": "specport.cli.calibrate",
     "bench": "specport.cli.bench",
     "quantize": "specport.cli.quantize",
+    "adapt": "specport.cli.adapt",
     "devices": "specport.cli.devices",
     "models": "specport.cli.models",
     "datastore": "specport.cli.datastore",

@@ -64,6 +64,8 @@ def show(bundle: Bundle) -> None:
         lines += _parallel_lines(bundle.parallel, distilled or {})
     if measured:
         lines += _measured_lines(measured)
+    if adapted := bundle.provenance.get("adapted"):
+        lines.append(("adapted", _adapted(adapted)))
     if measured.get("ms_by_width"):
         lines += _costs(bundle, measured["ms_by_width"])
     for name, text in lines:
@@ -106,6 +108,13 @@ def _survival_lines(distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
         ", ".join(f"{share:.2f}" for share in distilled[key]) for key in ("survival_before", "survival")
     )
     return [("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training")]
+
+
+def _adapted(facts: Mapping[str, Any]) -> str:
+    """Return what the last `specport adapt` gave; the figures above are those of the build."""
+    (own, own_now), (old, old_now) = facts["own"], facts["old"]
+    found = f"{own:.2f} to {own_now:.2f} tokens a step on own texts, {old:.2f} to {old_now:.2f} on old text"
+    return f"{facts['date']}, {facts['times']} times; the last time {found}"
 
 
 def _measured_lines(measured: Mapping[str, Any]) -> list[tuple[str, str]]:

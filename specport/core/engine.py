@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from specport.core.decoding.speculative import SpeculativeDecoding
 from specport.core.decoding.work import Round
@@ -25,6 +25,7 @@ class Engine:
     policy:      None = plain decoding.
     verifier:    None = the target itself (`TargetVerifier`).
     max_running: maximum number of sequences in a round.
+    on_end:      called between rounds with each sequence that has ended; must not raise.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Engine:
         verifier: Verifier | None = None,
         *,
         max_running: int = MAX_RUNNING,
+        on_end: Callable[[Generation], None] | None = None,
     ) -> None:
         self.model, self.policy = model, policy
+        self._on_end = on_end
         self._decoding = SpeculativeDecoding(model, policy, verifier)
         self._scheduler = Scheduler(model, max_running)
         self._lock = threading.Lock()  # held through a step; `beside` shares it
@@ -120,7 +123,11 @@ class Engine:
     def _tidy(self) -> None:
         while self._added:
             self._scheduler.add(self._added.popleft())
-        faults = self._forget(self._scheduler.ended())
+        ended = self._scheduler.ended()
+        faults = self._forget(ended)
+        if self._on_end is not None:
+            for generation in ended:
+                self._on_end(generation)
         while self._released:
             self._scheduler.release(self._released.popleft())
         if faults:

@@ -93,7 +93,7 @@ def _remove(work: Path) -> None:
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    taken = InvalidInput(f"another process is building in {work}", "wait for it, or choose another --out")
+    taken = InvalidInput(f"another process is building in {work}", "wait for it, or choose another folder")
     lock = FileLock(str(work / LOCK))
     try:
         lock.acquire(timeout=0)

@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _move(temporary, path)
+        move(temporary, path)
     except BaseException:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
         raise
@@ -52,19 +52,23 @@ def replace_folder(new: Path, out: Path) -> None:
     back. No system renames a folder over a non-empty one, so for an instant neither exists. Raises OSError.
     """
     if not os.path.lexists(out):
-        _move(new, out)
+        move(new, out)
         return
     old = out.with_name(f".{out.name[:100]}.{secrets.token_hex(4)}.old")
-    _move(out, old)
+    move(out, old)
     try:
-        _move(new, out)
+        move(new, out)
     except BaseException:
-        _move(old, out)
+        move(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
+    """Rename on the same file system; on Windows try again while another program has a file open.
+
+    Raises OSError.
+    """
     for left in reversed(range(_TRIES)):
         try:
             os.replace(source, target)

@@ -176,6 +176,12 @@ def registered(target_fingerprint: str) -> Path | None:
         return None
 
 
+def all_registered() -> list[Path]:
+    """Return the folders of the usable bundles that `--draft auto` would take, of all targets."""
+    fingerprints = [path.stem for path in sorted((cache_root() / "drafts").glob("*.json"))]
+    return [folder for fingerprint in fingerprints if (folder := registered(fingerprint)) is not None]
+
+
 def _registered(target_fingerprint: str) -> Path:
     return cache_root() / "drafts" / f"{target_fingerprint[:24]}.json"
 

@@ -109,6 +109,21 @@ def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | Non
     return _write(key, {"head": ranges, "classifier": table, "graft": graft})
 
 
+def carry_over(old_key: str, new_key: str, old_draft: str, new_draft: str) -> None:
+    """Keep what was measured of a draft for one of the same shapes with other weights.
+
+    old_key, new_key: `Loaded.key`. old_draft, new_draft: fingerprints.
+    Raises ModelError where the cache cannot be written.
+    """
+    if new_key and (found := find(old_key)):
+        save(new_key, found)
+    if old_draft == new_draft:
+        return
+    for path in sorted((cache_root() / "calibration").glob(f"*-{old_draft[:24]}.json")):
+        target_key = path.stem.rpartition("-")[0]
+        save_pair(target_key, new_draft, find_pair(target_key, old_draft))
+
+
 def of_exit(target_key: str) -> str:
     """Return the key for the costs of a target's first layers."""
     return f"{target_key}-exit" if target_key else ""

@@ -41,7 +41,7 @@ class SpeculativeDecoding:
         decoding = [w.generation.decoding for w in work]
         requests = [
             VerifyRequest(w.generation.handle, w.generation.tokens, w.count, tree, w.generation.acceptance,
-                          w.generation.sampler, w.generation.logprobs)
+                          w.generation.sampler, w.generation.logprobs, w.generation.key)
             for w, tree in zip(work, trees, strict=True)
         ]  # fmt: skip
         starts = [request.handle.length for request in requests]

@@ -31,6 +31,7 @@ class VerifyRequest:
     count:   number of unread tokens to read now. If these are all, the next token is chosen.
     tree:    drafted below the last committed token; empty where count is not 1.
     logprobs: whether to return log-probabilities.
+    key:     identifies the sequence (`Generation.key`).
     """
 
     handle: Any
@@ -40,6 +41,7 @@ class VerifyRequest:
     rule: AcceptanceRule
     sampler: Sampler
     logprobs: bool = False
+    key: int = -1
 
     @property
     def ends(self) -> bool:
