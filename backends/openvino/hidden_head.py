@@ -6,7 +6,6 @@ The head runs on the CPU, wherever its target runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from specport.backends.openvino.request import Array, Request
 
 from specport.core.ports import HeadChains
 from specport.errors import DeviceError
-from specport.models.recurrent import Recurrent, read_weights
+from specport.models.recurrent import read_weights
+from specport.runtime.registry import LoadOptions
 
 # Activations are quantised like those of a draft model (hw_profiles/xeon.toml).
 _SETTINGS = {
@@ -75,25 +75,24 @@ class RecurrentHead:
         return request.output(name).data
 
 
-def load_head(
-    folder: Path,
-    shape: Recurrent,
-    columns: tuple[int, ...] | None,
-    target: ov.Model,
-    threads: int | None,
-) -> RecurrentHead:
-    """Return the head in `folder` on a stateful target, whose graph is read only.
+def load_head(target: ov.Model, options: LoadOptions) -> RecurrentHead | None:
+    """Return the head that is to draft for a stateful target, whose graph is read only; None where none is.
 
-    columns: ids of the columns of its logits; None = all.
     Raises ModelError, and DeviceError where OpenVINO cannot compile it.
     """
-    weights = read_weights(folder, shape)
+    files = options.hidden_head
+    if files is None or files.bundle is None or files.bundle.recurrent is None:
+        return None
+    shape, columns = files.bundle.recurrent, files.bundle.head_tokens
+    weights = read_weights(files.folder, shape)
     graphs = graph.begin_graph(shape, weights), graph.step_graph(shape, weights, target, columns)
     settings: dict[str, Any] = dict(_SETTINGS)
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
+    if options.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
     try:
         begin, step = (ov.Core().compile_model(model, "CPU", settings) for model in graphs)
     except RuntimeError as error:
-        raise DeviceError(f"OpenVINO cannot load the draft head {folder}: {first_line(error)}") from error
+        raise DeviceError(
+            f"OpenVINO cannot load the draft head {files.folder}: {first_line(error)}"
+        ) from error
     return RecurrentHead(shape.layers, columns, begin, step)

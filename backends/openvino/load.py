@@ -16,7 +16,7 @@ from specport.backends.openvino.context_limit import context_limit
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.graph.halves import split
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products
-from specport.backends.openvino.hidden_head import RecurrentHead, load_head
+from specport.backends.openvino.hidden_head import load_head
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.model import PagedModel
 from specport.backends.openvino.probe import computes_on
@@ -162,7 +162,7 @@ def _compile(
     given = options.cache_bytes
     cache_bytes = memory.default_share(options.role) if given is None else given
     model = graph.read_model(files.folder)
-    hidden_head = _hidden_head(model, options)
+    hidden_head = load_head(model, options)
     if options.profile.buckets:
         static = _static(model, files, options, settings, cache_bytes, exact_mode=exact_mode)
         static.hidden_head = hidden_head
@@ -206,15 +206,6 @@ def _with_room(model: _AnyModel) -> _AnyModel:
             "free some memory, or allow more with --cache-memory",
         )
     return model
-
-
-def _hidden_head(model: ov.Model, options: LoadOptions) -> RecurrentHead | None:
-    """Return the recurrent head that is to draft for this target; None where there is none."""
-    files = options.hidden_head
-    if files is None or files.bundle is None or files.bundle.recurrent is None:
-        return None
-    bundle = files.bundle
-    return load_head(files.folder, files.bundle.recurrent, bundle.head_tokens, model, options.threads)
 
 
 def _head_rows(model: ov.Model) -> HeadRows | None:
