@@ -237,11 +237,11 @@ def _draft(given: Path | None) -> Path:
         settings = [found for log in all_logs() if (found := log.settings()) is not None]
         known = {*(s.draft for s in settings if s.on)} or {*(s.draft for s in settings)}
         known = known or {str(folder) for folder in bundle.all_registered()}
-        if len(known) != 1:
-            several = f": {', '.join(sorted(known))}" if known else ""
-            raise InvalidInput(
-                f"{len(known)} drafts come into question{several}", "name one with --draft DIR"
-            )
+        if not known:
+            raise InvalidInput("no draft is known", "name one with --draft DIR; specport quantize makes one")
+        if len(known) > 1:
+            listed = ", ".join(sorted(known))
+            raise InvalidInput(f"several drafts come into question: {listed}", "name one with --draft DIR")
         given = Path(known.pop())
     draft = given.expanduser().resolve()
     if not (draft / bundle.BUNDLE_FILE).is_file() and not previous_of(draft).is_dir():
