@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specport.errors import InvalidInput, ModelError
+from specport.models.bundle import check_is_model
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
@@ -67,6 +68,8 @@ class Inputs:
         tokenizer = load_tokenizer(target_files.folder)
         found = loader.draft_files(spec, draft_precision, target_files, tokenizer)
         files = found.files
+        if files.bundle:
+            check_is_model(files.bundle, files.folder)
         if files.bundle and not bundles:
             raise InvalidInput(
                 f"{spec} is a draft bundle already",

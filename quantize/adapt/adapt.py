@@ -74,6 +74,7 @@ def adapt(
     draft = draft.expanduser().resolve()
     swapping.recover(draft)
     about = bundle.read(draft)
+    bundle.check_is_model(about, draft)
     log = TrafficLog(about.target_fingerprint)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.02))
     if loader.backend.weights != "ir":

@@ -135,6 +135,7 @@ def _on(args: argparse.Namespace) -> int:
 
     draft = _draft(args.draft)
     about = bundle.read(draft)
+    bundle.check_is_model(about, draft)
     log = TrafficLog(about.target_fingerprint)
     limit = MAX_BYTES if args.limit is None else _size(args.limit)
     settings = log.settings() or Settings(True, str(draft), about.target)

@@ -184,7 +184,7 @@ def _export(args: argparse.Namespace) -> int:
         raise InvalidInput(f"unknown layout {to!r}", "choose genai or hf")
     if out.exists():
         raise InvalidInput(f"{out} is there already", "choose another --out")
-    bundle.read(folder, thorough=True)
+    bundle.check_is_model(bundle.read(folder, thorough=True), folder)
     with terminal.progress(args.quiet) as progress:
         if to == "genai":
             from specport.quantize.convert import to_genai

@@ -105,6 +105,15 @@ class Bundle:
             raise ModelError(f"the draft was built for {self.target}, not for {name}: {wrong}", hint)
 
 
+def check_is_model(bundle: Bundle, folder: Path) -> None:
+    """Raise ModelError for a head on hidden states, which has no layers to train, adapt or export."""
+    if bundle.recurrent is not None:
+        raise ModelError(
+            f"{folder} is a draft head, which only runs with its target",
+            "name a draft that is a model of its own; specport quantize head builds another head",
+        )
+
+
 def shape(folder: Path) -> str:
     """Return a hash of the architecture fields of a model's configuration; the same at every precision."""
     config = read_json(folder / "config.json")

@@ -11,6 +11,7 @@ import pytest
 from support import tiny_models
 from support.tiny_head import COLUMNS, SHAPE, save_head, weights
 
+from specport.cli import main
 from specport.errors import ModelError
 from specport.models import bundle, download, shipped
 from specport.models.recurrent import SCALE, WEIGHTS, Recurrent, dequantized, quantized, read_weights
@@ -36,6 +37,30 @@ def test_a_bundle_says_what_the_head_is(tmp_path: Path, target: Path) -> None:
     assert files.bundle == found and files.folder == folder and files.precision == "int8"
     found.check_target(target, "tiny")
     assert is_head(folder) and not is_head(target) and not is_head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("quantize", "export", "HEAD", "--to", "hf", "--out", "out"),
+        ("quantize", "export", "HEAD", "--to", "genai", "--out", "out"),
+        ("adapt", "on", "--draft", "HEAD"),
+        ("adapt", "--draft", "HEAD"),
+    ],
+)
+def test_a_head_is_no_model_of_its_own(
+    command: tuple[str, ...],
+    tmp_path: Path,
+    target: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
+    head = str(save_head(tmp_path / "head", target))
+    assert main([head if word == "HEAD" else word for word in command]) == 2
+    assert f"{head} is a draft head, which only runs with its target" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_are_read_as_they_were_written(tmp_path: Path, target: Path) -> None:
