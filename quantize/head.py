@@ -206,6 +206,7 @@ class _Build:
                 "versions": installed(PACKAGES),
                 "target_precision": files.precision,
                 "text": "written by the target itself",
+                "licence": "that of specport; the weights were trained on the output of the target",
                 **origin,
             },
             recurrent=shape,

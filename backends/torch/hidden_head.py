@@ -57,7 +57,7 @@ class RecurrentCell(torch.nn.Module):  # type: ignore[misc]
 
     def _product(self, x: Tensor, name: str) -> Tensor:
         weight = self.weight(name)
-        return torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+        return torch.nn.functional.linear(x.to(weight.dtype), weight)
 
 
 def _slot(name: str) -> str:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 _CE = 0.1  # weight of the cross-entropy beside the divergence
 _DEPTH_WEIGHT = 0.8  # of each depth's loss, relative to the depth before
-_EXAMINED = 20000  # about so many tokens of held-out answers are drafted before and after the training
+_EXAMINED = 8000  # about so many tokens of held-out answers are drafted before and after the training
+# Columns of a step's softmax: those of the likeliest tokens of the batch, and a sample of the rest.
+_LIKELY, _SAMPLED = 8, 768
+_FIRST_GAIN = 0.2  # of the last norm's weights: random states must not speak as loudly as the target's
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Recipe:
     learning_rate: float = 1e-3
     batch_tokens: int = 1024
     seed: int = 0
-    wrong: float = 0.3
+    wrong: float = 0.2
 
     def __post_init__(self) -> None:
         if self.loss not in ("kl", "tv"):
@@ -106,11 +109,12 @@ class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
     def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return loss and hits of the first depth. What goes on depends on seed and step only."""
         rng = torch.Generator().manual_seed(1_000_003 * self._recipe.seed + step)
+        head, column, offsets = self._sampled(batch, rng)
         total, weights = torch.zeros((), device=batch["answer"].device), 0.0
         hits = torch.zeros((), dtype=torch.long, device=total.device)
-        for depth, rows, logits in self._levels(batch, rng):
-            log_q = torch.log_softmax(logits.float(), dim=-1)
-            answer, top = self.column[batch["answer"][rows]], self.column[batch["top_ids"][rows]]
+        for depth, rows, logits in self._levels(batch, head, column, rng):
+            log_q = torch.log_softmax(logits.float() + offsets, dim=-1)
+            answer, top = column[batch["answer"][rows]], column[batch["top_ids"][rows]]
             logs = picked(log_q, torch.cat([answer[:, None], top], dim=1))
             losses, _ = cross_entropies(logs[:, 0])
             probs = batch["top_probs"][rows]
@@ -128,19 +132,41 @@ class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
         right = torch.zeros(depth, dtype=torch.long)
         count = torch.zeros_like(right)
         alive = torch.ones(len(batch["answer"]), dtype=torch.bool)
-        for level, rows, logits in self._levels(batch, None):
+        for level, rows, logits in self._levels(batch, self.head, self.column, None):
             hit = logits.argmax(dim=-1) == self.column[batch["answer"][rows]]
             anchors = rows - level
             alive[anchors] &= hit
             right[level - 1], count[level - 1] = alive[anchors].sum(), len(rows)
         return right, count
 
-    def _levels(self, batch: dict[str, Tensor], rng: Any) -> Any:
+    def _sampled(self, batch: dict[str, Tensor], rng: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the part of the head that a step's softmax runs over.
+
+        Rows [some, width], the column of each id there (-1 = none), and [some] what is added to the logits: a
+        sampled column stands for the others that might have been in its place.
+        """
+        ids = torch.cat([batch["answer"], batch["top_ids"][:, :_LIKELY].flatten()])
+        wanted = torch.zeros(len(self.head), dtype=torch.bool, device=ids.device)
+        columns = self.column[ids]
+        wanted[columns[columns >= 0]] = True
+        rest = torch.nonzero(~wanted)[:, 0]
+        drawn = rest[torch.randperm(len(rest), generator=rng).to(rest.device)[:_SAMPLED]]
+        chosen = torch.cat([torch.nonzero(wanted)[:, 0], drawn])
+        place = torch.full((len(self.head) + 1,), -1, device=ids.device)  # the last is that of column -1
+        place[chosen] = torch.arange(len(chosen), device=ids.device)
+        offsets = torch.zeros(len(chosen), device=ids.device)
+        if len(drawn):
+            offsets[-len(drawn) :] = math.log(len(rest) / len(drawn))
+        return self.head[chosen], place[self.column], offsets
+
+    def _levels(self, batch: dict[str, Tensor], head: Tensor, column: Tensor, rng: Any) -> Any:
         """Yield for each depth its number, the rows that are predicted, and their logits [rows, columns].
 
         A row is a token of the answers; the chain of depth d that predicts it began d rows before, at the
-        hidden states of that row, and was fed the tokens of the rows in between. rng: None = all chains go
-        on, else chains that were wrong are dropped at random.
+        hidden states of that row, and was fed the tokens of the rows in between.
+
+        head, column: rows of the head, and the column of each id. rng: None = all chains go on, else chains
+        that were wrong are dropped at random.
         """
         answer = batch["answer"]
         ends = torch.cat([batch["rows"][1:] != batch["rows"][:-1], batch["rows"].new_ones(1).bool()])
@@ -148,20 +174,21 @@ class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
         states = self.cell.begin(batch["hidden"].chunk(len(self.cell.shape.layers), dim=1))
         for depth in range(1, self.cell.shape.depth + 1):
             left = ~ends[rows]  # the answer has a token behind that one
-            rows, states = rows[left], states[left]
+            kept = torch.nonzero(left)[:, 0]
+            rows, states = rows[kept], states.index_select(0, kept)
             if not len(rows):
                 return
-            embedded = self.table[answer[rows]].to(states.dtype)
+            embedded = self.table[answer[rows]]
             states = self.cell.step(states, embedded)
             rows = rows + 1
             read = self.cell.out(states)
-            logits = read.to(self.head.dtype) @ self.head.T
+            logits = read.to(head.dtype) @ head.T
             yield depth, rows, logits
             if rng is not None:
-                right = logits.detach().argmax(dim=-1) == self.column[answer[rows]]
+                right = logits.detach().argmax(dim=-1) == column[answer[rows]]
                 chance = torch.rand(len(rows), generator=rng).to(rows.device)
-                left = right | (chance < self._recipe.wrong)
-                rows, states = rows[left], states[left]
+                kept = torch.nonzero(right | (chance < self._recipe.wrong))[:, 0]
+                rows, states = rows[kept], states.index_select(0, kept)
 
 
 def new_cell(
@@ -182,7 +209,8 @@ def new_cell(
             cell.weight(name).copy_(scale * torch.randn(rows, columns, generator=generator))
         for name in ("state.gain", *(f"block.{i}.gain" for i in range(shape.blocks))):
             cell.weight(name).fill_(1.0)
-        cell.weight("out.gain").copy_(torch.ones(shape.width) if norm is None else torch.from_numpy(norm))
+        gain = torch.ones(shape.width) if norm is None else torch.from_numpy(norm)
+        cell.weight("out.gain").copy_(_FIRST_GAIN * gain)
         some = np.concatenate([t.hidden[::7] for t in texts[:256] if t.hidden is not None])
         parts = np.split(some.astype(np.float32), len(shape.layers), axis=1)
         gains = np.concatenate([_gain(part) for part in parts])

@@ -175,3 +175,16 @@ def test_the_default_model_is_known_by_its_file(
     assert shipped_head(target, "tiny", "", "default") == head
     assert shipped_head(target, "tiny", "", str(target)) is None
     assert {path.name: path.read_bytes() for path in head.iterdir()} == before  # nothing was written
+
+
+def test_the_head_of_the_default_model_is_small_and_says_where_it_comes_from() -> None:
+    """What is in the package: whole, of at most 15 MB, for the file that the default model is made from."""
+    (folder,) = (path.parent for path in shipped.FOLDER.glob(f"*/{WEIGHTS}"))
+    assert folder.name == download.NAME
+    found = bundle.read(folder, thorough=True, keep=True)
+    assert found.recurrent is not None and found.provenance[ORIGIN] == download.SHA256
+    assert read_weights(folder, found.recurrent)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 15 << 20
+    assert {"date", "command", "versions", "text", "licence"} <= found.provenance.keys()
+    assert "/" not in found.provenance["command"]  # no path of the machine that it was built on
+    assert found.pays and len(found.distilled["survival"]) == found.recurrent.depth

@@ -85,7 +85,7 @@ def test_what_is_predicted_is_the_token_behind_the_chain() -> None:
     starts = np.cumsum([0, *(len(t.tokens) - t.start for t in learnt)])
     seen = 0
     with torch.no_grad():
-        for depth, rows, logits in student._levels(batch, None):
+        for depth, rows, logits in student._levels(batch, student.head, student.column, None):
             for row, found in zip(rows.tolist(), logits, strict=True):
                 text = int(np.searchsorted(starts, row, side="right")) - 1
                 place = learnt[text].start + row - starts[text]  # of the token that is predicted
@@ -112,7 +112,9 @@ def test_chains_that_were_wrong_are_dropped() -> None:
         cell = new_cell(SHAPE, learnt, TABLE, None, 0)
         student = RecurrentStudent(cell, TABLE, HEAD, COLUMNS, Recipe(wrong=wrong))
         rng = torch.Generator().manual_seed(0)
-        levels = [(rows, logits) for _, rows, logits in student._levels(batch, rng)]
+        levels = [
+            (rows, logits) for _, rows, logits in student._levels(batch, student.head, student.column, rng)
+        ]
         counts[wrong] = [len(rows) for rows, _ in levels]
         right = [
             int((logits.argmax(1) == student.column[batch["answer"][rows]]).sum()) for rows, logits in levels
@@ -120,6 +122,26 @@ def test_chains_that_were_wrong_are_dropped() -> None:
         if not wrong:
             assert all(b <= a for a, b in zip(right, counts[wrong][1:], strict=False))
     assert counts[0.0][0] == counts[1.0][0] and counts[0.0][1] < counts[1.0][1]
+
+
+def test_sampled_columns_stand_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the estimated softmax sum is the sum over all columns, and the batch's tokens are in it."""
+    from specport.quantize.train import recurrent
+
+    monkeypatch.setattr(recurrent, "_SAMPLED", 3)
+    learnt = texts(1, 5)
+    batch = batches.batch(learnt, "cpu")
+    student = RecurrentStudent(new_cell(SHAPE, learnt, TABLE, None, 0), TABLE, HEAD, COLUMNS, Recipe())
+    logits, rng, sums = torch.linspace(-1, 1, len(COLUMNS)), torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        head, column, offsets = student._sampled(batch, rng)
+        places = torch.stack([(student.head == row).all(1).nonzero()[0, 0] for row in head])
+        assert len({*places.tolist()}) == len(places) < len(COLUMNS)
+        for token in {*batch["answer"].tolist(), *batch["top_ids"].flatten().tolist()}:
+            known = int(student.column[token])
+            assert int(column[token]) == (-1 if known < 0 else places.tolist().index(known))
+        sums.append(float((logits[places] + offsets).exp().sum()))
+    assert np.mean(sums) == pytest.approx(float(logits.exp().sum()), rel=0.02)
 
 
 def test_a_stopped_training_goes_on_with_the_same_result(tmp_path: Path) -> None:
