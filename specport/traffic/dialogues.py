@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Dialogue:
     start: int
     top_ids: NDArray[np.int32]
     top_probs: NDArray[np.float32]
+    _: KW_ONLY
     weights: NDArray[np.float32] | None = None
     hidden: NDArray[np.float16] | None = None
 
@@ -132,7 +133,7 @@ def _dialogues(stored: dict[str, NDArray[Any]]) -> list[Dialogue]:
         np.split(tokens, np.cumsum(lengths)[:-1]), starts, np.split(ids, answers), np.split(probs, answers),
         weights, strict=True,
     )  # fmt: skip
-    return [Dialogue(text, int(start), top, shares, w) for text, start, top, shares, w in pieces]
+    return [Dialogue(text, int(start), top, shares, weights=w) for text, start, top, shares, w in pieces]
 
 
 def read_shards(paths: Sequence[str | Path]) -> list[Dialogue]:

@@ -128,4 +128,5 @@ def _dialogues(generation: Generation, text: _Text) -> Iterator[Dialogue]:
         begin = max(0, text.first + start - CONTEXT)
         tokens = np.asarray(generation.tokens[begin : text.first + piece.stop], dtype=np.int32)
         ids, probs = zip(*text.tops[piece], strict=True)
-        yield Dialogue(tokens, text.first + start - begin, np.stack(ids), np.stack(probs), weights[piece])
+        first = text.first + start - begin
+        yield Dialogue(tokens, first, np.stack(ids), np.stack(probs), weights=weights[piece])

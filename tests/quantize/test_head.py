@@ -56,7 +56,7 @@ def texts(count: int, seed: int) -> list[Dialogue]:
         ids = np.asarray(tokens, dtype=np.int32)
         top = np.stack([ids[2:], (ids[2:] + 1) % VOCAB], axis=1).astype(np.int32)
         probs = np.tile(np.float32([0.9, 0.08]), (len(ids) - 2, 1))
-        found.append(Dialogue(ids, 2, top, probs, STATES[ids[1:-1]]))
+        found.append(Dialogue(ids, 2, top, probs, hidden=STATES[ids[1:-1]]))
     return found
 
 
