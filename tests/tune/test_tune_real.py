@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from specport.models import shipped
 from specport.models.cache import cache_root
 from specport.runtime.conversion import resolve
 
@@ -44,13 +45,10 @@ def test_tune_and_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     tried = report["verdict"]["tried"]
-    assert {each["draft"] for each in tried} == {
-        "ngram",
-        "suffix",
-        "recycle",
-        "ngram|recycle",
-        "suffix|recycle",
-    }
+    head = str(shipped.FOLDER / "smollm2-135m-instruct")
+    alone = {"ngram", "suffix", "recycle", head}
+    together = {f"{first}|{second}" for first in ("ngram", "suffix") for second in ("recycle", head)}
+    assert {each["draft"] for each in tried} == alone | together
     assert all(each["heat"]["same"] == each["heat"]["prompts"] >= 1 for each in tried)
     assert report["plain"]["tpot_ms"] > 0
     asked = run(
