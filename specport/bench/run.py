@@ -78,10 +78,10 @@ def bench(
 ) -> Report:
     """Compare methods on a prompt file, greedy, one prompt at a time. Resume a stopped run.
 
-    methods: names as in `calibration.methods.parse`, in which `draft` means the model of `draft`, `auto`
-             what `specport.load` uses by default, and "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch and
-             "llama.cpp:MODE" for llama.cpp on the weights before conversion. Plain decoding is always
-             included.
+    methods: names as in `calibration.methods.parse`, in which `draft` means the model of `draft`, and `auto`
+             what `specport.load` uses by default. "genai:MODE" is openvino-genai on the same IR;
+             "transformers:MODE" is PyTorch and "llama.cpp:MODE" llama.cpp on the weights before conversion.
+             Plain decoding is always included.
     history, datastore: text sources of `suffix`, as for `specport.load`. Nothing is learnt from prompt to
              prompt: the answers of one method would speed up the next.
     Raises SpecportError.
@@ -113,7 +113,9 @@ def bench(
     fitting, encoded = encode_all(chosen, tokenizer, room)
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
     retrieval, _ = folders.open(tokenizer, target.model.vocab_size, learn=False)
-    shared = Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact, automatic)
+    shared = Shared(
+        loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact, automatic
+    )
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))

@@ -43,7 +43,7 @@ class Shared:
     longest: int
     retrieval: Retrieval
     exact: bool
-    automatic: DraftSpec = DraftSpec()
+    automatic: DraftSpec = field(default_factory=DraftSpec)
     others: Mapping[str, str] = field(default_factory=dict)
     draft_name: str | None = None
     _drafts: dict[str, tuple[DraftModel, ModelFiles]] = field(default_factory=dict)
