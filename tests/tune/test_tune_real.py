@@ -46,9 +46,10 @@ def test_tune_and_run(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     tried = report["verdict"]["tried"]
     head = str(shipped.FOLDER / "smollm2-135m-instruct")
-    alone = {"ngram", "suffix", "recycle", head}
-    together = {f"{first}|{second}" for first in ("ngram", "suffix") for second in ("recycle", head)}
-    assert {each["draft"] for each in tried} == alone | together
+    free = {"ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle"}
+    found = {each["draft"] for each in tried}
+    # On a slow machine there is no time for the head.
+    assert found == free | {head, f"ngram|{head}", f"suffix|{head}"} or (found == free and report["untried"])
     assert all(each["heat"]["same"] == each["heat"]["prompts"] >= 1 for each in tried)
     assert report["plain"]["tpot_ms"] > 0
     asked = run(

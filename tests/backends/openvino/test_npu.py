@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.processor import NARROW
+from support.processor import exact_mode
 
 from specport.core.block import Block
 from specport.core.engine import Engine
@@ -49,17 +48,6 @@ DEVICE = "core-ultra-npu-emulated"
 KINDS = ("llama", "qwen2", "gemma3_text")
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 240)]
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
-
-
-@contextmanager
-def exact_mode() -> Iterator[None]:
-    """Skips a test where there can be no exact mode, if that is what the loader says."""
-    try:
-        yield
-    except DeviceError as error:
-        if not NARROW or "no exact mode" not in error.message:
-            raise
-        pytest.skip(f"{error.message} (a processor without AVX-512)")
 
 
 @pytest.fixture(scope="module", autouse=True)

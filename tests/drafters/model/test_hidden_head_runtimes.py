@@ -35,6 +35,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from support import tiny_models  # noqa: E402
+from support.processor import exact_mode  # noqa: E402
 from support.tiny_head import COLUMNS, SHAPE, save_head, weights  # noqa: E402
 
 DEVICES = ("xeon", "core-ultra-npu-emulated", "torch-cpu", "gaudi-emulated")
@@ -69,7 +70,8 @@ def load(folders: dict[str, Path], device: str, head: str | None = "head", **opt
             "hidden_head": resolve(str(folders[head]), precision="int8"),
             "hidden_layers": SHAPE.layers,
         }
-    model: Model = backend.load(files, LoadOptions(profile, **options)).model
+    with exact_mode():
+        model: Model = backend.load(files, LoadOptions(profile, **options)).model
     return model
 
 

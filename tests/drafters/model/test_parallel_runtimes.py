@@ -37,6 +37,7 @@ from specport.quantize.train.distil import Recipe  # noqa: E402
 from specport.quantize.train.parallel import ParallelStudent, add_mask  # noqa: E402
 from specport.quantize.train.parallel_chains import all_chains, pack  # noqa: E402
 from support import tiny_models  # noqa: E402
+from support.processor import exact_mode  # noqa: E402
 from support.tiny_parallel import VOCAB, dialogues  # noqa: E402
 
 DEPTH, MASK = 4, VOCAB
@@ -74,7 +75,8 @@ def load(folder: Path, device: str, **options: Any) -> Model:
         profile = replace(profile, device="CPU", draft={"INFERENCE_PRECISION_HINT": "f32"})
     precision = "fp32" if backend.weights == "huggingface" else "fp16"
     files = resolve(str(folder), precision=precision, weights=backend.weights)
-    model: Model = backend.load(files, LoadOptions(profile, **options)).model
+    with exact_mode():
+        model: Model = backend.load(files, LoadOptions(profile, **options)).model
     return model
 
 
