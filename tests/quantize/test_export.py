@@ -136,6 +136,7 @@ def test_llama3_rope_is_recovered_from_its_factors(tmp_path):
     plain = 1.0 / 500000.0 ** (np.arange(0, 64, 2) / 64)
     for factors, fits in ((plain / scaled.numpy(), True), (np.linspace(1, 9, 32), False)):
         writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+        writer.add_float32("llama.rope.freq_base", 500000.0)
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -144,7 +145,22 @@ def test_llama3_rope_is_recovered_from_its_factors(tmp_path):
         read = LlamaConfig(**shape)
         if fits:
             gguf_weights.complete_config(read, read_header(tmp_path / "m.gguf"))
-            assert read.rope_scaling["factor"] == pytest.approx(32.0)
+            assert read.to_dict() == config.to_dict()
         else:
             with pytest.raises(ModelError, match="rope"):
                 gguf_weights.complete_config(read, read_header(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_scaled_positions_are_read_from_the_file(kind, tmp_path):
+    from transformers import AutoConfig
+
+    tiny_models.write_gguf(
+        tmp_path / "m.gguf",
+        kind,
+        **{f"{kind}.rope.scaling.type": "linear", f"{kind}.rope.scaling.factor": 8.0},
+    )
+    config = AutoConfig.for_model(KINDS[kind], rope_theta=5e5)
+    gguf_weights.complete_config(config, read_header(tmp_path / "m.gguf"))
+    rope = {"rope_type": "linear", "factor": 8.0}
+    assert config.to_dict() == AutoConfig.for_model(KINDS[kind], rope_theta=5e5, rope_scaling=rope).to_dict()
