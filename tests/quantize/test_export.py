@@ -9,7 +9,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.quantize.convert import gguf_weights
-from specport.quantize.convert.export import export
+from specport.quantize.convert.export import LIFTED, export, load_source
 from support import tiny_models
 
 from specport.errors import ModelError
@@ -93,6 +93,18 @@ def test_folder_is_compressed(precision, types, error, tmp_path):
     assert np.abs(want - got).max() < error * np.abs(want).max()
     assert stages == sorted(stages)
     assert sorted(p.name for p in (tmp_path / "ir").iterdir() if p.is_dir()) == []
+
+
+@pytest.mark.parametrize("kind", LIFTED)
+def test_models_whose_limit_is_lifted_compute_the_same(kind, tmp_path):
+    # Two windows in the prompt, and layers with and without one.
+    tiny_models.save_hf(
+        tmp_path / "hf", kind, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    )
+    (tmp_path / "ir").mkdir()
+    export(tmp_path / "hf", tmp_path / "ir", "fp32")
+    want, got = torch_logits(load_source(tmp_path / "hf", tmp_path, False)), ir_logits(tmp_path / "ir")
+    assert np.abs(want - got).max() < 1e-3 * np.abs(want).max()
 
 
 def test_resolve_converts_once_in_a_process_of_its_own(tmp_path):
