@@ -42,6 +42,7 @@ def test_every_load_says_what_it_trusts() -> None:
     assert loads > 5 and not wrong
 
 
+@pytest.mark.stack
 def test_a_folder_with_pickles_only_is_not_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")

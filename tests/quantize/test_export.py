@@ -19,7 +19,8 @@ from specport.models.source import ir_problem
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too
+# The tracer's warnings are hidden by the command line, too.
+pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings("ignore")]
 
 PROMPT = [0, 7, 90, 41, 33, 200, 12, 5]
 

@@ -31,7 +31,8 @@ from specport.quantize.convert.to_huggingface import to_hugging_face  # noqa: E4
 from specport.quantize.prune import ir  # noqa: E402
 from support import tiny_models  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too
+# The tracer's warnings are hidden by the command line, too.
+pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings("ignore")]
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 LAYERS, DROPPED = 4, (1, 2)
