@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -14,6 +15,9 @@ if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # the workers share the cores: torch's threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests import transformers themselves, and need no torchvision: one built for another torch would break them.
+sys.modules.setdefault("torchvision", None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specport.backends.torch.probe import probe
+from specport.quantize.convert import broken_torchvision
 
 from specport.runtime.profiles import Profile
 from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
@@ -24,6 +25,7 @@ class TorchBackend:
         return probe(profiles)
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
+        broken_torchvision.hide()
         from specport.backends.torch.load import load
 
         return load(files, options)

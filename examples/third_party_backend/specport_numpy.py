@@ -74,7 +74,8 @@ class NumpyModel(CheckedModel[NumpySequence]):
         self._layers, self._eps = config["num_hidden_layers"], config["rms_norm_eps"]
         self._heads, self._kv = config["num_attention_heads"], config["num_key_value_heads"]
         self._width = config.get("head_dim") or config["hidden_size"] // self._heads
-        self._frequencies = config.get("rope_theta", 10000.0) ** -(np.arange(0, self._width, 2) / self._width)
+        base = (config.get("rope_parameters") or config).get("rope_theta", 10000.0)  # transformers 5, or 4
+        self._frequencies = base ** -(np.arange(0, self._width, 2) / self._width)
         self._row = (self._layers, 2, self._kv, self._width)
         self._most = sys.maxsize if cache_bytes is None else cache_bytes // (8 * math.prod(self._row))
         self._open: list[NumpySequence] = []

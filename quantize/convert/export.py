@@ -14,17 +14,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import compress, gguf_weights
+from specport.quantize.convert import broken_torchvision, compress, config_file, gguf_weights
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models.atomic import write_json
 from specport.models.gguf import file as gguf_file
+from specport.models.json_file import read_json
 from specport.progress import Progress, silent
 from specport.text import gguf_tokenizer
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+LIFTED = ("gemma", "gemma2", "gemma3_text")
 # Models above this many bytes in float32 are traced with 16-bit weights, to save memory and disk.
 FLOAT32_BYTES = 4 << 30
 
@@ -44,6 +46,7 @@ def export(
     source, target = Path(source), Path(target)
     wanted = precisions.parse(precision)
     progress("loading the converter", 0.0)
+    broken_torchvision.hide()
     try:
         from optimum.exporters.openvino import export_from_model
         from optimum.intel import OVConfig
@@ -54,6 +57,7 @@ def export(
     progress("reading weights", 0.15)
     model = load_source(source, target, trust_remote_code)
     _check_config(model.config, source)
+    _lift_limit(model.config.model_type)
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
@@ -91,6 +95,7 @@ def save(
     precision: "fp32", "bf16" or "fp16". Returns package versions. Raises ModelError.
     """
     source, target = Path(source), Path(target)
+    broken_torchvision.hide()
     try:
         import torch
         import transformers  # noqa: F401
@@ -102,7 +107,7 @@ def save(
     dtype = getattr(torch, precisions.TORCH_DTYPES[precision])
     model = load_source(source, target, trust_remote_code).to(dtype)
     progress("writing weights", 0.7)
-    model.save_pretrained(target, safe_serialization=True)
+    model.save_pretrained(target)
     finish(source, target, trust_remote_code)
     return {package: metadata.version(package) for package in ("torch", "transformers")}
 
@@ -112,15 +117,21 @@ def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:
 
     work: folder for temporary files. Raises ModelError.
     """
+    broken_torchvision.hide()
     return _load_gguf(source, work) if source.is_file() else _load_folder(source, trust_remote_code)
 
 
 def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
-    """Write the tokenizer and token ids of `source` into the folder `target`, which has the model already."""
+    """Write the tokenizer and token ids of `source` into the folder `target`, which has the model already.
+
+    Its config.json becomes readable by other versions of transformers, too.
+    """
     if source.is_file():
         _finish_gguf(source, target)
     else:
         _finish_folder(source, target, trust_remote_code)
+    config = target / "config.json"
+    write_json(config, config_file.with_old_names(read_json(config)), indent=2)
 
 
 def _load_gguf(source: Path, target: Path) -> Any:
@@ -186,6 +197,18 @@ def _load_folder(source: Path, trust_remote_code: bool) -> Any:
         raise ModelError(
             f"{source} cannot be read: {reason}", "check that it is a complete language model"
         ) from error
+
+
+def _lift_limit(model_type: str) -> None:
+    """Let models of `LIFTED` be exported with any transformers.
+
+    optimum-intel 2.2 refuses versions above 5.0 for them. What it exports with newer ones computes the same,
+    which tests/quantize/test_export.py checks.
+    """
+    from optimum.exporters.openvino import model_configs
+
+    if model_type in LIFTED:
+        model_configs.GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = None
 
 
 def _is_16bit(model: Any) -> bool:

@@ -14,6 +14,7 @@ from specport.errors import ModelError
 from specport.models.gguf.file import GgufHeader
 
 ROPE_FACTORS = "rope_freqs.weight"
+DEFAULT_BASE = 10_000.0  # of rotary frequencies in a file that names none, as in llama.cpp
 # Llama 3.1 to 3.3 share these; only the factor differs.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -52,19 +53,33 @@ def complete_config(config: Any, header: GgufHeader) -> None:
     if head_dim is not None:
         config.head_dim = int(head_dim)
     if ROPE_FACTORS in header.tensors:
-        config.rope_scaling = _llama3_rope(config, header)
+        _scale_rope(config, _llama3_rope(header))
     scaling = meta.get(f"{prefix}.rope.scaling.type")
     if scaling not in (None, "none") and ROPE_FACTORS not in header.tensors:
         factor = float(meta.get(f"{prefix}.rope.scaling.factor", 1.0))
         if scaling not in ("linear", "yarn"):
             raise ModelError(f"{header.path}: rope scaling {scaling!r} is not supported")
-        config.rope_scaling = {"rope_type": scaling, "factor": factor}
+        rope: dict[str, Any] = {"rope_type": scaling, "factor": factor}
         original = meta.get(f"{prefix}.rope.scaling.original_context_length")
         if scaling == "yarn" and original is not None:
-            config.rope_scaling["original_max_position_embeddings"] = int(original)
+            rope["original_max_position_embeddings"] = int(original)
+        _scale_rope(config, rope)
 
 
-def _llama3_rope(config: Any, header: GgufHeader) -> dict[str, Any]:
+def _scale_rope(config: Any, rope: dict[str, Any]) -> None:
+    """Put the scaling of positions into `config`.
+
+    transformers 5 keeps it beside the base, for each kind of layer where they differ: only full attention is
+    scaled (gemma3). transformers 4 keeps it apart.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    if parameters is None:
+        config.rope_scaling = rope
+    else:
+        parameters.get("full_attention", parameters).update(rope)
+
+
+def _llama3_rope(header: GgufHeader) -> dict[str, Any]:
     """Return Llama 3's rope scaling, recovered from the frequency factors in the file."""
     (count,), kind, offset = header.tensors[ROPE_FACTORS]
     if kind != 0:
@@ -72,7 +87,8 @@ def _llama3_rope(config: Any, header: GgufHeader) -> dict[str, Any]:
     factors = np.fromfile(header.path, "<f4", count, offset=header.data_start + offset)
     factor = round(float(factors.max()), 3)
     rope = {"rope_type": "llama3", "factor": factor, **LLAMA3_ROPE}
-    expected = [_llama3_factor(config.rope_theta ** (i / count), factor) for i in range(count)]
+    base = float(header.metadata.get(f"{header.architecture}.rope.freq_base", DEFAULT_BASE))
+    expected = [_llama3_factor(base ** (i / count), factor) for i in range(count)]
     if not np.allclose(factors, expected, rtol=1e-3):
         raise ModelError(
             f"{header.path}: unknown rope frequency factors", "use the model's Hugging Face folder"

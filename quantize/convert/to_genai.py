@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from specport.quantize.convert import broken_torchvision
+
 from specport.errors import SpecportError
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.manifest import MANIFEST_FILE
@@ -18,6 +20,7 @@ def genai(folder: Path, out: Path, *, link: bool = False) -> Path:
 
     Raises SpecportError where openvino-tokenizers, which comes with openvino-genai, is missing.
     """
+    broken_torchvision.hide()
     try:
         import openvino as ov
         import openvino_tokenizers

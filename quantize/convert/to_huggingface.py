@@ -24,6 +24,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import surgery
+from specport.quantize.convert import broken_torchvision, config_file
 from specport.quantize.prune.probe import Probe
 from specport.quantize.text.prompts import HELD_OUT
 
@@ -98,7 +99,7 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
     progress("reading the model", 0.0)
     form = _architecture(folder)
     weights = _find(surgery.read_model(folder), form, folder)
-    config = read_json(folder / "config.json")
+    config = config_file.with_old_names(read_json(folder / "config.json"))
     for name in ("dtype", "auto_map", "quantization_config"):  # not true of the new folder
         config.pop(name, None)
     config |= {"architectures": [type(form).__name__], "torch_dtype": np.dtype(DTYPE).name}
@@ -123,6 +124,7 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
 
 def _architecture(folder: Path) -> Any:
     """Return the architecture of a folder's config: transformers' modules on torch's meta device."""
+    broken_torchvision.hide()
     try:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, logging

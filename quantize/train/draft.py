@@ -91,7 +91,7 @@ def distil_draft(
     }
     if result.writes:
         folder = Path(out)
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder)
         export.finish(Path(source), folder, trust_remote_code)
         distilled.write(folder, facts, head)
     return facts
@@ -144,7 +144,7 @@ def _pruned(
     channels = pruned if mlp < 1.0 else ()
     if os.environ.get("RANK", "0") == "0":  # the first of several processes that train together
         shutil.rmtree(kept, ignore_errors=True)
-        model.save_pretrained(kept, safe_serialization=True)
+        model.save_pretrained(kept)
         write_json(kept / PRUNED, {**request, "channels": channels})  # last, as it marks a complete folder
     return model, channels
 

@@ -7,11 +7,16 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from specport.cli import options, terminal
+from specport.errors import ModelError
+from specport.jobs import worker
+from specport.quantize.convert import broken_torchvision
 from specport.runtime.versions import installed
 
 GREEN, YELLOW = "32", "33"  # ANSI codes
+TORCHVISION = worker.Job("specport.quantize.convert.broken_torchvision:problem")
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -30,13 +35,15 @@ def run(args: argparse.Namespace) -> int:
     profiles = list_profiles()
     found = statuses(profiles)
     chosen = detect().name
-    versions = installed(("openvino", "torch", "optimum-habana"))
+    versions = installed(("openvino", "torch", "transformers", "optimum-intel", "optimum-habana"))
+    problems = _problems()
     machine = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "instructions": sorted(cpu_flags()),
         "versions": versions,
         "auto": chosen,
+        "problems": problems,
     }
     if args.json:
         devices = [{"description": p.description, **asdict(s)} for s, p in zip(found, profiles, strict=True)]
@@ -59,4 +66,20 @@ def run(args: argparse.Namespace) -> int:
     instructions = ", ".join(sorted(cpu_flags())) or "instruction sets unknown"
     terminal.write(f"\n{machine['cpu']}, {machine['cores']} cores; {instructions}\n")
     terminal.write(", ".join(f"{name} {number}" for name, number in versions.items()) + "\n")
+    for problem in problems:
+        terminal.write(f"{problem['reason']}; fix: {problem['remedy']}\n")
     return 0
+
+
+def _problems() -> list[dict[str, str]]:
+    """Return what is wrong with the installed packages, with the command that mends it."""
+    if find_spec("torch") is None or find_spec("torchvision") is None:
+        return []
+    # A process of its own: torch takes seconds to import, and a failed import leaves traces.
+    try:
+        why = worker.run(TORCHVISION, {}, "it ends its process")
+    except ModelError as error:
+        why = error.message
+    number = installed(("torchvision",)).get("torchvision", "of an unknown version")
+    reason = f"torchvision {number} does not import here ({why}); specport hides it from transformers"
+    return [{"reason": reason, "remedy": broken_torchvision.REMEDY}] if why else []

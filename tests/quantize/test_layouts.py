@@ -31,7 +31,8 @@ from specport.quantize.convert.to_huggingface import to_hugging_face  # noqa: E4
 from specport.quantize.prune import ir  # noqa: E402
 from support import tiny_models  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too
+# The tracer's warnings are hidden by the command line, too.
+pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings("ignore")]
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 LAYERS, DROPPED = 4, (1, 2)
@@ -194,7 +195,10 @@ def test_int8_activations_are_refused(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, r"9 are missing.*layers\.2\."),
         ({"intermediate_size": 64}, r"of another shape.*down_proj"),
         ({"attention_bias": True}, r"missing.*bias"),
-        ({"rope_theta": 20.0}, "gives other logits"),
+        (
+            {"rope_theta": 20.0, "rope_parameters": {"rope_type": "default", "rope_theta": 20.0}},
+            "gives other logits",
+        ),
         ({"rms_norm_eps": 1e30}, "gives other logits"),
         ({"model_type": "nothing"}, "cannot build"),
         ({"model_type": "t5"}, "cannot build"),
@@ -247,7 +251,8 @@ def test_the_command_line_writes_both_layouts(
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
-    turns = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True)
+    messages = [{"role": "user", "content": "hello"}]
+    turns = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert turns[0] == 1 and tokenizer.decode(tokenizer.encode("hello world")) == "hello world"
     config = AutoConfig.from_pretrained(out, local_files_only=True)
     assert config.num_hidden_layers == 2 and str(config.dtype) == "torch.float16"

@@ -111,12 +111,20 @@ def write_gguf(path: Path, kind: str = "llama", model: Any = None, **changes: An
     writer.close()
 
 
+def rope_base(config: Any) -> float:
+    """Return the base of the rotary frequencies, that of full attention where layers differ."""
+    parameters = getattr(config, "rope_parameters", None)  # since transformers 5
+    if parameters is None:
+        return float(config.rope_theta)
+    return float(parameters.get("full_attention", parameters)["rope_theta"])
+
+
 def _shape(config: Any) -> dict[str, Any]:
     return {
         "embedding_length": config.hidden_size, "block_count": config.num_hidden_layers,
         "feed_forward_length": config.intermediate_size, "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads, "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim, "rope.freq_base": float(config.rope_theta),
+        "attention.value_length": config.head_dim, "rope.freq_base": rope_base(config),
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps), "attention.sliding_window": 128,
     }  # fmt: skip
 

@@ -71,6 +71,7 @@ def test_chat(name, load):
         assert tokenizer.chat(messages) == ids
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_reads_the_same_tokenizer(name, load, tmp_path):
     transformers = pytest.importorskip("transformers")

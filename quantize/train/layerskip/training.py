@@ -176,7 +176,7 @@ def layerskip(
     held_out, texts = dialogues.read_shards(shards[:1]), dialogues.read_shards(shards[1:])
     result = train(model, texts, held_out, Recipe(**recipe), Path(work), progress)
     if result.writes:
-        model.save_pretrained(out, safe_serialization=True)
+        model.save_pretrained(out)
         export.finish(Path(source), Path(out), trust_remote_code)
     return {
         "before": asdict(result.before),

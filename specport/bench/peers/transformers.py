@@ -21,6 +21,7 @@ from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.precision import TORCH_DTYPES
 from specport.models.source import original
+from specport.quantize.convert import broken_torchvision
 
 # Settings of each mode. All others are the library's defaults.
 MODES: dict[str, dict[str, Any]] = {
@@ -28,7 +29,12 @@ MODES: dict[str, dict[str, Any]] = {
     "lookup": {"prompt_lookup_num_tokens": 10},
     "draft": {},
 }
-_ASSISTED = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+# Of the assistant: the library's defaults, written out since version 5 fills them in only while it generates.
+_ASSISTANT = {
+    "num_assistant_tokens": 20,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.4,
+}
 
 
 class Transformers:
@@ -54,6 +60,7 @@ class Transformers:
             raise InvalidInput(f"unknown method 'transformers:{mode}'", f"choose one of {', '.join(MODES)}")
         if mode == "draft" and draft is None:
             raise InvalidInput("transformers:draft needs a draft model", "give one with --draft")
+        broken_torchvision.hide()
         try:
             import torch
             from transformers import GenerationConfig
@@ -87,10 +94,9 @@ class Transformers:
         if mode == "draft":
             assert draft is not None
             path, assistant = shared(draft)
-            config = GenerationConfig()  # the library's defaults, which it reads from the assistant
-            assistant.generation_config = config
+            assistant.generation_config = GenerationConfig(**_ASSISTANT)  # read from there
             self._options["assistant_model"] = assistant
-            settings |= {"draft weights": path.name, **{name: getattr(config, name) for name in _ASSISTED}}
+            settings |= {"draft weights": path.name, **_ASSISTANT}
         self.settings: Mapping[str, Any] = settings
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:

@@ -43,6 +43,7 @@ from specport.backends.torch.slots.batch import Widths, window  # noqa: E402
 from specport.backends.torch.slots.model import SlotModel  # noqa: E402
 from support import tiny_models  # noqa: E402
 
+pytestmark = pytest.mark.stack
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 DEVICES = ("torch-cpu", "gaudi-emulated")
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 240)]

@@ -67,6 +67,7 @@ def test_greedy_properties() -> None:
     assert not SamplingParams(temperature=0.1).greedy
 
 
+@pytest.mark.stack
 def test_distribution_equals_transformers() -> None:
     torch = pytest.importorskip("torch")
     generation = pytest.importorskip("transformers.generation")

@@ -9,7 +9,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.quantize.convert import gguf_weights
-from specport.quantize.convert.export import export
+from specport.quantize.convert.export import LIFTED, export, load_source
 from support import tiny_models
 
 from specport.errors import ModelError
@@ -19,7 +19,8 @@ from specport.models.source import ir_problem
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's; the command line hides them too
+# The tracer's warnings are hidden by the command line, too.
+pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings("ignore")]
 
 PROMPT = [0, 7, 90, 41, 33, 200, 12, 5]
 
@@ -95,6 +96,18 @@ def test_folder_is_compressed(precision, types, error, tmp_path):
     assert sorted(p.name for p in (tmp_path / "ir").iterdir() if p.is_dir()) == []
 
 
+@pytest.mark.parametrize("kind", LIFTED)
+def test_models_whose_limit_is_lifted_compute_the_same(kind, tmp_path):
+    # Two windows in the prompt, and layers with and without one.
+    tiny_models.save_hf(
+        tmp_path / "hf", kind, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    )
+    (tmp_path / "ir").mkdir()
+    export(tmp_path / "hf", tmp_path / "ir", "fp32")
+    want, got = torch_logits(load_source(tmp_path / "hf", tmp_path, False)), ir_logits(tmp_path / "ir")
+    assert np.abs(want - got).max() < 1e-3 * np.abs(want).max()
+
+
 def test_resolve_converts_once_in_a_process_of_its_own(tmp_path):
     tiny_models.write_gguf(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
     seen = []
@@ -136,6 +149,7 @@ def test_llama3_rope_is_recovered_from_its_factors(tmp_path):
     plain = 1.0 / 500000.0 ** (np.arange(0, 64, 2) / 64)
     for factors, fits in ((plain / scaled.numpy(), True), (np.linspace(1, 9, 32), False)):
         writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+        writer.add_float32("llama.rope.freq_base", 500000.0)
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -144,7 +158,22 @@ def test_llama3_rope_is_recovered_from_its_factors(tmp_path):
         read = LlamaConfig(**shape)
         if fits:
             gguf_weights.complete_config(read, read_header(tmp_path / "m.gguf"))
-            assert read.rope_scaling["factor"] == pytest.approx(32.0)
+            assert read.to_dict() == config.to_dict()
         else:
             with pytest.raises(ModelError, match="rope"):
                 gguf_weights.complete_config(read, read_header(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_scaled_positions_are_read_from_the_file(kind, tmp_path):
+    from transformers import AutoConfig
+
+    tiny_models.write_gguf(
+        tmp_path / "m.gguf",
+        kind,
+        **{f"{kind}.rope.scaling.type": "linear", f"{kind}.rope.scaling.factor": 8.0},
+    )
+    config = AutoConfig.for_model(KINDS[kind], rope_theta=5e5)
+    gguf_weights.complete_config(config, read_header(tmp_path / "m.gguf"))
+    rope = {"rope_type": "linear", "factor": 8.0}
+    assert config.to_dict() == AutoConfig.for_model(KINDS[kind], rope_theta=5e5, rope_scaling=rope).to_dict()

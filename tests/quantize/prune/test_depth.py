@@ -20,6 +20,7 @@ from specport.quantize.prune.probe import Probe  # noqa: E402
 from specport.quantize.prune.prune import drop_layers  # noqa: E402
 from support import tiny_models  # noqa: E402
 
+pytestmark = pytest.mark.stack
 LAYERS = 5
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 TEXT = Text((5, 90, 41, 33), (200, 12, 5, 77, 31, 9))

@@ -21,6 +21,7 @@ from specport.quantize.train.distil import Recipe, Student  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.tiny_dialogues import VOCAB, dialogues  # noqa: E402
 
+pytestmark = pytest.mark.stack
 HEAD = range(VOCAB)
 
 
