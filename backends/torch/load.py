@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from specport.backends.torch import devices, runners, weights
+from specport.backends.torch import devices, experts, runners, weights
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
@@ -65,15 +65,16 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     config = model.config.get_text_config(decoder=True)
+    must_be_exact = options.exact and options.role == "target"
+    if place.whole or (must_be_exact and place.device == "cpu"):
+        experts.install(model, captured=place.whole)
     cache = SlotCache(model.dtype, place.device, config.hidden_size if options.exit_layer else 0)
     try:
         module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
     except ModelError as error:
-        raise ModelError(
-            f"{files.name} ({config.model_type}) does not run on torch: {error}", error.hint
-        ) from error
+        what = f"{files.name} ({config.model_type})"
+        raise ModelError(f"{what} does not run on torch: {error.message}", error.hint) from error
     stateful = bool(cache.shape.states)
-    must_be_exact = options.exact and options.role == "target"
     # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
     steps = runners.compiled(module, place.device) if compiled else module

@@ -32,8 +32,8 @@ _LATENT = {  # multi-head latent attention
 }  # fmt: skip
 _DELTA_NET = {
     "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
-    "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+    "num_hidden_layers": 4, "linear_num_key_heads": 8, "linear_num_value_heads": 16,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 _SHORT_CONVOLUTIONS = {
     "layer_types": ["conv", "full_attention", "conv", "conv"], "num_hidden_layers": 4, "conv_L_cache": 3,
@@ -84,7 +84,8 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     # mixtures of experts
     "mixtral": _EXPERTS, "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 32},
     "qwen3_moe": _EXPERTS, "olmoe": {**_EXPERTS, "num_key_value_heads": 4}, "flex_olmo": _EXPERTS,
-    "phimoe": _EXPERTS, "granitemoe": _EXPERTS, "granitemoeshared": {**_EXPERTS, "shared_intermediate_size": 32},
+    "phimoe": _EXPERTS, "granitemoe": _EXPERTS,
+    "granitemoeshared": {**_EXPERTS, "shared_intermediate_size": 32},
     "ernie4_5_moe": _EXPERTS, "glm4_moe": {**_EXPERTS, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
     "dots1": {**_EXPERTS, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}, "minimax_m2": _EXPERTS,
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2}, "jetmoe": _EXPERTS,
@@ -104,7 +105,9 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]}, "falcon_h1": _MAMBA,
     "jamba": {**_MAMBA, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
     "granitemoehybrid": {**_EXPERTS, **_MAMBA, "layer_types": ["mamba", "attention"]},
-    "recurrent_gemma": {"lru_width": 64, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
+    "recurrent_gemma": {
+        "lru_width": 64, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"],
+    },
 }  # fmt: skip
 
 ARCHITECTURES = tuple(_CHANGES)

@@ -1,4 +1,4 @@
-"""Take sequences with states back to any of their tokens: which entry holds what. Knows no tensors but a store.
+"""Take sequences with states back to any of their tokens: which entry of the store holds what.
 
 A sequence that is cut where no entry is kept goes back to the nearest one before. The tokens between are read
 again before its next step, with the same result.

@@ -1,0 +1,82 @@
+"""Compute mixtures of experts alike for any split of the tokens, for exact mode, and without waits in graphs.
+
+How many tokens an expert gets depends on what else is in the step, and matrix products round by their number
+of rows. Here an expert multiplies blocks of always the same number of rows, padded. It reads its weights once
+for each block, so that long prompts take longer than with transformers' own form.
+
+transformers 5 has one interface for the experts of all architectures. What others have is left as it is, and
+exact mode is what its check finds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+_BLOCK = 16  # rows of a product
+
+
+def install(model: Any, *, captured: bool) -> None:
+    """Replace the `forward` of a model's experts.
+
+    captured: for HPU graphs, which cannot wait for the number of tokens of an expert: each token multiplies
+    copies of its experts' weights.
+    """
+    for module in model.modules():
+        if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
+            continue
+        module.forward = _bound(_captured() if captured else in_blocks, module)
+
+
+def _captured() -> Callable[..., Tensor]:
+    from transformers.integrations.moe import batched_mm_experts_forward
+
+    found: Callable[..., Tensor] = batched_mm_experts_forward
+    return found
+
+
+def _bound(function: Callable[..., Tensor], module: Any) -> Callable[..., Tensor]:
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        return function(module, hidden_states, top_k_index, top_k_weights)
+
+    return forward
+
+
+def in_blocks(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Return the weighted sum [tokens, width] of what each token's experts answer.
+
+    hidden_states: [tokens, width].
+    top_k_index, top_k_weights: [tokens, experts of a token].
+    """
+    count = top_k_index.shape[1]
+    chosen = top_k_index.reshape(-1)
+    answers = hidden_states.new_zeros(len(chosen), hidden_states.shape[1])
+    for expert in torch.unique(chosen).tolist():
+        which = (chosen == expert).nonzero()[:, 0]
+        rows = hidden_states[which // count]
+        padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _BLOCK))
+        parts = [_answer(module, expert, block) for block in padded.split(_BLOCK)]
+        answers[which] = torch.cat(parts)[: len(rows)]
+    weighted = answers.view(*top_k_index.shape, -1) * top_k_weights[..., None]
+    return weighted.sum(dim=1).to(hidden_states.dtype)
+
+
+def _answer(module: Any, expert: int, rows: Tensor) -> Tensor:
+    """Return one expert's answers to rows [_BLOCK, width]."""
+    if module.has_gate:
+        inner = module._apply_gate(_product(module, "gate_up_proj", expert, rows))
+    else:
+        inner = module.act_fn(_product(module, "up_proj", expert, rows))
+    return _product(module, "down_proj", expert, inner)
+
+
+def _product(module: Any, name: str, expert: int, rows: Tensor) -> Tensor:
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    return torch.nn.functional.linear(rows, weight.T if module.is_transposed else weight, bias)
