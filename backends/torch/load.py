@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from specport.backends.torch import devices, experts, runners, weights
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
+from specport.backends.torch.parity import Parity
 from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
@@ -16,6 +19,7 @@ from specport.backends.torch.slots.chain import ChainModule
 from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
+from specport.core.ports import Block, Row
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.runtime import numerics
 from specport.runtime.profiles import cpu_name
@@ -66,14 +70,12 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     config = model.config.get_text_config(decoder=True)
     must_be_exact = options.exact and options.role == "target"
-    if place.whole or (must_be_exact and place.device == "cpu"):
-        experts.install(model, captured=place.whole)
-    cache = SlotCache(model.dtype, place.device, config.hidden_size if options.exit_layer else 0)
-    try:
+    with _told(files, config.model_type):
+        parity = Parity(model, _versions(files, options))
+        if place.whole or (must_be_exact and place.device == "cpu"):
+            experts.install(model, captured=place.whole)
+        cache = SlotCache(model.dtype, place.device, config.hidden_size if options.exit_layer else 0)
         module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
-    except ModelError as error:
-        what = f"{files.name} ({config.model_type})"
-        raise ModelError(f"{what} does not run on torch: {error.message}", error.hint) from error
     stateful = bool(cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
@@ -112,7 +114,12 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if not must_be_exact:
         widths, scheme = Widths(buckets, pieces, 1), Scheme()
         key = _key(files, costs_as, widths, scheme, **({"compiled": True} if compiled else {}))
-        return Loaded(build(widths, scheme), notes, key, options.head_tokens)
+        found = build(widths, scheme)
+        with _told(files, config.model_type):
+            _try(found, parity)
+        return Loaded(found, notes, key, options.head_tokens)
+    with _told(files, config.model_type):
+        _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
     for scheme in _EXACT:
         widths = Widths(scheme.decode or buckets, pieces, 2)
         key = _key(files, options, widths, scheme)
@@ -126,6 +133,37 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             return Loaded(found, notes, _key(files, costs_as, widths, scheme), options.head_tokens)
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
+    )
+
+
+@contextmanager
+def _told(files: ModelFiles, kind: str) -> Iterator[None]:
+    """Name the model in a ModelError about its architecture."""
+    try:
+        yield
+    except ModelError as error:
+        hint = error.hint or "use another model, or --device xeon"
+        raise ModelError(f"{files.name} ({kind}) does not run on torch: {error.message}", hint) from error
+
+
+def _try(model: SlotModel, parity: Parity) -> None:
+    """Run a first step. Raises ModelError where the model's own code does not run here, or differently."""
+    try:
+        parity.check(model)
+        if model.passes.runner.captures:  # what waits for the device cannot be a graph
+            handle = model.open()
+            model.step([Row(handle, Block.chain([0]))])
+            model.close(handle)
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"its layers do not run as a step on this device: {reason}") from error
+
+
+def _versions(files: ModelFiles, options: LoadOptions) -> str:
+    """Return a key of the model, the device and the packages."""
+    packages = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return (
+        f"{packages}, {options.profile.name}, {files.precision}, {files.fingerprint}, {options.head_tokens}"
     )
 
 

@@ -32,7 +32,9 @@ def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[in
     decoder = model.get_decoder()
     if decoder not in [*model.children()]:
         raise ModelError(f"no early exit: {type(model).__name__} is no plain decoder with a head")
-    layers = decoder.layers
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        raise ModelError(f"no early exit: the layers of a {type(model).__name__} are not found")
     if not 0 < exit_layer < len(layers):
         raise ModelError(
             f"no early exit after layer {exit_layer}: the model has {len(layers)} layers",

@@ -19,28 +19,40 @@ _silu = torch.nn.functional.silu
 _CACHE = ("cache_params", "past_key_values", "past_key_value", "cache_position", "attention_mask")
 
 
-def install(model: Any, store: StateStore) -> bool:
-    """Replace these functions in a model; return whether it has such layers."""
+def install(model: Any, store: StateStore) -> None:
+    """Replace these functions in a model that has such layers."""
     count = 0
     for module in [*model.modules()]:
         if hasattr(module, "_update_linear_attn_mask"):  # it waits for the device, and there is no padding
             module._update_linear_attn_mask = lambda *args, **kwargs: None
-        delta = hasattr(module, "chunk_gated_delta_rule")
-        if not delta and not type(module).__name__.endswith("ShortConv"):
-            continue
-        module.register_forward_pre_hook(_alone, with_kwargs=True)
-        if delta:
+        if hasattr(module, "chunk_gated_delta_rule"):
+            module.register_forward_pre_hook(_alone, with_kwargs=True)
             module.chunk_gated_delta_rule = module.recurrent_gated_delta_rule = _rule(store, count)
             count += 1
-        if hasattr(module, "causal_conv1d_fn"):
-            module.causal_conv1d_fn = _convolution(store, count)
-            count += 1
-            continue
-        for name, child in [*module.named_children()]:
-            if isinstance(child, torch.nn.Conv1d):
-                setattr(module, name, (_Activated if delta else _Bare)(child, store, count))
+            if hasattr(module, "causal_conv1d_fn"):  # Qwen: one convolution, a function
+                module.causal_conv1d_fn = _convolution(store, count)
                 count += 1
-    return count > 0
+            else:  # OLMo Hybrid: three, modules
+                count = _replace(module, _Activated, store, count)
+        elif type(module).__name__.endswith("ShortConv"):  # LFM2
+            module.forward = _without_cache(module)
+            count = _replace(module, _Bare, store, count)
+
+
+def _replace(module: Any, kind: Any, store: StateStore, count: int) -> int:
+    """Replace the convolutions in a layer; return the number of states so far."""
+    for name, child in [*module.named_children()]:
+        if isinstance(child, torch.nn.Conv1d):
+            setattr(module, name, kind(child, store, count))
+            count += 1
+    return count
+
+
+def _without_cache(module: Any) -> Any:
+    def forward(hidden_states: Tensor, **cache: Any) -> Any:
+        return module.slow_forward(hidden_states)
+
+    return forward
 
 
 def _alone(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
