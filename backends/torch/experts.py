@@ -4,8 +4,9 @@ How many tokens an expert gets depends on what else is in the step, and matrix p
 of rows. Here an expert multiplies blocks of always the same number of rows, padded. It reads its weights once
 for each block, so that long prompts take longer than with transformers' own form.
 
-transformers 5 has one interface for the experts of all architectures. What others have is left as it is, and
-exact mode is what its check finds.
+transformers 5 has one interface for the experts of most architectures. transformers 4 has linear layers, which
+round alike from two rows on where they are packed. Other experts are left as they are, and exact mode is what
+its check finds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from specport.backends.torch.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +30,9 @@ def install(model: Any, *, captured: bool) -> None:
     captured: for HPU graphs, which cannot wait for the number of tokens of an expert: each token multiplies
     copies of its experts' weights.
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear) and ".experts." in name:
+            module.least = 2
         if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
             continue
         module.forward = _bound(_captured() if captured else in_blocks, module)
