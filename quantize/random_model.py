@@ -8,12 +8,14 @@ from typing import Any
 
 from specport.errors import ModelError
 
+_GAIN = 1.3
+
 
 def build(configuration: Mapping[str, Any], seed: int = 0) -> Any:
-    """Return a transformers decoder in float32 with random weights.
+    """Return a transformers decoder in float32 with random weights, which uses transformers' plainest attention.
 
-    They are larger than those of a model that training begins with, so that greedy text varies and that what
-    a token attends to matters.
+    Matrices keep the size of what they multiply, unlike those that training begins with: greedy text varies,
+    and what a token attends to matters.
 
     configuration: the entries of a config.json, `model_type` among them.
     Raises ModelError where the installed transformers does not have the architecture.
@@ -27,10 +29,15 @@ def build(configuration: Mapping[str, Any], seed: int = 0) -> Any:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(f"the installed transformers has no decoder {kind!r}")
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **entries)).float().eval()
+    config = AutoConfig.for_model(kind, **entries)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3).add_(torch.randn_like(parameter) * 0.05)
+            if parameter.ndim == 1:  # gains, biases, decays
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+            else:
+                parameter.normal_(std=_GAIN * parameter.shape[-1] ** -0.5)
+        model.get_input_embeddings().weight.normal_()
     return model
 
 

@@ -4,9 +4,9 @@ How many tokens an expert gets depends on what else is in the step, and matrix p
 of rows. Here an expert multiplies blocks of always the same number of rows, padded. It reads its weights once
 for each block, so that long prompts take longer than with transformers' own form.
 
-transformers 5 has one interface for the experts of most architectures. transformers 4 has linear layers, which
-round alike from two rows on where they are packed. Other experts are left as they are, and exact mode is what
-its check finds.
+transformers 5 has one interface for the experts of most architectures. transformers 4 has linear layers,
+which round alike from two rows on where they are packed. Other experts are left as they are, and exact mode
+is what its check finds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from specport.backends.torch.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -33,9 +33,10 @@ def install(model: Any, *, captured: bool) -> None:
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear) and ".experts." in name:
             module.least = 2
-        if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
-            continue
-        module.forward = _bound(_captured() if captured else in_blocks, module)
+        if hasattr(module, "_apply_gate") and hasattr(module, "is_transposed"):
+            module.forward = _bound(_captured() if captured else in_blocks, module)
+        elif type(module).__name__.endswith("ParallelExperts") and not captured:  # Granite, JetMoE
+            module.forward = _bound(parallel_in_blocks, module)
 
 
 def _captured() -> Callable[..., Tensor]:
@@ -46,8 +47,8 @@ def _captured() -> Callable[..., Tensor]:
 
 
 def _bound(function: Callable[..., Tensor], module: Any) -> Callable[..., Tensor]:
-    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return function(module, hidden_states, top_k_index, top_k_weights)
+    def forward(*inputs: Any) -> Tensor:
+        return function(module, *inputs)
 
     return forward
 
@@ -63,12 +64,29 @@ def in_blocks(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
     answers = hidden_states.new_zeros(len(chosen), hidden_states.shape[1])
     for expert in torch.unique(chosen).tolist():
         which = (chosen == expert).nonzero()[:, 0]
-        rows = hidden_states[which // count]
-        padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _BLOCK))
-        parts = [_answer(module, expert, block) for block in padded.split(_BLOCK)]
-        answers[which] = torch.cat(parts)[: len(rows)]
+        blocks = _blocks(hidden_states[which // count])
+        answers[which] = torch.cat([_answer(module, expert, block) for block in blocks])[: len(which)]
     weighted = answers.view(*top_k_index.shape, -1) * top_k_weights[..., None]
     return weighted.sum(dim=1).to(hidden_states.dtype)
+
+
+def parallel_in_blocks(module: Any, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the product [rows, out] of each row with its expert's weight.
+
+    inputs: [rows, in], ordered by expert.
+    counts: number of rows of each expert.
+    """
+    parts = []
+    for weight, rows in zip(module.weight, inputs.split(list(counts)), strict=True):
+        products = [torch.nn.functional.linear(block, weight) for block in _blocks(rows)]
+        parts += [torch.cat(products)[: len(rows)]] if products else []
+    return torch.cat(parts)
+
+
+def _blocks(rows: Tensor) -> Sequence[Tensor]:
+    """Return rows in blocks of _BLOCK, the last one padded; none where there are no rows."""
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _BLOCK))
+    return padded.split(_BLOCK) if len(rows) else ()
 
 
 def _answer(module: Any, expert: int, rows: Tensor) -> Tensor:

@@ -28,7 +28,15 @@ class PackedLinear(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias, self.least = linear.bias, 1
+        self._plain: Tensor | None = None
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight unpacked, for a layer that is not called as one: some routers of experts."""
+        if self._plain is None:
+            self._plain = self._packed.to_dense()
+        return self._plain
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():

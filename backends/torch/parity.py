@@ -58,14 +58,17 @@ class Parity:
 
 
 def _reference(model: Any) -> NDArray[np.float32]:
-    """Return the logits [tokens, vocab] of a short text, read at once without a cache."""
+    """Return the logits [tokens, vocab] of a short text, read at once into transformers' own cache."""
     ours = model.config._attn_implementation == ATTENTION
     if ours:
         model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
             tokens = torch.tensor([_tokens(model)], device=model.device)
-            return _host(model(input_ids=tokens, use_cache=False).logits[0])
+            return _host(model(input_ids=tokens, use_cache=True).logits[0])
+    except Exception as error:  # any code of transformers may fail here
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ModelError(f"transformers cannot run it: {type(error).__name__}: {reason}") from error
     finally:
         if ours:
             model.set_attn_implementation(ATTENTION)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Decoders whose results would be wrong on cache slots, and why.
 _WRONG = {
     "gpt_neo": "its layers cut a mask of their own, for whole texts",
+    "recurrent_gemma": "its layers keep their states themselves",
     "falcon": "it derives ALiBi's biases from a mask of whole texts",  # with `alibi`
 }
 
@@ -63,7 +64,7 @@ def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
 
 def _attention_of(config: Any) -> str:
     """Return the attention that a decoder is to run: ours, or an own one where it takes no other."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     module = sys.modules.get(getattr(kind, "__module__", ""))
     if module is None or hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         return ATTENTION

@@ -17,12 +17,12 @@ WINDOW = 16  # tokens of a sliding window: short texts already leave it
 _COMMON: Mapping[str, Any] = {
     "vocab_size": len(vocabulary()), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
-    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
 
 _MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 _EXPERTS = {
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts": 16, "num_local_experts": 16, "n_routed_experts": 16, "moe_num_experts": 16,
     "num_experts_per_tok": 2, "moe_intermediate_size": 32, "moe_k": 2,
 }  # fmt: skip
 _LATENT = {  # multi-head latent attention
@@ -71,12 +71,13 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "vaultgemma": {**_MIXED, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
     # ALiBi
     "bloom": {}, "mpt": {"max_seq_len": 512},
-    "falcon-alibi": {"model_type": "falcon", "alibi": True, "new_decoder_architecture": False},
-    # one or few heads of keys and values, parallel attention, learned positions
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2}, "gpt_bigcode": {"multi_query": True},
-    "gpt_neox": {}, "gptj": {"rotary_dim": 8}, "codegen": {"rotary_dim": 8}, "gpt2": {}, "opt": {
-        "ffn_dim": 128, "word_embed_proj_dim": 64,
+    "falcon-alibi": {
+        "model_type": "falcon", "alibi": True, "new_decoder_architecture": False, "head_dim": None,
     },
+    # one or few heads of keys and values, parallel attention, learned positions
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": None},
+    "gpt_bigcode": {"multi_query": True}, "gpt_neox": {}, "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8}, "gpt2": {}, "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": WINDOW},
     "biogpt": {}, "xglm": {"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4},
     # attention sinks
@@ -90,7 +91,11 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "dots1": {**_EXPERTS, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}, "minimax_m2": _EXPERTS,
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2}, "jetmoe": _EXPERTS,
     "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 64, "attention_chunk_size": 512},
-    "dbrx": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
+    "dbrx": {
+        "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512,
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 16, "moe_top_k": 2},
+    },
     # latent attention
     "deepseek_v2": {**_EXPERTS, **_LATENT}, "deepseek_v3": {**_EXPERTS, **_LATENT},
     "glm4_moe_lite": {**_EXPERTS, **_LATENT},
@@ -102,7 +107,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {**_EXPERTS, **_SHORT_CONVOLUTIONS, "num_dense_layers": 1},
     # state spaces
     "mamba": _MAMBA, "mamba2": _MAMBA, "falcon_mamba": _MAMBA,
-    "bamba": {**_MAMBA, "attn_layer_indices": [1]}, "falcon_h1": _MAMBA,
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]}, "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
     "jamba": {**_MAMBA, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
     "granitemoehybrid": {**_EXPERTS, **_MAMBA, "layer_types": ["mamba", "attention"]},
     "recurrent_gemma": {
@@ -114,5 +119,6 @@ ARCHITECTURES = tuple(_CHANGES)
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """Return the entries of a row's config.json, `model_type` among them."""
-    return {"model_type": name, **_COMMON, **_CHANGES[name]}
+    """Return the entries of a row's config.json, `model_type` among them; a row's None leaves one out."""
+    entries = {"model_type": name, **_COMMON, **_CHANGES[name]}
+    return {key: value for key, value in entries.items() if value is not None}

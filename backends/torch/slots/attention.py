@@ -78,7 +78,8 @@ def attention(
         out = torch.cat([_attend(part, key, value, seen, scale=scale) for part, seen in pieces], dim=2)
     if missing:
         out = out[:, :, :count]
-    return out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2), None
+    out = out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2)
+    return out.contiguous(), None  # some layers take a view of it
 
 
 _attend = torch.nn.functional.scaled_dot_product_attention

@@ -51,8 +51,16 @@ class Shape:
         return ENTRIES * sum(state.nbytes for state in self.states)
 
 
+_KIND = "it has layers with states of a kind that cannot be rolled back (state spaces)"
 # Where transformers' layers look for their states.
-_FOREIGN = frozenset(("conv_states", "ssm_states", "recurrent_states", "conv_cache", "key_cache"))
+_FOREIGN = frozenset(("conv_states", "ssm_states", "recurrent_states", "conv_cache"))
+
+
+class _NoLayers(list[Any]):
+    """Stand for the parts of a transformers `Cache`, in which some layers look for their states."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ModelError(_KIND)
 
 
 def capacity_for(num_rows: int) -> int:
@@ -72,6 +80,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def __init__(self, dtype: Any, device: str, query: int = 0) -> None:
         super().__init__(layers=[])
+        self.layers = _NoLayers()
         self.shape = Shape({}, dtype, device, query)
         self.states = StateStore()
         self.slots = self.capacity = 0
@@ -139,7 +148,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def __getattr__(self, name: str) -> Any:
         """Raise ModelError where a layer looks for states that are not in `states`."""
         if name in _FOREIGN:
-            raise ModelError("it has layers with states of a kind that cannot be rolled back (state spaces)")
+            raise ModelError(_KIND)
         raise AttributeError(name)
 
     def update_conv_state(self, *args: Any, **kwargs: Any) -> Any:

@@ -103,6 +103,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         self._window = (slides and config.sliding_window) or 0
         self._chunk = getattr(config, "attention_chunk_size", None) or 0
         self._takes = _takes(model)
+        self._caught: dict[int, Tensor] = {}
         self._where: Tensor | None = None  # [slots, length] positions of the rows that are attended to
         self.trees = alibi.install(model.get_decoder(), lambda: self._where)
         linear.install(model, cache.states)
@@ -110,7 +111,6 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         if cache.shape.states and exit_layer:
             raise ModelError("no early exit: the model has layers with states", "choose another draft")
         self.parts = split(model, cache, exit_layer, hidden_layers)
-        self._caught: dict[int, Tensor] = {}
         layers = getattr(model.get_decoder(), "layers", None)
         if hidden_layers and layers is None:
             raise ModelError(f"no hidden states: the layers of a {type(model).__name__} are not found")

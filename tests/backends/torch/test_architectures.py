@@ -57,7 +57,7 @@ def saved(folder: Path, name: str) -> Any:
 
 def logits_of(model: Any) -> Any:
     with torch.no_grad():
-        return model(torch.tensor([IDS]), use_cache=False).logits[0].numpy()
+        return model(torch.tensor([IDS]), use_cache=True).logits[0].numpy()
 
 
 def tokens_of(folder: Path, draft: str) -> list[Any]:
