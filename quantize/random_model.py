@@ -12,7 +12,7 @@ _GAIN = 1.3
 
 
 def build(configuration: Mapping[str, Any], seed: int = 0) -> Any:
-    """Return a transformers decoder in float32 with random weights, which uses transformers' plainest attention.
+    """Return a transformers decoder in float32 with random weights, with eager attention.
 
     Matrices keep the size of what they multiply, unlike those that training begins with: greedy text varies,
     and what a token attends to matters.

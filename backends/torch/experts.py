@@ -37,6 +37,8 @@ def install(model: Any, *, captured: bool) -> None:
             module.forward = _bound(_captured() if captured else in_blocks, module)
         elif type(module).__name__.endswith("ParallelExperts") and not captured:  # Granite, JetMoE
             module.forward = _bound(parallel_in_blocks, module)
+        elif "Router" in type(module).__name__ and not captured:
+            module.forward = _routed(module.forward)
 
 
 def _captured() -> Callable[..., Tensor]:
@@ -49,6 +51,19 @@ def _captured() -> Callable[..., Tensor]:
 def _bound(function: Callable[..., Tensor], module: Any) -> Callable[..., Tensor]:
     def forward(*inputs: Any) -> Tensor:
         return function(module, *inputs)
+
+    return forward
+
+
+def _routed(router: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a router that is called with blocks of rows: some multiply with a weight of their own."""
+
+    def forward(hidden_states: Tensor, *more: Any) -> Any:
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        found = [router(block, *more) for block in _blocks(rows)]
+        if isinstance(found[0], torch.Tensor):
+            return torch.cat(found)[: len(rows)]
+        return tuple(torch.cat(parts)[: len(rows)] for parts in zip(*found, strict=True))
 
     return forward
 
