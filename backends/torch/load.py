@@ -75,6 +75,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         if place.whole or (must_be_exact and place.device == "cpu"):
             experts.install(model, captured=place.whole)
         cache = SlotCache(model.dtype, place.device, config.hidden_size if options.exit_layer else 0)
+        cache.states.chunked = not (must_be_exact or place.whole)
         module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
     stateful = bool(cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.

@@ -27,7 +27,8 @@ def install(model: Any, store: StateStore) -> None:
             module._update_linear_attn_mask = lambda *args, **kwargs: None
         if hasattr(module, "chunk_gated_delta_rule"):
             module.register_forward_pre_hook(_alone, with_kwargs=True)
-            module.chunk_gated_delta_rule = module.recurrent_gated_delta_rule = _rule(store, count)
+            rule = _rule(store, count, module.chunk_gated_delta_rule)
+            module.chunk_gated_delta_rule = module.recurrent_gated_delta_rule = rule
             count += 1
             if hasattr(module, "causal_conv1d_fn"):  # Qwen: one convolution, a function
                 module.causal_conv1d_fn = _convolution(store, count)
@@ -60,13 +61,15 @@ def _alone(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[st
     return args, {**kwargs, **{name: None for name in _CACHE if name in kwargs}}
 
 
-def _rule(store: StateStore, which: int) -> Any:
+def _rule(store: StateStore, which: int, chunked: Any) -> Any:
     def rule(
         query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
     ) -> tuple[Tensor, None]:
+        found = store.recur_chunked(which, chunked, query, key, value, g, beta)
+        if found is not None:
+            return found, None
         query, key = query.float(), key.float()
-        if options.get("use_qk_l2norm_in_kernel"):
-            query, key = _normed(query), _normed(key)
+        query, key = _normed(query), _normed(key)
         query = query * query.shape[-1] ** -0.5
         return store.recur(which, query, key, value, g, beta).to(value.dtype), None
 

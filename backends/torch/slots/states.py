@@ -6,7 +6,8 @@ writes another for each token, so that discarding tokens is a choice of entry, a
 row is read in pieces, which write the entry behind their last token only.
 
 Layers compute token by token, with the operators of one token: a chunked form (matrix products over many
-tokens) would round by how tokens are split over steps. Projections stay as wide as the step.
+tokens) would round by how tokens are split over steps. Projections stay as wide as the step. Without exact
+mode, long pieces are read in transformers' chunked form.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class StateStore:
     """Hold a tensor [slots * ENTRIES, ...] for each state of the decoder.
 
     A store without tensors notes the shapes of the states that a step asks for, and answers with empty ones.
+
+    chunked: whether long pieces may be read in a form whose rounding depends on the split.
     """
 
     def __init__(self) -> None:
+        self.chunked = False
         self.tensors: list[Tensor] = []
         self.shapes: dict[int, StateShape] = {}
         self._step: _Step | None = None
@@ -162,6 +166,25 @@ class StateStore:
         if step.keep != "each":
             self._write(which, step.targets[0], state)
         return torch.stack(found, dim=1)
+
+    def recur_chunked(
+        self, which: int, rule: Any, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor
+    ) -> Tensor | None:
+        """Return what `recur` does, computed by transformers' own `rule`; None where a step needs each state.
+
+        query, key: not normalised; `rule` does that.
+        """
+        size = (key.shape[2], key.shape[3], value.shape[3])
+        step = self._of(which, StateShape(size, torch.float32))
+        if not self.chunked or step.keep == "each":
+            return None
+        g, beta = (torch.where(step.real[:, :, None], part, 0.0) for part in (g, beta))
+        state = self._read(which, step.sources[0], value)
+        options = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+        found, state = rule(query, key, value, g=g, beta=beta, initial_state=state, **options)
+        self._write(which, step.targets[0], state)
+        out: Tensor = found
+        return out
 
     def _of(self, which: int, shape: StateShape) -> _Step:
         """Return the current step, after a look at a state's shape."""

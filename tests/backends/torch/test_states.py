@@ -152,6 +152,24 @@ def test_sequences_do_not_touch_each_other(folder: Path) -> None:
     assert output.offsets == (0, 2, 7, 27)
 
 
+def test_without_exact_mode_long_pieces_are_read_in_chunks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, fast = model_on(folder), model_on(folder, exact=False)
+    assert fast.cache.states.chunked and not exact.cache.states.chunked
+    _, want = fed(exact, IDS[:90])
+    calls: list[int] = []
+    recur = states.StateStore.recur
+    monkeypatch.setattr(
+        states.StateStore, "recur", lambda *arguments: (calls.append(1), recur(*arguments))[1]
+    )
+    handle, found = fed(fast, IDS[:80])
+    assert not calls  # one piece
+    assert np.abs(found - want[:80]).max() < 100 * FAR  # transformers' chunks round far more coarsely
+    fast.commit(handle, [])
+    assert np.abs(step(fast, handle, Block.chain(IDS[80:90])) - want[80:]).max() < 100 * FAR
+
+
 def test_states_count_as_memory(folder: Path) -> None:
     model = model_on(folder, exact=False)
     shape = model.cache.shape
