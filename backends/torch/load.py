@@ -72,11 +72,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     must_be_exact = options.exact and options.role == "target"
     with _told(files, config.model_type):
         parity = Parity(model, _versions(files, options))
-        if place.whole or (must_be_exact and place.device == "cpu"):
-            experts.install(model, captured=place.whole)
-        cache = SlotCache(model.dtype, place.device, config.hidden_size if options.exit_layer else 0)
-        cache.states.chunked = not (must_be_exact or place.whole)
-        module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
+        module = _step_module(model, options, place, must_be_exact)
+    cache = module.cache
     stateful = bool(cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
@@ -116,8 +113,9 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         widths, scheme = Widths(buckets, pieces, 1), Scheme()
         key = _key(files, costs_as, widths, scheme, **({"compiled": True} if compiled else {}))
         found = build(widths, scheme)
-        with _told(files, config.model_type):
-            _try(found, parity)
+        if not compiled:  # each shape takes long to compile
+            with _told(files, config.model_type):
+                _try(found, parity)
         return Loaded(found, notes, key, options.head_tokens)
     with _told(files, config.model_type):
         _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
@@ -135,6 +133,16 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
     )
+
+
+def _step_module(model: Any, options: LoadOptions, place: devices.Place, exact: bool) -> StepModule:
+    """Return a decoder's step on an empty cache. Raises ModelError where it cannot run so."""
+    if place.whole or (exact and place.device == "cpu"):
+        experts.install(model, captured=place.whole)
+    width = model.config.get_text_config(decoder=True).hidden_size
+    cache = SlotCache(model.dtype, place.device, width if options.exit_layer else 0)
+    cache.states.chunked = not (exact or place.whole)
+    return StepModule(model, cache, options.hidden_layers, options.exit_layer)
 
 
 @contextmanager
