@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 16  # rows of a product
+# Experts in a form of their own. Each token is given to them alone, which is slow where there are many.
+_ONE_BY_ONE = ("GptOssExperts", "DbrxExperts")
 
 
 def install(model: Any, *, captured: bool) -> None:
@@ -37,6 +39,8 @@ def install(model: Any, *, captured: bool) -> None:
             module.forward = _bound(_captured() if captured else in_blocks, module)
         elif type(module).__name__.endswith("ParallelExperts") and not captured:  # Granite, JetMoE
             module.forward = _bound(parallel_in_blocks, module)
+        elif type(module).__name__ in _ONE_BY_ONE and not captured:
+            module.forward = _one_by_one(module.forward)
         elif "Router" in type(module).__name__ and not captured:
             module.forward = _routed(module.forward)
 
@@ -64,6 +68,22 @@ def _routed(router: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(found[0], torch.Tensor):
             return torch.cat(found)[: len(rows)]
         return tuple(torch.cat(parts)[: len(rows)] for parts in zip(*found, strict=True))
+
+    return forward
+
+
+def _one_by_one(experts: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return experts that are called for each token. Their other arguments have a row a token."""
+
+    def forward(hidden_states: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
+        rows = hidden_states.reshape(-1, 1, 1, hidden_states.shape[-1])
+        found = []
+        for i, row in enumerate(rows):
+            own = slice(i, i + 1)
+            found.append(
+                experts(row, *(x[own] for x in others), **{name: x[own] for name, x in named.items()})
+            )
+        return torch.cat([part.reshape(1, -1) for part in found]).view_as(hidden_states)
 
     return forward
 

@@ -20,7 +20,7 @@ from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
 from specport.core.ports import Block, Row
-from specport.errors import DeviceError, InvalidInput, ModelError
+from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
 from specport.runtime import numerics
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
@@ -163,7 +163,9 @@ def _try(model: SlotModel, parity: Parity) -> None:
             handle = model.open()
             model.step([Row(handle, Block.chain([0]))])
             model.close(handle)
-    except RuntimeError as error:
+    except SpecportError:
+        raise
+    except Exception as error:  # any code of transformers may not be made for these steps
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"its layers do not run as a step on this device: {reason}") from error
 

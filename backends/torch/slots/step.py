@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from specport.backends.torch.slots import alibi, linear
 from specport.backends.torch.slots.attention import forget_layouts
 from specport.backends.torch.slots.cache import SlotCache
-from specport.backends.torch.slots.halves import Part, split
+from specport.backends.torch.slots.halves import Part, decoder_of, split
 from specport.backends.torch.slots.states import Keep
 
 from specport.errors import ModelError
@@ -105,13 +105,13 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         self._takes = _takes(model)
         self._caught: dict[int, Tensor] = {}
         self._where: Tensor | None = None  # [slots, length] positions of the rows that are attended to
-        self.trees = alibi.install(model.get_decoder(), lambda: self._where)
+        self.trees = alibi.install(decoder_of(model), lambda: self._where)
         linear.install(model, cache.states)
         self._note()
         if cache.shape.states and exit_layer:
             raise ModelError("no early exit: the model has layers with states", "choose another draft")
         self.parts = split(model, cache, exit_layer, hidden_layers)
-        layers = getattr(model.get_decoder(), "layers", None)
+        layers = getattr(decoder_of(model), "layers", None)
         if hidden_layers and layers is None:
             raise ModelError(f"no hidden states: the layers of a {type(model).__name__} are not found")
         for layer in hidden_layers:
@@ -169,7 +169,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
                 logits = logits.index_select(1, parts["kept"])
         else:
             names = self._takes - {"logits_to_keep"}
-            model.get_decoder()(**{name: inputs[name] for name in names})
+            decoder_of(model)(**{name: inputs[name] for name in names})
             logits = torch.empty((shape.slots, 0, self._vocab_size), device=packed.device)
         forget_layouts()
         return logits, dict(self._caught)
