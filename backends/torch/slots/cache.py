@@ -142,7 +142,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return self._write(self.keys[place], key), self._write(self.values[place], value)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the rows that are attended to beside those of new tokens; some decoders size tables by it."""
+        """Return the rows attended to beside those of new tokens; some decoders size tables by it."""
         return self._length - self._index.shape[1] if self._index is not None else 0
 
     def has_previous_state(self, layer_idx: int | None = None) -> bool:
