@@ -120,7 +120,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     with _told(files, config.model_type):
         _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
     for scheme in _EXACT:
-        widths = Widths(scheme.decode or buckets, pieces, 2)
+        # What is read again for its states must be read as before.
+        widths = Widths(scheme.decode or buckets, (stateful and scheme.decode) or pieces, 2)
         key = _key(files, options, widths, scheme)
         found = build(widths, scheme)
         if numerics.checked(found, key, _PAST):

@@ -68,8 +68,8 @@ def _rule(store: StateStore, which: int, chunked: Any) -> Any:
         found = store.recur_chunked(which, chunked, query, key, value, g, beta)
         if found is not None:
             return found, None
-        query, key = query.float(), key.float()
-        query, key = _normed(query), _normed(key)
+        # A sum's order depends on the layout, which is the convolution's: it changes with the tokens.
+        query, key = (_normed(part.float().contiguous()) for part in (query, key))
         query = query * query.shape[-1] ** -0.5
         return store.recur(which, query, key, value, g, beta).to(value.dtype), None
 

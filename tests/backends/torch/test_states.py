@@ -22,7 +22,7 @@ from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.slots import states  # noqa: E402
@@ -46,7 +46,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"), request.param)
+    return saved(tmp_path_factory.mktemp("model") / request.param, request.param)
 
 
 def saved(folder: Path, kind: str) -> Path:
@@ -63,6 +63,13 @@ def model_on(folder: Path, device: str = "torch-cpu", **options: Any) -> SlotMod
     found = load(files, LoadOptions(load_profile(device), **options)).model
     assert isinstance(found, SlotModel)
     return found
+
+
+def stepping(folder: Path) -> SlotModel:
+    """Return a model without exact mode, so that it takes trees, whose states are computed as in exact mode."""
+    model = model_on(folder, exact=False)
+    model.cache.states.chunked = False
+    return model
 
 
 def step(model: SlotModel, handle: Any, block: Block) -> Any:
@@ -82,8 +89,10 @@ def fed(model: SlotModel, tokens: list[int], *ends: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("device", DEVICES)
 def test_states_go_back_to_every_token(folder: Path, device: str) -> None:
     """Steps are committed in part, cut, and gone on from, at random; logits stay those of one reading."""
-    if device == "gaudi-emulated" and "next" in (folder / "config.json").read_text():
-        pytest.skip("experts wait for the device in transformers 4")
+    if device == "gaudi-emulated" and folder.name == "qwen3_next" and transformers.__version__ < "5":
+        with pytest.raises(ModelError, match="waits for the device"):
+            model_on(folder, device)
+        return
     model = model_on(folder, device)
     assert model.capabilities.exact and not model.capabilities.gather
     _, want = fed(model, IDS)
@@ -115,7 +124,7 @@ def test_a_text_is_cut_at_every_length(folder: Path, length: int) -> None:
 
 
 def test_branches_have_states_of_their_own(folder: Path) -> None:
-    model = model_on(folder, exact=False)
+    model = stepping(folder)
     assert model.capabilities.visibility == "tree"
     _, want = fed(model, IDS[:60])
     tree = TokenTree((5, IDS[30], 6, IDS[31], 7, IDS[32]), (-1, -1, 1, 1, 3, 3)).as_block()
@@ -136,7 +145,7 @@ def test_branches_have_states_of_their_own(folder: Path) -> None:
 
 
 def test_sequences_do_not_touch_each_other(folder: Path) -> None:
-    model = model_on(folder, exact=False)
+    model = stepping(folder)
     _, want = fed(model, IDS[:80])
     handles = [fed(model, IDS[:end])[0] for end in (10, 25, 40)]
     rows = [
@@ -174,15 +183,14 @@ def test_states_count_as_memory(folder: Path) -> None:
     model = model_on(folder, exact=False)
     shape = model.cache.shape
     assert shape.state_bytes == states.ENTRIES * sum(state.nbytes for state in shape.states) > 0
-    one = shape.nbytes(1, 1024) + shape.state_bytes
+    one = shape.nbytes(1, 512) + shape.state_bytes
     small = model_on(folder, exact=False, cache_bytes=2 * one)
-    first, second = small.open(100), small.open(100)
+    small.open(100)
+    small.open(100)
     total = [*small.cache.keys, *small.cache.values, *small.cache.states.tensors]
-    assert sum(tensor.nbytes for tensor in total) <= 2 * one
+    assert one < sum(tensor.nbytes for tensor in total) <= 2 * one
     with pytest.raises(ContextFull, match="key/value cache"):
-        small.open(1000)
-    small.close(first)
-    small.close(second)
+        small.open(100)
 
 
 def test_the_law_of_sampled_texts(tmp_path: Path) -> None:
@@ -200,8 +208,12 @@ def test_entries_are_shared_out() -> None:
     history = History()
     history.at |= {10: 1, 11: 2, 12: 3}
     history.marks = [10]
-    taken = history.take(states.WIDEST, 12)
-    assert len({*taken}) == states.WIDEST and not {*taken} & {states.EMPTY, states.UNREAD, 1, 3}
-    assert history.nearest(11) == 10 and history.nearest(12) == 12 and history.nearest(9) == 0
-    history.cut(11)
-    assert history.at == {0: 0, 10: 1} and history.marks == [10]
+    first = history.take(states.WIDEST, 12)
+    assert len({*first}) == states.WIDEST and not {*first} & {states.EMPTY, states.UNREAD, 1, 2, 3}
+    history.at |= {13 + i: entry for i, entry in enumerate(first)}
+    history.take(2, 28)  # the oldest states go, but for the mark
+    assert history.nearest(12) == 10 and history.nearest(13) == 13 and history.nearest(9) == 0
+    history.cut(20)
+    assert history.nearest(28) == 20 and history.marks == [10]
+    history.cut(9)
+    assert history.at == {0: 0} and history.marks == []
