@@ -80,7 +80,9 @@ def test_it_runs_or_is_refused(name: str, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         return
     plain = tokens_of(tmp_path, "none")
-    assert np.isfinite(want).all() and len({*plain[0]}) > 2, "the model says nothing"
+    assert np.isfinite(want).all() and len({token for text in plain for token in text}) > 3, (
+        "the model says nothing"
+    )
     files = resolve(str(tmp_path), precision="fp32", weights="huggingface")
     model = load(files, LoadOptions(load_profile("torch-cpu"), exact=False)).model
     handle = model.open()

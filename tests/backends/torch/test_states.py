@@ -66,7 +66,7 @@ def model_on(folder: Path, device: str = "torch-cpu", **options: Any) -> SlotMod
 
 
 def stepping(folder: Path) -> SlotModel:
-    """Return a model without exact mode, so that it takes trees, whose states are computed as in exact mode."""
+    """Return a model without exact mode, so that it takes trees, but with the states of exact mode."""
     model = model_on(folder, exact=False)
     model.cache.states.chunked = False
     return model
