@@ -41,7 +41,7 @@ STATE_SPACE = "states of a kind that cannot be rolled back"
 REFUSED = {
     "falcon-alibi": "ALiBi", "gpt_neo": "a mask of their own", "mamba": "takes no", "mamba2": "takes no",
     "falcon_mamba": "takes no", "bamba": STATE_SPACE, "falcon_h1": STATE_SPACE, "jamba": STATE_SPACE,
-    "granitemoehybrid": STATE_SPACE, "recurrent_gemma": "takes no",
+    "granitemoehybrid": STATE_SPACE, "recurrent_gemma": "keep their states themselves",
 }  # fmt: skip
 PROMPTS = (IDS[:17], IDS[20:28] * 3, IDS[40:70], IDS[80:81])
 
