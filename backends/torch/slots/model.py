@@ -9,7 +9,7 @@ one graph on CUDA and Gaudi. `passes.py` chooses a step's shapes, `batch.py` lay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from specport.backends.torch.slots.chain import SlotChain
 from specport.backends.torch.slots.early_exit import SlotEarlyExit
 from specport.backends.torch.slots.passes import Passes
 from specport.backends.torch.slots.pool import SlotPool
-from specport.backends.torch.slots.rollback import History, Rollback
+from specport.backends.torch.slots.rollback import Rollback
+from specport.backends.torch.slots.sequence import SlotSequence
 
 from specport.core.ports import (
     Block,
-    CachedSequence,
     Capabilities,
     CheckedModel,
     Refusal,
@@ -33,26 +33,6 @@ from specport.core.ports import (
     StepOutput,
 )
 from specport.errors import ContextFull
-
-
-@dataclass
-class SlotSequence(CachedSequence):
-    """Hold one sequence's slot.
-
-    closed:  whether the slot was given back.
-    drafted: tokens behind the committed ones whose exit queries are held.
-    history: its states, where the decoder has them.
-    """
-
-    slot: int
-    closed: bool = False
-    drafted: tuple[int, ...] = ()
-    history: History = field(default_factory=History)
-
-    def settle(self, length: int) -> None:
-        """Set the number of committed tokens; nothing is pending or drafted behind them."""
-        super().settle(length)
-        self.drafted = ()
 
 
 class SlotModel(CheckedModel[SlotSequence]):

@@ -27,7 +27,7 @@ transformers = pytest.importorskip("transformers")
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.slots import states  # noqa: E402
 from specport.backends.torch.slots.model import SlotModel  # noqa: E402
-from specport.backends.torch.slots.rollback import History  # noqa: E402
+from specport.backends.torch.slots.sequence import History  # noqa: E402
 from specport.quantize import random_model  # noqa: E402
 
 KINDS = ("qwen3_5_text", "qwen3_next", "lfm2", "olmo_hybrid")
