@@ -40,15 +40,13 @@ FAR = 1e-4
 STATE_SPACE = "states of a kind that cannot be rolled back"
 REFUSED = {
     "falcon-alibi": "ALiBi", "gpt_neo": "a mask of their own", "mamba": "takes no", "mamba2": "takes no",
-    "falcon_mamba": "takes no", "bamba": STATE_SPACE, "falcon_h1": STATE_SPACE, "jamba": f"{STATE_SPACE}|transformers cannot run it",
+    "falcon_mamba": "takes no", "bamba": STATE_SPACE, "falcon_h1": STATE_SPACE,
+    "jamba": f"{STATE_SPACE}|transformers cannot run it",
     "granitemoehybrid": STATE_SPACE, "recurrent_gemma": "keep their states themselves",
 }  # fmt: skip
 if transformers.__version__ < "5":  # masks and tables of their own, for whole texts
-    REFUSED |= {
-        "mpt": "differ from those of",
-        "xglm": "differ from those of",
-        "phimoe": "do not run as a step",
-    }
+    REFUSED |= {"mpt": "differ from those of", "xglm": "differ from those of"}
+    REFUSED |= {"phimoe": "do not run as a step"}
 PROMPTS = (IDS[:17], IDS[20:28] * 3, IDS[40:70], IDS[80:81])
 
 
