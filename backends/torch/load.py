@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from specport.backends.torch import devices, runners, weights
+import transformers
+from specport.backends.torch import devices, experts, runners, weights
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
+from specport.backends.torch.parity import Parity
+from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.chain import ChainModule
 from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
-from specport.errors import DeviceError, InvalidInput
+from specport.core.ports import Block, Row
+from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
 from specport.runtime import numerics
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
@@ -45,6 +50,7 @@ class Scheme:
 # With the gaps of a tree's mask, attention sums in another order. A Xeon with packed weights
 # (`packed_linear.py`) only needs to exclude trees.
 _EXACT = (Scheme(), Scheme(tree=False), Scheme((8,), batch=False), Scheme((8,), batch=False, tree=False))
+_FEW = (1, 2, 3, 4, 6, 8, 12, 16)  # widths of a decoder with states, where shapes may vary
 _PAST = 122  # tokens before the compared ones, which then cross the end of an attended length
 
 
@@ -62,17 +68,21 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
-    cache = SlotCache(weights.shape_of(model, place.device, options.exit_layer))
-    module = StepModule(model, cache, options.hidden_layers, options.exit_layer)
+    config = model.config.get_text_config(decoder=True)
     must_be_exact = options.exact and options.role == "target"
+    with _told(files, config.model_type):
+        parity = Parity(model, _versions(files, options))
+        module = _step_module(model, options, place, must_be_exact)
+    cache = module.cache
+    stateful = bool(cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
     steps = runners.compiled(module, place.device) if compiled else module
     runner = place.runner(steps)
     chains = None
-    if options.role == "draft" and not options.exit_layer:
+    if options.role == "draft" and not options.exit_layer and not stateful:
         chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
-    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    limit = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
         found = SlotModel(
@@ -83,7 +93,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             widths=widths,
             exact=must_be_exact,
             batch=scheme.batch,
-            tree=scheme.tree,
+            tree=scheme.tree and module.trees,
             static=bool(profile.buckets),
             whole=place.whole,
             hidden_layers=options.hidden_layers,
@@ -98,13 +108,20 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if devices.compiles(profile) and not compiled:
         notes = (*notes, "a target is not compiled in exact mode; use --fast for it")
     costs_as = replace(options, hidden_layers=())  # these outputs hardly change what a step costs
-    buckets = tuple(width for width in profile.buckets if width <= WIDEST)
+    buckets, pieces = _buckets(profile.buckets, stateful)
     if not must_be_exact:
-        widths, scheme = Widths(buckets, profile.buckets, 1), Scheme()
+        widths, scheme = Widths(buckets, pieces, 1), Scheme()
         key = _key(files, costs_as, widths, scheme, **({"compiled": True} if compiled else {}))
-        return Loaded(build(widths, scheme), notes, key, options.head_tokens)
+        found = build(widths, scheme)
+        if not compiled:  # each shape takes long to compile
+            with _told(files, config.model_type):
+                _try(found, parity)
+        return Loaded(found, notes, key, options.head_tokens)
+    with _told(files, config.model_type):
+        _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
     for scheme in _EXACT:
-        widths = Widths(scheme.decode or buckets, profile.buckets, 2)
+        # What is read again for its states must be read as before.
+        widths = Widths(scheme.decode or buckets, (stateful and scheme.decode) or pieces, 2)
         key = _key(files, options, widths, scheme)
         found = build(widths, scheme)
         if numerics.checked(found, key, _PAST):
@@ -117,6 +134,61 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
     )
+
+
+def _step_module(model: Any, options: LoadOptions, place: devices.Place, exact: bool) -> StepModule:
+    """Return a decoder's step on an empty cache. Raises ModelError where it cannot run so."""
+    if place.whole or (exact and place.device == "cpu"):
+        experts.install(model, captured=place.whole)
+    width = model.config.get_text_config(decoder=True).hidden_size
+    cache = SlotCache(model.dtype, place.device, width if options.exit_layer else 0)
+    cache.states.chunked = not (exact or place.whole)
+    return StepModule(model, cache, options.hidden_layers, options.exit_layer)
+
+
+@contextmanager
+def _told(files: ModelFiles, kind: str) -> Iterator[None]:
+    """Name the model in a ModelError about its architecture."""
+    try:
+        yield
+    except ModelError as error:
+        hint = error.hint or "use another model, or --device xeon"
+        raise ModelError(f"{files.name} ({kind}) does not run on torch: {error.message}", hint) from error
+
+
+def _try(model: SlotModel, parity: Parity) -> None:
+    """Run a first step. Raises ModelError where the model's own code does not run here, or differently."""
+    try:
+        parity.check(model)
+        if model.passes.runner.captures:  # what waits for the device cannot be a graph
+            handle = model.open()
+            model.step([Row(handle, Block.chain([0]))])
+            model.close(handle)
+    except SpecportError:
+        raise
+    except Exception as error:  # any code of transformers may not be made for these steps
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"its layers do not run as a step on this device: {reason}") from error
+
+
+def _versions(files: ModelFiles, options: LoadOptions) -> str:
+    """Return a key of the model, the device and the packages."""
+    packages = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return (
+        f"{packages}, {options.profile.name}, {files.precision}, {files.fingerprint}, {options.head_tokens}"
+    )
+
+
+def _buckets(given: tuple[int, ...], stateful: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the widths of decode steps and of the pieces of long rows, () = any, from a profile's.
+
+    A decoder with states keeps one a token of a decode step, and computes tokens one after the other: a graph
+    of many tokens would be too large.
+    """
+    if not stateful:
+        return tuple(width for width in given if width <= WIDEST), given
+    few = tuple(width for width in given or _FEW if width <= states.WIDEST)
+    return few, tuple(width for width in given if width <= WIDEST)
 
 
 def _hidden_head(model: Any, options: LoadOptions, device: str) -> RecurrentHead | None:

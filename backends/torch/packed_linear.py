@@ -19,19 +19,37 @@ _ROWS = 8  # number of rows that the layout is optimised for; it works for any
 
 
 class PackedLinear(torch.nn.Module):  # type: ignore[misc]
-    """Compute the same as a `torch.nn.Linear`, without gradients."""
+    """Compute the same as a `torch.nn.Linear`, without gradients.
+
+    least: number of rows to which fewer ones are padded: a lone row takes another kernel.
+    """
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
+        self.bias, self.least = linear.bias, 1
+        self._plain: Tensor | None = None
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight unpacked, for a layer that is not called as one: some routers of experts."""
+        if self._plain is None:
+            self._plain = self._packed.to_dense()
+        return self._plain
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             called: Tensor = _opaque(x, self._packed, self.bias, self.out_features)
             return called
-        return _product(x, self._packed, self.bias, self.out_features)
+        rows = x.numel() // self.in_features
+        if rows >= self.least and rows:
+            return _product(x, self._packed, self.bias, self.out_features)
+        if not rows:  # an expert that no token chose
+            return x.new_empty((*x.shape[:-1], self.out_features))
+        padded = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, self.least - rows))
+        out = _product(padded, self._packed, self.bias, self.out_features)[:rows]
+        return out.reshape(*x.shape[:-1], self.out_features)
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from specport.backends.torch import packed_linear
-from specport.backends.torch.slots.cache import Shape
-from specport.backends.torch.slots.step import ATTENTION, attention
-from transformers import AttentionInterface, AutoModelForCausalLM
+from specport.backends.torch.slots.attention import ATTENTION, attention
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+)
 
 from specport.errors import DeviceError, ModelError
 from specport.models.precision import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
+
+
+# Decoders whose results would be wrong on cache slots, and why.
+_WRONG = {
+    "gpt_neo": "its layers cut a mask of their own, for whole texts",
+    "recurrent_gemma": "its layers keep their states themselves",
+    "falcon": "it derives ALiBi's biases from a mask of whole texts",  # with `alibi`
+}
 
 
 def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
@@ -26,23 +39,36 @@ def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
     """
     AttentionInterface.register(ATTENTION, attention)
     try:
+        config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        _check(config, files.folder)
         model = AutoModelForCausalLM.from_pretrained(
             files.folder,
+            config=config,
             dtype=getattr(torch, TORCH_DTYPES[files.precision]),
-            attn_implementation=ATTENTION,
+            attn_implementation=_attention_of(config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
         )
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many types for unusable files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
             f"{files.folder} cannot be read: {reason}", "check that it is a complete decoder"
         ) from error
-    _check(model.config, files.folder)
     if head_tokens is not None:
         _cut_head(model, head_tokens)
     return model.eval().requires_grad_(False)
+
+
+def _attention_of(config: Any) -> str:
+    """Return the attention that a decoder is to run: ours, or an own one where it takes no other."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    module = sys.modules.get(getattr(kind, "__module__", ""))
+    if module is None or hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+        return ATTENTION
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
 
 
 def place(model: Any, name: str, device: str) -> None:
@@ -59,23 +85,15 @@ def place(model: Any, name: str, device: str) -> None:
         ) from error
 
 
-def shape_of(model: Any, device: str, exit_layer: int) -> Shape:
-    """Return the shape of the model's cache per token, with exit queries where it exits early."""
-    config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    query = config.hidden_size if exit_layer else 0
-    return Shape(config.num_hidden_layers, heads, width, model.dtype, device, query)
-
-
 def _check(config: Any, folder: Path) -> None:
-    """Raise ModelError for features that the step's attention and cache do not support."""
-    if getattr(config, "attn_logit_softcapping", None):
-        raise ModelError(f"{folder} caps its attention scores (gemma2)", "use --device xeon")
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
-        raise ModelError(
-            f"{folder} is not a decoder with plain attention", "use a decoder-only language model"
-        )
+    """Raise ModelError for decoders that do not run on cache slots."""
+    kind, reason = config.model_type, ""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "it is no decoder alone"
+    elif kind in _WRONG and (kind != "falcon" or config.alibi):
+        reason = _WRONG[kind]
+    if reason:
+        raise ModelError(f"{folder} ({kind}) does not run on torch: {reason}", "use --device xeon")
 
 
 def _cut_head(model: Any, tokens: tuple[int, ...]) -> None:

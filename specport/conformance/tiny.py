@@ -32,7 +32,7 @@ def write(folder: Path) -> tuple[Path, Path]:
     }
     for place, tensors in ((target, weights), (draft, noisy)):
         place.mkdir(parents=True, exist_ok=True)
-        _save_tokenizer(place)
+        save_tokenizer(place)
         (place / "config.json").write_text(json.dumps(_config(), indent=1), encoding="utf-8")
         save_safetensors(place / "model.safetensors", tensors)
     return target, draft
@@ -53,7 +53,7 @@ def save_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]]) -> Non
             file.write(array.astype("<f4").tobytes())
 
 
-def _vocabulary() -> list[str]:
+def vocabulary() -> list[str]:
     from tokenizers.pre_tokenizers import ByteLevel
 
     return [*SPECIAL, *sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
@@ -62,7 +62,7 @@ def _vocabulary() -> list[str]:
 def _config() -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
-        "vocab_size": len(_vocabulary()), "hidden_size": WIDTH, "intermediate_size": INNER,
+        "vocab_size": len(vocabulary()), "hidden_size": WIDTH, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM, "max_position_embeddings": MAX_CONTEXT, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": False,
@@ -79,7 +79,7 @@ def _weights(rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
         return _normal(rng, (rows, columns)) * np.float32(gain / np.sqrt(columns))
 
     ones = np.ones(WIDTH, dtype=np.float32)
-    vocab = len(_vocabulary())
+    vocab = len(vocabulary())
     out = {"model.embed_tokens.weight": matrix(vocab, WIDTH, np.sqrt(WIDTH))}
     for n in range(LAYERS):
         name = f"model.layers.{n}"
@@ -98,14 +98,14 @@ def _weights(rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
     return out
 
 
-def _save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     merges: list[tuple[str, str]] = []
     for merge in MERGES:
         left, right = merge.split(" ")
         merges.append((left, right))
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(_vocabulary())}, merges))
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary())}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from specport.backends.torch.slots.halves import Part
+from specport.backends.torch.slots.states import EMPTY, UNREAD, Keep
 from specport.backends.torch.slots.step import StepShape
 
 from specport.core.ports import Block, Wanted
@@ -22,13 +23,19 @@ WIDEST = 64  # most new tokens of a sequence in a decode step; more are read in 
 
 @dataclass(frozen=True)
 class Piece:
-    """Hold new tokens of one slot behind `length` rows of its cache, and the outputs wanted of them."""
+    """Hold new tokens of one slot behind `length` rows of its cache, and the outputs wanted of them.
+
+    base, targets: entries of states that are read and written (`states.py`): one target a token, or one for
+    each part that a long piece is read in.
+    """
 
     slot: int
     length: int
     block: Block
     logits: Wanted = "all"
     hidden: Wanted = "none"
+    base: int = EMPTY
+    targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,19 +96,21 @@ def pack(
     width: int,
     length: int,
     capacity: int,
+    keep: Keep = "none",
 ) -> tuple[NDArray[np.int64], StepShape]:
     """Return the packed input of a forward pass of a part over `slots` slots from `first` on, and its shape.
 
     width:    new tokens of each slot.
     length:   rows of the cache that they attend to.
     capacity: rows of a slot.
+    keep:     states that are kept.
     """
     kept = np.arange(width)
     if all(piece.logits == "none" for piece in pieces):
         kept = kept[:0]
     elif len(pieces) == 1 and pieces[0].logits == "last":
         kept = kept[len(pieces[0].block) - 1 :][:1]
-    shape = StepShape(first, slots, width, length, len(kept), part)
+    shape = StepShape(first, slots, width, length, len(kept), part, keep)
     ids = np.zeros((slots, width), dtype=np.int64)
     lengths = np.full(slots, capacity - width, dtype=np.int64)
     positions = np.zeros((slots, width), dtype=np.int64)
@@ -113,4 +122,26 @@ def pack(
         positions[row, :n] = piece.length + np.array(piece.block.positions)
         seen = piece.block.visible
         visible[row, :n, :n] = np.tri(n, dtype=np.int64) if seen is None else seen
-    return shape.pack(ids=ids, positions=positions, lengths=lengths, visible=visible, kept=kept), shape
+    parts = {"ids": ids, "positions": positions, "lengths": lengths, "visible": visible, "kept": kept}
+    if keep != "none":
+        parts |= _states(pieces, first, slots, width, keep)
+    return shape.pack(**parts), shape
+
+
+def _states(
+    pieces: Sequence[Piece], first: int, slots: int, width: int, keep: Keep
+) -> dict[str, NDArray[np.int64]]:
+    """Return where each token's states are read and written (`StateStore.at`)."""
+    sources = np.full((slots, width), EMPTY, dtype=np.int64)
+    targets = np.full((slots, width), UNREAD, dtype=np.int64)
+    counts = np.zeros(slots, dtype=np.int64)
+    for piece in pieces:
+        row, n = piece.slot - first, len(piece.block)
+        counts[row] = n
+        if keep == "last":
+            sources[row, 0], targets[row, 0] = piece.base, piece.targets[0]
+            continue
+        parents = piece.block.parents() or ()
+        sources[row, :n] = [piece.targets[parent] if parent >= 0 else piece.base for parent in parents]
+        targets[row, :n] = piece.targets
+    return {"sources": sources, "targets": targets, "counts": counts}

@@ -3,16 +3,19 @@
 Each layer has one tensor [slots, heads, capacity, width] for keys and one for values; a sequence owns a slot.
 Rejected rows are overwritten later, so that discarding them costs nothing. Shapes and addresses stay the same
 between steps, as CUDA graphs and HPU graphs require. The class is a transformers `Cache`: any decoder of that
-library can write into it.
+library can write into it. Layers without keys and values have states (`states.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from specport.backends.torch.slots.states import ENTRIES, StateShape, StateStore
 from transformers.cache_utils import Cache
+
+from specport.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,22 +27,40 @@ SMALLEST = 512
 
 @dataclass(frozen=True)
 class Shape:
-    """Hold the sizes of one row of the cache: 2 * `heads` * `width` numbers in each layer.
+    """Hold the sizes of one row of the cache, and of the states of a slot.
 
-    query: width of the exit query that each row also holds (`early_exit.py`); 0 = none.
+    layers: (heads, width of a key, width of a value) of each layer that writes them, by the layer's number.
+    query:  width of the exit query that each row also holds (`early_exit.py`); 0 = none.
+    states: of layers without keys and values; each slot has `ENTRIES` of each.
     """
 
-    num_layers: int
-    heads: int
-    width: int
+    layers: dict[int, tuple[int, int, int]]
     dtype: Any  # torch.dtype
     device: str
     query: int = 0
+    states: tuple[StateShape, ...] = ()
 
     def nbytes(self, slots: int, capacity: int) -> int:
-        """Return the bytes of so many slots of so many rows."""
-        numbers = 2 * self.num_layers * self.heads * self.width + self.query
+        """Return the bytes of so many slots of so many rows, without states."""
+        numbers = sum(heads * (key + value) for heads, key, value in self.layers.values()) + self.query
         return int(slots * capacity * numbers * self.dtype.itemsize)
+
+    @property
+    def state_bytes(self) -> int:
+        """Return the bytes of the states of one slot."""
+        return ENTRIES * sum(state.nbytes for state in self.states)
+
+
+_KIND = "it has layers with states of a kind that cannot be rolled back (state spaces)"
+# Where transformers' layers look for their states.
+_FOREIGN = frozenset(("conv_states", "ssm_states", "recurrent_states", "conv_cache"))
+
+
+class _NoLayers(list[Any]):
+    """Stand for the parts of a transformers `Cache`, in which some layers look for their states."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ModelError(_KIND)
 
 
 def capacity_for(num_rows: int) -> int:
@@ -53,30 +74,42 @@ def capacity_for(num_rows: int) -> int:
 class SlotCache(Cache):  # type: ignore[misc]
     """Hold the tensors, and where the current step reads and writes in them.
 
-    `resize` replaces the tensors: graphs that were captured on the old ones must not be used again.
+    A cache without tensors notes the shapes that a step asks for (`noted`). `resize` replaces the tensors:
+    graphs that were captured on the old ones must not be used again.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, dtype: Any, device: str, query: int = 0) -> None:
         super().__init__(layers=[])
-        self.shape = shape
+        self.layers = _NoLayers()
+        self.shape = Shape({}, dtype, device, query)
+        self.states = StateStore()
         self.slots = self.capacity = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.queries: list[Tensor] = []  # one tensor [slots, 1, capacity, query] where there are any
+        self._places: dict[int, int] = {}  # of layers in `keys` and `values`
         self._first = self._size = self._length = 0
         self._index: Tensor | None = None
 
+    def noted(self) -> None:
+        """Take the shapes that the steps so far asked for as those of the cache."""
+        states = self.states.shapes
+        self.shape = replace(self.shape, states=tuple(states[i] for i in sorted(states)))
+        self._places = {layer: i for i, layer in enumerate(self.shape.layers)}
+
     def resize(self, slots: int, capacity: int) -> None:
         """Give the tensors another number of slots and rows; what both sizes hold stays where it is."""
-        shape, rows = self.shape, (slots, self.shape.heads, capacity, self.shape.width)
-        self._resize(self.keys, shape.num_layers, rows)
-        self._resize(self.values, shape.num_layers, rows)
-        self._resize(self.queries, 1 if shape.query else 0, (slots, 1, capacity, shape.query))
+        layers, query = self.shape.layers.values(), self.shape.query
+        self._resize(self.keys, [(slots, heads, capacity, width) for heads, width, _ in layers])
+        self._resize(self.values, [(slots, heads, capacity, width) for heads, _, width in layers])
+        self._resize(self.queries, [(slots, 1, capacity, query)] if query else [])
+        if slots != self.slots:
+            self.states.resize(slots, self.shape.device)
         self.slots, self.capacity = slots, capacity
 
-    def _resize(self, tensors: list[Tensor], count: int, size: tuple[int, ...]) -> None:
+    def _resize(self, tensors: list[Tensor], sizes: list[tuple[int, ...]]) -> None:
         """Replace the tensors one by one, so that the old ones are freed on the way."""
-        for i in range(count):
+        for i, size in enumerate(sizes):
             new = torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
             if i < len(tensors):
                 slots, capacity = min(size[0], tensors[i].shape[0]), min(size[2], tensors[i].shape[2])
@@ -102,7 +135,31 @@ class SlotCache(Cache):  # type: ignore[misc]
 
         Called by the attention of each layer.
         """
-        return self._write(self.keys[layer_idx], key), self._write(self.values[layer_idx], value)
+        if not self.keys:
+            self.shape.layers[layer_idx] = (key.shape[1], key.shape[3], value.shape[3])
+            return key, value
+        place = self._places[layer_idx]
+        return self._write(self.keys[place], key), self._write(self.values[place], value)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the rows attended to beside those of new tokens; some decoders size tables by it."""
+        return self._length - self._index.shape[1] if self._index is not None else 0
+
+    def has_previous_state(self, layer_idx: int | None = None) -> bool:
+        """Return True: no decoder has to mask the beginning of a text for its states."""
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise ModelError where a layer looks for states that are not in `states`."""
+        if name in _FOREIGN:
+            raise ModelError(_KIND)
+        raise AttributeError(name)
+
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__getattr__("conv_states")
+
+    def update_recurrent_state(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__getattr__("recurrent_states")
 
     def hold(self, queries: Tensor) -> None:
         """Keep the exit queries [slots, new, query] of the step's tokens at their rows."""

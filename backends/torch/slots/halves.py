@@ -29,10 +29,12 @@ def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[in
     """
     if not exit_layer:
         return {"whole": model}
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     if decoder not in [*model.children()]:
         raise ModelError(f"no early exit: {type(model).__name__} is no plain decoder with a head")
-    layers = decoder.layers
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        raise ModelError(f"no early exit: the layers of a {type(model).__name__} are not found")
     if not 0 < exit_layer < len(layers):
         raise ModelError(
             f"no early exit after layer {exit_layer}: the model has {len(layers)} layers",
@@ -51,9 +53,15 @@ def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[in
     return {"front": _cut(model, slice(exit_layer)), "back": _cut(model, slice(exit_layer, None))}
 
 
+def decoder_of(model: Any) -> Any:
+    """Return the part of a transformers model below its head."""
+    found = model.get_decoder()
+    return model.base_model if found is model else found
+
+
 def _cut(model: Any, which: slice) -> Any:
     """Return a model with some layers of another; all weights are shared."""
-    whole = model.get_decoder()
+    whole = decoder_of(model)
     decoder, cut = _shallow(whole), _shallow(model)
     decoder.layers = ModuleList(whole.layers[which])
     if getattr(whole.config, "layer_types", None):  # some decoders look up a layer's kind by its index

@@ -9,7 +9,7 @@ one graph on CUDA and Gaudi. `passes.py` chooses a step's shapes, `batch.py` lay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from specport.backends.torch.slots.chain import SlotChain
 from specport.backends.torch.slots.early_exit import SlotEarlyExit
 from specport.backends.torch.slots.passes import Passes
 from specport.backends.torch.slots.pool import SlotPool
+from specport.backends.torch.slots.rollback import Rollback
+from specport.backends.torch.slots.sequence import SlotSequence
 
 from specport.core.ports import (
     Block,
-    CachedSequence,
     Capabilities,
     CheckedModel,
     Refusal,
@@ -32,24 +33,6 @@ from specport.core.ports import (
     StepOutput,
 )
 from specport.errors import ContextFull
-
-
-@dataclass
-class SlotSequence(CachedSequence):
-    """Hold one sequence's slot.
-
-    closed:  whether the slot was given back.
-    drafted: tokens behind the committed ones whose exit queries are held.
-    """
-
-    slot: int
-    closed: bool = False
-    drafted: tuple[int, ...] = ()
-
-    def settle(self, length: int) -> None:
-        """Set the number of committed tokens; nothing is pending or drafted behind them."""
-        super().settle(length)
-        self.drafted = ()
 
 
 class SlotModel(CheckedModel[SlotSequence]):
@@ -86,12 +69,13 @@ class SlotModel(CheckedModel[SlotSequence]):
     ) -> None:
         self.cache, self.widths = cache, widths
         self.vocab_size, self.max_context = vocab_size, max_context
+        stateful = bool(cache.shape.states)
         self.capabilities = Capabilities(
-            visibility="any" if tree else "chain",
+            visibility=("tree" if stateful else "any") if tree else "chain",
             min_width=min(widths.decode, default=widths.least),
             batch=batch,
             exact=exact,
-            gather=True,
+            gather=not stateful,
             hidden_layers=hidden_layers,
             buckets=widths.decode,
         )
@@ -104,6 +88,9 @@ class SlotModel(CheckedModel[SlotSequence]):
         self.chain: SlotChain | None = None
         if chains:
             self.chain = SlotChain(chains, self.admit, self.passes, cache, widths, vocab_size)
+        self.rollback: Rollback | None = None
+        if stateful:
+            self.rollback = Rollback(cache.states, widths, cache.shape.device, self._read)
         spare = 2 * max([*widths.read, widths.most])
         self._pool = SlotPool(cache, spare, budget, self._reset, shrinks=not runner.captures)
 
@@ -120,7 +107,13 @@ class SlotModel(CheckedModel[SlotSequence]):
         new = SlotSequence(self._pool.take(length), length=length)
         rows = np.arange(self.passes.length(length))  # rows beyond `length` will be overwritten
         self._move(handle.slot, new.slot, rows, rows)
+        if self.rollback:
+            self.rollback.fork(handle, new)
         return new
+
+    def truncate_checked(self, handle: SlotSequence, length: int) -> None:
+        super().truncate_checked(handle, length)
+        handle.history.cut(length)
 
     def close(self, handle: SlotSequence) -> None:
         if not handle.closed:
@@ -130,6 +123,8 @@ class SlotModel(CheckedModel[SlotSequence]):
 
     def commit(self, handle: SlotSequence, nodes: Sequence[int]) -> None:
         kept = handle.pending.checked_nodes(nodes)
+        if self.rollback:
+            self.rollback.commit(handle, kept)
         if kept and kept[-1] != len(kept) - 1:
             # Padded to an allowed width; the added rows are copied onto themselves.
             rows = np.arange(self.widths.decoded(len(kept)))
@@ -145,7 +140,11 @@ class SlotModel(CheckedModel[SlotSequence]):
         before = 0.0
         if self.early_exit:
             before = self.early_exit.read([pieces[i] for i in handles], [h.drafted for h in handles.values()])
+        if self.rollback:
+            before = self.rollback.catch_up([*handles.values()])
         for i, handle in handles.items():
+            if self.rollback:
+                pieces[i] = self.rollback.placed(handle, pieces[i])
             handle.pending, handle.drafted = rows[i].block, ()
         output = self.passes.run(pieces, "back" if self.early_exit else "whole", refused)
         return replace(output, seconds=output.seconds + before, refused=refused)
@@ -164,11 +163,16 @@ class SlotModel(CheckedModel[SlotSequence]):
         rows = self._pool.reserve(needs.values())
         return refused | {i: "cache" for i, need in needs.items() if need > rows}
 
+    def _read(self, pieces: Sequence[Piece]) -> float:
+        return self.passes.run(pieces, "whole").seconds
+
     def _check(self, block: Block) -> None:
         if not len(block):
             raise ValueError("a row needs at least one token")
         if block.is_chain:
             return
+        if self.rollback and block.parents() is None:
+            raise ValueError(f"{len(block)} tokens that are no tree; this model steps chains and trees only")
         if not self.capabilities.tree:
             raise ValueError(f"{len(block)} tokens that are no chain; this model steps chains only")
         if len(block) > self.widths.most:

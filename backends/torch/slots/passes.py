@@ -14,6 +14,7 @@ from specport.backends.torch.runners import Output, Runner, timed
 from specport.backends.torch.slots.batch import Piece, Widths, pack, window
 from specport.backends.torch.slots.cache import SlotCache, capacity_for
 from specport.backends.torch.slots.halves import Part
+from specport.backends.torch.slots.states import Keep
 from specport.backends.torch.slots.step import StepShape
 
 from specport.core.ports import Array, Block, StepOutput, Wanted
@@ -73,17 +74,19 @@ class Passes:
         )
 
     def packed(
-        self, pieces: Sequence[Piece], part: Part, width: int, more: int = 0
+        self, pieces: Sequence[Piece], part: Part, width: int, more: int = 0, keep: Keep = "each"
     ) -> tuple[NDArray[np.int64], StepShape]:
         """Return the packed input and shape of a forward pass.
 
         more: number of rows to attend to beyond those that the new tokens need.
+        keep: states that are kept where the decoder has them.
         """
         total = self._cache.slots
         first, size = (0, total) if self._whole else window([piece.slot for piece in pieces], total)
         length = self.length(max(piece.length for piece in pieces) + width + more)
+        capacity, keep = self._cache.capacity, keep if self._cache.shape.states else "none"
         return pack(
-            pieces, part, first=first, slots=size, width=width, length=length, capacity=self._cache.capacity
+            pieces, part, first=first, slots=size, width=width, length=length, capacity=capacity, keep=keep
         )
 
     def length(self, rows: int) -> int:
@@ -109,12 +112,13 @@ class Passes:
 
     def _read(self, piece: Piece, part: Part) -> tuple[list[_Found], float]:
         """Run a long chain in consecutive parts."""
-        tokens, seconds, start = piece.block.tokens, 0.0, 0
+        tokens, seconds, start, base = piece.block.tokens, 0.0, 0, piece.base
         found: list[_Found] = []
-        for count, width in self._widths.pieces(len(tokens)):
-            block = Block.chain(tokens[start : start + count])
-            short = replace(piece, length=piece.length + start, block=block)
-            (logits, hidden), first, spent = self._forward([short], part, width)
+        for i, (count, width) in enumerate(self._widths.pieces(len(tokens))):
+            block, targets = Block.chain(tokens[start : start + count]), piece.targets[i : i + 1]
+            short = replace(piece, length=piece.length + start, block=block, base=base, targets=targets)
+            base = targets[0] if targets else base
+            (logits, hidden), first, spent = self._forward([short], part, width, "last")
             seconds += spent
             start += count
             if start < len(tokens):  # the part's last token is not the row's last token
@@ -127,9 +131,11 @@ class Passes:
         }
         return [(_joined([own for own, _ in found]), hidden)], seconds
 
-    def _forward(self, pieces: Sequence[Piece], part: Part, width: int) -> tuple[Output, int, float]:
+    def _forward(
+        self, pieces: Sequence[Piece], part: Part, width: int, keep: Keep = "each"
+    ) -> tuple[Output, int, float]:
         start = time.perf_counter()
-        packed, shape = self.packed(pieces, part, width)
+        packed, shape = self.packed(pieces, part, width, keep=keep)
         packing = time.perf_counter() - start
         output, spent = timed(self.runner, packed, shape, self._cache.shape.device)
         return output, shape.first, packing + spent

@@ -43,14 +43,15 @@ class SlotPool:
         slots = self._slots(new=True)
         capacity = self._capacity(slots, rows)
         if not capacity:
-            wanted = self._cache.shape.nbytes(slots, capacity_for(rows + self._spare))
+            shape = self._cache.shape
+            wanted = shape.nbytes(slots, capacity_for(rows + self._spare)) + slots * shape.state_bytes
             allowed = self._budget() or 0
             raise ContextFull(
                 f"the key/value cache would take {wanted / 1e9:.1f} GB, it may take {allowed / 1e9:.1f} GB",
                 "choose a smaller --max-context, or fewer texts at a time",
             )
         if slots > self._cache.slots:  # twice as many where memory permits: graphs are lost each time
-            most = self._allowed(self._cache.shape.nbytes(1, capacity))
+            most = self._allowed(self._cache.shape.nbytes(1, capacity) + self._cache.shape.state_bytes)
             slots = max(slots, min(2 * self._cache.slots, most))
         self._resize(slots, capacity)
         slot = self._free.pop()
@@ -81,7 +82,7 @@ class SlotPool:
     def most_rows(self, *, new: bool) -> int:
         """Return how many rows one sequence (new: one more) could have if no other grew; may be below 0."""
         slots = self._slots(new)
-        rows = self._allowed(self._cache.shape.nbytes(slots, 1)) // SMALLEST * SMALLEST
+        rows = self._most_capacity(slots)
         if slots == self._cache.slots:
             rows = max(rows, self._cache.capacity)
         elif rows < self._cache.capacity:
@@ -97,14 +98,19 @@ class SlotPool:
         present, needed = self._cache.capacity, rows + self._spare
         if slots == self._cache.slots and needed <= present:
             return present
-        allowed = self._allowed(self._cache.shape.nbytes(slots, 1)) // SMALLEST * SMALLEST
-        capacity = min(max(present, capacity_for(needed)), allowed)
+        capacity = min(max(present, capacity_for(needed)), self._most_capacity(slots))
         return capacity if capacity >= max(present, needed) else 0
 
-    def _allowed(self, nbytes: int) -> int:
-        """Return how many times so many bytes the cache may take."""
+    def _most_capacity(self, slots: int) -> int:
+        """Return the most rows that each of these slots may have."""
+        shape = self._cache.shape
+        rows = self._allowed(shape.nbytes(slots, 1), slots * shape.state_bytes)
+        return max(0, rows) // SMALLEST * SMALLEST
+
+    def _allowed(self, nbytes: int, taken: int = 0) -> int:
+        """Return how many times so many bytes the cache may take beside those that are taken."""
         budget = self._budget()
-        return sys.maxsize if budget is None else budget // nbytes
+        return sys.maxsize if budget is None else (budget - taken) // max(1, nbytes)
 
     def _resize(self, slots: int, capacity: int) -> None:
         if (slots, capacity) == (self._cache.slots, self._cache.capacity):

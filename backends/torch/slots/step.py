@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from specport.backends.torch.slots import alibi, linear
+from specport.backends.torch.slots.attention import forget_layouts
 from specport.backends.torch.slots.cache import SlotCache
-from specport.backends.torch.slots.halves import Part, split
+from specport.backends.torch.slots.halves import Part, decoder_of, split
+from specport.backends.torch.slots.states import Keep
+
+from specport.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTENTION = "specport"
-# On a CPU, torch computes the rows of a head in blocks of 32, each a matrix product. Products of fewer than
-# 16 rows round differently, so such a block is padded. From 192 rows on torch uses other blocks, so at most
-# 160 rows are passed at once.
-_BLOCK, _FEWEST, _MOST = 32, 16, 160
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, CHUNKED, FULL = "sliding_attention", "chunked_attention", "full_attention"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class StepShape:
     length: rows of the cache that they attend to, the new ones included.
     kept:   tokens of each slot whose logits are computed; with 0 the head does not run.
     part:   layers that run.
+    keep:   states that are kept, of a decoder that has them.
     """
 
     first: int
@@ -46,16 +47,19 @@ class StepShape:
     length: int
     kept: int
     part: Part = "whole"
+    keep: Keep = "none"
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """Return the sizes of the parts of the packed input, in order."""
         b, n = self.slots, self.new
+        states = {"sources": (b, n), "targets": (b, n), "counts": (b,)}
         return {
             "ids": (b, n),
             "positions": (b, n),
             "lengths": (b,),
             "visible": (b, n, n),
             "kept": (self.kept,),
+            **(states if self.keep != "none" else {}),
         }
 
     def pack(self, **parts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,12 +79,13 @@ class StepShape:
 
 
 class StepModule(torch.nn.Module):  # type: ignore[misc]
-    """Run a transformers decoder on a `SlotCache`.
+    """Run a transformers decoder on a `SlotCache`, which learns its shapes from a first step.
 
     hidden_layers: layers whose output is returned with the logits.
     exit_layer:    number of layers of the front; 0 = the decoder is not split.
+    trees:         False for a decoder whose tokens can only follow one another.
 
-    Raises ModelError where the decoder cannot be split there.
+    Raises ModelError where the decoder cannot run so, or cannot be split there.
     """
 
     def __init__(
@@ -88,17 +93,48 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.cache = cache
-        self.parts = split(model, cache, exit_layer, hidden_layers)
-        config = model.config
+        self.parts: dict[Part, Any] = {"whole": model}
+        config = model.config.get_text_config(decoder=True)
         self._vocab_size = model.get_output_embeddings().out_features
-        self._kinds = {*(getattr(config, "layer_types", None) or ())}
+        kinds = {*(getattr(config, "layer_types", None) or ())}
+        self._kinds = kinds & {SLIDING, CHUNKED, FULL} if kinds & {SLIDING, CHUNKED} else set()
         # Any configuration may have the entry; only classes that declare it have sliding layers.
         slides = "sliding_window" in signature(type(config).__init__).parameters
         self._window = (slides and config.sliding_window) or 0
-        self._groups = config.num_attention_heads // cache.shape.heads
+        self._chunk = getattr(config, "attention_chunk_size", None) or 0
+        self._takes = _takes(model)
         self._caught: dict[int, Tensor] = {}
+        self._where: Tensor | None = None  # [slots, length] positions of the rows that are attended to
+        self.trees = alibi.install(decoder_of(model), lambda: self._where)
+        linear.install(model, cache.states)
+        self._note()
+        if cache.shape.states and exit_layer:
+            raise ModelError("no early exit: the model has layers with states", "choose another draft")
+        self.parts = split(model, cache, exit_layer, hidden_layers)
+        layers = getattr(decoder_of(model), "layers", None)
+        if hidden_layers and layers is None:
+            raise ModelError(f"no hidden states: the layers of a {type(model).__name__} are not found")
         for layer in hidden_layers:
-            model.get_decoder().layers[layer].register_forward_hook(self._catch(layer))
+            layers[layer].register_forward_hook(self._catch(layer))
+
+    def _note(self) -> None:
+        """Run a step of two tokens, from which the cache learns its shapes."""
+        shape = StepShape(0, 1, 2, 2, 2, keep="each")
+        parts = {name: np.zeros(size, dtype=np.int64) for name, size in shape.sizes().items()}
+        packed = shape.pack(**{**parts, "positions": np.arange(2)[None], "visible": np.tri(2)[None]})
+        try:
+            with torch.inference_mode():
+                self(torch.from_numpy(packed).to(self.cache.shape.device, torch.int64), shape)
+        except ModelError:
+            raise
+        except Exception as error:  # any code of transformers may not be made for this cache
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            raise ModelError(
+                f"its layers do not run on this cache: {type(error).__name__}: {reason}"
+            ) from error
+        if not self.cache.shape.layers:
+            raise ModelError("no layer of it has keys and values")
+        self.cache.noted()
 
     def _catch(self, layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
@@ -112,7 +148,11 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         positions, lengths = parts["positions"], parts["lengths"]
         new = torch.arange(shape.new, device=packed.device)
         self.cache.at(shape.first, lengths[:, None] + new, shape.length)
+        if shape.keep != "none":
+            states = [parts[name] for name in ("sources", "targets", "counts")]
+            self.cache.states.at(shape.keep, shape.first, *states)
         self._caught.clear()
+        forget_layouts()
         model = self.parts[shape.part]
         inputs = {
             "input_ids": parts["ids"],
@@ -121,16 +161,22 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
             "past_key_values": self.cache,
             "use_cache": True,
             "cache_position": new,
+            "logits_to_keep": parts["kept"],
         }
         if shape.kept:
-            logits = model(**inputs, logits_to_keep=parts["kept"]).logits.float()
+            logits = model(**{name: inputs[name] for name in self._takes}).logits.float()
+            if "logits_to_keep" not in self._takes:
+                logits = logits.index_select(1, parts["kept"])
         else:
-            model.get_decoder()(**inputs)
+            names = self._takes - {"logits_to_keep"}
+            decoder_of(model)(**{name: inputs[name] for name in names})
             logits = torch.empty((shape.slots, 0, self._vocab_size), device=packed.device)
+        forget_layouts()
         return logits, dict(self._caught)
 
     def _masks(self, positions: Tensor, lengths: Tensor, visible: Tensor, length: int) -> Any:
-        """Return the additive attention mask: 0 where a token attends to a row of its slot, else -inf.
+        """Return the additive attention mask [slots, 1, new, length]: 0 where a token attends to a row of its
+        slot, else -inf.
 
         For models with several kinds of layers, return a dictionary by kind, as transformers expects it.
         """
@@ -140,49 +186,26 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         at = node.clamp(0, new - 1)
         own = visible.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
         seen = torch.where((node < 0)[:, None, :], True, own)
+        self._where = where = torch.where(node < 0, rows, positions.gather(1, at))
         masks = {FULL: seen}
         if self._window:
-            where = torch.where(node < 0, rows, positions.gather(1, at))  # a row's position in the text
             masks[SLIDING] = seen & (where[:, None, :] > positions[:, :, None] - self._window)
+        if self._chunk:
+            chunks = where.div(self._chunk, rounding_mode="floor")
+            own_chunk = positions.div(self._chunk, rounding_mode="floor")
+            masks[CHUNKED] = seen & (chunks[:, None, :] == own_chunk[:, :, None])
         dtype = self.cache.shape.dtype
         zero = torch.zeros((), dtype=dtype, device=positions.device)
-        added = {kind: self._laid_out(torch.where(mask, zero, -torch.inf)) for kind, mask in masks.items()}
+        added = {kind: torch.where(mask, zero, -torch.inf)[:, None] for kind, mask in masks.items()}
         if self._kinds:
             return {kind: added[kind] for kind in self._kinds}
         return added[SLIDING if self._window else FULL]
 
-    def _laid_out(self, mask: Tensor) -> Tensor:
-        """Return the mask [slots, new, length] as [slots, 1, rows, length], for `attention`, padded."""
-        mask = mask.repeat(1, self._groups, 1)
-        count = mask.shape[1]
-        if mask.device.type == "cpu" and 0 < (missing := _FEWEST - count % _BLOCK) < _FEWEST:
-            mask = torch.nn.functional.pad(mask, (0, 0, 0, missing))
-        return mask[:, None]
 
-
-def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
-) -> tuple[Tensor, None]:
-    """Compute grouped-query attention without copies of keys and values: a group's queries become rows.
-
-    query:          [slots, heads, new, width]
-    key, value:     [slots, kv heads, length, width]
-    attention_mask: [slots, 1, rows, length] from `StepModule`, with at least a row for each query of a group.
-    """
-    slots, heads, new, width = query.shape
-    count = heads // key.shape[1] * new
-    rows = query.reshape(slots, key.shape[1], count, width)
-    if missing := attention_mask.shape[2] - count:
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-    scale, most = options.get("scaling"), _MOST
-    if count <= most or query.device.type != "cpu":
-        out = _attend(rows, key, value, attention_mask, scale=scale)
-    else:
-        pieces = zip(rows.split(most, dim=2), attention_mask.split(most, dim=2), strict=True)
-        out = torch.cat([_attend(part, key, value, seen, scale=scale) for part, seen in pieces], dim=2)
-    if missing:
-        out = out[:, :, :count]
-    return out.reshape(slots, heads, new, value.shape[3]).transpose(1, 2), None
-
-
-_attend = torch.nn.functional.scaled_dot_product_attention
+def _takes(model: Any) -> set[str]:
+    """Return which inputs of a step a decoder takes. Raises ModelError where it takes no cache."""
+    names = {*signature(model.forward).parameters}
+    needed = {"input_ids", "attention_mask", "past_key_values"}
+    if not needed <= names:
+        raise ModelError(f"it takes no {' and no '.join(sorted(needed - names))}")
+    return (needed | {"position_ids", "use_cache", "cache_position", "logits_to_keep"}) & names

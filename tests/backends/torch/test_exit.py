@@ -24,7 +24,8 @@ pytest.importorskip("transformers")
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.runners import Eager  # noqa: E402
 from specport.backends.torch.slots.early_exit import SlotEarlyExit, unread  # noqa: E402
-from specport.backends.torch.slots.model import SlotModel, SlotSequence, piece_of  # noqa: E402
+from specport.backends.torch.slots.model import SlotModel, piece_of  # noqa: E402
+from specport.backends.torch.slots.sequence import SlotSequence  # noqa: E402
 from support import tiny_models  # noqa: E402
 
 pytestmark = pytest.mark.stack

@@ -1,0 +1,48 @@
+"""Make decoders of random weights from a configuration, for tests of architectures and of load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specport.errors import ModelError
+
+_GAIN = 1.3
+
+
+def build(configuration: Mapping[str, Any], seed: int = 0) -> Any:
+    """Return a transformers decoder in float32 with random weights, with eager attention.
+
+    Matrices keep the size of what they multiply, unlike those that training begins with: greedy text varies,
+    and what a token attends to matters.
+
+    configuration: the entries of a config.json, `model_type` among them.
+    Raises ModelError where the installed transformers does not have the architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    entries = {**configuration}
+    kind = entries.pop("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"the installed transformers has no decoder {kind!r}")
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **entries)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # gains, biases, decays
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+            else:
+                parameter.normal_(std=_GAIN * parameter.shape[-1] ** -0.5)
+        model.get_input_embeddings().weight.normal_()
+    return model
+
+
+def save(folder: Path, configuration: Mapping[str, Any], seed: int = 0) -> Any:
+    """Save what `build` returns as a Hugging Face folder without a tokenizer, and return it."""
+    model = build(configuration, seed)
+    model.save_pretrained(folder)
+    return model
