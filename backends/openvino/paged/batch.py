@@ -14,6 +14,12 @@ Inputs, for S segments that bring N tokens together:
     logits_indices [R]               tokens whose logits are wanted
     hidden_indices [H]               tokens whose hidden states are wanted
     token_type_ids [N] or [0]        1 at the tokens of segments that look ahead
+
+And for a graph with recurrent states (`states.py`):
+
+    la.block_indices, *_begins [S + 1]  each segment's state blocks: one to read, then those to write
+    la.cache_interval [S]            a state is written behind so many tokens each, and behind the last
+    la.past_lens [S]                 a multiple of that interval, 0 where there is no state yet
 """
 
 from __future__ import annotations
@@ -45,6 +51,7 @@ class Segment:
     positions: of each token in the text.
     bias:      u8 [n * n] which tokens see which; empty for a chain.
     ahead:     a token sees one behind it.
+    states:    state blocks: the one before the first token; then one for each token, or one for the last.
     """
 
     table: list[int]
@@ -54,6 +61,17 @@ class Segment:
     positions: Sequence[int]
     bias: NDArray[np.uint8] = field(default_factory=lambda: _NO_BIAS)
     ahead: bool = False
+    states: Sequence[int] = ()
+
+    @property
+    def interval(self) -> int:
+        """Tokens for each state that is written."""
+        return 1 if len(self.states) == 1 + len(self.tokens) else len(self.tokens)
+
+    def writes(self, read: int, written: Sequence[int], waste: int) -> None:
+        """Set the state blocks. written: for each token but padding, or for the last; waste: for padding."""
+        lone = len(written) == 1 < len(self.nodes)
+        self.states = (read, *written, *([] if lone else [waste] * (len(self.tokens) - len(written))))
 
     @property
     def end(self) -> int:
@@ -200,7 +218,15 @@ def _inputs(
     counts = [len(s.tokens) for s in segments]
     logits = [*logits, *logits] if pad_head and len(logits) == 1 else logits
     types = [s.ahead for s in segments for _ in s.tokens] if any(s.ahead for s in segments) else []
-    return {
+    states: Inputs = {}
+    if any(s.states for s in segments):
+        states = {
+            "la.block_indices": np.array([b for s in segments for b in s.states], dtype=np.int32),
+            "la.block_indices_begins": _begins([len(s.states) for s in segments]),
+            "la.past_lens": np.array([s.interval if s.past else 0 for s in segments], dtype=np.int32),
+            "la.cache_interval": np.array([s.interval for s in segments], dtype=np.int32),
+        }
+    return states | {
         "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
         "position_ids": np.array([p for s in segments for p in s.positions], dtype=np.int64),
         "past_lens": np.array([s.past for s in segments], dtype=np.int32),
@@ -224,9 +250,22 @@ def _cut(segment: Segment, widest: int) -> list[Segment]:
         return [segment]
     ends = [total * i // count for i in range(count + 1)]
     return [
-        replace(segment, past=segment.past + a, tokens=segment.tokens[a:b], positions=segment.positions[a:b])
+        replace(
+            segment,
+            past=segment.past + a,
+            tokens=segment.tokens[a:b],
+            positions=segment.positions[a:b],
+            states=_states(segment, a, b),
+        )
         for a, b in pairwise(ends)
     ]
+
+
+def _states(segment: Segment, start: int, stop: int) -> Sequence[int]:
+    """Return the state blocks for a piece of a segment; the block of its end serves between pieces."""
+    if segment.interval == 1:
+        return segment.states[start : stop + 1]
+    return [segment.states[-1] if start else segment.states[0], *segment.states[1:]]
 
 
 def _begins(counts: Sequence[int]) -> NDArray[np.int32]:
