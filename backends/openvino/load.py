@@ -204,7 +204,7 @@ def _check_recurrent(files: ModelFiles, options: LoadOptions) -> None:
     """Raise ModelError where a model with recurrent states is to do what it cannot."""
     if options.profile.buckets:
         raise ModelError(
-            f"{files.name} has recurrent layers, which have no form with fixed shapes for {options.profile.name}",
+            f"{files.name} has recurrent layers, which have no fixed shapes for {options.profile.name}",
             "choose another --device, such as the CPU",
         )
     if options.exit_layer:

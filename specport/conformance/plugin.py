@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--specport-tiny",
         metavar="KIND",
         default="llama",
-        help="of the suite's own model: llama, qwen3.5, lfm2",
+        help="of the own model: llama, qwen3.5 or lfm2",
     )
     group.addoption(
         "--specport-draft", metavar="MODEL", help="default: the tiny model's own, or the model itself"

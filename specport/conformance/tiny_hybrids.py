@@ -1,7 +1,7 @@
 """Tiny models with recurrent layers beside attention, for `tiny.py`: of Qwen3.5's and of LFM2's kind.
 
-Their layers take turns. The state of a recurrent layer fades slowly enough that a token far back matters, or a
-wrong state would go unnoticed.
+Their layers take turns. The state of a recurrent layer fades slowly enough that a token far back matters,
+or a wrong state would go unnoticed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ Weights = dict[str, NDArray[np.float32]]
 LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 4, 64, 128, 4, 2, 16
 KEY_HEADS, VALUE_HEADS, STATE = 2, 4, 16  # of linear attention; a head's state is [STATE, STATE]
 _SHAPE = {
-    "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS, "tie_word_embeddings": False, "torch_dtype": "float32",
+    "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "tie_word_embeddings": False,
+    "torch_dtype": "float32",
 }  # fmt: skip
 
 
 def qwen3_5() -> dict[str, Any]:
-    """Return the config: gated delta nets (arXiv 2412.06464) behind convolutions over 4 tokens, and attention."""
+    """Return the config: gated delta nets (arXiv 2412.06464) with convolutions over 4 tokens."""
     return _SHAPE | {
         "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "head_dim": HEAD_DIM,
         "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2), "rms_norm_eps": 1e-6,

@@ -1,9 +1,10 @@
 """Recurrent states of a hybrid model: which of them are kept, shared and dropped. Runs no graph.
 
-What linear attention and short convolutions know of a text is one state of fixed size, which cannot be cut back
-by a token. OpenVINO's paged operators read the state before a step from one block and write states behind the
-step's tokens to others, so that going back is choosing a block. A block holds the state of all layers behind
-one token, and is not written again while anybody has it: sequences with a common beginning share it.
+What linear attention and short convolutions know of a text is one state of fixed size, which cannot be cut
+back by a token. OpenVINO's paged operators read the state before a step from one block and write states
+behind the step's tokens to others, so that going back is choosing a block. A block holds the state of all
+layers behind one token, and is not written again while anybody has it: sequences with a common beginning
+share it.
 
 A state can always be computed again from the tokens, so the states behind a sequence's last one are spare:
 they are dropped where room is needed, oldest first.

@@ -1,0 +1,230 @@
+"""Hybrid models: parity with transformers at every width, rollback to any token, trees, forks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from specport.conformance.steps import Probe
+from specport.core.block import Block
+from specport.core.ports import CacheHandle, Row
+from specport.core.tree import TokenTree
+from specport.errors import ModelError
+from specport.models.source import ModelFiles
+from specport.runtime.profiles import load_profile
+from specport.runtime.registry import LoadOptions
+
+ov = pytest.importorskip("openvino")
+
+from specport.backends.openvino.load import load  # noqa: E402
+from specport.backends.openvino.paged.hybrid import HybridModel  # noqa: E402
+from support import hybrids  # noqa: E402
+
+LENGTH = 72
+IDS = [int(i) for i in np.random.default_rng(5).integers(3, 250, 400)]
+Logits = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module", params=hybrids.KINDS)
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFiles]:
+    root = tmp_path_factory.mktemp("hybrid")
+    with hybrids.exported(root, request.param) as (target, _):
+        yield target
+
+
+@pytest.fixture(scope="module")
+def source(files: ModelFiles, request: pytest.FixtureRequest) -> Path:
+    return next(files.folder.parents[1].parent.glob("*/tiny"))
+
+
+def loaded(files: ModelFiles, **options: object) -> HybridModel:
+    model = load(files, LoadOptions(load_profile("xeon"), **options)).model  # type: ignore[arg-type]
+    assert isinstance(model, HybridModel)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(files: ModelFiles) -> HybridModel:
+    return loaded(files)
+
+
+@pytest.fixture(scope="module")
+def probe(model: HybridModel) -> Probe:
+    assert model.capabilities.exact
+    return Probe(model)
+
+
+@pytest.fixture(scope="module")
+def reference(source: Path) -> Logits:
+    """[LENGTH, vocab] logits of transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        found: Logits = model(torch.tensor([IDS[:LENGTH]])).logits[0].numpy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(probe: Probe) -> Logits:
+    """[len(IDS), vocab] logits of one step."""
+    handle = probe.model.open()
+    logits = probe.feed(handle, [IDS])
+    probe.model.close(handle)
+    return logits
+
+
+@pytest.mark.parametrize("width", range(1, 25))
+def test_logits_are_those_of_transformers_at_every_width(probe: Probe, reference: Logits, width: int) -> None:
+    handle = probe.model.open()
+    found = probe.feed(handle, [IDS[i : min(i + width, LENGTH)] for i in range(0, LENGTH, width)])
+    probe.model.close(handle)
+    assert np.abs(found - reference).max() < 1e-3 * reference.std()
+
+
+def test_sequences_in_a_step_have_their_own_positions(probe: Probe, reference: Logits) -> None:
+    """Ragged ones, at different lengths, each behind another past."""
+    model, pasts = probe.model, (0, 5, 33, 60)
+    handles = [probe.opened(IDS[:past]) for past in pasts]
+    counts = (3, 1, 24, 12)
+    rows = [Row(h, Block.chain(IDS[p : p + n])) for h, p, n in zip(handles, pasts, counts, strict=True)]
+    for past, count, logits in zip(pasts, counts, probe.step(*rows), strict=True):
+        assert np.abs(logits - reference[past : past + count]).max() < 1e-3 * reference.std()
+    for handle in handles:
+        model.close(handle)
+
+
+@pytest.mark.parametrize("drafted", [1, 2, 7, 24])
+def test_going_back_to_every_token(probe: Probe, whole: Logits, drafted: int) -> None:
+    """A step's tokens are right up to somewhere, and wrong from there: nothing of them may stay."""
+    handle = probe.opened(IDS[:9])
+    for kept in [*range(drafted + 1), 0, drafted]:
+        start = handle.length
+        wrong = [(token + 1) % 250 for token in IDS[start + kept : start + drafted]]
+        (logits,) = probe.step(Row(handle, Block.chain([*IDS[start : start + kept], *wrong])))
+        probe.check(logits[:kept], whole[start : start + kept])
+        probe.model.commit(handle, range(kept))
+        if handle.length > 300:
+            probe.model.truncate(handle, 9 + kept)
+    start = handle.length
+    probe.check(probe.feed(handle, [IDS[start : start + 5]]), whole[start : start + 5])
+    probe.model.close(handle)
+
+
+def test_a_verify_step_leaves_nothing_to_compute_again(model: HybridModel, probe: Probe) -> None:
+    handle = probe.opened(IDS[:40])
+    for kept in (1, 3, 8):
+        probe.step(Row(handle, Block.chain(IDS[:8])))
+        model.commit(handle, range(kept))
+        assert handle.history.known == handle.length  # type: ignore[attr-defined]
+    tree = TokenTree((5, 6, 7, 8, 9), (-1, 0, 0, 2, 2)).as_block()
+    for path in ([0], [0, 1], [0, 2, 3], [0, 2, 4]):
+        used = model.states.num_used
+        probe.step(Row(handle, tree))
+        assert model.states.num_used == used + len(tree)  # one for each node, however many paths it is on
+        model.commit(handle, path)
+        assert handle.history.known == handle.length  # type: ignore[attr-defined]
+    model.close(handle)
+
+
+class Texts:
+    """Three sequences of a model and the texts that they should hold."""
+
+    def __init__(self, model: HybridModel, plain: HybridModel, seed: int) -> None:
+        self.model, self.probe, self.plain = model, Probe(model), Probe(plain)
+        self.rng = np.random.default_rng(seed)
+        self.handles: list[CacheHandle] = [model.open() for _ in range(3)]
+        self.texts: list[list[int]] = [[], [], []]
+        self.num_refused = 0
+
+    def step(self) -> None:
+        """Step some of them with chains and trees, and keep some path."""
+        rows, plans = [], []
+        for i, handle in enumerate(self.handles):
+            if self.rng.random() < 0.3 or len(self.texts[i]) > 150:
+                continue
+            truth = [int(token) for token in self.rng.integers(3, 250, self.rng.integers(1, 9))]
+            block, path, kind = Block.chain(truth), [*range(len(truth))], self.rng.random()
+            if kind < 0.4:
+                tree, path = self.probe.random_tree(self.rng, truth, 10)
+                block = tree.as_block()
+            rows.append(Row(handle, block, logits="all" if kind < 0.8 else "last"))
+            plans.append((i, path[: self.rng.integers(len(path) + 1)]))
+        output = self.model.step(rows)
+        self.num_refused += len(output.refused)
+        for number, (i, path) in enumerate(plans):
+            if number not in output.refused:
+                self.model.commit(self.handles[i], path)
+                self.texts[i] += [rows[number].block.tokens[node] for node in path]
+
+    def change(self) -> None:
+        """Cut one, replace one by a fork of another, step one in vain, or do nothing."""
+        i = int(self.rng.integers(3))
+        length, action = int(self.rng.integers(len(self.texts[i]) + 1)), self.rng.random()
+        if action < 0.3:
+            self.model.truncate(self.handles[i], length)
+            self.texts[i] = self.texts[i][:length]
+        elif action < 0.5:
+            self.model.close(self.handles[i - 1])
+            self.handles[i - 1] = self.model.fork(self.handles[i], length)
+            self.texts[i - 1] = self.texts[i][:length]
+        elif action < 0.6:
+            self.model.step([Row(self.handles[i], Block.chain(IDS[:4]))])
+
+    def check(self, i: int) -> None:
+        """Compare what follows a text with a model that has read it in one step."""
+        output = self.model.step([Row(self.handles[i], Block.chain([11, 12]))])
+        self.num_refused += len(output.refused)
+        if not output.refused:
+            (found,) = self.probe.split(output)
+            fresh = self.plain.opened(self.texts[i])
+            (expected,) = self.plain.step(Row(fresh, Block.chain([11, 12])))
+            self.plain.model.close(fresh)
+            self.probe.check(found, expected)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_use(files: ModelFiles, model: HybridModel, seed: int, bounded: bool) -> None:
+    """Chains, trees, commits, cuts, forks and closings of several sequences in shared steps.
+
+    bounded: with so few states that some steps keep none of them, or are refused.
+    """
+    used = loaded(files, cache_bytes=2 * model.states.bytes_for(12)) if bounded else loaded(files)
+    assert (used.states.max_blocks == 12) is bounded
+    texts = Texts(used, model, seed)
+    for number in range(60):
+        texts.step()
+        texts.change()
+        if number % 4 == 0:
+            texts.check(number % 3)
+    for i, handle in enumerate(texts.handles):
+        texts.check(i)
+        used.close(handle)
+    assert used.states.num_used == used.cache.num_used_blocks == 0
+    assert texts.num_refused == 0 or bounded
+
+
+def test_the_memory_of_states_counts(files: ModelFiles, model: HybridModel) -> None:
+    budget = 40 * model.states.bytes_for(1) + 40 * model.cache.bytes_for(1)
+    small = loaded(files, cache_bytes=budget)
+    total = small.states.bytes_for(small.states.max_blocks) + small.cache.bytes_for(small.cache.max_blocks)
+    assert budget // 2 < total <= budget
+
+
+@pytest.mark.parametrize(
+    ("profile", "options"),
+    [("core-ultra-npu-emulated", {}), ("xeon", {"exit_layer": 1})],
+    ids=["fixed shapes", "early exit"],
+)
+def test_what_hybrids_cannot_do_is_said_in_one_line(
+    files: ModelFiles, profile: str, options: dict[str, int]
+) -> None:
+    with pytest.raises(ModelError, match="recurrent layers") as error:
+        load(files, LoadOptions(load_profile(profile), **options))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
