@@ -5,8 +5,8 @@
 Without --model the model is of Qwen3.5's kind with random weights, about 100 million: 9 layers of gated delta
 nets and 3 of attention, made and converted below --work, which keeps it. For each width: the step with a
 state behind every token, which can be rolled back to any of them, and the step with one state behind the
-last; in turns, with the same tokens and the same logits. And what going back to the middle costs without those states:
-the step that follows computes them first. Times are medians in ms, of the runtime and our own code.
+last; in turns, with the same tokens and the same logits. And what going back to the middle costs without
+those states: the step that follows computes them first. Times are medians in ms, of runtime and own code.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from specport.runtime.registry import LoadOptions
 ov = pytest.importorskip("openvino")
 
 from specport.backends.openvino.load import load  # noqa: E402
+from specport.backends.openvino.paged import hybrid  # noqa: E402
 from specport.backends.openvino.paged.hybrid import HybridModel  # noqa: E402
 from support import hybrids  # noqa: E402
 
@@ -190,12 +191,16 @@ class Texts:
 
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_random_use(files: ModelFiles, model: HybridModel, seed: int, bounded: bool) -> None:
+def test_random_use(
+    files: ModelFiles, model: HybridModel, seed: int, bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chains, trees, commits, cuts, forks and closings of several sequences in shared steps.
 
     bounded: with so few states that some steps keep none of them, or are refused.
     """
-    used = loaded(files, cache_bytes=2 * model.states.bytes_for(12)) if bounded else loaded(files)
+    if bounded:
+        monkeypatch.setattr(hybrid, "_MOST_STATES", 12)
+    used = loaded(files)
     assert (used.states.max_blocks == 12) is bounded
     texts = Texts(used, model, seed)
     for number in range(60):
