@@ -49,9 +49,7 @@ def _feed_positions(model: ov.Model) -> None:
             continue
         product = next((node for node in _above(turned) if _counted(node)), None)
         if product is None:
-            raise ModelError(
-                "this architecture has no paged form: its tokens' positions were not found"
-            )
+            raise ModelError("this architecture has no paged form: its tokens' positions were not found")
         for port in product.inputs():
             if _is_counted(port.get_source_output()):
                 shape = [1] * (len(port.get_partial_shape()) - 3) + [-1, 1, 1]

@@ -136,7 +136,7 @@ class BlockCache:
         Where only new tokens are written that is at most the part-filled one.
         """
         places = range(start // BLOCK_SIZE, min(len(table), -(-end // BLOCK_SIZE)))
-        return [i for i in places if self._pool.is_shared(table[i])]
+        return [i for i in places if self._pool.num_users(table[i]) > 1]
 
     def _provide(self, count: int) -> None:
         """Grow until so many blocks are free. Raises ContextFull."""

@@ -121,8 +121,8 @@ class BlockPool:
         """Count one more user of a block."""
         self._users[block] += 1
 
-    def is_shared(self, block: int) -> bool:
-        return self._users[block] > 1
+    def num_users(self, block: int) -> int:
+        return self._users[block]
 
     def give_back(self, block: int) -> bool:
         """Count one user less; return whether the block is free now."""

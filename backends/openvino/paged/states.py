@@ -12,6 +12,7 @@ they are dropped where room is needed, oldest first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -90,11 +91,12 @@ class StateCache:
 
     def has_room(self) -> bool:
         """Return whether one more sequence could have a state, while each that has one takes another."""
-        spare = sum(not self._pool.is_shared(mark.block) for mark in self._spare)
-        return self._usable and self._pool.num_left + spare > len(self._holders)
+        return self._usable and self._num_left() > len(self._holders)
 
     def take(self, count: int) -> list[int]:
         """Return so many blocks; none where there are not so many. Spare states are dropped for them."""
+        if count > self._num_left():
+            return []
         while not self._pool.provide(count):
             if not self._drop_spare():
                 return []
@@ -143,17 +145,24 @@ class StateCache:
     def _thinned(self, marks: Sequence[Mark]) -> list[Mark]:
         """Return the states to keep: the last, the recent, and fewer the further back.
 
-        Distances from the end fall into groups that double in width; of each group the state furthest back
-        is kept. So going back by n tokens computes about as many again at most, and a text has few states.
+        Each is at most twice as far back as the next. So going back by n tokens computes fewer than n again, or
+        _NEAR, and the number of states grows with the logarithm of the text's length.
         """
-        end, groups, kept = marks[-1].length, set[int](), list[Mark]()
-        for mark in marks:
-            distance = end - mark.length
-            group = (distance // _NEAR).bit_length()
-            if group not in groups or distance < self._recent:
-                kept.append(mark)
-            groups.add(group)
+        end = marks[-1].length
+        first = next(i for i, mark in enumerate(marks) if end - mark.length < self._recent)
+        older, kept = list(marks[:first]), list(marks[first:])
+        while older:
+            reach = max(_NEAR, 2 * (end - kept[0].length))
+            within = (i for i, mark in enumerate(older) if end - mark.length <= reach)
+            nearest = next(within, len(older) - 1)
+            kept.insert(0, older[nearest])
+            del older[nearest:]
         return kept
+
+    def _num_left(self) -> int:
+        """Return the number of blocks that are free, could be added, or are spare to all their users."""
+        spare = Counter(mark.block for mark in self._spare)
+        return self._pool.num_left + sum(n == self._pool.num_users(block) for block, n in spare.items())
 
     def _drop_spare(self) -> bool:
         """Drop spare states until a block is free; return False where there is none."""
