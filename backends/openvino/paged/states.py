@@ -145,8 +145,8 @@ class StateCache:
     def _thinned(self, marks: Sequence[Mark]) -> list[Mark]:
         """Return the states to keep: the last, the recent, and fewer the further back.
 
-        Each is at most twice as far back as the next. So going back by n tokens computes fewer than n again, or
-        _NEAR, and the number of states grows with the logarithm of the text's length.
+        Each is at most twice as far back as the next. So going back by n tokens computes fewer than n again,
+        or _NEAR, and the number of states grows with the logarithm of the text's length.
         """
         end = marks[-1].length
         first = next(i for i, mark in enumerate(marks) if end - mark.length < self._recent)
