@@ -52,9 +52,20 @@ def _feed_positions(model: ov.Model) -> None:
             raise ModelError("this architecture has no paged form: its tokens' positions were not found")
         for port in product.inputs():
             if _is_counted(port.get_source_output()):
-                shape = [1] * (len(port.get_partial_shape()) - 3) + [-1, 1, 1]
-                own = ops.reshape(positions, ops.constant(np.array(shape, np.int64)), special_zero=False)
-                port.replace_source_output(ops.convert(own, port.get_element_type()).output(0))
+                port.replace_source_output(_own_positions(positions, port))
+
+
+def _own_positions(positions: ov.Output, port: ov.Input) -> ov.Output:
+    """Return positions [tokens] in the form that `port` takes: [..., tokens, 1, 1].
+
+    Before the last three axes may be one of fixed length: Qwen3.5 has positions in time, height and width,
+    which are the same in a text.
+    """
+    *axes, _, _, _ = port.get_partial_shape()
+    shape = ops.constant(np.array([*(1 for _ in axes), -1, 1, 1], np.int64))
+    repeats = ops.constant(np.array([*(axis.get_length() for axis in axes), 1, 1, 1], np.int64))
+    own = ops.tile(ops.reshape(positions, shape, special_zero=False), repeats)
+    return ops.convert(own, port.get_element_type()).output(0)
 
 
 def _counted(node: ov.Node) -> bool:
