@@ -119,11 +119,11 @@ class HybridModel(PagedModel):
 
         Raises ContextFull for a part of a prompt where not even its end can be kept.
         """
-        last = len(row.block) - 1
-        if row.logits == "all" and last < _WIDEST and (blocks := self.states.take(last + 1)):
+        last, verifies = len(row.block) - 1, row.logits == "all" or not row.block.is_chain
+        if verifies and last < _WIDEST and (blocks := self.states.take(last + 1)):
             return dict(enumerate(blocks))
         blocks = self.states.take(1) if row.block.is_chain else []
-        if not blocks and row.logits != "all":
+        if not blocks and not verifies:
             raise ContextFull("there is no room for one more state")
         return {last: blocks[0]} if blocks else {}
 
