@@ -263,7 +263,7 @@ def _cut(segment: Segment, widest: int) -> list[Segment]:
 
 def _states(segment: Segment, start: int, stop: int) -> Sequence[int]:
     """Return the state blocks for a piece of a segment; the block of its end serves between pieces."""
-    if segment.interval == 1:
+    if segment.interval == 1 or not segment.states:
         return segment.states[start : stop + 1]
     return [segment.states[-1] if start else segment.states[0], *segment.states[1:]]
 
