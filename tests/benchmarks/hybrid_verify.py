@@ -125,8 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _, loaded = loader.target(str(spec), options.precision, not options.fast)
     model = loaded.model
     assert isinstance(model, HybridModel), "this model is no hybrid"
-    size = model.states.nbytes / max(1, model.states.max_blocks)
-    print(f"{cpu_name()}, {loader.profile.name}; a state takes at most {size / 1e6:.2f} MB")
+    print(f"{cpu_name()}, {loader.profile.name}; a state takes {model.states.bytes_for(1) / 1e6:.2f} MB")
     found = {num: measured(model, options.context, num, options.rounds) for num in options.draft_tokens}
     for line in report(found):
         print(line)

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from specport.conformance.steps import Probe
 from specport.core.block import Block
+from specport.core.engine import Engine
 from specport.core.ports import Row
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation, KeptCache
 from specport.core.tree import TokenTree
 from specport.errors import ModelError
 from specport.models.source import ModelFiles
@@ -158,6 +161,25 @@ def test_random_use(
         used.close(handle)
     assert used.states.num_used == used.cache.num_used_blocks == 0
     assert texts.num_refused == 0 or bounded
+
+
+@pytest.mark.parametrize("rewritten", [0, 3, 30])
+def test_a_later_turn_goes_on_from_what_was_kept(model: HybridModel, rewritten: int) -> None:
+    """Also where a chat template writes the end of the last answer in another way."""
+    kept, prompt = KeptCache(), IDS[:90]
+    texts = []
+    for cache in (kept, None):
+        first = Generation(prompt[:], SamplingParams(), 40, kept=cache)
+        for _ in Engine(model).run([first]):
+            pass
+        again = [*first.tokens[: len(first.tokens) - rewritten], *IDS[200:220]]
+        second = Generation(again, SamplingParams(), 12, kept=cache)
+        for _ in Engine(model).run([second]):
+            pass
+        texts.append(second.tokens)
+    assert texts[0] == texts[1]
+    assert kept.handle is not None
+    model.close(kept.handle)
 
 
 def test_the_memory_of_states_counts(files: ModelFiles, model: HybridModel) -> None:
