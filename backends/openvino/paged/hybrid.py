@@ -1,8 +1,8 @@
 """A paged model with recurrent states beside its key/value cache: linear attention, short convolutions.
 
 A step that verifies writes a state a token, so that any of them can be kept; a prompt's step writes the one
-at its end. Where a sequence has no state at its own length - it went back to a token between two states, or
-there was no room for states - the tokens in between are computed once more before its next step.
+at its end. Where a sequence has no state at its own length, since it went back to a token between two states
+or there was no room for one, the tokens in between are computed once more before its next step.
 `states.py` decides which states are kept; the paths of a tree begin with the same one.
 """
 
@@ -24,7 +24,7 @@ from specport.errors import ContextFull
 _MOST_STATES = 1024  # what a model with small states ends at: 64 texts with 16 states each
 _SHARE = 0.5  # of the cache's memory, at most, for states
 _RECENT = 32  # tokens that a draft may take back at once
-_WIDEST = 64  # tokens; a wider step is a prompt's, whatever its logits are for
+_WIDEST = 64  # tokens; a wider chain is a prompt's, whatever its logits are for
 
 
 @dataclass
@@ -103,9 +103,10 @@ class HybridModel(PagedModel):
         handle = self._of(row.handle)
         if handle.history.known != handle.length:  # there was no room to compute its state
             raise ContextFull("there is no room for one more state")
-        handle.written = self._blocks(row)  # `_drop` gives them back where what follows fails
+        # A step that verifies writes a state behind each token, a prompt's the one at its end.
+        each = not row.block.is_chain or (row.logits == "all" and len(row.block) <= _WIDEST)
+        handle.written = self._blocks(row, each)  # `_drop` gives them back where what follows fails
         segments = super()._segments(row, parents)
-        each = len(handle.written) == len(row.block)
         seen: set[int] = set()
         for segment in segments:
             # Paths share their first nodes: the state behind such a node is the first path's.
@@ -114,18 +115,18 @@ class HybridModel(PagedModel):
             seen.update(segment.nodes)
         return segments
 
-    def _blocks(self, row: Row) -> dict[int, int]:
-        """Return blocks for the states behind the tokens of a row: behind each, the last or none of them.
+    def _blocks(self, row: Row, each: bool) -> dict[int, int]:
+        """Return blocks for the states behind the tokens of a row: behind the first ones, or the last.
 
-        Raises ContextFull for a part of a prompt where not even its end can be kept.
+        each: behind as many as there is room for. Raises ContextFull where the last cannot be kept either.
         """
-        last, verifies = len(row.block) - 1, row.logits == "all" or not row.block.is_chain
-        if verifies and last < _WIDEST and (blocks := self.states.take(last + 1)):
-            return dict(enumerate(blocks))
-        blocks = self.states.take(1) if row.block.is_chain else []
-        if not blocks and not verifies:
+        if each:
+            count = max(1, min(len(row.block), self.states.num_extra))
+            return dict(enumerate(self.states.take(count)))
+        blocks = self.states.take(1)
+        if not blocks:
             raise ContextFull("there is no room for one more state")
-        return {last: blocks[0]} if blocks else {}
+        return {len(row.block) - 1: blocks[0]}
 
     def _catch_up(self, handles: Sequence[HybridSequence]) -> float:
         """Compute the states at the sequences' own lengths where there are none; return the seconds.

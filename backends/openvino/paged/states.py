@@ -91,7 +91,12 @@ class StateCache:
 
     def has_room(self) -> bool:
         """Return whether one more sequence could have a state, while each that has one takes another."""
-        return self._usable and self._num_left() > len(self._holders)
+        return self._usable and self.num_extra >= 0
+
+    @property
+    def num_extra(self) -> int:
+        """Return the number of blocks that are left after one more for each sequence, and one for another."""
+        return self._num_left() - len(self._holders) - 1
 
     def take(self, count: int) -> list[int]:
         """Return so many blocks; none where there are not so many. Spare states are dropped for them."""

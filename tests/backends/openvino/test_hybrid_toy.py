@@ -92,6 +92,22 @@ def test_a_tree_writes_a_state_for_each_node() -> None:
         assert model.states.num_used == used
 
 
+def test_a_step_keeps_the_states_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its first tokens; one block stays for each sequence and one for another."""
+    monkeypatch.setattr(hybrid, "_MOST_STATES", 10)
+    request, model = toy()
+    handle = text(model, 20)
+    probe = Probe(model)
+    probe.step(Row(handle, Block.chain(IDS[20:30])))
+    assert model.states.num_used == 1 + 5  # of 8: the text's own, one for it, one for another
+    model.commit(handle, range(7))
+    before = request.num_tokens
+    (found,) = probe.step(Row(handle, Block.chain(IDS[27:30])))
+    assert request.num_tokens - before == 3 + 2  # the two tokens behind the last state that was kept
+    fresh = probe.opened(IDS[:27])
+    probe.check(found, probe.step(Row(fresh, Block.chain(IDS[27:30])))[0])
+
+
 def test_seconds_of_what_is_computed_again_count() -> None:
     _, model = toy()
     handle = text(model, 40)
