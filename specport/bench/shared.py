@@ -29,8 +29,9 @@ DRAFT = "draft"  # the name of the --draft model in a method
 class Shared:
     """Hold the loaded models that specport's own methods share.
 
-    draft:   the model that the name `draft` means in a method. others: more such names, with their models.
-    longest: most tokens of a prompt plus its answer.
+    draft:     the model that the name `draft` means in a method. others: more such names, with their models.
+    longest:   most tokens of a prompt plus its answer.
+    automatic: the drafters that `auto` means in a method.
     """
 
     loader: Loader
@@ -42,6 +43,7 @@ class Shared:
     longest: int
     retrieval: Retrieval
     exact: bool
+    automatic: DraftSpec = field(default_factory=DraftSpec)
     others: Mapping[str, str] = field(default_factory=dict)
     draft_name: str | None = None
     _drafts: dict[str, tuple[DraftModel, ModelFiles]] = field(default_factory=dict)
@@ -62,6 +64,9 @@ class Shared:
     def own(self, name: str) -> Method:
         spec = parse(name)
         draft = parse_draft(spec.draft)
+        if draft.auto:
+            draft = DraftSpec(self.automatic.parts)
+            spec = replace(spec, draft=str(draft))
         if spec.drafting.policy == CLASSIFIER:
             if not draft.models:
                 raise InvalidInput(
@@ -116,9 +121,9 @@ class Shared:
         return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
 
     def load_draft(self, spec: str) -> DraftModel:
-        if spec != DRAFT and spec not in self.others:
+        if spec != DRAFT and spec not in (*self.others, *self.automatic.models):
             raise InvalidInput(
-                f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
+                f"unknown drafter {spec!r}", "use auto, ngram, suffix, or draft for the model of --draft"
             )
         model, _ = self._draft_model(spec)
         return replace(
@@ -127,7 +132,7 @@ class Shared:
 
     def _draft_model(self, name: str) -> tuple[DraftModel, ModelFiles]:
         if name not in self._drafts:
-            model = self.draft if name == DRAFT else self.others[name]
+            model = self.draft if name == DRAFT else self.others.get(name, name)
             assert model is not None  # called only by methods that need it
             found, loaded = self.loader.draft(
                 model, self.draft_precision, self.files, self.tokenizer, self.target

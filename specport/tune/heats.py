@@ -186,7 +186,7 @@ class Track:
             longest = max(len(self.encoded[prompt.id]) for prompt in chosen) + self.max_new_tokens
             shared = Shared(
                 self.loader, self.files, self.target, self.tokenizer, None, self.draft_precision, longest,
-                NO_RETRIEVAL, self.exact, models,
+                NO_RETRIEVAL, self.exact, others=models,
             )  # fmt: skip
             made = {}
             for name in dict.fromkeys(job.method for job in jobs):

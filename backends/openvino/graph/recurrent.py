@@ -14,6 +14,10 @@ from openvino import opset15 as ops
 
 from specport.errors import ModelError
 
+STATE_BEGINS = "la.subsequence_begins"
+# The input of each recurrent operator that takes where sequences begin (2026.4).
+_BEGINS = {"PagedGatedDeltaNet": 6, "PagedCausalConv1D": 4}
+
 
 def has_recurrent_state(model: ov.Model) -> bool:
     """Return whether a stateful model keeps anything but keys and values, which grow with the text."""
@@ -27,6 +31,9 @@ def has_recurrent_state(model: ov.Model) -> bool:
 def mend(model: ov.Model) -> None:
     """Mend the paged form of a model with recurrent states, in place.
 
+    Its recurrent layers take where sequences begin from the input STATE_BEGINS [sequences + 1]: attention may
+    have more rows than they.
+
     Raises ModelError where a state was left that has no paged form.
     """
     if model.get_sinks():
@@ -34,6 +41,12 @@ def mend(model: ov.Model) -> None:
             "this architecture has no paged form: OpenVINO does not know all of its recurrent layers"
         )
     _feed_positions(model)
+    begins = ops.parameter([-1], np.int32, name=STATE_BEGINS)
+    begins.output(0).set_names({STATE_BEGINS})
+    for node in model.get_ops():
+        if place := _BEGINS.get(node.get_type_name()):
+            node.input(place).replace_source_output(begins.output(0))
+    model.add_parameters([begins])
 
 
 def _feed_positions(model: ov.Model) -> None:

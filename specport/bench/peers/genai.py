@@ -5,6 +5,7 @@ It gets token ids, so that every method reads the same prompt.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,12 @@ class GenAi:
         self.name = f"genai:{mode}"
         self._work = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         work = Path(self._work.name)
-        options: dict[str, Any] = dict(properties)
+        # The library's own settings for one sequence, but for its cache of prompts: a second run of a prompt
+        # would read nothing, where the other methods read all of it.
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_batched_tokens = sys.maxsize
+        scheduler.enable_prefix_caching = False
+        options: dict[str, Any] = {**properties, "scheduler_config": scheduler}
         if mode == "lookup":
             options["prompt_lookup"] = True
         if needs_draft:
@@ -73,6 +79,7 @@ class GenAi:
             "device": device,
             **properties,
             **MODES[mode],
+            "prefix_caching": False,
         }
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:

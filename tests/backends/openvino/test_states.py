@@ -111,7 +111,7 @@ def test_what_the_runtime_is_told() -> None:
     prompt = Segment([4], 0, [5] * 20, range(20), range(20), states=(EMPTY, 13))
     lone = Segment([5], 8, [5, 5], range(1), range(8, 10))
     lone.writes(14, [15], WASTE)
-    inputs = _inputs([verify, prompt, lone], [], [], pad_head=False)
+    inputs = _inputs([verify, prompt, lone], [], [], False, False)
     told = {name: inputs[f"la.{name}"].tolist() for name in ("block_indices", "cache_interval", "past_lens")}
     assert told == {
         "block_indices": [9, 10, 11, 12, EMPTY, 13, 14, 15, WASTE],
@@ -119,9 +119,12 @@ def test_what_the_runtime_is_told() -> None:
         "past_lens": [1, 0, 1],
     }
     assert inputs["la.block_indices_begins"].tolist() == [0, 4, 6, 9]
-    assert "la.block_indices" not in _inputs(
-        [Segment([3], 0, [5], range(1), range(1))], [], [], pad_head=False
-    )
+    assert inputs["la.subsequence_begins"].tolist() == [0, 3, 23, 25]
+    apart = _inputs([verify, prompt, lone], [], [], False, True)  # the padding is in attention only
+    assert apart["la.subsequence_begins"].tolist() == [0, 3, 23, 24]
+    assert apart["subsequence_begins"].tolist() == [0, 3, 23, 25]
+    plain = Segment([3], 0, [5], range(1), range(1))
+    assert "la.block_indices" not in _inputs([plain], [], [], False, False)
 
 
 def test_a_wide_step_is_cut_with_its_states() -> None:
