@@ -16,8 +16,10 @@ from specport.backends.openvino.context_limit import context_limit
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.graph.halves import split
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products
+from specport.backends.openvino.graph.recurrent import has_recurrent_state
 from specport.backends.openvino.hidden_head import load_head
 from specport.backends.openvino.paged.early_exit import ExitModel
+from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.backends.openvino.paged.model import PagedModel
 from specport.backends.openvino.probe import computes_on
 from specport.backends.openvino.request import HeadRows, Request
@@ -162,6 +164,8 @@ def _compile(
     given = options.cache_bytes
     cache_bytes = memory.default_share(options.role) if given is None else given
     model = graph.read_model(files.folder)
+    if hybrid := has_recurrent_state(model):
+        _check_recurrent(files, options)
     hidden_head = load_head(model, options)
     if options.profile.buckets:
         static = _static(model, files, options, settings, cache_bytes, exact_mode=exact_mode)
@@ -180,11 +184,12 @@ def _compile(
         options.head_tokens,
         head_input=head_rows is not None,
         # In exact mode each path of a tree is run as a chain. Only the CPU's kernels do this correctly.
-        looks_ahead=not exact_mode and computes_on(options.profile) == "CPU",
+        looks_ahead=not exact_mode and not hybrid and computes_on(options.profile) == "CPU",
         attention_rows=exact_mode and computes_on(options.profile) == "CPU",
     )
     request = Request(compile_on_device(paged, files, options, settings))
-    found = PagedModel(
+    make = partial(HybridModel, goes_back=options.role == "draft") if hybrid else PagedModel
+    found = make(
         request,
         max_context=limit,
         exact=exact_mode,
@@ -194,6 +199,19 @@ def _compile(
     )
     found.hidden_head = hidden_head
     return _with_room(found)
+
+
+def _check_recurrent(files: ModelFiles, options: LoadOptions) -> None:
+    """Raise ModelError where a model with recurrent states is to do what it cannot."""
+    if options.profile.buckets:
+        raise ModelError(
+            f"{files.name} has recurrent layers, which have no fixed shapes for {options.profile.name}",
+            "choose another --device, such as the CPU",
+        )
+    if options.exit_layer:
+        raise ModelError(
+            f"{files.name} has recurrent layers, which cannot exit early", "choose another --draft"
+        )
 
 
 _AnyModel = TypeVar("_AnyModel", PagedModel, StaticModel)

@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     config = request.config
     model, draft = config.getoption("--specport-model"), config.getoption("--specport-draft")
-    return load(_device(config), model, draft, tmp_path_factory.mktemp("model"))
+    kind = config.getoption("--specport-tiny")
+    return load(_device(config), model, draft, tmp_path_factory.mktemp("model"), kind)
 
 
 def _device(config: pytest.Config) -> str:

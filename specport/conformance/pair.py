@@ -65,15 +65,17 @@ class Pair:
         return self.loader.backend.load(self.files, replace(chosen, **options)).model
 
 
-def load(device: str, model: str | None, draft: str | None, folder: Path) -> Pair:
+def load(device: str, model: str | None, draft: str | None, folder: Path, kind: str = "llama") -> Pair:
     """Load the models that are named; where none is, the tiny ones, which are written below `folder`.
+
+    kind: of the tiny ones, one of `tiny.KINDS`.
 
     A model that comes without a draft drafts for itself. Raises SpecportError.
     """
     loader = Loader.on(device, max_context=MAX_CONTEXT)
     spec = model
     if spec is None:
-        own_target, own_draft = tiny.write(folder)
+        own_target, own_draft = tiny.write(folder, kind)
         spec, draft = str(own_target), draft or str(own_draft)
     try:
         files, target = loader.target(spec, None, True)

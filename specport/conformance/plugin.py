@@ -15,9 +15,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--specport-device", metavar="DEVICE", help="a name from `specport devices`, or a .toml file"
     )
-    group.addoption("--specport-model", metavar="MODEL", help="as for specport run (default: a tiny llama)")
+    group.addoption("--specport-model", metavar="MODEL", help="as for specport run (default: a tiny model)")
     group.addoption(
-        "--specport-draft", metavar="MODEL", help="default: the tiny llama's own, or the model itself"
+        "--specport-tiny",
+        metavar="KIND",
+        default="llama",
+        help="of the own model: llama, qwen3.5 or lfm2",
+    )
+    group.addoption(
+        "--specport-draft", metavar="MODEL", help="default: the tiny model's own, or the model itself"
     )
     group.addoption(
         "--specport-xfail", metavar="FILE", help="expected failures: lines of `test_id  # reason`"

@@ -1,17 +1,20 @@
-"""The suite's own model: a tiny llama with random weights and a byte-level tokenizer, made on the spot.
+"""The suite's own models: a tiny llama with random weights and a byte-level tokenizer, made on the spot.
 
 Needs numpy and `tokenizers` only, so that any backend can be tested without a download. The weights are
 scaled so that greedy text varies and a draw has a handful of likely tokens; the draft is the same model
-with noise on its weights.
+with noise on its weights. Other kinds have recurrent layers as well (`tiny_hybrids.py`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from specport.conformance import tiny_hybrids
 
 LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 2, 64, 128, 4, 2, 16
 MAX_CONTEXT = 1024
@@ -21,10 +24,14 @@ DRAFT_NOISE = 0.08  # of each weight's own spread
 _NAME = "tiny"
 
 
-def write(folder: Path) -> tuple[Path, Path]:
-    """Write the target and its draft as Hugging Face folders below `folder`; the same bytes every time."""
+def write(folder: Path, kind: str = "llama") -> tuple[Path, Path]:
+    """Write the target and its draft as Hugging Face folders below `folder`; the same bytes every time.
+
+    kind: one of KINDS.
+    """
     target, draft = folder / _NAME, folder / f"{_NAME}-draft"
-    weights = _weights(np.random.default_rng(11))
+    config, make = KINDS[kind]
+    weights = make(np.random.default_rng(11), len(vocabulary()))
     noise = np.random.default_rng(12)
     noisy = {
         name: array if array.ndim == 1 else array + DRAFT_NOISE * array.std() * _normal(noise, array.shape)
@@ -33,7 +40,7 @@ def write(folder: Path) -> tuple[Path, Path]:
     for place, tensors in ((target, weights), (draft, noisy)):
         place.mkdir(parents=True, exist_ok=True)
         save_tokenizer(place)
-        (place / "config.json").write_text(json.dumps(_config(), indent=1), encoding="utf-8")
+        (place / "config.json").write_text(json.dumps(_common() | config(), indent=1), encoding="utf-8")
         save_safetensors(place / "model.safetensors", tensors)
     return target, draft
 
@@ -59,14 +66,20 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
 
 
-def _config() -> dict[str, object]:
+def _common() -> dict[str, object]:
+    return {
+        "vocab_size": len(vocabulary()), "max_position_embeddings": MAX_CONTEXT,
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+
+
+def _llama() -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
-        "vocab_size": len(vocabulary()), "hidden_size": WIDTH, "intermediate_size": INNER,
+        "hidden_size": WIDTH, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM, "max_position_embeddings": MAX_CONTEXT, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": False,
-        "attention_bias": False, "mlp_bias": False, "bos_token_id": 0, "eos_token_id": 0,
+        "head_dim": HEAD_DIM, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
 
 
@@ -74,12 +87,11 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def _weights(rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+def _llama_weights(rng: np.random.Generator, vocab: int) -> dict[str, NDArray[np.float32]]:
     def matrix(rows: int, columns: int, gain: float) -> NDArray[np.float32]:
         return _normal(rng, (rows, columns)) * np.float32(gain / np.sqrt(columns))
 
     ones = np.ones(WIDTH, dtype=np.float32)
-    vocab = len(vocabulary())
     out = {"model.embed_tokens.weight": matrix(vocab, WIDTH, np.sqrt(WIDTH))}
     for n in range(LAYERS):
         name = f"model.layers.{n}"
@@ -96,6 +108,13 @@ def _weights(rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
     out["model.norm.weight"] = ones
     out["lm_head.weight"] = matrix(vocab, WIDTH, 2.5)
     return out
+
+
+KINDS: dict[str, tuple[Callable[[], dict[str, object]], Callable[..., dict[str, NDArray[np.float32]]]]] = {
+    "llama": (_llama, _llama_weights),
+    "qwen3.5": (tiny_hybrids.qwen3_5, tiny_hybrids.qwen3_5_weights),
+    "lfm2": (tiny_hybrids.lfm2, tiny_hybrids.lfm2_weights),
+}
 
 
 def save_tokenizer(folder: Path) -> None:

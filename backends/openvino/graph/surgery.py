@@ -19,6 +19,7 @@ import openvino as ov
 from numpy.typing import ArrayLike, NDArray
 from openvino import opset15 as ops
 from openvino._offline_transformations import paged_attention_transformation
+from specport.backends.openvino.graph import recurrent
 
 from specport.errors import ModelError
 
@@ -74,10 +75,13 @@ def to_paged(
         _cut_head(head, np.asarray(head_tokens, dtype=np.int64))
     indices, wanted = _indices(LOGITS_INDICES), _indices(HIDDEN_INDICES)
     model.add_parameters([indices, wanted] if hidden else [indices])
+    hybrid = recurrent.has_recurrent_state(model)
     try:
         paged_attention_transformation(model, allow_qq_bias=True)
     except RuntimeError as error:
         raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
+    if hybrid:
+        recurrent.mend(model)
     if looks_ahead:
         _add_token_types(model)
     if attention_rows:

@@ -22,6 +22,13 @@ the rows of attention apart from those of the other layers, the padding is in at
     attention_rows [N]               which of these M each of the N tokens is; the N tokens are the segments'
     kept_rows [M]                    where each of the M stands among the N
     logits_indices, hidden_indices   places among the M
+
+And for a graph with recurrent states (`states.py`):
+
+    la.block_indices, *_begins [S + 1]  each segment's state blocks: one to read, then those to write
+    la.cache_interval [S]            a state is written behind so many tokens each, and behind the last
+    la.past_lens [S]                 a multiple of that interval, 0 where there is no state yet
+    la.subsequence_begins [S + 1]    subsequence_begins among the tokens that these layers take
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from specport.backends.openvino.graph.recurrent import STATE_BEGINS
 from specport.backends.openvino.graph.surgery import (
     ATTENTION_ROWS,
     HIDDEN_INDICES,
@@ -59,6 +67,7 @@ class Segment:
     positions: of each token in the text.
     bias:      u8 [n * n] which tokens see which; empty for a chain.
     ahead:     a token sees one behind it.
+    states:    state blocks: the one before the first token; then one for each token, or one for the last.
     """
 
     table: list[int]
@@ -68,6 +77,17 @@ class Segment:
     positions: Sequence[int]
     bias: NDArray[np.uint8] = field(default_factory=lambda: _NO_BIAS)
     ahead: bool = False
+    states: Sequence[int] = ()
+
+    @property
+    def interval(self) -> int:
+        """Tokens for each state that is written."""
+        return 1 if len(self.states) == 1 + len(self.tokens) else len(self.tokens)
+
+    def writes(self, read: int, written: Sequence[int], waste: int) -> None:
+        """Set the state blocks. written: for each token but padding, or for the last; waste: for padding."""
+        lone = len(written) == 1 < len(self.nodes)
+        self.states = (read, *written, *([] if lone else [waste] * (len(self.tokens) - len(written))))
 
     @property
     def end(self) -> int:
@@ -231,7 +251,19 @@ def _inputs(
         HIDDEN_INDICES: np.array(hidden, dtype=np.int32),
         TOKEN_TYPES: np.array(types, dtype=np.int32),
     }
+    if any(s.states for s in segments):
+        inputs |= _state_inputs(segments)
     return _padded_in_attention(inputs, segments) if apart else inputs
+
+
+def _state_inputs(segments: Sequence[Segment]) -> Inputs:
+    return {
+        "la.block_indices": np.array([b for s in segments for b in s.states], dtype=np.int32),
+        "la.block_indices_begins": _begins([len(s.states) for s in segments]),
+        "la.past_lens": np.array([s.interval if s.past else 0 for s in segments], dtype=np.int32),
+        "la.cache_interval": np.array([s.interval for s in segments], dtype=np.int32),
+        STATE_BEGINS: _begins([len(s.tokens) for s in segments]),
+    }
 
 
 def _padded_in_attention(inputs: Inputs, segments: Sequence[Segment]) -> Inputs:
@@ -252,6 +284,7 @@ def _padded_in_attention(inputs: Inputs, segments: Sequence[Segment]) -> Inputs:
         HIDDEN_INDICES: rows[inputs[HIDDEN_INDICES]],
         ATTENTION_ROWS: rows,
         KEPT_ROWS: kept,
+        STATE_BEGINS: np.append(0, rows + 1).astype(np.int32)[inputs["subsequence_begins"]],
     }
 
 
@@ -263,9 +296,22 @@ def _cut(segment: Segment, widest: int) -> list[Segment]:
         return [segment]
     ends = [total * i // count for i in range(count + 1)]
     return [
-        replace(segment, past=segment.past + a, tokens=segment.tokens[a:b], positions=segment.positions[a:b])
+        replace(
+            segment,
+            past=segment.past + a,
+            tokens=segment.tokens[a:b],
+            positions=segment.positions[a:b],
+            states=_states(segment, a, b),
+        )
         for a, b in pairwise(ends)
     ]
+
+
+def _states(segment: Segment, start: int, stop: int) -> Sequence[int]:
+    """Return the state blocks for a piece of a segment; the block of its end serves between pieces."""
+    if segment.interval == 1 or not segment.states:
+        return segment.states[start : stop + 1]
+    return [segment.states[-1] if start else segment.states[0], *segment.states[1:]]
 
 
 def _begins(counts: Sequence[int]) -> NDArray[np.int32]:

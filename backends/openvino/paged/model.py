@@ -27,7 +27,6 @@ from specport.backends.openvino.paged.batch import (
 from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache, is_cache
 from specport.backends.openvino.request import Array, HeadRows, Request
 
-from specport.core.block import Block
 from specport.core.ports import CachedSequence, Capabilities, CheckedModel, Refusal, Row, StepOutput
 from specport.errors import ContextFull
 
@@ -59,7 +58,10 @@ class PagedModel(CheckedModel[PagedSequence]):
     cached:      requests of the graphs that hold the cache, where it is not that one.
 
     `widest`: most tokens that the runtime is given at once, 0 = any; a wider step is run in parts.
+    `can_mask`: whether the graph could take a tree as one masked row.
     """
+
+    can_mask = True
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class PagedModel(CheckedModel[PagedSequence]):
         ports = [port for part in cached for port in part.compiled.inputs if is_cache(port)]
         kinds = {port.get_element_type().to_string() for port in ports}
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
-        self._masks = not exact and kinds <= _PLAIN_ROWS
+        self._masks = self.can_mask and not exact and kinds <= _PLAIN_ROWS
         inputs = {name for part in (*cached, request) for port in part.compiled.inputs for name in port.names}
         self._apart = ATTENTION_ROWS in inputs
         # Outputs with a row for each token whose logits, and whose hidden states, are wanted.
@@ -101,7 +103,7 @@ class PagedModel(CheckedModel[PagedSequence]):
 
     def room(self, handle: PagedSequence | None = None) -> int:
         sequence = handle or self._new()
-        left = self.cache.room(sequence.table, sequence.length)
+        left = self.cache.room(sequence.table, sequence.length, self._start(sequence))
         left = 0 if self._exact and left < 2 else left  # a lone token would need its companion
         return min(left, self.max_context - sequence.length)
 
@@ -121,6 +123,10 @@ class PagedModel(CheckedModel[PagedSequence]):
     def _new(self) -> PagedSequence:
         return PagedSequence()
 
+    def _start(self, handle: PagedSequence) -> int:
+        """Return the first position that the sequence's next step writes to."""
+        return handle.length
+
     def close(self, handle: PagedSequence) -> None:
         self._drop(handle)
         self.cache.release(handle.table)
@@ -132,9 +138,7 @@ class PagedModel(CheckedModel[PagedSequence]):
         self.cache.release(handle.table, length)
 
     def commit(self, handle: PagedSequence, nodes: Sequence[int]) -> None:
-        kept = handle.pending.checked_nodes(nodes)
-        if kept and not self._masks and not _is_path(handle.segments, kept):
-            raise ValueError(f"{kept} are no path from the beginning of the last step's block")
+        kept = self._kept(handle, nodes)
         if kept:
             segment = next(s for s in handle.segments if kept[-1] in s.nodes)
             if segment.table is not handle.table:
@@ -144,6 +148,13 @@ class PagedModel(CheckedModel[PagedSequence]):
                 self.cache.move(handle.table, [start + n for n in kept], range(start, start + len(kept)))
         self._drop(handle)
         handle.length += len(kept)
+
+    def _kept(self, handle: PagedSequence, nodes: Sequence[int]) -> list[int]:
+        """Return the tokens of the last step to keep. Raises ValueError where they cannot be kept."""
+        kept = handle.pending.checked_nodes(nodes)
+        if kept and not self._masks and not _is_path(handle.segments, kept):
+            raise ValueError(f"{kept} are no path from the beginning of the last step's block")
+        return kept
 
     def _drop(self, handle: PagedSequence) -> None:
         """Forget the last step: give back the blocks of the paths that were not taken."""
@@ -207,7 +218,7 @@ class PagedModel(CheckedModel[PagedSequence]):
         self._drop(handle)
         held = len(handle.table)
         try:
-            handle.segments, handle.pending = self._segments(handle, block, parents), block
+            handle.segments, handle.pending = self._segments(row, parents), block
             for segment in handle.segments:
                 self.cache.extend(segment.table, segment.end, segment.past)
         except ContextFull:
@@ -216,9 +227,8 @@ class PagedModel(CheckedModel[PagedSequence]):
             return "cache"
         return None
 
-    def _segments(
-        self, handle: PagedSequence, block: Block, parents: tuple[int, ...] | None
-    ) -> list[Segment]:
+    def _segments(self, row: Row, parents: tuple[int, ...] | None) -> list[Segment]:
+        handle, block = row.handle, row.block
         if block.is_chain:
             return [chain_segment(handle.table, handle.length, block, pad_single=self._exact)]
         if parents is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from specport.backends.openvino.paged.cache import aligned
+from specport.backends.openvino.paged.pool import aligned
 from specport.backends.openvino.static.graph import LOGITS_ROWS, PAST, PRESENT
 
 Array = NDArray[np.generic]

@@ -22,7 +22,7 @@ ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.backends.openvino.load import load  # noqa: E402
-from specport.backends.openvino.paged import batch, cache  # noqa: E402
+from specport.backends.openvino.paged import batch, pool  # noqa: E402
 from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache  # noqa: E402
 from specport.backends.openvino.paged.early_exit import ExitModel  # noqa: E402
 from specport.backends.openvino.paged.model import PagedModel  # noqa: E402
@@ -125,7 +125,7 @@ def test_growth_never_passes_its_bytes_even_while_it_copies(
 ) -> None:
     one = new_cache(1)[1].bytes_for(1)
     held: list[np.ndarray] = []
-    most, real = [0], cache.aligned
+    most, real = [0], pool.aligned
 
     def noted(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Any:
         array = real(shape, dtype)
@@ -136,7 +136,7 @@ def test_growth_never_passes_its_bytes_even_while_it_copies(
         most[0] = max(most[0], array.nbytes + sum(a.nbytes for a in held if id(a) in bound))
         return array
 
-    monkeypatch.setattr(cache, "aligned", noted)
+    monkeypatch.setattr(pool, "aligned", noted)
     request = Bound()
     budget = one * num_blocks + one - 1
     blocks = BlockCache([request], 10**6, budget)  # type: ignore[list-item]
@@ -156,14 +156,14 @@ def test_growth_without_memory_changes_nothing(
     """There is memory for the first tensor's new array only; a smaller growth is tried then."""
     request, blocks = new_cache(1000)
     table = filled(request, blocks, 20 * BLOCK_SIZE, 3)
-    before, real = request.sizes, cache.aligned
+    before, real = request.sizes, pool.aligned
 
     def short(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Any:
         if shape[0] > 60 or (shape[0] > 40 and shape[-1] == 8):
             raise error
         return real(shape, dtype)
 
-    monkeypatch.setattr(cache, "aligned", short)
+    monkeypatch.setattr(pool, "aligned", short)
     blocks.extend(table, 38 * BLOCK_SIZE)  # twice as many as now would be too many
     assert request.sizes == {38}
     with pytest.raises(ContextFull):
