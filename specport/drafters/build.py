@@ -27,10 +27,11 @@ def build_sources(
     costs: StepCosts,
     exit_costs: StepCosts | None = None,
     retrieval: Retrieval = NO_RETRIEVAL,
+    mtp: DraftModel | None = None,
 ) -> list[Source]:
     """Return a drafter for each part of `spec`, with the costs of its steps.
 
-    drafts: by the names in `spec.models`. costs, exit_costs: as in `BuildContext`.
+    drafts: by the names in `spec.models`. costs, exit_costs, mtp: as in `BuildContext`.
 
     Raises ModelError where a draft has another tokenizer than the target, and InvalidInput for an exit that
     the target does not have or for a head on hidden states where a model is needed.
@@ -46,6 +47,7 @@ def build_sources(
         context = BuildContext(
             target, tokenizer, costs, draft, part.layer, exit_costs, planned,
             model_follows=any(later.model is not None for later in spec.parts[i + 1 :]), retrieval=retrieval,
+            mtp=mtp,
         )  # fmt: skip
         sources.append(kinds[part.kind].build(context))
     return sources
@@ -61,6 +63,7 @@ def build_policy(
     costs: StepCosts,
     exit_costs: StepCosts | None = None,
     retrieval: Retrieval = NO_RETRIEVAL,
+    mtp: DraftModel | None = None,
 ) -> Policy | None:
     """Return the policy that chooses among the drafters of `spec`; None for plain decoding.
 
@@ -68,7 +71,7 @@ def build_policy(
     """
     sources = build_sources(
         spec, target, tokenizer, drafts,
-        planned=drafting.planned, costs=costs, exit_costs=exit_costs, retrieval=retrieval,
+        planned=drafting.planned, costs=costs, exit_costs=exit_costs, retrieval=retrieval, mtp=mtp,
     )  # fmt: skip
     if not sources:
         return None

@@ -9,8 +9,8 @@ h_t the input of the target's language-model head at token t, and e the target's
 where the layer is a decoder layer of the target's own kind, which attends to the module's earlier tokens.
 With s_t for h_t and a drafted token, the module drafts on. Three spellings are known: that of DeepSeek-V3
 (arXiv 2412.19437) and GLM-4.5, that of Qwen3-Next and Qwen3.5, and that of MiMo (arXiv 2505.07608). As in
-SGLang, h_t is taken behind the target's last norm, and s_t behind the module's. Of several modules, which would
-draft a token each, the first drafts them all.
+SGLang, h_t is taken behind the target's last norm, and s_t behind the module's. Of several modules, which are
+meant to draft a token each, the first drafts them all.
 
 Here the module becomes a folder: a decoder of one layer that transformers reads, and the file JOIN. The
 decoder has a stand-in of VOCAB tokens for embeddings and head: those of the target are used.
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from specport.errors import ModelError
 from specport.models import tensors
 from specport.models.atomic import write_json
-from specport.models.json_file import TOKENIZER_FILE, read_json
+from specport.models.json_file import read_json
 from specport.models.safe_files import UnsafeFile
 from specport.models.tensors import Stored
 
@@ -206,7 +205,7 @@ def _equal(one: Stored, other: Stored) -> bool:
 
 
 def write(module: Module, folder: Path) -> None:
-    """Write a module as a folder: a decoder of one layer, JOIN, and the model's tokenizer."""
+    """Write a module as a folder: a decoder of one layer, and JOIN."""
     width = module.join.shape[0]
     weight, gains = module.join.array(), [module.token.array(), module.state.array()]
     if module.state_first:
@@ -225,8 +224,6 @@ def write(module: Module, folder: Path) -> None:
     tensors.write(folder / JOIN, joined)
     tensors.write(folder / "model.safetensors", decoder)
     write_json(folder / "config.json", _decoder_config(module), indent=2)
-    if (module.folder / TOKENIZER_FILE).is_file():
-        shutil.copyfile(module.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
 
 
 def _decoder_config(module: Module) -> dict[str, Any]:
