@@ -12,10 +12,11 @@ from specport.core.ports import Model, Needs, Policy
 from specport.core.verify.verifier import TargetVerifier
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import GRAFT
+from specport.drafters.registry import GRAFT, MTP
 from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, ModelError
+from specport.models import mtp
 from specport.models.bundle import registered
 from specport.models.shipped import shipped_head
 from specport.models.source import ModelFiles
@@ -56,8 +57,8 @@ def load(
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
                speed), or "auto": what `specport tune` chose for this model here, else n-grams, and the bundle
-               that `specport quantize` built for this model, or the head that is shipped for it, if any. All
-               forms: `drafters.spec`.
+               that `specport quantize` built for this model, or the head that is shipped for it, or the
+               model's own weights for multi-token prediction ("mtp"), if any. All forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
@@ -105,7 +106,7 @@ def load(
         loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == "auto" else None
     )
     spec, target, tokenizer = together.spec, together.target, together.tokenizer
-    notes += target.notes
+    notes += [*together.notes, *target.notes]
     for name, used in ((device, loader), (draft_device, beside)):
         if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
             notes.append(note)
@@ -120,7 +121,7 @@ def load(
     made = build_policy(
         spec, target.model, tokenizer, drafts,
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
-        retrieval=retrieval,
+        retrieval=retrieval, mtp=together.mtp,
     )  # fmt: skip
     engine, recorded = _engine(files, target.model, made)
     return Pipeline(
@@ -147,14 +148,20 @@ def _chosen(spec: DraftSpec, kept: tuned.Tuned, files: ModelFiles) -> tuple[Draf
     """Return what `auto` stands for with this target, and notes for the user.
 
     What `specport tune` chose; else the default with the draft that was built for the target, or the head
-    that comes with this package, if any.
+    that comes with this package, or the model's own weights for multi-token prediction, if any.
     """
     chosen, notes = kept.draft(files)
     if chosen is not None:
         return chosen, notes
     built = registered(files.fingerprint)
     built = built or shipped_head(files.folder, files.name, files.fingerprint, files.source)
-    return (spec.with_model(str(built)) if built else spec), notes
+    if built:
+        return spec.with_model(str(built)), notes
+    try:
+        module = None if files.origin is None else mtp.find(files.origin)
+    except ModelError as error:
+        return spec, [*notes, f"no multi-token prediction: {error}"]
+    return (spec if module is None else spec.with_part(MTP)), notes
 
 
 def _check_classifier(spec: DraftSpec) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from specport.backends.torch import devices, runners, weights
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
+from specport.backends.torch.mtp import load_mtp
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.chain import ChainModule
@@ -60,6 +61,9 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         torch.set_num_threads(options.threads)
     model = weights.read(files, options.head_tokens)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
+    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    limit = min(limit, options.max_context or limit)
+    mtp = load_mtp(model, options, place, limit, _budget(place.free, options))
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     cache = SlotCache(weights.shape_of(model, place.device, options.exit_layer))
@@ -72,14 +76,13 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     chains = None
     if options.role == "draft" and not options.exit_layer:
         chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
-    limit = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
         found = SlotModel(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,
-            max_context=min(limit, options.max_context or limit),
+            max_context=limit,
             widths=widths,
             exact=must_be_exact,
             batch=scheme.batch,
@@ -91,7 +94,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             chains=chains,
             budget=_budget(place.free, options),
         )
-        found.hidden_head = hidden_head
+        found.hidden_head, found.mtp = hidden_head, mtp
         return found
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))

@@ -11,7 +11,7 @@ from specport.core.policies.drafting import Drafting
 from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import Model, Policy
 from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
-from specport.drafters.registry import MODEL, UNIVERSAL, registry
+from specport.drafters.registry import MODEL, MTP, UNIVERSAL, registry
 from specport.drafters.spec import DraftSpec, PartSpec
 from specport.errors import InvalidInput, ModelError
 from specport.text.tokenizer import Tokenizer
@@ -46,8 +46,8 @@ def build_sources(
             raise InvalidInput(f"{draft.name} is a head on hidden states, no model for {part.kind}(MODEL)")
         context = BuildContext(
             target, tokenizer, costs, draft, part.layer, exit_costs, planned,
-            model_follows=any(later.model is not None for later in spec.parts[i + 1 :]), retrieval=retrieval,
-            mtp=mtp,
+            model_follows=any(later.model is not None or later.kind == MTP for later in spec.parts[i + 1 :]),
+            retrieval=retrieval, mtp=mtp,
         )  # fmt: skip
         sources.append(kinds[part.kind].build(context))
     return sources

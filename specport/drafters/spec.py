@@ -91,6 +91,10 @@ class DraftSpec:
         """Return an expression of these parts and a draft model."""
         return DraftSpec((*self.parts, PartSpec(MODEL, model)))
 
+    def with_part(self, kind: str) -> DraftSpec:
+        """Return an expression of these parts and a drafter without an argument."""
+        return DraftSpec((*self.parts, PartSpec(kind)))
+
     def with_kind(self, part: PartSpec, kind: str) -> DraftSpec:
         """Return the expression with another kind for one part."""
         return DraftSpec(tuple(replace(p, kind=kind) if p == part else p for p in self.parts))

@@ -100,11 +100,6 @@ class Module:
     norm: Stored
     state_first: bool
 
-    @property
-    def num_bytes(self) -> int:
-        """Return the bytes of its weights."""
-        return self.join.size + sum(stored.size for stored in self.layer.values())
-
 
 @dataclass(frozen=True)
 class Join:

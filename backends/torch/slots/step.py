@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.halves import Part, split
 
+from specport.core.ports import HEAD_INPUT
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -98,11 +100,13 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         self._groups = config.num_attention_heads // cache.shape.heads
         self._caught: dict[int, Tensor] = {}
         for layer in hidden_layers:
-            model.get_decoder().layers[layer].register_forward_hook(self._catch(layer))
+            decoder = model.get_decoder()  # its own output is behind the last norm: what the head reads
+            source = decoder if layer == HEAD_INPUT else decoder.layers[layer]
+            source.register_forward_hook(self._catch(layer))
 
     def _catch(self, layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
-            self._caught[layer] = output[0] if isinstance(output, tuple) else output
+            self._caught[layer] = output if isinstance(output, torch.Tensor) else output[0]
 
         return hook
 
