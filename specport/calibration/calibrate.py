@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specport.calibration import exits, grafts, heads, stopping, target_text
+from specport.calibration import exits, grafts, heads, mtp, stopping, target_text
 from specport.calibration.heads import Head
 from specport.calibration.measure import CONTEXTS, Measured, measure
 from specport.calibration.other_load import OtherLoad
@@ -26,7 +26,7 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
 from specport.drafters.build import check_tokenizer
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import GRAFT
+from specport.drafters.registry import GRAFT, MTP
 from specport.drafters.spec import DraftSpec, parse
 from specport.drafters.tree.graft import Variant
 from specport.drafters.tree.graft_thresholds import Choice
@@ -34,6 +34,7 @@ from specport.errors import DeviceError, InvalidInput
 from specport.models.source import ModelFiles
 from specport.progress import Progress, part, silent
 from specport.runtime import measurements
+from specport.runtime import mtp as runtime_mtp
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
@@ -48,7 +49,7 @@ TARGET_S, DRAFT_S = 30.0, 15.0  # time for measuring steps
 class Report:
     """Measurements of one model.
 
-    role:     "target", "draft", "draft head" or "early exit".
+    role:     "target", "draft", "draft head", "early exit" or "multi-token prediction".
     loop_s:   median seconds of a plain step outside the runtime's own call; targets only.
     path:     file of the stored costs; None where the backend gives no key to store them under.
     heads:    of a draft: every size of language-model head that was tried, the whole one first; the best is
@@ -93,11 +94,12 @@ def calibrate(
 
     Also cuts a draft's language-model head where that is faster (`heads`), chooses the target's exit layer
     where `draft` names none (`exits`), and chooses the thresholds of graft(MODEL) (`grafts`). Takes about a
-    minute per model, and some more for a graft. Run it on an idle machine. Raises SpecportError.
+    minute per model, and some more for a graft. The head of a model's own module for multi-token prediction is
+    cut in the same way. Run it on an idle machine. Raises SpecportError.
     """
     spec = parse(draft)
     specs, layer = spec.models, spec.exit_layer
-    drafts = len(specs) + (layer is not None)
+    drafts = len(specs) + (layer is not None) + (MTP in spec.kinds)
     share = 1.0 / (1 + drafts)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
     bar = part(progress, 0.1 * share, share)
@@ -113,6 +115,8 @@ def calibrate(
     beside = Beside(loader, target_files, key, tokenizer, costs, written, exact)
     if layer is not None:
         reports += calibrate_exit(layer, beside, part(progress, len(specs) * share + share, 1.0))
+    if MTP in spec.kinds:
+        reports.append(calibrate_mtp(spec, beside, part(progress, 1.0 - share, 1.0)))
     for number, name in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
         reports.append(calibrate_draft(name, spec, beside, draft_precision, bar))
@@ -212,6 +216,39 @@ def calibrate_exit(layer: int, target: Beside, progress: Progress) -> list[Repor
     first = replace(first, key=measurements.of_exit(loaded.key))
     exit_report = report("early exit", files, first, loader, part(progress, 0.8, 1.0), DRAFT_S)
     return [replace(whole, exit_layer=layer), replace(exit_report, exit_layer=layer, exits=tried)]
+
+
+def calibrate_mtp(spec: DraftSpec, target: Beside, progress: Progress) -> Report:
+    """Measure the steps of the target's own module for multi-token prediction, and choose its head.
+
+    spec: names it. Everything is stored. Raises SpecportError.
+    """
+    loader, files = target.loader, target.files
+    module = runtime_mtp.module_of(spec, files, loader)
+    assert module is not None  # the expression names it
+
+    def load(tokens: tuple[int, ...] | None) -> Model:
+        model = loader.target_with(files, target.exact, mtp=module, mtp_tokens=tokens).model
+        if model.mtp is None:
+            raise DeviceError(
+                f"models have no multi-token prediction on {loader.profile.name}", "choose another --draft"
+            )
+        return model
+
+    def module_with(tokens: tuple[int, ...] | None) -> Model:
+        found = load(tokens).mtp
+        assert found is not None
+        return found
+
+    always = sorted(target.tokenizer.special_ids)
+    progress("the module reads", 0.0)
+    tried = mtp.compare(module_with, load(None), target.written, target.costs, always)
+    tokens = heads.best(tried).tokens
+    measurements.save_cut(module.fingerprint, loader.profile.name, tokens)
+    key = measurements.of_head(target.key, module.fingerprint)
+    loaded = Loaded(module_with(tokens), key=key, head_tokens=tokens)
+    role = "multi-token prediction"
+    return replace(report(role, module, loaded, loader, part(progress, 0.5, 1.0), DRAFT_S), heads=tried)
 
 
 def _hidden_head(head: ModelFiles, files: ModelFiles, exact: bool, loader: Loader) -> Report:

@@ -85,13 +85,15 @@ class Loader:
         head: ModelFiles | None = None,
         hidden_layers: tuple[int, ...] = (),
         mtp: ModelFiles | None = None,
+        mtp_tokens: tuple[int, ...] | None = None,
     ) -> Loaded:
         """Load a target.
 
         exit_layer: number of layers after which it may exit early; 0 = none.
         head:       bundle of a recurrent head (`hidden_head`) that is to draft for it.
         hidden_layers: layers whose states its steps can return; those of head and module are added.
-        mtp:        the target's own module for multi-token prediction (`runtime.mtp`) that is to draft for it.
+        mtp:        the target's own module for multi-token prediction (`runtime.mtp`), to draft for it.
+        mtp_tokens: ids that the module's head keeps; None = all.
         Raises DeviceError where the device does not support early exits, and ModelError for a head in place
         of a model.
         """
@@ -109,7 +111,7 @@ class Loader:
             hidden_layers=hidden_layers,
             hidden_head=head,
             mtp=mtp,
-            mtp_tokens=measurements.find_cut(mtp.fingerprint, self.profile.name) if mtp else None,
+            mtp_tokens=mtp_tokens,
             exit_layer=exit_layer,
             cache_bytes=None if self.cache_memory is None else memory.parse(self.cache_memory),
         )

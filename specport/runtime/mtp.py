@@ -1,4 +1,4 @@
-"""A target's own module for multi-token prediction: found for a draft expression, and joined with its costs."""
+"""A target's own module for multi-token prediction: found for a draft expression, joined with its costs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ def module_of(spec: DraftSpec, files: ModelFiles, loader: Loader) -> ModelFiles 
     return found
 
 
+def head_of(module: ModelFiles | None, loader: Loader) -> tuple[int, ...] | None:
+    """Return the ids that calibration left in the head of a module; None = all."""
+    return None if module is None else measurements.find_cut(module.fingerprint, loader.profile.name)
+
+
 def as_draft(
     module: ModelFiles, files: ModelFiles, tokenizer: Tokenizer, target: Loaded, loader: Loader
 ) -> DraftModel:
     """Return the module that was loaded with a target, as a draft with its costs.
 
-    module, files: of the module and of the target.
+    module, files: of the module, loaded with the head of `head_of`, and of the target.
     Raises DeviceError where the device runs no such module.
     """
     if target.model.mtp is None:
@@ -50,7 +55,7 @@ def as_draft(
         )
     profile = loader.profile
     found = measurements.find(measurements.of_head(target.key, module.fingerprint))
-    tokens = measurements.find_cut(module.fingerprint, profile.name)
+    tokens = head_of(module, loader)
     return DraftModel(
         target.model.mtp,
         tokenizer,

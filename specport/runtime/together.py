@@ -10,7 +10,7 @@ from specport.drafters.spec import DraftSpec
 from specport.errors import ModelError
 from specport.models.source import ModelFiles
 from specport.runtime.loading import DraftFiles, Loader
-from specport.runtime.mtp import as_draft, module_of
+from specport.runtime.mtp import as_draft, head_of, module_of
 from specport.runtime.registry import Loaded
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -63,7 +63,10 @@ def load_together(
     head = loader.hidden_head(spec)
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(load_tokenizer, files.folder)
-        target = loader.target_with(files, exact, loader.exit_layer(spec, files), head, mtp=module)
+        target = loader.target_with(
+            files, exact, loader.exit_layer(spec, files), head, mtp=module,
+            mtp_tokens=head_of(module, loader),
+        )  # fmt: skip
         missing = (head is not None and target.model.hidden_head is None) or (
             module is not None and target.model.mtp is None
         )
