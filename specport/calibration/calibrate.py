@@ -34,7 +34,6 @@ from specport.errors import DeviceError, InvalidInput
 from specport.models.source import ModelFiles
 from specport.progress import Progress, part, silent
 from specport.runtime import measurements
-from specport.runtime import mtp as runtime_mtp
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
@@ -94,8 +93,7 @@ def calibrate(
 
     Also cuts a draft's language-model head where that is faster (`heads`), chooses the target's exit layer
     where `draft` names none (`exits`), and chooses the thresholds of graft(MODEL) (`grafts`). Takes about a
-    minute per model, and some more for a graft. The head of a model's own module for multi-token prediction is
-    cut in the same way. Run it on an idle machine. Raises SpecportError.
+    minute per model, and some more for a graft. Run it on an idle machine. Raises SpecportError.
     """
     spec = parse(draft)
     specs, layer = spec.models, spec.exit_layer
@@ -223,32 +221,13 @@ def calibrate_mtp(spec: DraftSpec, target: Beside, progress: Progress) -> Report
 
     spec: names it. Everything is stored. Raises SpecportError.
     """
-    loader, files = target.loader, target.files
-    module = runtime_mtp.module_of(spec, files, loader)
-    assert module is not None  # the expression names it
-
-    def load(tokens: tuple[int, ...] | None) -> Model:
-        model = loader.target_with(files, target.exact, mtp=module, mtp_tokens=tokens).model
-        if model.mtp is None:
-            raise DeviceError(
-                f"models have no multi-token prediction on {loader.profile.name}", "choose another --draft"
-            )
-        return model
-
-    def module_with(tokens: tuple[int, ...] | None) -> Model:
-        found = load(tokens).mtp
-        assert found is not None
-        return found
-
-    always = sorted(target.tokenizer.special_ids)
     progress("the module reads", 0.0)
-    tried = mtp.compare(module_with, load(None), target.written, target.costs, always)
-    tokens = heads.best(tried).tokens
-    measurements.save_cut(module.fingerprint, loader.profile.name, tokens)
-    key = measurements.of_head(target.key, module.fingerprint)
-    loaded = Loaded(module_with(tokens), key=key, head_tokens=tokens)
-    role = "multi-token prediction"
-    return replace(report(role, module, loaded, loader, part(progress, 0.5, 1.0), DRAFT_S), heads=tried)
+    always = sorted(target.tokenizer.special_ids)
+    found = mtp.choose(spec, target.loader, target.files, target.exact, target.written, target.costs, always)
+    loaded = replace(found.loaded, key=measurements.of_head(target.key, found.files.fingerprint))
+    bar = part(progress, 0.5, 1.0)
+    result = report("multi-token prediction", found.files, loaded, target.loader, bar, DRAFT_S)
+    return replace(result, heads=found.tried)
 
 
 def _hidden_head(head: ModelFiles, files: ModelFiles, exact: bool, loader: Loader) -> Report:

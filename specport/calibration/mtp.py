@@ -12,7 +12,14 @@ from specport.calibration import heads
 from specport.calibration.heads import Head
 from specport.calibration.target_text import Text
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import HEAD_INPUT, Array, Block, Model, Row, StepOutput
+from specport.core.ports import HEAD_INPUT, Array, Model, Row, StepOutput
+from specport.drafters.spec import DraftSpec
+from specport.errors import DeviceError
+from specport.models.source import ModelFiles
+from specport.runtime import measurements
+from specport.runtime.loading import Loader
+from specport.runtime.mtp import module_of
+from specport.runtime.registry import Loaded
 
 
 @dataclass
@@ -59,6 +66,47 @@ class BesideTarget:
     def close(self, handle: _Pair) -> None:
         self._target.close(handle.target)
         self._module.close(handle.module)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Hold a module that was loaded with the best head. tried: all sizes of head, the whole one first."""
+
+    files: ModelFiles
+    loaded: Loaded
+    tried: tuple[Head, ...]
+
+
+def choose(
+    spec: DraftSpec,
+    loader: Loader,
+    files: ModelFiles,
+    exact: bool,
+    texts: Sequence[Text],
+    costs: StepCosts,
+    always: Sequence[int],
+) -> Chosen:
+    """Choose the size of the head of a target's module, store it, and load the module with it.
+
+    spec: names the module. files, exact: of the target. texts, costs, always: as for `compare`.
+    Raises SpecportError.
+    """
+    module = module_of(spec, files, loader)
+
+    def load(tokens: tuple[int, ...] | None) -> tuple[Model, Model]:
+        model = loader.target_with(files, exact, mtp=module, mtp_tokens=tokens).model
+        if module is None or model.mtp is None:
+            raise DeviceError(
+                f"models have no multi-token prediction on {loader.profile.name}", "choose another --draft"
+            )
+        return model, model.mtp
+
+    tried = compare(lambda tokens: load(tokens)[1], load(None)[0], texts, costs, always)
+    tokens = heads.best(tried).tokens
+    _, chosen = load(tokens)
+    assert module is not None  # it was loaded
+    measurements.save_cut(module.fingerprint, loader.profile.name, tokens)
+    return Chosen(module, Loaded(chosen, head_tokens=tokens), tried)
 
 
 def compare(
