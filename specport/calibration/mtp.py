@@ -12,7 +12,7 @@ from specport.calibration import heads
 from specport.calibration.heads import Head
 from specport.calibration.target_text import Text
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import HEAD_INPUT, Array, Model, Row, StepOutput
+from specport.core.ports import HEAD_INPUT, Array, Block, Model, Row, StepOutput
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError
 from specport.models.source import ModelFiles
@@ -27,12 +27,14 @@ class _Pair:
     """Hold a text's handles in the target and in the module, and the target's states of it.
 
     last: [1, width] of the last committed token; None = of no token. read: of the tokens of the last step.
+    skipped: tokens of that step that the module did not read: the first of a text has no state before it.
     """
 
     target: Any
     module: Any
     last: Array | None = None
     read: Array | None = None
+    skipped: int = 0
 
 
 class BesideTarget:
@@ -55,11 +57,18 @@ class BesideTarget:
         pair.read = xp.asarray(states, copy=True)
         first = 0.0 * pair.read[:1, :] if pair.last is None else pair.last
         before = xp.concat([first, pair.read[:-1, :]])
-        return self._module.step([Row(pair.module, row.block, logits=row.logits, states=before)])
+        pair.skipped = int(pair.last is None and row.logits == "none")
+        block = Block.chain(row.block.tokens[pair.skipped :])
+        if not len(block):
+            return output
+        before = before[pair.skipped :, :]
+        return self._module.step([Row(pair.module, block, logits=row.logits, states=before)])
 
     def commit(self, handle: _Pair, nodes: Sequence[int]) -> None:
+        """Keep all tokens of the last step."""
         self._target.commit(handle.target, nodes)
-        self._module.commit(handle.module, nodes)
+        if len(nodes) > handle.skipped:
+            self._module.commit(handle.module, range(len(nodes) - handle.skipped))
         if nodes and handle.read is not None:
             handle.last = handle.read[nodes[-1] : nodes[-1] + 1, :]
 

@@ -316,6 +316,51 @@ def test_a_cut_is_kept_for_a_module_and_a_device() -> None:
     assert measurements.find_cut("module", "xeon") is None
 
 
+def test_calibration_cuts_the_head_and_times_it(
+    models: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from specport.calibration import calibrate, heads
+    from specport.cli import main
+
+    monkeypatch.setattr(heads, "SIZES", (200, 100))
+    monkeypatch.setattr(heads, "WORTH", 0.0)
+    monkeypatch.setattr(calibrate, "TARGET_S", 0.0)
+    monkeypatch.setattr(calibrate, "DRAFT_S", 0.0)
+    monkeypatch.setattr(heads, "expected_speed", lambda share, cost, target: 1.0 + (share == 2.0))
+    monkeypatch.setattr(heads, "agreements", lambda whole, texts, cuts, **_: [1.0, 2.0, 1.0])
+    target = str(models[0]["agrees"])
+    arguments = ["--model", target, "--draft", "mtp", "--device", "xeon"]
+    assert main(["calibrate", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "multi-token prediction agrees-mtp (int8)" in out and out.count("saved to") == 2
+    pipeline = load_pipeline(target, draft="mtp", device="xeon")
+    module = module_of(pipeline._engine.model)
+    assert 200 <= module.vocab_size < 210 and module.head_rows is not None
+    (source,) = pipeline._engine.policy._sources  # type: ignore[union-attr]
+    assert source.costs.measured
+    plain = load_pipeline(target, draft="none", device="xeon").generate("hello world", max_new_tokens=20)
+    assert pipeline.generate("hello world", max_new_tokens=20).token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("device", BOTH)
+def test_agreement_is_measured_beside_the_target(device: str, models: Any) -> None:
+    from specport.calibration.heads import agreements
+    from specport.calibration.mtp import BesideTarget
+    from specport.calibration.target_text import Text
+
+    target = loaded(models[0]["qwen"], device).model
+    expected = reference(models[0]["qwen"], models[1]["qwen"])
+    text = IDS[:20]
+    for _ in range(10):  # what the module proposes, by the formulas
+        states = host(states_of(target, text))
+        text.append(int(expected(states[:-1], text[1:])[1][-1].argmax()))
+    reader = BesideTarget(target, module_of(target))
+    written = Text(tuple(text[:20]), tuple(text[20:]))
+    assert agreements(reader, [written], [None]) == [1.0]  # type: ignore[arg-type]
+    other = Text(tuple(IDS[40:60]), tuple(text[20:]))
+    assert agreements(reader, [other], [None])[0] < 0.5  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("device", BOTH)
 def test_a_layer_with_gates_and_offsets(device: str, tmp_path: Path) -> None:
     """Qwen3.5's layer of full attention; its target is hybrid, so that only the module runs here."""
