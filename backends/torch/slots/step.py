@@ -151,6 +151,8 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         dtype = self.cache.shape.dtype
         zero = torch.zeros((), dtype=dtype, device=positions.device)
         added = {kind: self._laid_out(torch.where(mask, zero, -torch.inf)) for kind, mask in masks.items()}
+        if self._kinds == {FULL}:
+            return added[FULL]  # hybrids take no dictionary, and others need none
         if self._kinds:
             return {kind: added[kind] for kind in self._kinds}
         return added[SLIDING if self._window else FULL]
