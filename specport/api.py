@@ -12,17 +12,14 @@ from specport.core.ports import Model, Needs, Policy
 from specport.core.verify.verifier import TargetVerifier
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import GRAFT, MTP
+from specport.drafters.registry import GRAFT
 from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import DraftSpec, parse
-from specport.errors import InvalidInput, ModelError
-from specport.models import mtp
-from specport.models.bundle import registered
-from specport.models.shipped import shipped_head
+from specport.drafters.spec import AUTO, DraftSpec, parse
+from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
 from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
-from specport.runtime import tuned
+from specport.runtime import automatic, tuned
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.together import load_together
@@ -86,7 +83,7 @@ def load(
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress, cache_memory)
     beside = loader
     if draft_device is not None:
-        if not spec.models and draft != "auto":
+        if not spec.models and draft != AUTO:
             raise InvalidInput("a draft device needs a draft model", "name one with --draft")
         beside = Loader.on(draft_device, threads, max_context, trust_remote_code, progress)
     profile = loader.profile
@@ -98,12 +95,12 @@ def load(
     kept = tuned.find(model, profile.name)
     files = loader.files(model, precision or kept.precision or profile.precision)
     notes: list[str] = []
-    if draft == "auto":
-        spec, notes = _chosen(spec, kept, files)
+    if draft == AUTO:
+        spec, notes = automatic.drafters(kept, files)
     if precision is None and kept.precision not in (None, profile.precision):
         notes.append(f"weights by specport tune: {files.precision}")
     together = load_together(
-        loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == "auto" else None
+        loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == AUTO else None
     )
     spec, target, tokenizer = together.spec, together.target, together.tokenizer
     notes += [*together.notes, *target.notes]
@@ -142,26 +139,6 @@ def _engine(files: ModelFiles, target: Model, policy: Policy | None) -> tuple[En
     verifier = TargetVerifier(target, policy.needs if policy else Needs(), recorder.watch)
     note = "texts are recorded for specport adapt; specport adapt off ends that"
     return Engine(target, policy, verifier, on_end=recorder.ended), [note]
-
-
-def _chosen(spec: DraftSpec, kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]]:
-    """Return what `auto` stands for with this target, and notes for the user.
-
-    What `specport tune` chose; else the default with the draft that was built for the target, or the head
-    that comes with this package, or the model's own weights for multi-token prediction, if any.
-    """
-    chosen, notes = kept.draft(files)
-    if chosen is not None:
-        return chosen, notes
-    built = registered(files.fingerprint)
-    built = built or shipped_head(files.folder, files.name, files.fingerprint, files.source)
-    if built:
-        return spec.with_model(str(built)), notes
-    try:
-        module = None if files.origin is None else mtp.find(files.origin)
-    except ModelError as error:
-        return spec, [*notes, f"no multi-token prediction: {error}"]
-    return (spec if module is None else spec.with_part(MTP)), notes
 
 
 def _check_classifier(spec: DraftSpec) -> None:

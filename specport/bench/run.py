@@ -22,11 +22,15 @@ from specport.bench.shared import DRAFT, Shared, encode_all
 from specport.bench.summary import Figures, summarise
 from specport.calibration.methods import PLAIN, Method, parse
 from specport.drafters.retrieval.folders import Folders
+from specport.drafters.spec import AUTO, DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
 from specport.progress import Progress, part, silent
+from specport.runtime import tuned
+from specport.runtime.automatic import drafters
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import head_of, module_of
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
@@ -35,7 +39,7 @@ PEERS = ("genai:", "transformers:", "llama.cpp:")
 PACKAGES = (
     "openvino", "openvino-genai", "optimum-intel", "transformers", "torch", "llama-cpp-python", "numpy",
 )  # fmt: skip
-DEFAULT_METHODS = ("ngram", "suffix", "ngram@fixed=4", "ngram@heuristic")
+DEFAULT_METHODS = (AUTO, "ngram", "suffix", "ngram@fixed=4", "ngram@heuristic")
 DEFAULT_DRAFT_METHODS = ("ngram|draft", "draft", "draft@fixed=3", "draft@heuristic", "draft@confidence")
 
 
@@ -75,10 +79,10 @@ def bench(
 ) -> Report:
     """Compare methods on a prompt file, greedy, one prompt at a time. Resume a stopped run.
 
-    methods: names as in `calibration.methods.parse`, in which `draft` means the model of `draft`, and
-             "genai:MODE" for openvino-genai on the same IR, "transformers:MODE" for PyTorch and
-             "llama.cpp:MODE" for llama.cpp on the weights before conversion. Plain decoding is always
-             included.
+    methods: names as in `calibration.methods.parse`, in which `draft` means the model of `draft`, and `auto`
+             what `specport.load` uses by default. "genai:MODE" is openvino-genai on the same IR;
+             "transformers:MODE" is PyTorch and "llama.cpp:MODE" llama.cpp on the weights before conversion.
+             Plain decoding is always included.
     history, datastore: text sources of `suffix`, as for `specport.load`. Nothing is learnt from prompt to
              prompt: the answers of one method would speed up the next.
     Raises SpecportError.
@@ -97,14 +101,26 @@ def bench(
     bar = part(progress, 0.0, 0.1)
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
     files = loader.files(model, precision or loader.profile.precision)
-    head = loader.hidden_head(parse_draft(draft)) if draft else None
-    target = loader.target_with(files, exact, head=head)
+    automatic, _ = drafters(tuned.find(model, loader.profile.name), files)
+    if not methods and automatic.parts == drafts["ngram"].parts:
+        names.remove(AUTO)  # it would be measured twice
+    loaded = [*(parse_draft(draft).parts if draft else ()), *(automatic.parts if AUTO in names else ())]
+    head = loader.hidden_head(DraftSpec(tuple(loaded)))
+    named = [part for spec in drafts.values() for part in spec.parts]
+    module = module_of(DraftSpec((*named, *loaded)), files, loader)
+    target = loader.target_with(files, exact, head=head, mtp=module, mtp_tokens=head_of(module, loader))
+    missing = (head and target.model.hidden_head is None) or (module and target.model.mtp is None)
+    if missing:
+        automatic = parse_draft(AUTO)
     tokenizer = load_tokenizer(files.folder)
     room = target.model.max_context - max_new_tokens
     fitting, encoded = encode_all(chosen, tokenizer, room)
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
     retrieval, _ = folders.open(tokenizer, target.model.vocab_size, learn=False)
-    shared = Shared(loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact)
+    shared = Shared(
+        loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact, automatic,
+        module=module,
+    )  # fmt: skip
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))

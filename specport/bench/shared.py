@@ -13,11 +13,13 @@ from specport.core.engine import Engine
 from specport.core.policies.length_rules import CLASSIFIER
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel, Retrieval
+from specport.drafters.registry import MTP
 from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import as_draft
 from specport.runtime.registry import Loaded
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer
@@ -29,8 +31,10 @@ DRAFT = "draft"  # the name of the --draft model in a method
 class Shared:
     """Hold the loaded models that specport's own methods share.
 
-    draft:   the model that the name `draft` means in a method. others: more such names, with their models.
-    longest: most tokens of a prompt plus its answer.
+    draft:     the model that the name `draft` means in a method. others: more such names, with their models.
+    longest:   most tokens of a prompt plus its answer.
+    automatic: the drafters that `auto` means in a method.
+    module:    the target's own module for multi-token prediction, where it was loaded with it.
     """
 
     loader: Loader
@@ -42,8 +46,10 @@ class Shared:
     longest: int
     retrieval: Retrieval
     exact: bool
+    automatic: DraftSpec = field(default_factory=DraftSpec)
     others: Mapping[str, str] = field(default_factory=dict)
     draft_name: str | None = None
+    module: ModelFiles | None = None
     _drafts: dict[str, tuple[DraftModel, ModelFiles]] = field(default_factory=dict)
     _torch_models: dict[Path, Any] = field(default_factory=dict)
     _exits: dict[int, Loaded] = field(default_factory=dict)
@@ -62,6 +68,9 @@ class Shared:
     def own(self, name: str) -> Method:
         spec = parse(name)
         draft = parse_draft(spec.draft)
+        if draft.auto:
+            draft = DraftSpec(self.automatic.parts)
+            spec = replace(spec, draft=str(draft))
         if spec.drafting.policy == CLASSIFIER:
             if not draft.models:
                 raise InvalidInput(
@@ -74,10 +83,17 @@ class Shared:
             draft, target.model, self.tokenizer, {name: self.load_draft(name) for name in draft.models},
             drafting=spec.drafting, costs=self.loader.costs(target),
             exit_costs=self.loader.exit_costs(target), retrieval=self.retrieval,
+            mtp=self._mtp(draft, target),
         )  # fmt: skip
         exit_ = target.model.early_exit
         about = {"exact": target.model.capabilities.exact, "exit_layer": exit_.layer if exit_ else 0}
         return own(spec, policy, engine, self.tokenizer.eos_ids, about)
+
+    def _mtp(self, draft: DraftSpec, target: Loaded) -> DraftModel | None:
+        """Return the target's own module as a draft where a method uses it."""
+        if self.module is None or MTP not in draft.kinds:
+            return None
+        return as_draft(self.module, self.files, self.tokenizer, target, self.loader)
 
     def peer(self, name: str) -> Method:
         library, _, mode = name.partition(":")
@@ -116,9 +132,9 @@ class Shared:
         return LlamaCpp(mode, self.files.source, self.draft, eos_ids, self.loader.threads, context)
 
     def load_draft(self, spec: str) -> DraftModel:
-        if spec != DRAFT and spec not in self.others:
+        if spec != DRAFT and spec not in (*self.others, *self.automatic.models):
             raise InvalidInput(
-                f"unknown drafter {spec!r}", "use ngram, suffix, or draft for the model of --draft"
+                f"unknown drafter {spec!r}", "use auto, ngram, suffix, or draft for the model of --draft"
             )
         model, _ = self._draft_model(spec)
         return replace(
@@ -127,7 +143,7 @@ class Shared:
 
     def _draft_model(self, name: str) -> tuple[DraftModel, ModelFiles]:
         if name not in self._drafts:
-            model = self.draft if name == DRAFT else self.others[name]
+            model = self.draft if name == DRAFT else self.others.get(name, name)
             assert model is not None  # called only by methods that need it
             found, loaded = self.loader.draft(
                 model, self.draft_precision, self.files, self.tokenizer, self.target

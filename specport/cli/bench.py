@@ -22,7 +22,7 @@ examples:
   specport bench --prompts questions.jsonl --draft DRAFT_DIR --record rounds.json
   specport bench --replay rounds.json
 
-A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is ngram, suffix, draft or several, as in
+A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is auto, ngram, suffix, draft or several, as in
 'ngram|draft'. The default policy is planned. DRAFT@fixed=3:2,2 drafts trees. The drafter suffix reads
 --history and --datastore but does not change them: nothing is learnt between prompts. Peers: genai:plain,
 genai:lookup, genai:draft and genai:draft-dynamic are openvino-genai on the same model; transformers:plain,

@@ -127,8 +127,9 @@ class Loader:
 
         Raises InvalidInput where there are two.
         """
-        found = [name for name in spec.models if is_head(Path(name).expanduser())]
-        if len(found) > 1:
+        paths = {name: Path(name).expanduser().resolve() for name in spec.models}
+        found = [name for name, path in paths.items() if is_head(path)]
+        if len({paths[name] for name in found}) > 1:
             raise InvalidInput(f"two draft heads in {str(spec)!r}", "a target is loaded with one: name one")
         return self.files(found[0], self.profile.draft_precision) if found else None
 

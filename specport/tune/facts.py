@@ -50,9 +50,10 @@ def facts(options: Options, loader: Loader, track: Track) -> Facts:
         costs=track.costs,
         ready=True,
         formats=names,
-        formats_ready=all(
-            hand.is_ready(options.model, name, loader.backend.weights) for name in (*names, "fp16")
+        unconverted=sum(
+            not hand.is_ready(options.model, name, loader.backend.weights) for name in (*names, "fp16")
         ),
+        half_gb=hand.half_gb(track.files.folder, track.files.precision),
         siblings=siblings,
         early=hand.exits_early(options.model),
         tree=track.target.model.capabilities.tree,
@@ -88,7 +89,8 @@ def facts_unseen(options: Options, loader: Loader) -> Facts:
         costs=None,
         ready=False,
         formats=formats(options, loader),
-        formats_ready=False,
+        unconverted=0,
+        half_gb=0.0,
         siblings=named,
         early=hand.exits_early(options.model),
         tree=False,

@@ -27,7 +27,9 @@ from specport.text.tokenizer import Tokenizer, load_tokenizer
 NAMED, REGISTERED, SHIPPED = "named", "built for this model", "comes with specport"
 CACHED, BUILT = "in the cache", "built by tune"
 _SMALLER = 0.7  # a draft's files are at most this share of the target's
-_FORMATS = ("int4", "int4:128", "int4:channel")  # beside the device's own
+# Beside the device's own, those with as many bits or more: fewer bits never keep the quality.
+_FORMATS = ("int8", "int4", "int4:128", "int4:channel")
+_BITS = {"int4": 4, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,16 @@ def formats(spec: str | None, profile: Profile, weights: str) -> tuple[str, ...]
     path = Path(spec or "default").expanduser()
     if spec not in (None, "default") and (path / IR_XML).is_file():
         return ()
-    own = str(parse(profile.precision))
-    if profile.symmetric:
-        names = [f"{name}{',' if ':' in name else ':'}sym" for name in _FORMATS]
-    else:
-        names = [*_FORMATS]
-    return (own, *(name for name in map(str, map(parse, names)) if name != own))
+    own = parse(profile.precision)
+    sym = [f"{name}{',' if ':' in name else ':'}sym" for name in _FORMATS]
+    others = [parse(name) for name in (sym if profile.symmetric else _FORMATS)]
+    fit = [each for each in others if each != own and _BITS[each.base] >= _BITS[own.base]]
+    return tuple(map(str, (own, *fit)))
+
+
+def half_gb(folder: Path, precision: str) -> float:
+    """Return the gigabytes that a model would take with 16-bit weights, by the size of its files."""
+    return _size(folder) * 16 / _BITS[parse(precision).base] / 1e9
 
 
 def siblings(

@@ -14,6 +14,8 @@ from specport.tune.hand import Sibling
 CALIBRATE, FORMATS, HEAT, BUILD, FINAL = "calibrate", "weights", "heat", "build", "final"
 HEAT_PROMPTS, FINALISTS = 4, 3
 FINAL_SHARE = 0.3  # of the budget is reserved for the final, or less where it takes less
+FORMATS_SHARE = 0.5  # of what is left may go to weight formats: drafters bring more
+_CONVERSION_S = 50.0  # a gigabyte of 16-bit weights; 1.5B on two cores of an EPYC (AVX2)
 RETRIEVAL = ("ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle")
 EXIT = "early-exit"
 BUILD_TOKENS = (20_000, 200_000)  # least and most text to train a parallel draft on
@@ -49,7 +51,8 @@ class Facts:
     costs:    measured ones of the target; None = none yet.
     ready:    whether the target needs no download and no conversion.
     formats:  weight formats to compare; the first is the device's own.
-    formats_ready: whether they all need no conversion.
+    unconverted: how many of them, and of the source to compare with, need a conversion.
+    half_gb:  gigabytes of the target's weights in 16 bits.
     siblings, early, tree: draft models; whether the target exits early; whether it verifies trees.
     source:   model to train a parallel draft from; "" = none.
     prompt_tokens, max_new_tokens, num_prompts: of the measurement; 0 = unknown.
@@ -59,7 +62,8 @@ class Facts:
     costs: StepCosts | None
     ready: bool
     formats: tuple[str, ...]
-    formats_ready: bool
+    unconverted: int
+    half_gb: float
     siblings: tuple[Sibling, ...]
     early: bool
     tree: bool
@@ -154,15 +158,16 @@ def _final(facts: Facts, answer: float | None) -> Step:
 
 
 def _formats(facts: Facts) -> Step:
-    """Answers of the source, one reading of them by each format, and eight rounds of steps."""
+    """Conversions, answers of the source, one reading of them by each format, and eight rounds of steps."""
     what = f"compare weights: {', '.join(facts.formats)}"
-    if facts.costs is None or not facts.formats_ready:
+    if facts.costs is None:
         return Step(FORMATS, what)
     one, widest = facts.costs.step(1, 256), facts.costs.widths[-1]
     reading = facts.costs.step(widest, 256) / widest
     writing = 8 * 96 * one * _SOURCE_STEPS
     each = 8 * 140 * reading * (1 + _SOURCE_STEPS) + 8 * (60 * one + 140 * reading)
-    return Step(FORMATS, what, writing + len(facts.formats) * each, rough=True)
+    converting = facts.unconverted * facts.half_gb * _CONVERSION_S
+    return Step(FORMATS, what, converting + writing + len(facts.formats) * each, rough=True)
 
 
 def _build(facts: Facts, budget_s: float, others_s: float) -> Step:
@@ -181,9 +186,10 @@ def _within(steps: Sequence[Step], budget_s: float) -> list[Step]:
     found: list[Step] = []
     left = budget_s - reserve_s(steps[-1], budget_s)
     for step in steps:
-        too_long = step.seconds is not None and step.seconds > left
+        most = max(0.0, left * (FORMATS_SHARE if step.kind == FORMATS else 1.0))
+        too_long = step.seconds is not None and step.seconds > most
         if step.kind in (FORMATS, BUILD) and not step.skip and too_long:
-            why = f"takes about {written(step.seconds or 0.0)}; the budget leaves {written(max(0.0, left))}"
+            why = f"takes about {written(step.seconds or 0.0)}; the budget leaves {written(most)} for it"
             step = replace(step, skip=why)  # noqa: PLW2901
         found.append(step)
         if not step.skip and step.kind != FINAL:

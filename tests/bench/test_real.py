@@ -11,6 +11,7 @@ import pytest
 from support.processor import NARROW
 
 from specport.calibration.measure import measure
+from specport.models import shipped
 from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.text.tokenizer import load_tokenizer
@@ -25,19 +26,20 @@ def test_bench_beside_its_peers(tmp_path: Path) -> None:
     command += ["--category", "code", "--category", "summarization"]
     peers = ["genai:plain", "transformers:lookup", "transformers:draft"]
     command += ["--draft", "default", "--draft-precision", "int8"]
-    for method in ("ngram", "ngram@fixed=4:2", *peers):
+    for method in ("auto", "ngram@fixed=4:2", *peers):
         command += ["--method", method]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     table = report["table"]
-    assert [*table] == ["plain", "ngram", "ngram@fixed=4:2", *peers]
-    for method in ("plain", "ngram", "ngram@fixed=4:2"):
+    assert [*table] == ["plain", "auto", "ngram@fixed=4:2", *peers]
+    for method in ("plain", "auto", "ngram@fixed=4:2"):
         assert table[method]["all"]["same"] == table[method]["all"]["prompts"] == 2
     for peer in peers:
         assert table[peer]["all"]["tpot_ms"] > 0 and table[peer]["all"]["ttft_ms"] > 0
     assert report["about"]["numerics"] == "exact"
     methods = report["about"]["methods"]
+    assert methods["auto"]["draft"] == f"ngram|{shipped.FOLDER / report['about']['model']}"
     assert "openvino-genai" in methods["genai:plain"]
     assert methods["transformers:draft"]["num_assistant_tokens"] == 20
     rows = map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines())

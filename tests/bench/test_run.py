@@ -18,6 +18,7 @@ from specport.calibration.methods import Run, Spec, parse
 from specport.cli import main
 from specport.core.policies.drafting import Drafting
 from specport.errors import InvalidInput
+from specport.runtime import tuned
 
 LINES = [
     {"id": i, "category": category, "turns": [f"abcab {category}", "later"]}
@@ -209,6 +210,23 @@ def test_the_command_end_to_end(
     assert main(command) == 0 and (out / "rows.jsonl").read_text(encoding="utf-8") == rows
     assert main([*command, "--max-new-tokens", "25"]) == 2
     assert "different max_new_tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("choice", [None, "suffix|organisation/small"])
+def test_auto_is_what_a_run_without_options_uses(
+    toy_backend: ToyBackend,  # noqa: F811
+    prompts: Path,
+    tmp_path: Path,
+    choice: str | None,
+) -> None:
+    if choice is not None:
+        tuned.keep(None, "xeon", "int8", tuned.Choice(choice, "0", 1.4))
+    command = ["bench", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--max-new-tokens", "24"]
+    assert main([*command, "--quiet", "--precision", "int8", "--device", "xeon", "--method", "auto"]) == 0
+    report = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
+    assert report["about"]["methods"]["auto"]["draft"] == (choice or "ngram")
+    assert toy_backend.loaded == ["toy", *(["organisation/small"] if choice else [])]
+    assert report["table"]["auto"]["all"]["same"] == 5
 
 
 @pytest.mark.usefixtures("toy_backend")

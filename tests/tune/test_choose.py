@@ -153,7 +153,8 @@ COSTS = StepCosts((1, 32), (64,), ((0.01, 0.08),), measured=True)
 
 def facts(**changes: Any) -> Facts:
     known: dict[str, Any] = {
-        "costs": COSTS, "ready": True, "formats": (), "formats_ready": True, "siblings": (), "early": False,
+        "costs": COSTS, "ready": True, "formats": (), "unconverted": 0, "half_gb": 0.0, "siblings": (),
+        "early": False,
         "tree": True, "source": "", "prompt_tokens": 32, "max_new_tokens": 92, "num_prompts": 8,
     }  # fmt: skip
     return Facts(**{**known, **changes})
@@ -189,10 +190,14 @@ def test_a_draft_is_built_where_the_budget_allows() -> None:
 
 
 def test_weights_are_compared_where_the_budget_allows() -> None:
-    formats = ("int8", "int4", "int4:128")
+    formats = ("int4", "int8", "int4:128")
     first, *_ = plan.make(facts(formats=formats), 1800)
     assert first.kind == "weights" and not first.skip and first.seconds
+    ready = first.seconds
     first, *_ = plan.make(facts(formats=formats), 20)
     assert "the budget leaves" in first.skip
-    first, *_ = plan.make(facts(formats=formats, formats_ready=False), 1800)
-    assert first.seconds is None and not first.skip
+    first, *_ = plan.make(facts(formats=formats, unconverted=3, half_gb=3.0), 1800)
+    assert first.seconds is not None and first.seconds > ready + 300 and not first.skip
+    # The larger part of the budget is for drafters.
+    first, *_ = plan.make(facts(formats=formats, unconverted=3, half_gb=3.0), 1.8 * first.seconds)
+    assert "the budget leaves" in first.skip
