@@ -47,6 +47,7 @@ class _Text:
     handle:  of the module's cache; None = it has read nothing.
     num_read: tokens from `start` on that are entries of it.
     tokens, states: those behind them that the target has read: ids, and arrays [n, width] of its states.
+    last:    the last of the tokens that were read, with its state [1, width]; None = it cannot be read again.
     """
 
     start: int
@@ -54,6 +55,14 @@ class _Text:
     num_read: int = 0
     tokens: list[int] = field(default_factory=list)
     states: list[Array] = field(default_factory=list)
+    last: tuple[int, Array] | None = None
+
+    def again(self) -> None:
+        """Let the last token be read once more where nothing is left to read."""
+        if not self.tokens and self.last is not None:
+            token, state = self.last
+            self.tokens, self.states = [token], [state]
+            self.num_read -= 1
 
     @property
     def end(self) -> int:
@@ -77,7 +86,9 @@ class MtpReading:
     def fits(self, request: DraftRequest) -> bool:
         """Return whether the target has read the token before the root token with its states."""
         text = self._texts.get(request.key)
-        if text is None or not text.tokens or text.end != len(request.context) - 1:
+        if text is None or text.end != len(request.context) - 1:
+            return False
+        if not text.tokens and text.last is None:
             return False
         return text.end - text.start + request.plan.max_nodes < self._model.max_context
 
@@ -110,6 +121,7 @@ class MtpReading:
     def catch_up(self, requests: Sequence[DraftRequest]) -> list[Array | None]:
         for request in requests:
             self._head.follow(request.key, request.context)
+            self._texts[request.key].again()  # the target refused the row of the last draft
         nexts = {request.key: request.context[-1] for request in requests}
         found = self._read(nexts, "last")
         return [found.get(request.key) for request in requests]
@@ -206,6 +218,7 @@ class MtpReading:
             states = text.states
             self._model.commit(row.handle, range(count))
             text.num_read += count
+            text.last = text.tokens[count - 1], _copy(states[0][count - 1 : count, :])
             del text.tokens[:count]
             text.states = [_copy(states[0][count:, :])] if text.tokens else []
             if wanted == "last":
