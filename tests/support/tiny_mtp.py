@@ -20,6 +20,7 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "mimo": ("model.mtp_layers.0.",) * 2
     + ("input_proj", "token_layernorm", "hidden_layernorm", "final_layernorm", True),
 }
+_SMALL = 0.003  # factor on what layers add, where a module often says what its target will say
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ def save(
     import torch
     from safetensors.torch import load_file, save_file
 
+    if agrees:  # a head of its own, or a text would repeat one token
+        changes = {"tie_word_embeddings": False, **changes}
     target = tiny_models.hf_model(kind, num_layers, **changes)
     with torch.no_grad():
         for name, parameter in target.named_parameters():
             if agrees and name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.mul_(0.02)
+                parameter.mul_(_SMALL)
     target.save_pretrained(folder)
     tiny_models.save_tokenizer(folder)
     stored = load_file(folder / "model.safetensors")
@@ -69,12 +72,12 @@ def random_module(folder: Path, stored: Mapping[str, Any], *, agrees: bool, seed
     for name, tensor in stored.items():
         if last in name:
             values = rng.normal(size=tuple(tensor.shape)) / np.sqrt(max(tensor.shape[-1], 1))
-            small = 0.02 if agrees and name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            small = _SMALL if agrees and name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             vector = rng.uniform(0.5, 1.5, tuple(tensor.shape)) if "norm" in name else small * values
             layer[name.partition(last)[2]] = vector
     join = rng.normal(size=(width, 2 * width)) / np.sqrt(2 * width)
     if agrees:
-        join = np.concatenate([np.eye(width), 0.02 * join[:, width:]], axis=1)
+        join = np.concatenate([np.eye(width), _SMALL * join[:, width:]], axis=1)
     token, state, norm = rng.uniform(0.5, 1.5, (3, width))
     if agrees:
         token, norm = np.ones(width), np.asarray(_last_norm(stored), dtype=np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], d
     return {name: root / name for name in modules}, modules
 
 
+@cache
 def loaded(folder: Path, device: str, precision: str = "fp32", **options: Any) -> Loaded:
-    """Return a target with its module."""
+    """Return a target with its module; each is loaded once."""
     profile = load_profile(device)
     backend = backend_for(profile)
     files = resolve(str(folder), precision=precision, weights=backend.weights)
@@ -200,16 +202,15 @@ def written(target: Model, policy: FirstProposal | None, params: SamplingParams 
     return [g.tokens for g in generations], (drafted, sum(g.metrics.num_accepted_tokens for g in generations))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "rounded"])
 @pytest.mark.parametrize("tree", [False, True])
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("device", "precision"), [("xeon", "int8"), *((device, "fp32") for device in DEVICES)]
+)
 def test_greedy_texts_are_those_of_plain_decoding(
-    device: str, tree: bool, precision: str, models: Any
+    device: str, precision: str, tree: bool, models: Any
 ) -> None:
     """Four texts at once, with drafts that are accepted and drafts that are not."""
-    weights = backend_for(load_profile(device)).weights
-    rounded = "int8" if weights == "ir" else "bf16"
-    target = loaded(models[0]["agrees"], device, rounded if precision == "rounded" else precision).model
+    target = loaded(models[0]["agrees"], device, precision).model
     if tree and not target.capabilities.tree:
         pytest.skip("chains only")
     drafter = MtpDrafter(module_of(target), target.vocab_size)
@@ -273,12 +274,13 @@ def test_sampled_texts_keep_the_law(device: str, models: Any) -> None:
 @pytest.mark.parametrize("device", BOTH)
 def test_a_module_drafts_by_its_name_and_by_default(device: str, models: Any) -> None:
     target = str(models[0]["agrees"])
-    plain = load_pipeline(target, draft="none", device=device).generate("hello world", max_new_tokens=20)
+    options = {"device": device, "precision": "fp32" if device == "torch-cpu" else None}
+    plain = load_pipeline(target, draft="none", **options).generate("hello world", max_new_tokens=20)
     for draft in ("mtp", "ngram|mtp"):
-        pipeline = load_pipeline(target, draft=draft, device=device, policy="fixed")
+        pipeline = load_pipeline(target, draft=draft, **options, policy="fixed")
         result = pipeline.generate("hello world", max_new_tokens=20)
         assert result.token_ids == plain.token_ids and result.metrics.num_accepted_tokens > 0
-    pipeline = load_pipeline(target, device=device)
+    pipeline = load_pipeline(target, **options)
     assert pipeline._engine.model.mtp is not None
     assert pipeline.generate("hello world", max_new_tokens=20).token_ids == plain.token_ids
 
@@ -287,11 +289,12 @@ def test_what_cannot_be_used_is_explained(models: Any, tmp_path: Path) -> None:
     tiny_models.save_hf(tmp_path / "plain", "qwen3")
     with pytest.raises(ModelError, match="no weights for multi-token prediction"):
         load_pipeline(str(tmp_path / "plain"), draft="mtp", device="xeon")
+    npu = {"device": "core-ultra-npu-emulated", "exact": False}
     with pytest.raises(DeviceError, match="no multi-token prediction on core-ultra-npu"):
-        load_pipeline(str(models[0]["qwen"]), draft="mtp", device="core-ultra-npu-emulated")
-    assert load_pipeline(str(models[0]["qwen"]), device="core-ultra-npu-emulated")._engine.model.mtp is None
+        load_pipeline(str(models[0]["qwen"]), draft="mtp", **npu)
+    assert load_pipeline(str(models[0]["qwen"]), **npu)._engine.model.mtp is None
     with pytest.raises(InvalidInput, match="exclude"):
-        load_pipeline(str(models[0]["qwen"]), draft="early-exit:1|mtp", device="torch-cpu")
+        load_pipeline(str(models[0]["qwen"]), draft="early-exit:1|mtp", device="torch-cpu", precision="fp32")
 
 
 def test_an_unknown_form_leaves_the_default(tmp_path: Path) -> None:
