@@ -229,9 +229,10 @@ def _decoder_config(module: Module) -> dict[str, Any]:
         if isinstance(config[name], list) and len(config[name]) == count:  # one entry a layer
             config[name] = [config[name][like]]
     kind = str(config.get("model_type"))
-    gone = ("text_config", "vision_config", "auto_map", "architectures", "transformers_version")
-    gone += ("bos_token_id", "eos_token_id", "pad_token_id", "mlp_only_layers", "num_nextn_predict_layers")
-    for name in [*gone, *(name for name in config if "mtp" in name)]:
+    gone = [name for name in config if "mtp" in name]
+    gone += ["text_config", "vision_config", "auto_map", "architectures", "transformers_version"]
+    gone += ["bos_token_id", "eos_token_id", "pad_token_id", "mlp_only_layers", "num_nextn_predict_layers"]
+    for name in gone:
         config.pop(name, None)
     config |= {"model_type": _DECODER.get(kind, kind), "num_hidden_layers": 1, "vocab_size": VOCAB}
     config |= {"tie_word_embeddings": False, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}

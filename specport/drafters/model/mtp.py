@@ -122,7 +122,7 @@ class MtpReading:
         for request in requests:
             self._head.follow(request.key, request.context)
             self._texts[request.key].again()  # the target refused the row of the last draft
-        nexts = {request.key: request.context[-1] for request in requests}
+        nexts: dict[int, int | None] = {request.key: request.context[-1] for request in requests}
         found = self._read(nexts, "last")
         return [found.get(request.key) for request in requests]
 
