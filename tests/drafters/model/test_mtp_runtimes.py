@@ -383,11 +383,11 @@ def check_alone(device: str, root: Path, module: tiny_mtp.Tiny) -> None:
     from safetensors.torch import load_file, save_file
 
     tiny_models.save_hf(root / "plain", "qwen3", tie_word_embeddings=True)
-    stored, tables = (
-        load_file(root / "plain" / "model.safetensors"),
-        load_file(root / "hybrid" / "model.safetensors"),
+    stored = load_file(root / "plain" / "model.safetensors")
+    tables = load_file(root / "hybrid" / "model.safetensors")
+    stored["model.embed_tokens.weight"] = next(
+        table for name, table in tables.items() if name.endswith("embed_tokens.weight")
     )
-    stored["model.embed_tokens.weight"] = tables["model.embed_tokens.weight"]
     save_file(stored, root / "plain" / "model.safetensors", metadata={"format": "pt"})
     profile = load_profile(device)
     backend = backend_for(profile)
