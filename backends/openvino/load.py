@@ -185,6 +185,7 @@ def _compile(
         head_input=head_rows is not None,
         # In exact mode each path of a tree is run as a chain. Only the CPU's kernels do this correctly.
         looks_ahead=not exact_mode and computes_on(options.profile) == "CPU",
+        attention_rows=exact_mode and computes_on(options.profile) == "CPU",
     )
     request = Request(compile_on_device(paged, files, options, settings))
     found = PagedModel(

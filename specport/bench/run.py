@@ -102,7 +102,7 @@ def bench(
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
     files = loader.files(model, precision or loader.profile.precision)
     automatic, _ = drafters(tuned.find(model, loader.profile.name), files)
-    if not methods and automatic.parts == drafts["ngram"].parts:
+    if not methods and automatic.parts == drafts["suffix"].parts:
         names.remove(AUTO)  # it would be measured twice
     loaded = [*(parse_draft(draft).parts if draft else ()), *(automatic.parts if AUTO in names else ())]
     head = loader.hidden_head(DraftSpec(tuple(loaded)))

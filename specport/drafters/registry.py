@@ -92,7 +92,7 @@ def help_text() -> str:
     """Return the command line's help for a draft expression: built-in kinds, so that nothing is loaded."""
     kinds = "; ".join(f"{kind.usage}: {kind.proposes}" for kind in BUILT_IN.values()).replace("`", "")
     return (
-        f"{NONE}, {AUTO} (what tune chose, else ngram and the draft built for this model) or what drafts. "
+        f"{NONE}, {AUTO} (what tune chose, else suffix and the draft built for this model) or what drafts. "
         f"{kinds}. Several, like 'suffix|MODEL': whichever pays better (default: auto)"
     )
 
@@ -102,7 +102,7 @@ def markdown_table() -> str:
     rows = [("`--draft`", "proposes", "needs", "pays when"), ("---",) * 4]
     for kind in BUILT_IN.values():
         usage = f"`'{kind.usage}'`" if "(" in kind.usage else f"`{kind.usage}`"
-        usage = f"`{AUTO}` (default), {usage}" if kind.name == NGRAM else usage
+        usage = f"`{AUTO}` (default), {usage}" if kind.name == SUFFIX else usage
         rows.append((usage, kind.proposes, kind.needs, kind.pays_when))
     both = r"`'ngram\|MODEL'`, `'suffix\|MODEL'`"
     rows.append((both, "whichever of the two pays better now", "the same tokenizer", "text partly repeats"))

@@ -19,7 +19,7 @@ import os
 import shlex
 from dataclasses import dataclass, replace
 
-from specport.drafters.registry import AUTO, MODEL, NGRAM, NONE, Registry, registry
+from specport.drafters.registry import AUTO, MODEL, NONE, SUFFIX, Registry, registry
 from specport.errors import InvalidInput
 
 _WINDOWS = os.name == "nt"  # its shells support double quotes only
@@ -110,7 +110,7 @@ def parse(text: str) -> DraftSpec:
     if text == NONE:
         return DraftSpec()
     if text == AUTO:
-        return DraftSpec((PartSpec(NGRAM),), auto=True)
+        return DraftSpec((PartSpec(SUFFIX),), auto=True)
     known = registry()
     try:
         parts = tuple(_part(part.strip(), known) for part in text.split("|"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, cache, download, hub, shipped
+from specport.models import bundle, cache, download, hub, mtp, shipped
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.gguf import file as gguf_file
@@ -170,6 +170,8 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
+    if (path / mtp.JOIN).is_file():
+        raise ModelError(f"{path} is a module of a model, for multi-token prediction", "name the model")
     if shipped.is_head(path):
         head = bundle.read(path, keep=path.parent == shipped.FOLDER)
         identity = fingerprint(path, [bundle.BUNDLE_FILE], [WEIGHTS])

@@ -22,7 +22,7 @@ from specport.errors import ContextFull
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 
-CHECK = 4  # increase when an answer's meaning or a model's layout changes; it voids stored answers
+CHECK = 5  # increase when an answer's meaning or a model's layout changes; it voids stored answers
 _PAST, _NEW = 37, 11  # the second block of OpenVINO's cache is partly filled, so that forks copy it
 NARROW, _WIDE = 64, 200  # without AVX-512, OpenVINO's matrix products round differently from about 96 rows on
 

@@ -39,7 +39,7 @@ def test_bench_beside_its_peers(tmp_path: Path) -> None:
         assert table[peer]["all"]["tpot_ms"] > 0 and table[peer]["all"]["ttft_ms"] > 0
     assert report["about"]["numerics"] == "exact"
     methods = report["about"]["methods"]
-    assert methods["auto"]["draft"] == f"ngram|{shipped.FOLDER / report['about']['model']}"
+    assert methods["auto"]["draft"] == f"suffix|{shipped.FOLDER / report['about']['model']}"
     assert "openvino-genai" in methods["genai:plain"]
     assert methods["transformers:draft"]["num_assistant_tokens"] == 20
     rows = map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines())

@@ -212,7 +212,7 @@ def test_the_command_end_to_end(
     assert "different max_new_tokens" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("choice", [None, "suffix|organisation/small"])
+@pytest.mark.parametrize("choice", [None, "ngram|organisation/small"])
 def test_auto_is_what_a_run_without_options_uses(
     toy_backend: ToyBackend,  # noqa: F811
     prompts: Path,
@@ -224,7 +224,7 @@ def test_auto_is_what_a_run_without_options_uses(
     command = ["bench", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--max-new-tokens", "24"]
     assert main([*command, "--quiet", "--precision", "int8", "--device", "xeon", "--method", "auto"]) == 0
     report = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
-    assert report["about"]["methods"]["auto"]["draft"] == (choice or "ngram")
+    assert report["about"]["methods"]["auto"]["draft"] == (choice or "suffix")
     assert toy_backend.loaded == ["toy", *(["organisation/small"] if choice else [])]
     assert report["table"]["auto"]["all"]["same"] == 5
 

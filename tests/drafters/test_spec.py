@@ -12,7 +12,7 @@ from specport.errors import InvalidInput
 
 EXPRESSIONS = {
     "none": [],
-    "auto": [PartSpec("ngram")],
+    "auto": [PartSpec("suffix")],
     "ngram": [PartSpec("ngram")],
     "org/name": [PartSpec("model", "org/name")],
     "model:C:\\drafts\\one": [PartSpec("model", "C:\\drafts\\one")],
@@ -85,7 +85,7 @@ def test_models_are_named_once() -> None:
 
 def test_a_draft_joins_what_stands_there() -> None:
     joined = parse("auto").with_model("/drafts/one")
-    assert str(joined) == "ngram|/drafts/one" and not joined.auto
+    assert str(joined) == "suffix|/drafts/one" and not joined.auto
     assert DraftSpec().with_model("x") == parse("x")
 
 

@@ -95,7 +95,7 @@ def test_load_uses_drafters_and_weights() -> None:
             "weights by specport tune: int4:128",
         ]
     with specport.load(device="xeon", precision="int8") as pipeline:  # not tuned
-        assert pipeline.draft_name == "ngram" and pipeline.notes == []
+        assert pipeline.draft_name == "suffix" and pipeline.notes == []
     with specport.load(device="xeon", draft="none") as pipeline:
         assert pipeline.draft_name == "none" and pipeline.notes == ["weights by specport tune: int4:128"]
 
@@ -109,4 +109,4 @@ def test_load_goes_on_without_a_draft_that_is_gone(tmp_path: Path) -> None:
         assert pipeline.draft_name == "ngram|model" or pipeline.draft_name.count("|") == 1
     draft.rmdir()
     with specport.load(device="xeon") as pipeline:
-        assert pipeline.draft_name == "ngram" and "is gone" in pipeline.notes[0]
+        assert pipeline.draft_name == "suffix" and "is gone" in pipeline.notes[0]

@@ -81,7 +81,7 @@ def test_the_choice_is_what_auto_uses(
     assert main(["tune", "--forget", "--device", "xeon"]) == 0
     assert "forgotten" in capsys.readouterr().err
     with specport.load(device="xeon") as pipeline:
-        assert pipeline.draft_name == "ngram" and pipeline.notes == []
+        assert pipeline.draft_name == "suffix" and pipeline.notes == []
     assert main(["tune", "--undo", "--device", "xeon"]) == 0
     assert "nothing was tuned" in capsys.readouterr().err
 
@@ -224,7 +224,7 @@ def test_better_weights_are_used_for_all_that_follows(
     ]
     monkeypatch.setattr("specport.tune.hand.formats", lambda *rest: tuple(row.precision for row in rows))
     monkeypatch.setattr("specport.tune.weights.measure", lambda *rest: rows)
-    assert main(tune) == 0
+    assert main([*tune, "--budget", "10m"]) == 0
     out = capsys.readouterr().out
     assert "toy (int8:sym) on xeon" in out and "faster but changes the text" in out
     kept = tuned.find(None, "xeon")

@@ -24,6 +24,7 @@ from specport.core.ports import HEAD_INPUT as HIDDEN_HEAD_INPUT
 from specport.errors import ModelError
 
 LOGITS_INDICES, HIDDEN_INDICES, HEAD_INPUT = "logits_indices", "hidden_indices", "head_input"
+ATTENTION_ROWS, KEPT_ROWS = "attention_rows", "kept_rows"
 TOKEN_TYPES = "token_type_ids"
 _TYPES_OF_ATTENTION = 25  # the input of PagedAttention that takes them (2026.4)
 
@@ -51,6 +52,7 @@ def to_paged(
     *,
     head_input: bool = False,
     looks_ahead: bool = False,
+    attention_rows: bool = False,
 ) -> ov.Model:
     """Rewrite `model` in place for PagedAttention and return it.
 
@@ -61,6 +63,9 @@ def to_paged(
     head_input:    what the head reads becomes the output HEAD_INPUT, [rows, 1, width].
     looks_ahead:   the input TOKEN_TYPES is 1 at tokens that see those behind them as well, as far as the mask
                    of their segment allows; empty where no token does.
+    attention_rows: attention takes the tokens that the input ATTENTION_ROWS [A] names, in its order, and the
+                   other layers take on those of the A that KEPT_ROWS [N] names. So a token may stand twice
+                   in attention alone, where that costs next to nothing.
 
     Logits are those of the tokens that the input LOGITS_INDICES names.
     """
@@ -76,6 +81,8 @@ def to_paged(
         raise ModelError(f"this architecture has no paged form: {first_line(error)}") from error
     if looks_ahead:
         _add_token_types(model)
+    if attention_rows:
+        _add_attention_rows(model)
     # After the transformation the tokens of all sequences lie along axis 0.
     head.input(0).replace_source_output(gather(head.input_value(0), indices))
     if head_input:
@@ -89,10 +96,26 @@ def to_paged(
 def _add_token_types(model: ov.Model) -> None:
     """Let every attention know which tokens look ahead: what Gemma 3 needs for the tokens of an image."""
     types = _indices(TOKEN_TYPES)
-    for node in model.get_ops():
-        if node.get_type_name() == "PagedAttentionExtension":
-            node.input(_TYPES_OF_ATTENTION).replace_source_output(types.output(0))
+    for node in _attentions(model):
+        node.input(_TYPES_OF_ATTENTION).replace_source_output(types.output(0))
     model.add_parameters([types])
+
+
+def _add_attention_rows(model: ov.Model) -> None:
+    """Choose the rows of queries, keys and values before each attention, and of its result behind it."""
+    rows, kept = _indices(ATTENTION_ROWS), _indices(KEPT_ROWS)
+    for node in _attentions(model):
+        readers = list(node.output(0).get_target_inputs())
+        for i in range(3):
+            node.input(i).replace_source_output(gather(node.input_value(i), rows))
+        result = gather(node.output(0), kept)
+        for reader in readers:
+            reader.replace_source_output(result)
+    model.add_parameters([rows, kept])
+
+
+def _attentions(model: ov.Model) -> list[ov.Node]:
+    return [node for node in model.get_ops() if node.get_type_name() == "PagedAttentionExtension"]
 
 
 def _indices(name: str) -> ov.Node:

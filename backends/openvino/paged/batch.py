@@ -14,6 +14,14 @@ Inputs, for S segments that bring N tokens together:
     logits_indices [R]               tokens whose logits are wanted
     hidden_indices [H]               tokens whose hidden states are wanted
     token_type_ids [N] or [0]        1 at the tokens of segments that look ahead
+
+In exact mode a segment of one token has that token twice, the second time as padding. Where the graph chooses
+the rows of attention apart from those of the other layers, the padding is in attention only:
+
+    input_ids, position_ids [M]      the M tokens without padding
+    attention_rows [N]               which of these M each of the N tokens is; the N tokens are the segments'
+    kept_rows [M]                    where each of the M stands among the N
+    logits_indices, hidden_indices   places among the M
 """
 
 from __future__ import annotations
@@ -24,7 +32,13 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from specport.backends.openvino.graph.surgery import HIDDEN_INDICES, LOGITS_INDICES, TOKEN_TYPES
+from specport.backends.openvino.graph.surgery import (
+    ATTENTION_ROWS,
+    HIDDEN_INDICES,
+    KEPT_ROWS,
+    LOGITS_INDICES,
+    TOKEN_TYPES,
+)
 from specport.backends.openvino.paged.cache import BlockCache
 
 from specport.core.block import Block
@@ -171,40 +185,43 @@ class Batch:
         self.logits.add("none", ())
         self.hidden.add("none", ())
 
-    def inputs(self, *, pad_head: bool) -> Inputs:
-        """Return the runtime's inputs. `pad_head`: a lone row of logits gets a throw-away companion too."""
-        segments = [segment for row in self.segments for segment in row]
-        return _inputs(segments, self.logits.tokens, self.hidden.tokens, pad_head=pad_head)
+    def inputs(self, *, pad_head: bool, apart: bool = False) -> Inputs:
+        """Return the runtime's inputs.
 
-    def parts(self, widest: int, *, pad_head: bool) -> Iterator[Part]:
+        pad_head: a lone row of logits gets a throw-away companion too.
+        apart:    the graph chooses the rows of attention, which alone are padded.
+        """
+        segments = [segment for row in self.segments for segment in row]
+        return _inputs(segments, self.logits.tokens, self.hidden.tokens, pad_head, apart)
+
+    def parts(self, widest: int, *, pad_head: bool, apart: bool = False) -> Iterator[Part]:
         """Yield the step as several of at most `widest` tokens, each to be run behind the one before."""
         group: list[Segment] = []
         start = size = 0
         for segment in (piece for row in self.segments for s in row for piece in _cut(s, widest)):
             if size + len(segment.tokens) > widest:
-                yield self._part(group, start, size, pad_head=pad_head)
+                yield self._part(group, start, size, pad_head, apart)
                 group, start, size = [], start + size, 0
             group.append(segment)
             size += len(segment.tokens)
-        yield self._part(group, start, size, pad_head=pad_head)
+        yield self._part(group, start, size, pad_head, apart)
 
-    def _part(self, group: Sequence[Segment], start: int, size: int, *, pad_head: bool) -> Part:
+    def _part(self, group: Sequence[Segment], start: int, size: int, pad_head: bool, apart: bool) -> Part:
         logits, scored = self.logits.within(start, start + size)
         hidden, seen = self.hidden.within(start, start + size)
-        return Part(_inputs(group, scored, seen, pad_head=pad_head), logits, hidden)
+        return Part(_inputs(group, scored, seen, pad_head, apart), logits, hidden)
 
 
 def _inputs(
-    segments: Sequence[Segment], logits: Sequence[int], hidden: Sequence[int], *, pad_head: bool
+    segments: Sequence[Segment], logits: Sequence[int], hidden: Sequence[int], pad_head: bool, apart: bool
 ) -> Inputs:
-    counts = [len(s.tokens) for s in segments]
     logits = [*logits, *logits] if pad_head and len(logits) == 1 else logits
     types = [s.ahead for s in segments for _ in s.tokens] if any(s.ahead for s in segments) else []
-    return {
+    inputs: Inputs = {
         "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
         "position_ids": np.array([p for s in segments for p in s.positions], dtype=np.int64),
         "past_lens": np.array([s.past for s in segments], dtype=np.int32),
-        "subsequence_begins": _begins(counts),
+        "subsequence_begins": _begins([len(s.tokens) for s in segments]),
         "max_context_len": np.array(max(s.end for s in segments), dtype=np.int32),
         "block_indices": np.array([b for s in segments for b in s.table], dtype=np.int32),
         "block_indices_begins": _begins([len(s.table) for s in segments]),
@@ -213,6 +230,28 @@ def _inputs(
         LOGITS_INDICES: np.array(logits, dtype=np.int32),
         HIDDEN_INDICES: np.array(hidden, dtype=np.int32),
         TOKEN_TYPES: np.array(types, dtype=np.int32),
+    }
+    return _padded_in_attention(inputs, segments) if apart else inputs
+
+
+def _padded_in_attention(inputs: Inputs, segments: Sequence[Segment]) -> Inputs:
+    """Return inputs whose padding is in attention only.
+
+    A step whose segments bring one token together keeps its padding everywhere: the matrix products of a lone
+    row round differently.
+    """
+    real = np.array([i < len(s.nodes) for s in segments for i in range(len(s.tokens))])
+    if real.sum() == 1:
+        real[:] = True
+    rows, kept = (np.cumsum(real) - 1).astype(np.int32), np.flatnonzero(real).astype(np.int32)
+    return {
+        **inputs,
+        "input_ids": inputs["input_ids"][kept],
+        "position_ids": inputs["position_ids"][kept],
+        LOGITS_INDICES: rows[inputs[LOGITS_INDICES]],
+        HIDDEN_INDICES: rows[inputs[HIDDEN_INDICES]],
+        ATTENTION_ROWS: rows,
+        KEPT_ROWS: kept,
     }
 
 

@@ -1,9 +1,10 @@
 """A language model on OpenVINO PagedAttention: the `Model` port of the core.
 
-Exact mode never gives a sequence a single token, since one new token takes another attention kernel,
-whose rounding differs; two or more give bit-identical logits however they are split. The throw-away
-second token costs about 5 % of a step and is never committed. `batch.py` turns rows into the runtime's
-inputs, `cache.py` owns the memory.
+In exact mode attention never gets a single token of a sequence, since one new token takes another kernel,
+whose rounding differs; two or more give bit-identical logits however they are split. A lone token therefore
+stands there twice, and its copy is never committed. Where several sequences bring a token each, the other
+layers have no copies (`batch.py`). A sequence alone has its copy everywhere: 5 % of a step with AVX-512, 20 %
+with AVX2. `batch.py` turns rows into the runtime's inputs, `cache.py` owns the memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from specport.backends.openvino.graph.surgery import HEAD_INPUT, TOKEN_TYPES
+from specport.backends.openvino.graph.surgery import ATTENTION_ROWS, HEAD_INPUT, TOKEN_TYPES
 from specport.backends.openvino.paged.batch import (
     Batch,
     Segment,
@@ -50,7 +51,7 @@ class PagedModel(CheckedModel[PagedSequence]):
 
     request:     of the paged graph.
     max_context: most tokens of one sequence.
-    exact:       a sequence's lone token gets a throw-away companion, and each path of a tree is
+    exact:       a sequence's lone token gets a throw-away copy, and each path of a tree is
                  stepped as a sequence of its own: a mask would leave gaps between a node and its
                  ancestors, and the kernels sum in another order around a gap.
     head_rows:   gives rows of the whole head, where that of the graph is cut.
@@ -84,13 +85,14 @@ class PagedModel(CheckedModel[PagedSequence]):
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
         self._masks = not exact and kinds <= _PLAIN_ROWS
         inputs = {name for part in (*cached, request) for port in part.compiled.inputs for name in port.names}
+        self._apart = ATTENTION_ROWS in inputs
         # Outputs with a row for each token whose logits, and whose hidden states, are wanted.
         self._scored = ["logits", *([HEAD_INPUT] if head_rows else [])]
         self._seen = [f"hidden.{layer}" for layer in hidden_layers]
         self.capabilities = Capabilities(
             visibility="any" if self._masks and TOKEN_TYPES in inputs else "tree",
             forked_trees=not self._masks,
-            min_width=2 if exact else 1,
+            min_width=2 if exact and not self._apart else 1,
             batch=True,
             exact=exact,
             gather=self._masks,
@@ -100,7 +102,7 @@ class PagedModel(CheckedModel[PagedSequence]):
     def room(self, handle: PagedSequence | None = None) -> int:
         sequence = handle or self._new()
         left = self.cache.room(sequence.table, sequence.length)
-        left = 0 if left < self.capabilities.min_width else left  # a lone token would need its companion
+        left = 0 if self._exact and left < 2 else left  # a lone token would need its companion
         return min(left, self.max_context - sequence.length)
 
     def open_checked(self, capacity: int) -> PagedSequence:
@@ -228,7 +230,7 @@ class PagedModel(CheckedModel[PagedSequence]):
         seconds, found = 0.0, dict[str, Array]()
         num_logits, num_hidden = batch.logits.offsets[-1], batch.hidden.offsets[-1]
         if self._too_wide(batch.num_tokens):
-            for part in batch.parts(self.widest, pad_head=self._exact):
+            for part in batch.parts(self.widest, pad_head=self._exact, apart=self._apart):
                 seconds += self._infer(part.inputs)
                 scored, seen = (self._scored, part.logits, num_logits), (self._seen, part.hidden, num_hidden)
                 for names, places, total in (scored, seen):
@@ -236,7 +238,7 @@ class PagedModel(CheckedModel[PagedSequence]):
                         whole = found.setdefault(name, np.empty((total, *rows.shape[1:]), rows.dtype))
                         whole[places] = rows
         elif batch.num_tokens:
-            seconds = self._infer(batch.inputs(pad_head=self._exact))
+            seconds = self._infer(batch.inputs(pad_head=self._exact, apart=self._apart))
             found = self._outputs(self._scored, num_logits) | self._outputs(self._seen, num_hidden)
         return self._result(batch, refused, found, seconds)
 

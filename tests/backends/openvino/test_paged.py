@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -118,6 +118,33 @@ def test_ragged_batch_equals_single(model: PagedModel, whole: NDArray[np.float32
         for handle, n in zip(handles, step, strict=True):
             model.commit(handle, range(n))
     for handle in handles:
+        model.close(handle)
+
+
+@pytest.mark.parametrize(("news", "products", "attended"), [((1,), 2, 2), ((1, 1, 1), 3, 6), ((1, 4), 5, 6)])
+def test_copies_of_lone_tokens_are_in_attention_only(
+    model: PagedModel,
+    whole: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+    news: tuple[int, ...],
+    products: int,
+    attended: int,
+) -> None:
+    handles = [model.open() for _ in news]
+    for handle in handles:
+        feed(model, handle, [IDS[:40]])
+    seen: list[tuple[int, int]] = []
+    real = PagedModel._infer
+
+    def spied(self: PagedModel, inputs: Mapping[str, NDArray[np.generic]]) -> float:
+        seen.append((inputs["input_ids"].size, int(inputs["subsequence_begins"][-1])))
+        return real(self, inputs)
+
+    monkeypatch.setattr(PagedModel, "_infer", spied)
+    output = model.step([Row(h, chain(IDS[40 : 40 + n])) for h, n in zip(handles, news, strict=True)])
+    assert seen == [(products, attended)]
+    for i, (handle, n) in enumerate(zip(handles, news, strict=True)):
+        assert np.array_equal(output.logits_of(i), whole[40 : 40 + n])
         model.close(handle)
 
 
