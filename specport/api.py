@@ -54,8 +54,8 @@ def load(
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
                speed), or "auto": what `specport tune` chose for this model here, else suffixes, and the
-               bundle that `specport quantize` built for this model, or the head that is shipped for it, or the
-               model's own weights for multi-token prediction ("mtp"), if any. All forms: `drafters.spec`.
+               bundle that `specport quantize` built for this model, or the head that is shipped for it, or
+               its own weights for multi-token prediction ("mtp"), if any. All forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
