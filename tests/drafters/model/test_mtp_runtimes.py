@@ -297,6 +297,41 @@ def test_what_cannot_be_used_is_explained(models: Any, tmp_path: Path) -> None:
         load_pipeline(str(models[0]["qwen"]), draft="early-exit:1|mtp", device="torch-cpu", precision="fp32")
 
 
+def test_tune_tries_it_and_bench_compares_it(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from specport.calibration import calibrate
+    from specport.cli import main
+
+    for name in ("TARGET_S", "DRAFT_S"):
+        monkeypatch.setattr(calibrate, name, 0.0)
+    lines = [{"id": i, "category": "qa", "turns": [f"hello world {i}"]} for i in range(2)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    common = ["--model", str(models[0]["agrees"]), "--device", "xeon", "--prompts", str(prompts)]
+    common += ["--max-new-tokens", "12", "--quiet"]
+    assert (
+        main(["bench", *common, "--method", "mtp", "--method", "ngram|mtp", "--out", str(tmp_path / "b")])
+        == 0
+    )
+    table = json.loads((tmp_path / "b" / "report.json").read_text())["table"]
+    assert {"plain", "mtp", "ngram|mtp"} == {*table}
+    assert all(groups["all"]["same"] == 2 for groups in table.values())
+    capsys.readouterr()
+    assert main(["tune", *common, "--precision", "int8", "--budget", "300s", "--json"]) == 0
+    tried = json.loads(capsys.readouterr().out)["verdict"]["tried"]
+    assert {"mtp", "suffix|mtp"} <= {each["name"] for each in tried}
+    assert all(each["heat"]["same"] == each["heat"]["prompts"] for each in tried)
+
+
+def test_a_module_is_no_model(models: Any) -> None:
+    files = resolve(str(models[0]["qwen"]), precision="fp32")
+    module = mtp_module(files)
+    assert module is not None
+    with pytest.raises(ModelError, match="module of a model"):
+        load_pipeline(str(module.folder), device="xeon")
+
+
 def test_an_unknown_form_leaves_the_default(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
