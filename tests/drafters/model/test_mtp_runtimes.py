@@ -318,7 +318,7 @@ def test_tune_tries_it_and_bench_compares_it(
     assert {"plain", "mtp", "ngram|mtp"} == {*table}
     assert all(groups["all"]["same"] == 2 for groups in table.values())
     capsys.readouterr()
-    assert main(["tune", *common, "--precision", "int8", "--budget", "300s", "--json"]) == 0
+    assert main(["tune", *common, "--precision", "int8", "--budget", "30s", "--no-build", "--json"]) == 0
     tried = json.loads(capsys.readouterr().out)["verdict"]["tried"]
     assert {"mtp", "suffix|mtp"} <= {each["name"] for each in tried}
     assert all(each["heat"]["same"] == each["heat"]["prompts"] for each in tried)
