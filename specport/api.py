@@ -54,8 +54,8 @@ def load(
     draft:     "none", "ngram", "suffix", a model or draft bundle, "early-exit:E" (the model's own first E
                layers), several of them as in "suffix|MODEL" (each round uses the one with the higher expected
                speed), or "auto": what `specport tune` chose for this model here, else suffixes, and the
-               draft that `specport quantize` built for this model, or the head that is shipped for it, if
-               any. All forms: `drafters.spec`.
+               bundle that `specport quantize` built for this model, or the head that is shipped for it, or
+               its own weights for multi-token prediction ("mtp"), if any. All forms: `drafters.spec`.
     device:    name of a profile (see `specport devices`), path of a profile file, or "auto".
     draft_device: device of a draft model; None = the target's.
     precision: "fp32", "fp16", "int8" or "int4" on OpenVINO, with options as in "int4:asym,awq", and "fp32",
@@ -103,7 +103,7 @@ def load(
         loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == AUTO else None
     )
     spec, target, tokenizer = together.spec, together.target, together.tokenizer
-    notes += target.notes
+    notes += [*together.notes, *target.notes]
     for name, used in ((device, loader), (draft_device, beside)):
         if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
             notes.append(note)
@@ -118,7 +118,7 @@ def load(
     made = build_policy(
         spec, target.model, tokenizer, drafts,
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
-        retrieval=retrieval,
+        retrieval=retrieval, mtp=together.mtp,
     )  # fmt: skip
     engine, recorded = _engine(files, target.model, made)
     return Pipeline(

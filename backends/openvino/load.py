@@ -18,6 +18,7 @@ from specport.backends.openvino.graph.halves import split
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products
 from specport.backends.openvino.graph.recurrent import has_recurrent_state
 from specport.backends.openvino.hidden_head import load_head
+from specport.backends.openvino.mtp import load_mtp
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.backends.openvino.paged.model import PagedModel
@@ -175,6 +176,9 @@ def _compile(
     if options.exit_layer:
         parts = _early_exit(model, files, options, settings, limit, cache_bytes, exact_mode=exact_mode)
         return _with_room(parts)
+    mtp = load_mtp(
+        model, options, limit, partial(compile_on_device, files=files, options=options, settings=settings)
+    )
     if computes_on(options.profile) == "CPU":
         merge_products(model, PAIRS if options.role == "draft" else TRIPLES)
     head_rows = None if options.head_tokens is None else _head_rows(model)  # before the graph is cut below
@@ -197,7 +201,7 @@ def _compile(
         head_rows=head_rows,
         cache_bytes=cache_bytes,
     )
-    found.hidden_head = hidden_head
+    found.hidden_head, found.mtp = hidden_head, mtp
     return _with_room(found)
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from specport.backends.torch import devices, experts, runners, weights
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
+from specport.backends.torch.mtp import load_mtp
 from specport.backends.torch.parity import Parity
 from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
@@ -66,9 +67,12 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         torch.set_num_threads(options.threads)
     model = weights.read(files, options.head_tokens)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    limit = min(limit, options.max_context or limit)
+    mtp = load_mtp(model, options, place, limit, _budget(place.free, options))
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
-    config = model.config.get_text_config(decoder=True)
     must_be_exact = options.exact and options.role == "target"
     with _told(files, config.model_type):
         parity = Parity(model, _versions(files, options))
@@ -82,14 +86,13 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     chains = None
     if options.role == "draft" and not options.exit_layer and not stateful:
         chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
-    limit = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
 
     def build(widths: Widths, scheme: Scheme) -> SlotModel:
         found = SlotModel(
             runner,
             cache,
             vocab_size=model.get_output_embeddings().out_features,
-            max_context=min(limit, options.max_context or limit),
+            max_context=limit,
             widths=widths,
             exact=must_be_exact,
             batch=scheme.batch,
@@ -101,7 +104,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             chains=chains,
             budget=_budget(place.free, options),
         )
-        found.hidden_head = hidden_head
+        found.hidden_head, found.mtp = hidden_head, mtp
         return found
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))

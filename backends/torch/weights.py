@@ -73,10 +73,15 @@ def _attention_of(config: Any) -> str:
 
 def place(model: Any, name: str, device: str) -> None:
     """Move a decoder, ready to run, to a device. Raises DeviceError where it does not fit."""
+    move(model, name, device)
+    if device == "cpu" and packed_linear.available(model.dtype):
+        packed_linear.pack(model)
+
+
+def move(model: Any, name: str, device: str) -> None:
+    """Move a decoder, whose linear layers are not packed, to a device. Raises DeviceError as `place` does."""
     try:
         model.to(device)
-        if device == "cpu" and packed_linear.available(model.dtype):
-            packed_linear.pack(model)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise

@@ -29,6 +29,8 @@ COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config
 LIFTED = ("gemma", "gemma2", "gemma3_text")
 # Models above this many bytes in float32 are traced with 16-bit weights, to save memory and disk.
 FLOAT32_BYTES = 4 << 30
+# Kinds of hybrid decoders -> kinds with the same inputs and caches where all attention is full.
+_PLAIN = {"qwen3_5_text": "qwen3", "qwen3_5_moe_text": "qwen3_moe", "qwen3_next": "qwen3_moe"}
 
 
 def export(
@@ -58,6 +60,7 @@ def export(
     model = load_source(source, target, trust_remote_code)
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
+    _as_plain(model)
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
@@ -215,6 +218,21 @@ def _is_16bit(model: Any) -> bool:
     import torch
 
     return model.dtype in (torch.float16, torch.bfloat16)
+
+
+def _as_plain(model: Any) -> None:
+    """Let a hybrid decoder of full attention only be exported as the plain decoder that it is.
+
+    So is one layer of such a model (`specport.models.mtp`). The exporter of hybrids needs a linear layer.
+    """
+    kinds = {*(getattr(model.config, "layer_types", None) or ())}
+    plain = _PLAIN.get(model.config.model_type)
+    if plain is None or kinds != {"full_attention"}:
+        return
+    model.config.model_type = plain
+    model.get_decoder()._update_linear_attn_mask = lambda *_, **__: (
+        None
+    )  # it asks the cache for linear states
 
 
 def _check_config(config: Any, source: Path) -> None:

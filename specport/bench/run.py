@@ -30,6 +30,7 @@ from specport.progress import Progress, part, silent
 from specport.runtime import tuned
 from specport.runtime.automatic import drafters
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import head_of, module_of
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
@@ -105,8 +106,11 @@ def bench(
         names.remove(AUTO)  # it would be measured twice
     loaded = [*(parse_draft(draft).parts if draft else ()), *(automatic.parts if AUTO in names else ())]
     head = loader.hidden_head(DraftSpec(tuple(loaded)))
-    target = loader.target_with(files, exact, head=head)
-    if head is not None and target.model.hidden_head is None:
+    named = [part for spec in drafts.values() for part in spec.parts]
+    module = module_of(DraftSpec((*named, *loaded)), files, loader)
+    target = loader.target_with(files, exact, head=head, mtp=module, mtp_tokens=head_of(module, loader))
+    missing = (head and target.model.hidden_head is None) or (module and target.model.mtp is None)
+    if missing:
         automatic = parse_draft(AUTO)
     tokenizer = load_tokenizer(files.folder)
     room = target.model.max_context - max_new_tokens
@@ -114,8 +118,9 @@ def bench(
     longest = max(len(encoded[prompt.id]) for prompt in fitting) + max_new_tokens
     retrieval, _ = folders.open(tokenizer, target.model.vocab_size, learn=False)
     shared = Shared(
-        loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact, automatic
-    )
+        loader, files, target, tokenizer, draft, draft_precision, longest, retrieval, exact, automatic,
+        module=module,
+    )  # fmt: skip
     compared: dict[str, Method] = {}
     for i, name in enumerate(names):
         progress(f"loading {name}", 0.05 + 0.05 * i / len(names))

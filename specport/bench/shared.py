@@ -13,11 +13,13 @@ from specport.core.engine import Engine
 from specport.core.policies.length_rules import CLASSIFIER
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel, Retrieval
+from specport.drafters.registry import MTP
 from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import as_draft
 from specport.runtime.registry import Loaded
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer
@@ -32,6 +34,7 @@ class Shared:
     draft:     the model that the name `draft` means in a method. others: more such names, with their models.
     longest:   most tokens of a prompt plus its answer.
     automatic: the drafters that `auto` means in a method.
+    module:    the target's own module for multi-token prediction, where it was loaded with it.
     """
 
     loader: Loader
@@ -46,6 +49,7 @@ class Shared:
     automatic: DraftSpec = field(default_factory=DraftSpec)
     others: Mapping[str, str] = field(default_factory=dict)
     draft_name: str | None = None
+    module: ModelFiles | None = None
     _drafts: dict[str, tuple[DraftModel, ModelFiles]] = field(default_factory=dict)
     _torch_models: dict[Path, Any] = field(default_factory=dict)
     _exits: dict[int, Loaded] = field(default_factory=dict)
@@ -79,10 +83,17 @@ class Shared:
             draft, target.model, self.tokenizer, {name: self.load_draft(name) for name in draft.models},
             drafting=spec.drafting, costs=self.loader.costs(target),
             exit_costs=self.loader.exit_costs(target), retrieval=self.retrieval,
+            mtp=self._mtp(draft, target),
         )  # fmt: skip
         exit_ = target.model.early_exit
         about = {"exact": target.model.capabilities.exact, "exit_layer": exit_.layer if exit_ else 0}
         return own(spec, policy, engine, self.tokenizer.eos_ids, about)
+
+    def _mtp(self, draft: DraftSpec, target: Loaded) -> DraftModel | None:
+        """Return the target's own module as a draft where a method uses it."""
+        if self.module is None or MTP not in draft.kinds:
+            return None
+        return as_draft(self.module, self.files, self.tokenizer, target, self.loader)
 
     def peer(self, name: str) -> Method:
         library, _, mode = name.partition(":")

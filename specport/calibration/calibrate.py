@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specport.calibration import exits, grafts, heads, stopping, target_text
+from specport.calibration import exits, grafts, heads, mtp, stopping, target_text
 from specport.calibration.heads import Head
 from specport.calibration.measure import CONTEXTS, Measured, measure
 from specport.calibration.other_load import OtherLoad
@@ -26,7 +26,7 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
 from specport.drafters.build import check_tokenizer
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import GRAFT
+from specport.drafters.registry import GRAFT, MTP
 from specport.drafters.spec import DraftSpec, parse
 from specport.drafters.tree.graft import Variant
 from specport.drafters.tree.graft_thresholds import Choice
@@ -48,7 +48,7 @@ TARGET_S, DRAFT_S = 30.0, 15.0  # time for measuring steps
 class Report:
     """Measurements of one model.
 
-    role:     "target", "draft", "draft head" or "early exit".
+    role:     "target", "draft", "draft head", "early exit" or "multi-token prediction".
     loop_s:   median seconds of a plain step outside the runtime's own call; targets only.
     path:     file of the stored costs; None where the backend gives no key to store them under.
     heads:    of a draft: every size of language-model head that was tried, the whole one first; the best is
@@ -97,7 +97,7 @@ def calibrate(
     """
     spec = parse(draft)
     specs, layer = spec.models, spec.exit_layer
-    drafts = len(specs) + (layer is not None)
+    drafts = len(specs) + (layer is not None) + (MTP in spec.kinds)
     share = 1.0 / (1 + drafts)
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.1 * share))
     bar = part(progress, 0.1 * share, share)
@@ -113,6 +113,8 @@ def calibrate(
     beside = Beside(loader, target_files, key, tokenizer, costs, written, exact)
     if layer is not None:
         reports += calibrate_exit(layer, beside, part(progress, len(specs) * share + share, 1.0))
+    if MTP in spec.kinds:
+        reports.append(calibrate_mtp(spec, beside, part(progress, 1.0 - share, 1.0)))
     for number, name in enumerate(specs, start=1):
         bar = part(progress, number * share, (number + 1) * share)
         reports.append(calibrate_draft(name, spec, beside, draft_precision, bar))
@@ -212,6 +214,20 @@ def calibrate_exit(layer: int, target: Beside, progress: Progress) -> list[Repor
     first = replace(first, key=measurements.of_exit(loaded.key))
     exit_report = report("early exit", files, first, loader, part(progress, 0.8, 1.0), DRAFT_S)
     return [replace(whole, exit_layer=layer), replace(exit_report, exit_layer=layer, exits=tried)]
+
+
+def calibrate_mtp(spec: DraftSpec, target: Beside, progress: Progress) -> Report:
+    """Measure the steps of the target's own module for multi-token prediction, and choose its head.
+
+    spec: names it. Everything is stored. Raises SpecportError.
+    """
+    progress("the module reads", 0.0)
+    always = sorted(target.tokenizer.special_ids)
+    found = mtp.choose(spec, target.loader, target.files, target.exact, target.written, target.costs, always)
+    loaded = replace(found.loaded, key=measurements.of_head(target.key, found.files.fingerprint))
+    bar = part(progress, 0.5, 1.0)
+    result = report("multi-token prediction", found.files, loaded, target.loader, bar, DRAFT_S)
+    return replace(result, heads=found.tried)
 
 
 def _hidden_head(head: ModelFiles, files: ModelFiles, exact: bool, loader: Loader) -> Report:

@@ -11,7 +11,7 @@ from specport.core.policies.drafting import Drafting
 from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import Model, Policy
 from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
-from specport.drafters.registry import MODEL, UNIVERSAL, registry
+from specport.drafters.registry import MODEL, MTP, UNIVERSAL, registry
 from specport.drafters.spec import DraftSpec, PartSpec
 from specport.errors import InvalidInput, ModelError
 from specport.text.tokenizer import Tokenizer
@@ -27,10 +27,11 @@ def build_sources(
     costs: StepCosts,
     exit_costs: StepCosts | None = None,
     retrieval: Retrieval = NO_RETRIEVAL,
+    mtp: DraftModel | None = None,
 ) -> list[Source]:
     """Return a drafter for each part of `spec`, with the costs of its steps.
 
-    drafts: by the names in `spec.models`. costs, exit_costs: as in `BuildContext`.
+    drafts: by the names in `spec.models`. costs, exit_costs, mtp: as in `BuildContext`.
 
     Raises ModelError where a draft has another tokenizer than the target, and InvalidInput for an exit that
     the target does not have or for a head on hidden states where a model is needed.
@@ -45,7 +46,8 @@ def build_sources(
             raise InvalidInput(f"{draft.name} is a head on hidden states, no model for {part.kind}(MODEL)")
         context = BuildContext(
             target, tokenizer, costs, draft, part.layer, exit_costs, planned,
-            model_follows=any(later.model is not None for later in spec.parts[i + 1 :]), retrieval=retrieval,
+            model_follows=any(later.model is not None or later.kind == MTP for later in spec.parts[i + 1 :]),
+            retrieval=retrieval, mtp=mtp,
         )  # fmt: skip
         sources.append(kinds[part.kind].build(context))
     return sources
@@ -61,6 +63,7 @@ def build_policy(
     costs: StepCosts,
     exit_costs: StepCosts | None = None,
     retrieval: Retrieval = NO_RETRIEVAL,
+    mtp: DraftModel | None = None,
 ) -> Policy | None:
     """Return the policy that chooses among the drafters of `spec`; None for plain decoding.
 
@@ -68,7 +71,7 @@ def build_policy(
     """
     sources = build_sources(
         spec, target, tokenizer, drafts,
-        planned=drafting.planned, costs=costs, exit_costs=exit_costs, retrieval=retrieval,
+        planned=drafting.planned, costs=costs, exit_costs=exit_costs, retrieval=retrieval, mtp=mtp,
     )  # fmt: skip
     if not sources:
         return None

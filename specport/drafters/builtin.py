@@ -10,6 +10,7 @@ from specport.drafters.context import BuildContext, DraftModel
 from specport.drafters.cross_vocab.universal import UniversalDrafter
 from specport.drafters.model.drafter import EarlyExitDrafter, ModelDrafter
 from specport.drafters.model.hidden_head import HiddenHeadDrafter
+from specport.drafters.model.mtp import MtpDrafter
 from specport.drafters.model.parallel import ParallelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.retrieval.recycle import RecycleDrafter
@@ -82,6 +83,16 @@ def early_exit(context: BuildContext) -> Source:
     if context.target.early_exit is None:
         raise InvalidInput("the target was loaded without an early exit", "use specport run or bench")
     return Source(EarlyExitDrafter(context.target), context.exit_costs)
+
+
+def mtp(context: BuildContext) -> Source:
+    module = context.mtp
+    if module is None:
+        raise InvalidInput(
+            "the target was loaded without its module for multi-token prediction", "use specport run"
+        )
+    drafter = MtpDrafter(module.model, context.target.vocab_size, module.token_map)
+    return Source(drafter, module.costs, module.reach, module.assumed)
 
 
 def graft_drafter(

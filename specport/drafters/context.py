@@ -66,6 +66,7 @@ class BuildContext:
     draft:         the model, for kinds that take one.
     layer:         of the target, for kinds that take one; 0 = the calibrated one.
     costs:         of the target's steps; exit_costs: of its first layers, where it exits early.
+    mtp:           the target's own module for multi-token prediction, where it was loaded.
     planned:       whether the planner cuts drafts; else the first drafter with a proposal wins.
     model_follows: whether a drafter with a model follows in the expression.
     """
@@ -79,6 +80,7 @@ class BuildContext:
     planned: bool = True
     model_follows: bool = False
     retrieval: Retrieval = NO_RETRIEVAL
+    mtp: DraftModel | None = None
 
     @property
     def loaded(self) -> DraftModel:

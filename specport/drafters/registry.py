@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GROUP = "specport.drafters"
 NGRAM, SUFFIX, RECYCLE = "ngram", "suffix", "recycle"
 MODEL, UNIVERSAL, GRAFT = "model", "universal", "graft"
-EARLY_EXIT = "early-exit"
+EARLY_EXIT, MTP = "early-exit", "mtp"
 AUTO, NONE = "auto", "none"  # expressions that are not kinds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -175,6 +175,15 @@ _KINDS = (
         needs="a model trained for it (`specport quantize layerskip`), OpenVINO's paged path or torch",
         pays_when="memory is short: there is no second model",
         build=partial(_build, "early_exit"),
+    ),
+    DrafterKind(
+        name=MTP,
+        takes="nothing",
+        proposes="what the model's own weights for multi-token prediction say",
+        needs="a Hugging Face folder that has them (Qwen3.5, DeepSeek-V3, GLM-4.5, MiMo), OpenVINO's paged "
+        "path or torch",
+        pays_when="the model ships with them: there is nothing to train",
+        build=partial(_build, "mtp"),
     ),
 )
 BUILT_IN = {kind.name: kind for kind in _KINDS}

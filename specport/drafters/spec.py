@@ -4,7 +4,7 @@ none | auto | PART | PART|PART ...
 
 PART is a kind of drafter (`registry`) with its argument:
 
-    KIND            ngram, suffix, recycle
+    KIND            ngram, suffix, recycle, mtp
     KIND(MODEL)     universal(MODEL), graft(MODEL); MODEL as for --model
     MODEL           a draft model; also model:MODEL or model(MODEL), for a name that has another meaning
     KIND:E          early-exit:12, the target's first 12 layers; without a number, the calibrated one
@@ -90,6 +90,10 @@ class DraftSpec:
     def with_model(self, model: str) -> DraftSpec:
         """Return an expression of these parts and a draft model."""
         return DraftSpec((*self.parts, PartSpec(MODEL, model)))
+
+    def with_part(self, kind: str) -> DraftSpec:
+        """Return an expression of these parts and a drafter without an argument."""
+        return DraftSpec((*self.parts, PartSpec(kind)))
 
     def with_kind(self, part: PartSpec, kind: str) -> DraftSpec:
         """Return the expression with another kind for one part."""

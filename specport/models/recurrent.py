@@ -6,7 +6,6 @@ head has no embeddings and no language-model head of its own: it uses the target
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import ModelError
-from specport.models.safe_files import UnsafeFile, regular
+from specport.models import tensors
+from specport.models.safe_files import UnsafeFile
 
 WEIGHTS = "head.safetensors"
 EPSILON = 1e-6  # in every RMS norm of the head
 SCALE = ".scale"  # suffix of a matrix's name, for its scales
 MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH, MAX_DEPTH = 8, 8, 1 << 16, 16
-_MOST_BYTES = 1 << 20  # of a header
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I8": np.dtype("<i1"),
     "F16": np.dtype("<f2"),
@@ -117,7 +116,7 @@ def read_weights(folder: Path, shape: Recurrent) -> dict[str, Array]:
     Raises ModelError where the file is missing, damaged or of another shape.
     """
     try:
-        found = _tensors(regular(folder / WEIGHTS))
+        found = {name: stored.array() for name, stored in tensors.header(folder / WEIGHTS).items()}
     except (OSError, UnsafeFile, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder / WEIGHTS} cannot be read: {error}", "build the head again") from error
     wanted: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -139,25 +138,3 @@ def dequantized(weights: Mapping[str, Array], shape: Recurrent) -> dict[str, NDA
         for name in shape.matrices
     }
     return found | {name: weights[name].astype(np.float32) for name in shape.vectors}
-
-
-def _tensors(path: Path) -> dict[str, Array]:
-    """Return the tensors of a file. Raises ValueError, KeyError or TypeError where it is damaged."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    if not 0 < length <= min(_MOST_BYTES, len(data) - 8):
-        raise ValueError("its header is damaged")
-    header = dict(json.loads(data[8 : 8 + length]))
-    header.pop("__metadata__", None)
-    found = {}
-    for name, entry in header.items():
-        first, end = (int(offset) for offset in entry["data_offsets"])
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-        if (
-            not 0 <= first <= end <= len(data) - 8 - length
-            or end - first != math.prod(shape) * dtype.itemsize
-        ):
-            raise ValueError(f"{name} lies outside of it")
-        start = 8 + length + first
-        found[name] = np.frombuffer(data[start : start + end - first], dtype).reshape(shape)
-    return found

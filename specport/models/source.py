@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, cache, download, hub, shipped
+from specport.models import bundle, cache, download, hub, mtp, shipped
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.gguf import file as gguf_file
@@ -40,6 +40,7 @@ class ModelFiles:
     fingerprint: hash of the weights, independent of the path.
     bundle:      facts about a draft that `specport quantize` built; None for any other model. One with a
                  recurrent head has no weights but the head's.
+    origin:      the Hugging Face folder that the weights came from; None = another format.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ModelFiles:
     source: str
     fingerprint: str
     bundle: Bundle | None = None
+    origin: Path | None = None
 
 
 class Convert(Protocol):
@@ -168,6 +170,8 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
+    if (path / mtp.JOIN).is_file():
+        raise ModelError(f"{path} is a module of a model, for multi-token prediction", "name the model")
     if shipped.is_head(path):
         head = bundle.read(path, keep=path.parent == shipped.FOLDER)
         identity = fingerprint(path, [bundle.BUNDLE_FILE], [WEIGHTS])
@@ -197,8 +201,9 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
     identity = fingerprint(path, small, weights)
     if options.weights == "huggingface" and (path / TOKENIZER_FILE).is_file():
         found = bundle.read(path) if (path / bundle.BUNDLE_FILE).is_file() else None
-        return ModelFiles(path, name, options.precision, spec, identity, found)
-    return _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
+        return ModelFiles(path, name, options.precision, spec, identity, found, path)
+    files = _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
+    return replace(files, origin=path)
 
 
 def _check_weights(folder: Path, names: Sequence[str]) -> None:
@@ -214,15 +219,24 @@ def _check_weights(folder: Path, names: Sequence[str]) -> None:
 
 
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
-    stored = re.sub(r"[^\w.-]+", "-", options.precision)  # file names must not hold a colon
-    stored += "-hf" * (options.weights == "huggingface")
-    room = min(80, 130 - len(stored))
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:room] or "model"
-    key = f"{label}-{stored}-{identity[:12]}-{RECIPE}"
+    stored = stored_name(options.precision, options.weights)
+    key = entry_name(name, stored, identity)
     problem = ir_problem if options.weights == "ir" else _folder_problem
     entry = cache.entry(key, build, options.progress, also_damaged=problem)
     identity = ir_fingerprint(entry.folder) if options.weights == "ir" else f"{identity}-{stored}"
     return ModelFiles(entry.folder, name, options.precision, spec, identity)
+
+
+def stored_name(precision: str, weights: str) -> str:
+    """Return a weight format as it stands in the name of a cache entry: file names must not hold a colon."""
+    return re.sub(r"[^\w.-]+", "-", precision) + "-hf" * (weights == "huggingface")
+
+
+def entry_name(name: str, stored: str, identity: str) -> str:
+    """Return the name of a model's cache entry. identity: of what it is converted from."""
+    room = min(80, 130 - len(stored))
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:room] or "model"
+    return f"{label}-{stored}-{identity[:12]}-{RECIPE}"
 
 
 def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) -> Mapping[str, Any]:

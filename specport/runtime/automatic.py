@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from specport.drafters.registry import MTP
 from specport.drafters.spec import AUTO, DraftSpec, parse
+from specport.errors import ModelError
+from specport.models import mtp
 from specport.models.bundle import registered
 from specport.models.shipped import shipped_head
 from specport.models.source import ModelFiles
@@ -13,7 +16,7 @@ def drafters(kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]
     """Return what `auto` stands for with a target, and notes for the user.
 
     That is what `specport tune` chose; else the default with the draft that was built for the target, or with
-    the head that comes with this package, if any.
+    the head that comes with this package, or with the model's own weights for multi-token prediction, if any.
     """
     chosen, notes = kept.draft(files)
     if chosen is not None:
@@ -21,4 +24,10 @@ def drafters(kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]
     default = parse(AUTO)
     built = registered(files.fingerprint)
     built = built or shipped_head(files.folder, files.name, files.fingerprint, files.source)
-    return (default.with_model(str(built)) if built else default), notes
+    if built:
+        return default.with_model(str(built)), notes
+    try:
+        module = None if files.origin is None else mtp.find(files.origin)
+    except ModelError as error:
+        return default, [*notes, f"no multi-token prediction: {error}"]
+    return (default if module is None else default.with_part(MTP)), notes

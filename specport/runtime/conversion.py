@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from specport.jobs import worker
-from specport.models import source
-from specport.models.source import ModelFiles
+from specport.models import cache, mtp, source
+from specport.models import precision as precisions
+from specport.models.json_file import TOKENIZER_FILE
+from specport.models.source import ModelFiles, ir_fingerprint, ir_problem
 from specport.progress import Progress, silent
 
 EXPORT = worker.Job("specport.quantize.convert.export:export")
@@ -54,3 +58,41 @@ def convert(
     return dict(
         worker.run(job, arguments, f"{source} cannot be converted", progress=progress, verbose=verbose)
     )
+
+
+def mtp_module(
+    target: ModelFiles, *, weights: str = "ir", progress: Progress = silent, verbose: bool = False
+) -> ModelFiles | None:
+    """Return the target's own module for multi-token prediction (`models.mtp`), converted where needed.
+
+    None where its folder has none. Weights that are rounded are rounded to INT8: the module is small.
+    Raises ModelError for a module of an unknown form, or one that cannot be converted.
+    """
+    module = None if target.origin is None else mtp.find(target.origin)
+    if module is None:
+        return None
+    found, wanted = module, precisions.parse(target.precision)
+    precision = target.precision
+    if wanted.base.startswith("int"):
+        precision = "int8:sym" if wanted.symmetric else "int8"
+    name = f"{target.name}-mtp"
+
+    def build(work: Path) -> Mapping[str, Any]:
+        about = {"name": name, "source": target.source, "precision": precision}
+        if weights != "ir":
+            mtp.write(found, work)
+            return about
+        decoder = work / "decoder"
+        decoder.mkdir()
+        mtp.write(found, decoder)
+        shutil.copyfile(target.folder / TOKENIZER_FILE, decoder / TOKENIZER_FILE)  # conversions copy one
+        versions = convert(decoder, work, precision, progress=progress, verbose=verbose)
+        shutil.move(decoder / mtp.JOIN, work / mtp.JOIN)
+        shutil.rmtree(decoder)
+        return {**about, "versions": versions}
+
+    key = source.entry_name(name, source.stored_name(precision, weights), target.fingerprint)
+    checks: dict[str, Any] = {"also_damaged": ir_problem} if weights == "ir" else {}
+    entry = cache.entry(key, build, progress, **checks)
+    identity = ir_fingerprint(entry.folder) if weights == "ir" else f"{target.fingerprint}-mtp"
+    return ModelFiles(entry.folder, name, precision, target.source, identity)

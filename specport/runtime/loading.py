@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import Classifier
+from specport.core.ports import HEAD_INPUT
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput, ModelError
@@ -83,12 +84,16 @@ class Loader:
         exit_layer: int = 0,
         head: ModelFiles | None = None,
         hidden_layers: tuple[int, ...] = (),
+        mtp: ModelFiles | None = None,
+        mtp_tokens: tuple[int, ...] | None = None,
     ) -> Loaded:
         """Load a target.
 
         exit_layer: number of layers after which it may exit early; 0 = none.
         head:       bundle of a recurrent head (`hidden_head`) that is to draft for it.
-        hidden_layers: layers whose states its steps can return; those of the head are added.
+        hidden_layers: layers whose states its steps can return; those of head and module are added.
+        mtp:        the target's own module for multi-token prediction (`runtime.mtp`), to draft for it.
+        mtp_tokens: ids that the module's head keeps; None = all.
         Raises DeviceError where the device does not support early exits, and ModelError for a head in place
         of a model.
         """
@@ -96,6 +101,8 @@ class Loader:
             raise ModelError(f"{files.name} is a draft head, not a model", "name it with --draft")
         if head and head.bundle and head.bundle.recurrent:
             hidden_layers = tuple(sorted({*hidden_layers, *head.bundle.recurrent.layers}))
+        if mtp is not None:
+            hidden_layers = tuple(sorted({*hidden_layers, HEAD_INPUT}))
         options = LoadOptions(
             self.profile,
             exact=exact,
@@ -103,6 +110,8 @@ class Loader:
             max_context=self.max_context,
             hidden_layers=hidden_layers,
             hidden_head=head,
+            mtp=mtp,
+            mtp_tokens=mtp_tokens,
             exit_layer=exit_layer,
             cache_bytes=None if self.cache_memory is None else memory.parse(self.cache_memory),
         )

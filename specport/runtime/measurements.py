@@ -134,6 +134,22 @@ def of_head(target_key: str, head_fingerprint: str) -> str:
     return f"{target_key}-head-{head_fingerprint[:24]}" if target_key else ""
 
 
+def find_cut(fingerprint: str, device: str) -> tuple[int, ...] | None:
+    """Return the ids that the head of a module for multi-token prediction keeps; None = all, or unknown.
+
+    fingerprint: of the module. device: its name.
+    """
+    try:
+        return bundle.expand(_read(_cut(fingerprint, device))["head"]) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_cut(fingerprint: str, device: str, tokens: Sequence[int] | None) -> Path:
+    """Write the ids that a module's head keeps; None = all. Raises ModelError as `save_exit` does."""
+    return _write(_cut(fingerprint, device), {"head": bundle.ranges(tokens or ())})
+
+
 def find_exit(fingerprint: str, device: str) -> int | None:
     """Return the best exit layer of this model (weights and device name); None = not calibrated."""
     try:
@@ -149,10 +165,16 @@ def save_exit(fingerprint: str, device: str, layer: int) -> Path:
 
 
 def _exit(fingerprint: str, device: str) -> str:
-    digest = hashlib.sha256(
-        f"{fingerprint} {device}".encode()
-    ).hexdigest()  # hashed, since a device may be a path
-    return f"exit-{digest[:24]}"
+    return f"exit-{_on_device(fingerprint, device)}"
+
+
+def _cut(fingerprint: str, device: str) -> str:
+    return f"cut-{_on_device(fingerprint, device)}"
+
+
+def _on_device(fingerprint: str, device: str) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {device}".encode())  # hashed, since a device may be a path
+    return digest.hexdigest()[:24]
 
 
 def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:

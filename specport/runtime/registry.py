@@ -50,6 +50,9 @@ class LoadOptions:
     hidden_layers: layers whose hidden states a step can return.
     hidden_head:   bundle of a recurrent head that drafts from these states (`Model.hidden_head`); a backend
                    without support loads a model without it.
+    mtp:           the target's own module for multi-token prediction (`Model.mtp`), from `models.mtp`; a
+                   backend without support loads a model without it.
+    mtp_tokens:    ids that the module's head is cut to; None = all.
     head_tokens:   ids that the language-model head is cut to; None = all. A backend that cannot cut heads
                    loads the whole head, and `Loaded.head_tokens` is None.
     max_context:   a smaller limit than the model's own; None = the model's.
@@ -65,6 +68,8 @@ class LoadOptions:
     threads: int | None = None
     hidden_layers: tuple[int, ...] = ()
     hidden_head: ModelFiles | None = None
+    mtp: ModelFiles | None = None
+    mtp_tokens: tuple[int, ...] | None = None
     head_tokens: tuple[int, ...] | None = None
     max_context: int | None = None
     exit_layer: int = 0

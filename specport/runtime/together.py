@@ -5,9 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
+from specport.errors import ModelError
 from specport.models.source import ModelFiles
 from specport.runtime.loading import DraftFiles, Loader
+from specport.runtime.mtp import as_draft, head_of, module_of
 from specport.runtime.registry import Loaded
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -18,12 +21,16 @@ class Together:
 
     spec:   the draft expression that was loaded.
     drafts: by their names in it, each with the loader that loaded it.
+    mtp:    the target's own module for multi-token prediction, where it drafts.
+    notes:  messages for the user about what could not be loaded.
     """
 
     spec: DraftSpec
     target: Loaded
     tokenizer: Tokenizer
     drafts: dict[str, tuple[Loader, DraftFiles, Loaded]]
+    mtp: DraftModel | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_together(
@@ -41,15 +48,30 @@ def load_together(
     repacking weights, overlaps with loading the next model (`Loaded.prepare`).
 
     loader, beside: of the target, and of the drafts; a head on the target's hidden states is loaded with it.
-    default: taken in place of `spec` where that has such a head and the backend has none; None = an error.
+    default: taken in place of `spec` where that has such a head and the backend has none, or where the
+             target's module for multi-token prediction cannot be used; None = an error.
     Raises SpecportError.
     """
+    notes: list[str] = []
+    try:
+        module = module_of(spec, files, loader)
+    except ModelError as error:
+        if default is None:
+            raise
+        spec, module = default, None
+        notes.append(f"no multi-token prediction: {error}")
     head = loader.hidden_head(spec)
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(load_tokenizer, files.folder)
-        target = loader.target_with(files, exact, loader.exit_layer(spec, files), head)
-        if head is not None and target.model.hidden_head is None and default is not None:
-            spec = default
+        target = loader.target_with(
+            files, exact, loader.exit_layer(spec, files), head, mtp=module,
+            mtp_tokens=head_of(module, loader),
+        )  # fmt: skip
+        missing = (head is not None and target.model.hidden_head is None) or (
+            module is not None and target.model.mtp is None
+        )
+        if missing and default is not None:
+            spec, module = default, None
         tokenizer = reading.result()
         others = [name for name in spec.models if head is None or name != head.source]
         # Alone, a model is prepared by its first step: one more step in advance would save nothing.
@@ -63,4 +85,5 @@ def load_together(
             drafts[name] = place, draft, loaded
         for prepared in preparing:
             prepared.result()
-    return Together(spec, target, tokenizer, drafts)
+    mtp = None if module is None else as_draft(module, files, tokenizer, target, loader)
+    return Together(spec, target, tokenizer, drafts, mtp, tuple(notes))

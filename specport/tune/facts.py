@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from specport.drafters.registry import MTP
+from specport.drafters.spec import parse
+from specport.errors import ModelError
 from specport.progress import Progress
 from specport.runtime import measurements, tuned
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import module_of
 from specport.tune import build, hand
 from specport.tune.hand import Sibling
 from specport.tune.heats import Track
@@ -56,6 +60,7 @@ def facts(options: Options, loader: Loader, track: Track) -> Facts:
         half_gb=hand.half_gb(track.files.folder, track.files.precision),
         siblings=siblings,
         early=hand.exits_early(options.model),
+        mtp=hand.predicts_more(track.files.origin),
         tree=track.target.model.capabilities.tree,
         source=build.source(options, siblings, loader),
         prompt_tokens=max(1, sum(lengths) // len(lengths)),
@@ -68,7 +73,7 @@ def facts(options: Options, loader: Loader, track: Track) -> Facts:
 def _calibrated(
     siblings: Sequence[Sibling], track: Track, options: Options, loader: Loader
 ) -> frozenset[str]:
-    """Return the aliases of draft models that were calibrated for this target."""
+    """Return the aliases of draft models that were calibrated for this target, and MTP where that was."""
     found, precision = set(), options.draft_precision or loader.profile.draft_precision
     for each in siblings:
         if each.head:
@@ -79,6 +84,13 @@ def _calibrated(
             files = loader.files(each.model, precision)
             if measurements.find_pair(track.target.key, files.fingerprint) != measurements.Pair():
                 found.add(each.alias)
+    if hand.predicts_more(track.files.origin):
+        try:
+            module = module_of(parse(MTP), track.files, loader)
+        except ModelError:  # its heat says why
+            module = None
+        if module and measurements.find(measurements.of_head(track.target.key, module.fingerprint)):
+            found.add(MTP)
     return frozenset(found)
 
 
@@ -93,6 +105,7 @@ def facts_unseen(options: Options, loader: Loader) -> Facts:
         half_gb=0.0,
         siblings=named,
         early=hand.exits_early(options.model),
+        mtp=hand.predicts_more(None if options.model is None else Path(options.model).expanduser()),
         tree=False,
         source=build.source(options, named, loader),
         prompt_tokens=0,

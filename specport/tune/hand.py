@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import SpecportError
-from specport.models import cache
+from specport.models import cache, mtp
 from specport.models.bundle import BUNDLE_FILE, registered
 from specport.models.json_file import TOKENIZER_FILE
 from specport.models.precision import parse
@@ -125,6 +125,8 @@ def _cached(files: ModelFiles, tokenizer: Tokenizer, loader: Loader) -> Iterator
         ir = (entry.folder / IR_XML).is_file()
         if not name or name == files.name or ir != (loader.backend.weights == "ir"):
             continue
+        if (entry.folder / mtp.JOIN).is_file():  # a part of a model
+            continue
         if not 0 < _size(entry.folder) <= limit or not _fits(entry.folder, tokenizer):
             continue
         if name not in chosen or about.get("precision") == wanted:
@@ -135,6 +137,14 @@ def _cached(files: ModelFiles, tokenizer: Tokenizer, loader: Loader) -> Iterator
 def exits_early(spec: str | None) -> bool:
     """Return whether a model was trained to exit early (`specport quantize layerskip`)."""
     return spec is not None and (Path(spec).expanduser() / layerskip.NAME).is_file()
+
+
+def predicts_more(folder: Path | None) -> bool:
+    """Return whether a Hugging Face folder has weights for multi-token prediction that can be used."""
+    try:
+        return folder is not None and folder.is_dir() and mtp.find(folder) is not None
+    except SpecportError:
+        return False
 
 
 def trainable(spec: str | None) -> bool:

@@ -19,17 +19,19 @@ from specport.bench.record import Job, Record, decode_all, plan
 from specport.bench.shared import Shared, encode_all
 from specport.bench.summary import Figures, summarise
 from specport.calibration.calibrate import Beside, write_texts
-from specport.calibration.methods import PLAIN
+from specport.calibration.methods import PLAIN, parse
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.length_rules import PLANNED
 from specport.drafters.context import NO_RETRIEVAL
-from specport.drafters.registry import MODEL
+from specport.drafters.registry import MODEL, MTP
 from specport.drafters.spec import DraftSpec, PartSpec
+from specport.drafters.spec import parse as parse_draft
 from specport.models.cache import cache_root
 from specport.models.source import ModelFiles
 from specport.progress import Progress
 from specport.runtime import measurements
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import head_of, module_of
 from specport.runtime.profiles import Profile, cpu_name
 from specport.runtime.registry import Loaded
 from specport.runtime.versions import installed
@@ -111,6 +113,7 @@ class Track:
     encoded: Mapping[str, Sequence[int]] = field(default_factory=dict)
     _target: Loaded | None = None
     _head: ModelFiles | None = None
+    _module: ModelFiles | None = None
     _written: Any = None
 
     @classmethod
@@ -137,7 +140,10 @@ class Track:
     def target(self) -> Loaded:
         """The loaded target."""
         if self._target is None:
-            self._target = self.loader.target_with(self.files, self.exact, head=self._head)
+            self._target = self.loader.target_with(
+                self.files, self.exact, head=self._head, mtp=self._module,
+                mtp_tokens=head_of(self._module, self.loader),
+            )  # fmt: skip
         return self._target
 
     def take_head(self, models: Mapping[str, str]) -> None:
@@ -145,6 +151,16 @@ class Track:
         head = self.loader.hidden_head(DraftSpec(tuple(PartSpec(MODEL, model) for model in models.values())))
         if head != self._head:
             self._head = head
+            self.release()
+
+    def take_module(self, methods: Sequence[str]) -> None:
+        """Have the target loaded with its module for multi-token prediction where a method uses it.
+
+        Raises ModelError where it cannot be used.
+        """
+        kinds = [kind for method in methods for kind in parse_draft(parse(method).draft).kinds]
+        if MTP in kinds and self._module is None:
+            self._module = module_of(parse_draft(MTP), self.files, self.loader)
             self.release()
 
     def release(self) -> None:
@@ -181,12 +197,13 @@ class Track:
         race = Race(record, deadline)
         race.drop()
         self.take_head(models)
+        self.take_module(methods)
         jobs = [job for job in plan(chosen, [PLAIN, *named], 1) if job.method not in race.dropped]
         if record.missing(jobs):
             longest = max(len(self.encoded[prompt.id]) for prompt in chosen) + self.max_new_tokens
             shared = Shared(
                 self.loader, self.files, self.target, self.tokenizer, None, self.draft_precision, longest,
-                NO_RETRIEVAL, self.exact, others=models,
+                NO_RETRIEVAL, self.exact, others=models, module=self._module,
             )  # fmt: skip
             made = {}
             for name in dict.fromkeys(job.method for job in jobs):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from specport.calibration.calibrate import DRAFT_S, TARGET_S
 from specport.calibration.measure import CONTEXTS
 from specport.core.planning.step_costs import StepCosts
+from specport.drafters.registry import MTP
 from specport.tune.budget import written
 from specport.tune.hand import Sibling
 
@@ -54,9 +55,10 @@ class Facts:
     unconverted: how many of them, and of the source to compare with, need a conversion.
     half_gb:  gigabytes of the target's weights in 16 bits.
     siblings, early, tree: draft models; whether the target exits early; whether it verifies trees.
+    mtp:      whether the target has its own weights for multi-token prediction.
     source:   model to train a parallel draft from; "" = none.
     prompt_tokens, max_new_tokens, num_prompts: of the measurement; 0 = unknown.
-    calibrated: aliases of the draft models that are measured.
+    calibrated: aliases of the draft models that are measured; MTP where that of the target is.
     """
 
     costs: StepCosts | None
@@ -73,6 +75,7 @@ class Facts:
     num_prompts: int
     retrieval: tuple[str, ...] = RETRIEVAL
     calibrated: frozenset[str] = frozenset()
+    mtp: bool = False
 
 
 def make(facts: Facts, budget_s: float) -> list[Step]:
@@ -92,6 +95,12 @@ def make(facts: Facts, budget_s: float) -> list[Step]:
             what = f"measure the steps of {sibling.name}, and choose its head"
             steps.append(Step(CALIBRATE, what, 3 * DRAFT_S, models=models))
         steps.append(_heat(f"draft {sibling.name} ({sibling.why})", methods, models, prompts, answer))
+    if facts.mtp:
+        if MTP not in facts.calibrated:
+            what = "measure the model's own multi-token prediction, and choose its head"
+            steps.append(Step(CALIBRATE, what, 3 * DRAFT_S, methods=(MTP,)))
+        methods = (MTP, f"ngram|{MTP}", f"suffix|{MTP}")
+        steps.append(_heat("the model's own multi-token prediction", methods, {}, prompts, answer))
     if facts.early:
         steps.append(Step(CALIBRATE, "find the best early exit", TARGET_S + 4 * DRAFT_S, True, (EXIT,)))
         methods = (EXIT, f"ngram|{EXIT}")

@@ -12,6 +12,7 @@ from specport.bench.summary import Figures
 from specport.calibration import calibrate
 from specport.calibration.methods import PLAIN
 from specport.calibration.other_load import BUSY_CORES, OtherLoad
+from specport.drafters.registry import MTP
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
 from specport.models.shipped import is_head
@@ -126,7 +127,10 @@ class _Run:
         elif step.kind == plan.CALIBRATE:
             beside = self._track.beside(part(progress, 0.0, 0.3))
             bar = part(progress, 0.3, 1.0)
-            if not step.models:
+            if step.methods == (MTP,):
+                calibrate.calibrate_mtp(parse(MTP), beside, bar)
+                self._track.release()  # it is loaded again with the chosen head
+            elif not step.models:
                 calibrate.calibrate_exit(0, beside, bar)
             self._track.take_head({})
             for model in step.models.values():

@@ -60,7 +60,7 @@ def test_a_package_brings_a_kind_of_drafter(plugins: Callable[..., None]) -> Non
     costs = StepCosts.prior({1: 1.0})
     sources = build_sources(spec, ToyModel(), None, {}, planned=True, costs=costs)  # type: ignore[arg-type]
     assert [source.drafter.name for source in sources] == ["ngram", "medusa of 3"]
-    with pytest.raises(InvalidInput, match=r"early-exit:E, medusa:E"):
+    with pytest.raises(InvalidInput, match=r"early-exit:E, mtp, medusa:E"):
         parse("")
 
 

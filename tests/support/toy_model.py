@@ -20,6 +20,7 @@ from specport.core.ports import (
     GreedyChain,
     HeadRows,
     HiddenHead,
+    Model,
     Refusal,
     Row,
     StepOutput,
@@ -77,6 +78,7 @@ class ToyModel:
     chain: GreedyChain | None = None
     head_rows: HeadRows | None = None
     hidden_head: HiddenHead | None = None
+    mtp: Model | None = None
 
     def __init__(
         self,

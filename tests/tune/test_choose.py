@@ -179,6 +179,14 @@ def test_each_sibling_is_calibrated_once_and_has_a_heat() -> None:
     assert kinds == ["heat", "calibrate", "heat", "final"]
 
 
+def test_weights_for_multi_token_prediction_have_a_heat() -> None:
+    steps = plan.make(facts(mtp=True), 1800)
+    assert [step.kind for step in steps] == ["heat", "calibrate", "heat", "final"]
+    assert steps[1].methods == ("mtp",) and steps[2].methods == ("mtp", "ngram|mtp", "suffix|mtp")
+    kinds = [step.kind for step in plan.make(facts(mtp=True, calibrated=frozenset({"mtp"})), 1800)]
+    assert kinds == ["heat", "heat", "final"]
+
+
 def test_a_draft_is_built_where_the_budget_allows() -> None:
     *_, build, _ = plan.make(facts(source="default"), 1800)
     assert build.kind == "build" and "needs a budget of" in build.skip

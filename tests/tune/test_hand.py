@@ -12,7 +12,7 @@ from specport.quantize.evaluate.fidelity import Fidelity
 from specport.quantize.evaluate.step_times import Times
 from support.tiny_models import save_tokenizer
 
-from specport.models import bundle, cache
+from specport.models import bundle, cache, mtp
 from specport.models.source import IR_BIN, IR_XML, ModelFiles
 from specport.progress import silent
 from specport.runtime.loading import Loader
@@ -53,6 +53,7 @@ def test_smaller_models_of_the_cache_with_the_same_tokenizer_may_draft(
     small = model("small", 200)
     model("other", 200, tokenizer=False)
     model("bigger", 900)
+    (model("big-mtp", 100) / mtp.JOIN).write_bytes(b"")  # a part of a model is none
     named = tmp_path / "named"
     named.mkdir()
     built = tmp_path / "built"

@@ -21,6 +21,7 @@ from openvino import opset15 as ops
 from openvino._offline_transformations import paged_attention_transformation
 from specport.backends.openvino.graph import recurrent
 
+from specport.core.ports import HEAD_INPUT as HIDDEN_HEAD_INPUT
 from specport.errors import ModelError
 
 LOGITS_INDICES, HIDDEN_INDICES, HEAD_INPUT = "logits_indices", "hidden_indices", "head_input"
@@ -161,7 +162,7 @@ def embedded(model: ov.Model, ids: ov.Output) -> ov.Output:
 
 
 def _is_input_ids(node: ov.Node) -> bool:
-    while node.get_type_name() == "Convert":
+    while node.get_type_name() in ("Convert", "Unsqueeze"):  # the paged form has the latter
         node = node.input_value(0).get_node()
     return node.get_type_name() == "Parameter" and "input_ids" in node.output(0).get_names()
 
@@ -172,6 +173,24 @@ def head_weight(model: ov.Model, head_tokens: Sequence[int] | None) -> ov.Output
     vocab = weight.get_partial_shape()[0].get_length()
     keep = np.arange(vocab) if head_tokens is None else _checked_rows(head_tokens, vocab)
     return _pick_rows(weight, vocab, lambda constant: _slice_constant(constant, keep).output(0))
+
+
+def replace_head(model: ov.Model, weight: ov.Output) -> None:
+    """Give a model another head. weight: [rows, width]; from another model's graph, as of `head_weight`."""
+    _head(model)[0].input(1).replace_source_output(weight)
+
+
+def replace_embeddings(model: ov.Model, embeddings: ov.Output) -> None:
+    """Give a paged model other embeddings of its tokens, [tokens, 1, width].
+
+    Raises ModelError where the present ones are not found.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "Gather" and _is_input_ids(node.input_value(1).get_node()):
+            for reader in node.output(0).get_target_inputs():
+                reader.replace_source_output(embeddings)
+            return
+    raise ModelError("the embeddings were not found in the model's graph")
 
 
 def num_rows(model: ov.Model) -> int:
@@ -210,6 +229,9 @@ def _head(model: ov.Model) -> tuple[ov.Node, set[str]]:
 
 
 def layer_output(model: ov.Model, layer: int) -> ov.Output:
+    """Return what a decoder layer adds to the residual stream; for HEAD_INPUT what the head reads."""
+    if layer == HIDDEN_HEAD_INPUT:
+        return _head(model)[0].input_value(0)
     name = f"layers.{layer}/aten::add/Add_1"
     for node in model.get_ops():
         if node.get_friendly_name().endswith(name):

@@ -21,6 +21,7 @@ from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.halves import Part, decoder_of, split
 from specport.backends.torch.slots.states import Keep
 
+from specport.core.ports import HEAD_INPUT
 from specport.errors import ModelError
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         if hidden_layers and layers is None:
             raise ModelError(f"no hidden states: the layers of a {type(model).__name__} are not found")
         for layer in hidden_layers:
-            layers[layer].register_forward_hook(self._catch(layer))
+            # The decoder's own output is behind the last norm: what the head reads.
+            source = decoder_of(model) if layer == HEAD_INPUT else layers[layer]
+            source.register_forward_hook(self._catch(layer))
 
     def _note(self) -> None:
         """Run a step of two tokens, from which the cache learns its shapes."""
@@ -138,7 +141,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
 
     def _catch(self, layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
-            self._caught[layer] = output[0] if isinstance(output, tuple) else output
+            self._caught[layer] = output if isinstance(output, torch.Tensor) else output[0]
 
         return hook
 

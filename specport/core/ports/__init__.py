@@ -14,6 +14,7 @@ from specport.core.ports.drafter import (
 )
 from specport.core.ports.hidden_head import HeadChains, HiddenHead
 from specport.core.ports.model import (
+    HEAD_INPUT,
     CacheHandle,
     Capabilities,
     Chains,
@@ -30,6 +31,7 @@ from specport.core.ports.plan import Drafted, Plan, StopRule
 from specport.core.ports.policy import Policy
 
 __all__ = [
+    "HEAD_INPUT",
     "Array",
     "Block",
     "CacheHandle",

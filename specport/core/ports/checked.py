@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from specport.core.block import Block
 from specport.core.ports.hidden_head import HiddenHead
-from specport.core.ports.model import EarlyExit, GreedyChain, HeadRows
+from specport.core.ports.model import EarlyExit, GreedyChain, HeadRows, Model
 
 _NOTHING = Block((), ())
 
@@ -45,6 +45,7 @@ class CheckedModel(ABC, Generic[Handle]):
     chain: GreedyChain | None = None
     head_rows: HeadRows | None = None
     hidden_head: HiddenHead | None = None
+    mtp: Model | None = None
 
     def open(self, capacity: int = 0, conditioning: Any = None) -> Handle:
         if conditioning is not None:

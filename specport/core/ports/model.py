@@ -1,7 +1,7 @@
 """The model port: the interface that a backend implements. Knows token ids and arrays, no runtime.
 
 Arrays are array-API arrays (https://data-apis.org/array-api) that may live on a device. Optional features are
-objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`.
+objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`, `Model.mtp`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from specport.core.ports.hidden_head import HiddenHead
 Wanted = Literal["all", "last", "none"]
 # Why a row was refused: it would exceed the model's context, or the cache has no room for it.
 Refusal = Literal["context", "cache"]
+HEAD_INPUT = -1  # stands for a layer in `Capabilities.hidden_layers`: the input of the language-model head
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Capabilities:
     exact:      logits do not depend on how tokens are split over steps and rows.
     gather:     `Model.commit` may keep any tokens of a block; without it, only a prefix of a chain or a path
                 of a tree.
-    hidden_layers: layers whose output a step can return.
+    hidden_layers: layers whose output a step can return; HEAD_INPUT may be one of them.
     buckets:    available step widths, for models of fixed shapes; empty = any width.
     conditioning: `Model.open` takes an encoder's output.
     """
@@ -75,12 +76,15 @@ class Row:
     handle: a CacheHandle of the model that steps.
     logits: of all tokens, of the block's last token (the end of a prompt), or of none.
     hidden: the same for the states of `Capabilities.hidden_layers`; independent of `logits`.
+    states: [tokens, width] what a module for multi-token prediction reads with the block's tokens
+            (`Model.mtp`); None = zeros. Other models ignore it.
     """
 
     handle: Any
     block: Block
     logits: Wanted = "all"
     hidden: Wanted = "none"
+    states: Array | None = field(default=None, compare=False)  # arrays have no plain ==
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,16 @@ class Model(Protocol):
 
     @property
     def hidden_head(self) -> HiddenHead | None: ...
+
+    @property
+    def mtp(self) -> Model | None:
+        """Return the model's own module for multi-token prediction (DeepSeek-V3, arXiv 2412.19437).
+
+        It drafts, with a cache of its own. From a token, and the input of this model's head at the token
+        before it (`Row.states`), it gives the logits of the token after it. Its own states, which it returns
+        as HEAD_INPUT, stand for the head's input where the next token is a drafted one.
+        """
+        ...
 
     def room(self, handle: Any = None) -> int:
         """Return how many tokens this sequence (None = a new one) could take now if no other one grew.
