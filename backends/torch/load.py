@@ -68,8 +68,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     model = weights.read(files, options.head_tokens)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
     config = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
-    limit = min(limit, options.max_context or limit)
+    limit = _context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, _budget(place.free, options))
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
@@ -137,6 +136,11 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
     )
+
+
+def _context_limit(config: Any, options: LoadOptions) -> int:
+    longest: int = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    return min(longest, options.max_context or longest)
 
 
 def _step_module(model: Any, options: LoadOptions, place: devices.Place, exact: bool) -> StepModule:
