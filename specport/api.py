@@ -12,9 +12,9 @@ from specport.core.ports import Model, Needs, Policy
 from specport.core.verify.verifier import TargetVerifier
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import GRAFT
+from specport.drafters.registry import AUTO, GRAFT
 from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import AUTO, DraftSpec, parse
+from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
 from specport.pipeline import Pipeline

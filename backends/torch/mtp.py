@@ -7,7 +7,6 @@ the step reads them: so a step's inputs keep their form, which graphs have captu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,8 +98,7 @@ def load_mtp(
         rows = rows[[*options.mtp_tokens]]
     head = torch.nn.Linear(join.width, len(rows), bias=False, device="meta")
     head.weight = torch.nn.Parameter(rows, requires_grad=False)
-    shape = replace(weights.shape_of(decoder, place.device, 0), query=join.width)
-    cache = SlotCache(shape)
+    cache = SlotCache(decoder.dtype, place.device, join.width)
     decoder.set_input_embeddings(Joined(join, target.get_input_embeddings(), cache, decoder.dtype))
     decoder.set_output_embeddings(head)
     # A hybrid's decoder asks the cache for the states of linear layers, of which a module has none.

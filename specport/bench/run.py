@@ -21,8 +21,9 @@ from specport.bench.report import markdown, page
 from specport.bench.shared import DRAFT, Shared, encode_all
 from specport.bench.summary import Figures, summarise
 from specport.calibration.methods import PLAIN, Method, parse
+from specport.drafters.registry import AUTO
 from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import AUTO, DraftSpec
+from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from specport.drafters.registry import MTP
-from specport.drafters.spec import AUTO, DraftSpec, parse
+from specport.drafters.registry import AUTO, MTP
+from specport.drafters.spec import DraftSpec, parse
 from specport.errors import ModelError
 from specport.models import mtp
 from specport.models.bundle import registered

@@ -168,6 +168,9 @@ class SlotCache(Cache):  # type: ignore[misc]
     def held(self) -> Tensor:
         """Return the exit queries [slots, new, query] at the rows of the step's tokens."""
         assert self._index is not None  # set by `at`
+        if not self.keys:  # while shapes are noted
+            size = (*self._index.shape, self.shape.query)
+            return torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
         own = self._own(self.queries[0])[:, 0]
         found: Tensor = own.gather(1, self._index[:, :, None].expand(-1, -1, own.shape[2]))
         return found
