@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +17,23 @@ ATTENTION = "specport"  # the name under which transformers knows `attention`
 _BLOCK, _FEWEST, _MOST = 32, 16, 160
 
 
-# The layouts of the current step's masks, each used by many layers: mask, and layout by number of groups.
-_layouts: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
+class _Layouts(local):
+    """Hold the layouts of the masks of a thread's current step, each used by many layers.
+
+    known: id of a mask -> the mask, and its layout by number of groups.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
+
+
+_layouts = _Layouts()
 _MASKS = 4  # a decoder that cuts a mask anew for each layer is not to fill the memory
 
 
 def forget_layouts() -> None:
     """Drop what was laid out for a step."""
-    _layouts.clear()
+    _layouts.known.clear()
 
 
 def _laid_out(mask: Tensor, groups: int) -> Tensor:
@@ -33,11 +43,12 @@ def _laid_out(mask: Tensor, groups: int) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _lay_out(mask, groups)
-    if id(mask) not in _layouts:
-        if len(_layouts) == _MASKS:
-            _layouts.clear()
-        _layouts[id(mask)] = (mask, {})
-    found = _layouts[id(mask)][1]
+    known = _layouts.known
+    if id(mask) not in known:
+        if len(known) == _MASKS:
+            known.clear()
+        known[id(mask)] = (mask, {})
+    found = known[id(mask)][1]
     if groups not in found:
         found[groups] = _lay_out(mask, groups)
     return found[groups]
