@@ -101,8 +101,6 @@ def load_mtp(
     cache = SlotCache(decoder.dtype, place.device, join.width)
     decoder.set_input_embeddings(Joined(join, target.get_input_embeddings(), cache, decoder.dtype))
     decoder.set_output_embeddings(head)
-    # A hybrid's decoder asks the cache for the states of linear layers, of which a module has none.
-    decoder.get_decoder()._update_linear_attn_mask = lambda *_, **__: None
     decoder.requires_grad_(False)
     weights.place(decoder, files.name, place.device)
     buckets = options.profile.buckets
