@@ -111,7 +111,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         if cache.shape.states and exit_layer:
             raise ModelError("no early exit: the model has layers with states", "choose another draft")
         self.parts = split(model, cache, exit_layer, hidden_layers)
-        layers = getattr(decoder_of(model), "layers", None)
+        layers: Any = getattr(decoder_of(model), "layers", None)
         if hidden_layers and layers is None:
             raise ModelError(f"no hidden states: the layers of a {type(model).__name__} are not found")
         for layer in hidden_layers:
@@ -121,7 +121,13 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         """Run a step of two tokens, from which the cache learns its shapes."""
         shape = StepShape(0, 1, 2, 2, 2, keep="each")
         parts = {name: np.zeros(size, dtype=np.int64) for name, size in shape.sizes().items()}
-        packed = shape.pack(**{**parts, "positions": np.arange(2)[None], "visible": np.tri(2)[None]})
+        packed = shape.pack(
+            **{
+                **parts,
+                "positions": np.arange(2, dtype=np.int64)[None],
+                "visible": np.tri(2, dtype=np.int64)[None],
+            }
+        )
         try:
             with torch.inference_mode():
                 self(torch.from_numpy(packed).to(self.cache.shape.device, torch.int64), shape)
