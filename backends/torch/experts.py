@@ -1,12 +1,8 @@
 """Compute mixtures of experts alike for any split of the tokens, for exact mode, and without waits in graphs.
 
 How many tokens an expert gets depends on what else is in the step, and matrix products round by their number
-of rows. Here an expert multiplies blocks of always the same number of rows, padded. It reads its weights once
-for each block, so that long prompts take longer than with transformers' own form.
-
-transformers 5 has one interface for the experts of most architectures. transformers 4 has linear layers,
-which round alike from two rows on where they are packed. Other experts are left as they are, and exact mode
-is what its check finds.
+of rows. Packed weights do not from two rows on (`packed_linear.py`), so experts are packed. Routers and
+experts in a form of their own are given one token at a time, which takes longer for prompts.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from specport.backends.torch import packed_linear
 from specport.backends.torch.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -21,28 +18,30 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_BLOCK = 16  # rows of a product
-# Experts in a form of their own. Each token is given to them alone, which is slow where there are many.
-_ONE_BY_ONE = ("GptOssExperts", "DbrxExperts")
+_ONE_BY_ONE = ("GptOssExperts", "DbrxExperts")  # of transformers 4
 
 
 def install(model: Any, *, captured: bool) -> None:
     """Replace the `forward` of a model's experts.
 
     captured: for HPU graphs, which cannot wait for the number of tokens of an expert: each token multiplies
-    copies of its experts' weights.
+    copies of its experts' weights (transformers 5 only).
     """
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear) and ".experts." in name:
-            module.least = 2
-        if hasattr(module, "_apply_gate") and hasattr(module, "is_transposed"):
-            module.forward = _bound(_captured() if captured else in_blocks, module)
-        elif type(module).__name__.endswith("ParallelExperts") and not captured:  # Granite, JetMoE
-            module.forward = _bound(parallel_in_blocks, module)
-        elif type(module).__name__ in _ONE_BY_ONE and not captured:
-            module.forward = _one_by_one(module.forward)
-        elif "Router" in type(module).__name__ and not captured:
-            module.forward = _routed(module.forward)
+    packs = not captured and packed_linear.available(model.dtype)
+    for name, module in [*model.named_modules()]:
+        kind = type(module).__name__
+        common = hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")  # transformers 5
+        if captured:
+            if common:
+                module.forward = _bound(_captured(), module)
+        elif isinstance(module, PackedLinear):
+            module.least = 2 if ".experts." in name else 1
+        elif common and packs:
+            module.forward = _bound(together, module, _Packed(module))
+        elif kind.endswith("ParallelExperts") and packs:  # Granite, JetMoE
+            module.forward = _bound(in_order, _pack(module, "weight", transposed=False))
+        elif kind in _ONE_BY_ONE or "Router" in kind:
+            module.forward = _one_by_one(module.forward, answers=kind in _ONE_BY_ONE)
 
 
 def _captured() -> Callable[..., Tensor]:
@@ -52,43 +51,66 @@ def _captured() -> Callable[..., Tensor]:
     return found
 
 
-def _bound(function: Callable[..., Tensor], module: Any) -> Callable[..., Tensor]:
+def _bound(function: Callable[..., Tensor], *first: Any) -> Callable[..., Tensor]:
     def forward(*inputs: Any) -> Tensor:
-        return function(module, *inputs)
+        return function(*first, *inputs)
 
     return forward
 
 
-def _routed(router: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a router that is called with blocks of rows: some multiply with a weight of their own."""
+def _one_by_one(inner: Callable[..., Any], *, answers: bool) -> Callable[..., Any]:
+    """Return a `forward` that is called for each token; its other tensors have a row a token.
 
-    def forward(hidden_states: Tensor, *more: Any) -> Any:
-        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        found = [router(block, *more) for block in _blocks(rows)]
-        if isinstance(found[0], torch.Tensor):
-            return torch.cat(found)[: len(rows)]
-        return tuple(torch.cat(parts)[: len(rows)] for parts in zip(*found, strict=True))
+    answers: whether its result has the shape of its first input.
+    """
 
-    return forward
-
-
-def _one_by_one(experts: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return experts that are called for each token. Their other arguments have a row a token."""
-
-    def forward(hidden_states: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
-        rows = hidden_states.reshape(-1, 1, 1, hidden_states.shape[-1])
+    def forward(hidden_states: Tensor, *others: Any, **named: Any) -> Any:
+        rows = hidden_states.reshape(-1, *(1,) * (hidden_states.ndim - 2), hidden_states.shape[-1])
         found = []
-        for i, row in enumerate(rows):
+        for i in range(len(rows)):
             own = slice(i, i + 1)
-            found.append(
-                experts(row, *(x[own] for x in others), **{name: x[own] for name, x in named.items()})
-            )
-        return torch.cat([part.reshape(1, -1) for part in found]).view_as(hidden_states)
+            more = {name: _row(x, own) for name, x in named.items()}
+            found.append(inner(rows[own], *(_row(x, own) for x in others), **more))
+        if isinstance(found[0], torch.Tensor):
+            joined = torch.cat(found)
+            return joined.view_as(hidden_states) if answers else joined
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     return forward
 
 
-def in_blocks(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def _row(x: Any, which: slice) -> Any:
+    return x[which] if isinstance(x, torch.Tensor) and x.ndim > 1 else x
+
+
+def _pack(module: Any, name: str, *, transposed: bool) -> list[PackedLinear]:
+    """Return the experts of a weight [experts, out, in] as packed layers; the weight is freed."""
+    weight, biases = getattr(module, name), getattr(module, f"{name}_bias", None)
+    layers = []
+    for i, own in enumerate(weight.data.transpose(1, 2) if transposed else weight.data):
+        linear = torch.nn.Linear(own.shape[1], own.shape[0], bias=biases is not None, device="meta")
+        linear.weight = torch.nn.Parameter(own.contiguous(), requires_grad=False)
+        if biases is not None:
+            linear.bias = torch.nn.Parameter(biases.data[i].contiguous(), requires_grad=False)
+        layers.append(PackedLinear(linear))
+        layers[-1].least = 2
+    setattr(module, name, None)
+    return layers
+
+
+class _Packed:
+    """Hold the packed layers of experts of transformers 5."""
+
+    def __init__(self, module: Any) -> None:
+        self.up = _pack(
+            module, "gate_up_proj" if module.has_gate else "up_proj", transposed=module.is_transposed
+        )
+        self.down = _pack(module, "down_proj", transposed=module.is_transposed)
+
+
+def together(
+    module: Any, packed: _Packed, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
     """Return the weighted sum [tokens, width] of what each token's experts answer.
 
     hidden_states: [tokens, width].
@@ -97,43 +119,19 @@ def in_blocks(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
     count = top_k_index.shape[1]
     chosen = top_k_index.reshape(-1)
     answers = hidden_states.new_zeros(len(chosen), hidden_states.shape[1])
+    gate = module._apply_gate if module.has_gate else module.act_fn
     for expert in torch.unique(chosen).tolist():
         which = (chosen == expert).nonzero()[:, 0]
-        blocks = _blocks(hidden_states[which // count])
-        answers[which] = torch.cat([_answer(module, expert, block) for block in blocks])[: len(which)]
+        answers[which] = packed.down[expert](gate(packed.up[expert](hidden_states[which // count])))
     weighted = answers.view(*top_k_index.shape, -1) * top_k_weights[..., None]
     return weighted.sum(dim=1).to(hidden_states.dtype)
 
 
-def parallel_in_blocks(module: Any, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+def in_order(layers: Sequence[PackedLinear], inputs: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the product [rows, out] of each row with its expert's weight.
 
     inputs: [rows, in], ordered by expert.
     counts: number of rows of each expert.
     """
-    parts = []
-    for weight, rows in zip(module.weight, inputs.split(list(counts)), strict=True):
-        products = [torch.nn.functional.linear(block, weight) for block in _blocks(rows)]
-        parts += [torch.cat(products)[: len(rows)]] if products else []
-    return torch.cat(parts)
-
-
-def _blocks(rows: Tensor) -> Sequence[Tensor]:
-    """Return rows in blocks of _BLOCK, the last one padded; none where there are no rows."""
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _BLOCK))
-    return padded.split(_BLOCK) if len(rows) else ()
-
-
-def _answer(module: Any, expert: int, rows: Tensor) -> Tensor:
-    """Return one expert's answers to rows [_BLOCK, width]."""
-    if module.has_gate:
-        inner = module._apply_gate(_product(module, "gate_up_proj", expert, rows))
-    else:
-        inner = module.act_fn(_product(module, "up_proj", expert, rows))
-    return _product(module, "down_proj", expert, inner)
-
-
-def _product(module: Any, name: str, expert: int, rows: Tensor) -> Tensor:
-    weight = getattr(module, name)[expert]
-    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
-    return torch.nn.functional.linear(rows, weight.T if module.is_transposed else weight, bias)
+    parts = inputs.split(list(counts))
+    return torch.cat([layer(rows) for layer, rows in zip(layers, parts, strict=True)])

@@ -195,7 +195,7 @@ def _buckets(given: tuple[int, ...], stateful: bool) -> tuple[tuple[int, ...], t
     if not stateful:
         return tuple(width for width in given if width <= WIDEST), given
     few = tuple(width for width in given or _FEW if width <= states.WIDEST)
-    return few, tuple(width for width in given if width <= WIDEST)
+    return few, few if given else ()
 
 
 def _hidden_head(model: Any, options: LoadOptions, device: str) -> RecurrentHead | None:

@@ -124,7 +124,7 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         """Run a step of two tokens, from which the cache learns its shapes."""
         shape = StepShape(0, 1, 2, 2, 2, keep="each")
         parts = {name: np.zeros(size, dtype=np.int64) for name, size in shape.sizes().items()}
-        parts |= {"positions": np.arange(2)[None], "visible": np.tri(2, dtype=np.int64)[None]}
+        parts |= {"positions": np.arange(2, dtype=np.int64)[None], "visible": np.tri(2, dtype=np.int64)[None]}
         packed = shape.pack(**parts)
         try:
             with torch.inference_mode():
