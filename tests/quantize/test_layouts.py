@@ -32,7 +32,7 @@ from specport.quantize.prune import ir  # noqa: E402
 from support import tiny_models  # noqa: E402
 
 # The tracer's warnings are hidden by the command line, too.
-pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 LAYERS, DROPPED = 4, (1, 2)

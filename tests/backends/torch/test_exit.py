@@ -28,7 +28,6 @@ from specport.backends.torch.slots.model import SlotModel, piece_of  # noqa: E40
 from specport.backends.torch.slots.sequence import SlotSequence  # noqa: E402
 from support import tiny_models  # noqa: E402
 
-pytestmark = pytest.mark.stack
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 LAYERS, EXIT, CONTEXT = 4, 2, 1024
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 700)]

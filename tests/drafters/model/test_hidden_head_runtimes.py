@@ -38,7 +38,6 @@ from support import tiny_models  # noqa: E402
 from support.processor import exact_mode  # noqa: E402
 from support.tiny_head import COLUMNS, SHAPE, save_head, weights  # noqa: E402
 
-pytestmark = pytest.mark.stack
 DEVICES = ("xeon", "core-ultra-npu-emulated", "torch-cpu", "gaudi-emulated")
 GREEDY = SamplingParams()
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 120)]
