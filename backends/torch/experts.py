@@ -37,7 +37,7 @@ def install(model: Any, *, captured: bool) -> None:
         elif isinstance(module, PackedLinear):
             module.least = 2 if ".experts." in name else 1
         elif common and packs:
-            module.forward = _bound(together, module, _Packed(module))
+            module.forward = _bound(together, _Packed(module))
         elif kind.endswith("ParallelExperts") and packs:  # Granite, JetMoE
             module.forward = _bound(in_order, _pack(module, "weight", transposed=False))
         elif kind in _ONE_BY_ONE or "Router" in kind:
@@ -99,18 +99,16 @@ def _pack(module: Any, name: str, *, transposed: bool) -> list[PackedLinear]:
 
 
 class _Packed:
-    """Hold the packed layers of experts of transformers 5."""
+    """Hold the packed layers of experts of transformers 5, and what is computed between the two."""
 
     def __init__(self, module: Any) -> None:
-        self.up = _pack(
-            module, "gate_up_proj" if module.has_gate else "up_proj", transposed=module.is_transposed
-        )
+        gated = hasattr(module, "gate_up_proj")
+        self.between = module._apply_gate if gated else module.act_fn
+        self.up = _pack(module, "gate_up_proj" if gated else "up_proj", transposed=module.is_transposed)
         self.down = _pack(module, "down_proj", transposed=module.is_transposed)
 
 
-def together(
-    module: Any, packed: _Packed, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
+def together(packed: _Packed, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Return the weighted sum [tokens, width] of what each token's experts answer.
 
     hidden_states: [tokens, width].
@@ -119,10 +117,10 @@ def together(
     count = top_k_index.shape[1]
     chosen = top_k_index.reshape(-1)
     answers = hidden_states.new_zeros(len(chosen), hidden_states.shape[1])
-    gate = module._apply_gate if module.has_gate else module.act_fn
     for expert in torch.unique(chosen).tolist():
         which = (chosen == expert).nonzero()[:, 0]
-        answers[which] = packed.down[expert](gate(packed.up[expert](hidden_states[which // count])))
+        inner = packed.between(packed.up[expert](hidden_states[which // count]))
+        answers[which] = packed.down[expert](inner)
     weighted = answers.view(*top_k_index.shape, -1) * top_k_weights[..., None]
     return weighted.sum(dim=1).to(hidden_states.dtype)
 

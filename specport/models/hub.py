@@ -62,7 +62,7 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
         ) from error
     except errors.HFValidationError as error:
         raise ModelError(f"{model_id!r} is not a hub id: {error}") from error
-    except (OSError, TimeoutError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+    except (*_network_errors(), errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         try:
             folder = download(local_files_only=True)
             if any(folder.glob("*.safetensors")) or (folder / IR_FILES[0]).is_file():
@@ -73,6 +73,15 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
             f"the hub cannot be reached to fetch {model_id!r}",
             "check the network, or give a local folder or .gguf file; the default model needs no hub",
         ) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Return what a failed connection raises: from huggingface-hub 1 on, errors of httpx beside OSError."""
+    try:
+        import httpx
+    except ImportError:
+        return OSError, TimeoutError
+    return OSError, TimeoutError, httpx.HTTPError
 
 
 def reporting_bar(report: Callable[[float], None]) -> type[Any]:
