@@ -41,7 +41,7 @@ STATE_SPACE = "states of a kind that cannot be rolled back"
 REFUSED = {
     "falcon-alibi": "ALiBi", "gpt_neo": "a mask of their own", "mamba": "takes no", "mamba2": "takes no",
     "falcon_mamba": "takes no", "bamba": STATE_SPACE, "falcon_h1": STATE_SPACE,
-    "jamba": f"{STATE_SPACE}|transformers cannot run it",
+    "jamba": f"{STATE_SPACE}|transformers cannot run it|do not run on this cache",
     "granitemoehybrid": STATE_SPACE, "recurrent_gemma": "keep their states themselves",
 }  # fmt: skip
 if transformers.__version__ < "5":  # masks and tables of their own, for whole texts
