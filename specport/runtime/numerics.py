@@ -47,16 +47,16 @@ def is_invariant(model: Model, past: int = _PAST) -> bool:
     )
 
 
-def is_wide(model: Model) -> bool:
-    """Return whether a step of many tokens gives the bits of narrow steps.
+def is_wide(model: Model, narrow: int = 40) -> bool:
+    """Return whether a step of many tokens gives the bits of steps of `narrow` tokens.
 
     Where it does not, steps of `NARROW` tokens mostly do.
     """
     rng = np.random.default_rng(1)
     ids = [int(i) for i in rng.integers(0, model.vocab_size, min(_PAST + _WIDE, model.max_context))]
     prompt, rest = ids[:_PAST], ids[_PAST:]
-    narrow = _logits(model, [prompt], [[rest[i : i + 40]] for i in range(0, len(rest), 40)])[0]
-    return np.array_equal(_logits(model, [prompt], [[rest]])[0], narrow)
+    steps = [[rest[i : i + narrow]] for i in range(0, len(rest), narrow)]
+    return np.array_equal(_logits(model, [prompt], [[rest]])[0], _logits(model, [prompt], steps)[0])
 
 
 def _runs(model: Model, prompt: list[int], rest: list[int], drafted: int) -> Iterator[NDArray[np.float32]]:
@@ -161,9 +161,9 @@ def checked(model: Model, key: str, past: int = _PAST) -> bool:
     return _answered(key, lambda: is_invariant(model, past))
 
 
-def checked_wide(model: Model, key: str) -> bool:
+def checked_wide(model: Model, key: str, narrow: int = 40) -> bool:
     """Return `is_wide`, or the answer stored under this key."""
-    return _answered(f"{key}-wide", lambda: is_wide(model))
+    return _answered(f"{key}-wide-{narrow}", lambda: is_wide(model, narrow))
 
 
 def _answered(key: str, ask: Callable[[], bool]) -> bool:

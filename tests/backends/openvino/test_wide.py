@@ -137,7 +137,7 @@ def test_whether_wide_steps_are_alike_is_asked(
     wide: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(numerics, "is_wide", lambda model: wide)
+    monkeypatch.setattr(numerics, "is_wide", lambda model, narrow: wide)
     assert loaded().widest == (0 if wide else numerics.NARROW)
     assert loaded(exact=False).widest == 0
 

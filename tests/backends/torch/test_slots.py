@@ -130,7 +130,7 @@ def test_prompts_are_read_in_pieces_where_wide_steps_round_otherwise(
 ) -> None:
     monkeypatch.setattr(numerics.Answers, "get", lambda self, key: None)
     for wide, read in ((True, ()), (False, (numerics.NARROW,))):
-        monkeypatch.setattr(numerics, "is_wide", lambda model, wide=wide: wide)
+        monkeypatch.setattr(numerics, "is_wide", lambda model, narrow, wide=wide: wide)
         assert model_on(folders["llama"]).widths.read == read
 
 

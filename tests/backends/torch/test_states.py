@@ -16,13 +16,13 @@ from specport.conformance.architectures import configuration
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
 from specport.core.tree import TokenTree
-from specport.errors import ContextFull, ModelError
+from specport.errors import ContextFull, DeviceError, ModelError
 from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.slots import states  # noqa: E402
@@ -33,8 +33,8 @@ from specport.quantize import random_model  # noqa: E402
 KINDS = ("qwen3_5_text", "qwen3_next", "lfm2", "olmo_hybrid")
 SUITE = ("steps", "rollback", "fork", "batch", "joining", "greedy", "law", "limits", "leaks")
 DEVICES = ("torch-cpu", "gaudi-emulated")
-# Seen to differ in some bits with transformers 5; the cause is not found.
-OPEN = {("qwen3_5_text", "gaudi-emulated"), ("qwen3_next", "torch-cpu")}
+# Refused in some versions of transformers: no exact mode, or an operation that graphs cannot capture.
+MAYBE = {("qwen3_5_text", "gaudi-emulated"), ("qwen3_next", "torch-cpu"), ("qwen3_next", "gaudi-emulated")}
 RNG = np.random.default_rng(1)
 IDS = [int(i) for i in RNG.integers(3, 250, 200)]
 FAR = 1e-4
@@ -63,7 +63,12 @@ def saved(folder: Path, kind: str) -> Path:
 
 def model_on(folder: Path, device: str = "torch-cpu", **options: Any) -> SlotModel:
     files = resolve(str(folder), precision="fp32", weights="huggingface")
-    found = load(files, LoadOptions(load_profile(device), **options)).model
+    try:
+        found = load(files, LoadOptions(load_profile(device), **options)).model
+    except (DeviceError, ModelError) as error:
+        if (folder.name, device) not in MAYBE:
+            raise
+        pytest.skip(f"refused: {error}")
     assert isinstance(found, SlotModel)
     return found
 
@@ -89,19 +94,9 @@ def fed(model: SlotModel, tokens: list[int], *ends: int) -> tuple[Any, Any]:
     return handle, np.concatenate(parts)
 
 
-def expect_failure(request: pytest.FixtureRequest, folder: Path, device: str) -> None:
-    if (folder.name, device) in OPEN:
-        request.applymarker(pytest.mark.xfail(reason="bits differ in exact mode", strict=False))
-
-
 @pytest.mark.parametrize("device", DEVICES)
-def test_states_go_back_to_every_token(folder: Path, device: str, request: pytest.FixtureRequest) -> None:
+def test_states_go_back_to_every_token(folder: Path, device: str) -> None:
     """Steps are committed in part, cut, and gone on from, at random; logits stay those of one reading."""
-    expect_failure(request, folder, device)
-    if device == "gaudi-emulated" and folder.name == "qwen3_next" and transformers.__version__ < "5":
-        with pytest.raises(ModelError, match="waits for the device"):
-            model_on(folder, device)
-        return
     model = model_on(folder, device)
     assert model.capabilities.exact and not model.capabilities.gather
     _, want = fed(model, IDS)
@@ -122,8 +117,7 @@ def test_states_go_back_to_every_token(folder: Path, device: str, request: pytes
 
 
 @pytest.mark.parametrize("length", range(0, 43, 3))
-def test_a_text_is_cut_at_every_length(folder: Path, length: int, request: pytest.FixtureRequest) -> None:
-    expect_failure(request, folder, "torch-cpu")
+def test_a_text_is_cut_at_every_length(folder: Path, length: int) -> None:
     model = model_on(folder)
     _, want = fed(model, IDS[:60])
     handle, _ = fed(model, IDS[:42], 20, 21, 26)
