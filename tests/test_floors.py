@@ -39,6 +39,7 @@ COMMON = {
     "array_api_compat": "the array API",
     "filelock": "locks of the cache",
     "huggingface_hub": "downloads files, runs no model",
+    "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
     "markdown": "reports",
     "matplotlib": "reports",
