@@ -33,6 +33,7 @@ from specport.runtime.automatic import drafters
 from specport.runtime.loading import Loader
 from specport.runtime.mtp import head_of, module_of
 from specport.runtime.profiles import cpu_name
+from specport.runtime.together import lacks
 from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
 
@@ -102,16 +103,17 @@ def bench(
     bar = part(progress, 0.0, 0.1)
     loader = Loader.on(device, threads, None, trust_remote_code, bar)
     files = loader.files(model, precision or loader.profile.precision)
-    automatic, _ = drafters(tuned.find(model, loader.profile.name), files)
+    automatic = parse_draft(AUTO)
+    if any(spec.auto for spec in drafts.values()):
+        automatic, _ = drafters(tuned.find(model, loader.profile.name), files)
     if not methods and automatic.parts == drafts["suffix"].parts:
         names.remove(AUTO)  # it would be measured twice
-    loaded = [*(parse_draft(draft).parts if draft else ()), *(automatic.parts if AUTO in names else ())]
+    loaded = [*(parse_draft(draft).parts if draft else ()), *automatic.parts]
     head = loader.hidden_head(DraftSpec(tuple(loaded)))
     named = [part for spec in drafts.values() for part in spec.parts]
     module = module_of(DraftSpec((*named, *loaded)), files, loader)
     target = loader.target_with(files, exact, head=head, mtp=module, mtp_tokens=head_of(module, loader))
-    missing = (head and target.model.hidden_head is None) or (module and target.model.mtp is None)
-    if missing:
+    if lacks(target, head, module):
         automatic = parse_draft(AUTO)
     tokenizer = load_tokenizer(files.folder)
     room = target.model.max_context - max_new_tokens

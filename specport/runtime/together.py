@@ -33,6 +33,11 @@ class Together:
     notes: tuple[str, ...] = ()
 
 
+def lacks(target: Loaded, head: ModelFiles | None, module: ModelFiles | None) -> bool:
+    """Return whether the backend could not load a target's draft head, or its module, that was asked for."""
+    return bool(head and target.model.hidden_head is None) or bool(module and target.model.mtp is None)
+
+
 def load_together(
     loader: Loader,
     beside: Loader,
@@ -67,10 +72,7 @@ def load_together(
             files, exact, loader.exit_layer(spec, files), head, mtp=module,
             mtp_tokens=head_of(module, loader),
         )  # fmt: skip
-        missing = (head is not None and target.model.hidden_head is None) or (
-            module is not None and target.model.mtp is None
-        )
-        if missing and default is not None:
+        if default is not None and lacks(target, head, module):
             spec, module = default, None
         tokenizer = reading.result()
         others = [name for name in spec.models if head is None or name != head.source]
