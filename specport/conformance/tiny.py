@@ -88,9 +88,7 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
 
 
 def _llama_weights(rng: np.random.Generator, vocab: int) -> dict[str, NDArray[np.float32]]:
-    def matrix(rows: int, columns: int, gain: float) -> NDArray[np.float32]:
-        return _normal(rng, (rows, columns)) * np.float32(gain / np.sqrt(columns))
-
+    matrix = tiny_hybrids.matrices(rng)
     ones = np.ones(WIDTH, dtype=np.float32)
     out = {"model.embed_tokens.weight": matrix(vocab, WIDTH, np.sqrt(WIDTH))}
     for n in range(LAYERS):

@@ -46,7 +46,7 @@ def lfm2() -> dict[str, Any]:
 
 
 def qwen3_5_weights(rng: np.random.Generator, vocab: int) -> Weights:
-    matrix = _matrices(rng)
+    matrix = matrices(rng)
     keys, values = KEY_HEADS * STATE, VALUE_HEADS * STATE
     out = {"model.embed_tokens.weight": matrix(vocab, WIDTH, np.sqrt(WIDTH))}
     for n in range(LAYERS):
@@ -81,7 +81,7 @@ def qwen3_5_weights(rng: np.random.Generator, vocab: int) -> Weights:
 
 
 def lfm2_weights(rng: np.random.Generator, vocab: int) -> Weights:
-    matrix = _matrices(rng)
+    matrix = matrices(rng)
     ones = np.ones(WIDTH, np.float32)
     out = {"model.embed_tokens.weight": matrix(vocab, WIDTH, np.sqrt(WIDTH))}
     for n in range(LAYERS):
@@ -108,7 +108,9 @@ def lfm2_weights(rng: np.random.Generator, vocab: int) -> Weights:
     return out
 
 
-def _matrices(rng: np.random.Generator) -> Callable[[int, int, float], NDArray[np.float32]]:
+def matrices(rng: np.random.Generator) -> Callable[[int, int, float], NDArray[np.float32]]:
+    """Return a function that draws matrices of so many rows and columns, scaled by a gain."""
+
     def matrix(rows: int, columns: int, gain: float) -> NDArray[np.float32]:
         spread = np.float32(gain / np.sqrt(columns))
         return rng.standard_normal((rows, columns), dtype=np.float32) * spread

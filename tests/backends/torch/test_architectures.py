@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.own_cache import own_cache  # noqa: F401
 
 from specport.conformance import tiny
 from specport.conformance.architectures import ARCHITECTURES, configuration
@@ -48,13 +49,6 @@ if transformers.__version__ < "5":  # masks and tables of their own, for whole t
     REFUSED |= {"mpt": "differ from those of", "xglm": "differ from those of"}
     REFUSED |= {"phimoe": "do not run as a step"}
 PROMPTS = (IDS[:17], IDS[20:28] * 3, IDS[40:70], IDS[80:81])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def save(folder: Path, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from specport.backends.torch.slots.early_exit import SlotEarlyExit, unread  # no
 from specport.backends.torch.slots.model import SlotModel, piece_of  # noqa: E402
 from specport.backends.torch.slots.sequence import SlotSequence  # noqa: E402
 from support import tiny_models  # noqa: E402
+from support.own_cache import own_cache  # noqa: E402, F401
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 LAYERS, EXIT, CONTEXT = 4, 2, 1024
@@ -35,13 +36,6 @@ PAST = IDS[:122]
 NEW = IDS[300:305]
 WRONG = 2
 FAR = 1e-4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.own_cache import own_cache  # noqa: F401
 from support.toy_model import ToyModel
 
 import specport
@@ -50,13 +51,6 @@ IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 240)]
 TREE = TokenTree((5, IDS[157], 6, IDS[158], 7, IDS[159]), (-1, -1, 1, 1, 3, 3)).as_block()
 PATH = [1, 3, 5]
 FAR = 1e-4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

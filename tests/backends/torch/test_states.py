@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.own_cache import own_cache  # noqa: F401
 from support.suites import run_suite
 
 from specport.conformance import tiny
@@ -38,13 +38,6 @@ MAYBE = {("qwen3_5_text", "gaudi-emulated"), ("qwen3_next", "torch-cpu"), ("qwen
 RNG = np.random.default_rng(1)
 IDS = [int(i) for i in RNG.integers(3, 250, 200)]
 FAR = 1e-4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,19 +34,13 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from support import tiny_models  # noqa: E402
+from support.own_cache import own_cache  # noqa: E402, F401
 from support.processor import exact_mode  # noqa: E402
 from support.tiny_head import COLUMNS, SHAPE, save_head, weights  # noqa: E402
 
 DEVICES = ("xeon", "core-ultra-npu-emulated", "torch-cpu", "gaudi-emulated")
 GREEDY = SamplingParams()
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 120)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

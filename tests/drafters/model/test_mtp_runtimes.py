@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from support import tiny_models, tiny_mtp  # noqa: E402
+from support.own_cache import own_cache  # noqa: E402, F401
 
 DEVICES = ("xeon", "torch-cpu", "gaudi-emulated")
 BOTH = ("xeon", "torch-cpu")
@@ -42,13 +43,6 @@ BOTH = ("xeon", "torch-cpu")
 KINDS = {"qwen": "qwen3", "deepseek": "qwen3", "mimo": "qwen2"}
 GREEDY = SamplingParams()
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 120)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from specport.quantize.train.distil import Recipe  # noqa: E402
 from specport.quantize.train.parallel import ParallelStudent, add_mask  # noqa: E402
 from specport.quantize.train.parallel_chains import all_chains, pack  # noqa: E402
 from support import tiny_models  # noqa: E402
+from support.own_cache import own_cache  # noqa: E402, F401
 from support.processor import exact_mode  # noqa: E402
 from support.tiny_parallel import VOCAB, dialogues  # noqa: E402
 
@@ -44,13 +44,6 @@ DEPTH, MASK = 4, VOCAB
 DEVICES = ("xeon", "core-ultra-npu-emulated", "torch-cpu", "gaudi-emulated")
 GREEDY = SamplingParams()
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 120)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
