@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specport.quantize.convert import package_faults
+
 from specport.errors import ModelError
 
 _GAIN = 1.3
@@ -20,6 +22,7 @@ def build(configuration: Mapping[str, Any], seed: int = 0) -> Any:
     configuration: the entries of a config.json, `model_type` among them.
     Raises ModelError where the installed transformers does not have the architecture.
     """
+    package_faults.mend()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

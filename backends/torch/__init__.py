@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specport.backends.torch.probe import probe
-from specport.quantize.convert import broken_torchvision
+from specport.quantize.convert import package_faults
 
 from specport.runtime.profiles import Profile
 from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
@@ -25,7 +25,7 @@ class TorchBackend:
         return probe(profiles)
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
-        broken_torchvision.hide()
+        package_faults.mend()
         from specport.backends.torch.load import load
 
         return load(files, options)

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import broken_torchvision, compress, config_file, gguf_weights
+from specport.quantize.convert import compress, config_file, gguf_weights, package_faults
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
@@ -48,7 +48,7 @@ def export(
     source, target = Path(source), Path(target)
     wanted = precisions.parse(precision)
     progress("loading the converter", 0.0)
-    broken_torchvision.hide()
+    package_faults.mend()
     try:
         from optimum.exporters.openvino import export_from_model
         from optimum.intel import OVConfig
@@ -98,7 +98,7 @@ def save(
     precision: "fp32", "bf16" or "fp16". Returns package versions. Raises ModelError.
     """
     source, target = Path(source), Path(target)
-    broken_torchvision.hide()
+    package_faults.mend()
     try:
         import torch
         import transformers  # noqa: F401
@@ -120,7 +120,7 @@ def load_source(source: Path, work: Path, trust_remote_code: bool) -> Any:
 
     work: folder for temporary files. Raises ModelError.
     """
-    broken_torchvision.hide()
+    package_faults.mend()
     return _load_gguf(source, work) if source.is_file() else _load_folder(source, trust_remote_code)
 
 

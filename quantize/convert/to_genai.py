@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from specport.quantize.convert import broken_torchvision
+from specport.quantize.convert import package_faults
 
 from specport.errors import SpecportError
 from specport.models.bundle import BUNDLE_FILE
@@ -20,7 +20,7 @@ def genai(folder: Path, out: Path, *, link: bool = False) -> Path:
 
     Raises SpecportError where openvino-tokenizers, which comes with openvino-genai, is missing.
     """
-    broken_torchvision.hide()
+    package_faults.mend()
     try:
         import openvino as ov
         import openvino_tokenizers

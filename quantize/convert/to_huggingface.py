@@ -24,7 +24,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import surgery
-from specport.quantize.convert import broken_torchvision, config_file
+from specport.quantize.convert import config_file, package_faults
 from specport.quantize.prune.probe import Probe
 from specport.quantize.text.prompts import HELD_OUT
 
@@ -124,7 +124,7 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
 
 def _architecture(folder: Path) -> Any:
     """Return the architecture of a folder's config: transformers' modules on torch's meta device."""
-    broken_torchvision.hide()
+    package_faults.mend()
     try:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, logging

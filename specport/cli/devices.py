@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from specport.cli import options, terminal
 from specport.errors import ModelError
 from specport.jobs import worker
-from specport.quantize.convert import broken_torchvision
+from specport.quantize.convert import package_faults
 from specport.runtime.versions import installed
 
 GREEN, YELLOW = "32", "33"  # ANSI codes
-TORCHVISION = worker.Job("specport.quantize.convert.broken_torchvision:problem")
+TORCHVISION = worker.Job("specport.quantize.convert.package_faults:torchvision_problem")
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -82,4 +82,4 @@ def _problems() -> list[dict[str, str]]:
         why = error.message
     number = installed(("torchvision",)).get("torchvision", "of an unknown version")
     reason = f"torchvision {number} does not import here ({why}); specport hides it from transformers"
-    return [{"reason": reason, "remedy": broken_torchvision.REMEDY}] if why else []
+    return [{"reason": reason, "remedy": package_faults.REMEDY}] if why else []

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from specport.backends.openvino.paged import hybrid
 from specport.backends.openvino.paged.hybrid import HybridModel
+from specport.quantize import random_model
 
 from specport.conformance import tiny
-from specport.conformance.tiny import save_safetensors
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
 from specport.runtime.loading import Loader
@@ -33,29 +33,20 @@ from specport.runtime.profiles import cpu_name
 
 WARM = 2
 SHAPE: dict[str, Any] = {
-    "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "torch_dtype": "float32",
-    "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 12, "full_attention_interval": 4,
-    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "linear_num_key_heads": 8,
-    "linear_num_value_heads": 8, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
-    "linear_conv_kernel_dim": 4, "vocab_size": 32000, "max_position_embeddings": 8192, "bos_token_id": 0,
-    "eos_token_id": 0, "tie_word_embeddings": True,
+    "model_type": "qwen3_5_text", "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "full_attention_interval": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128,
+    "linear_num_key_heads": 8, "linear_num_value_heads": 8, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "vocab_size": 32000,
+    "max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True,
 }  # fmt: skip
 
 
-def random_model(folder: Path) -> Path:
-    """Write a random model of SHAPE with the tiny tokenizer; return its folder."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    target, _ = tiny.write(folder)  # for its tokenizer
-    torch.manual_seed(0)
-    kind = {key: value for key, value in SHAPE.items() if key not in ("architectures", "torch_dtype")}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.pop("model_type"), **kind))
-    weights = {name: array.float().numpy() for name, array in model.state_dict().items()}
-    weights.pop("lm_head.weight", None)
-    (target / "config.json").write_text(json.dumps(SHAPE, indent=1), encoding="utf-8")
-    save_safetensors(target / "model.safetensors", weights)
-    return target
+def made(folder: Path) -> Path:
+    """Write a random model of SHAPE with the tiny tokenizer, unless it is there; return its folder."""
+    if not (folder / "model.safetensors").is_file():
+        random_model.save(folder, SHAPE)
+        tiny.save_tokenizer(folder)
+    return folder
 
 
 @contextmanager
@@ -121,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     loader = Loader.on(options.device, options.threads)
-    spec = options.model or random_model(options.work)
+    spec = options.model or made(options.work)
     _, loaded = loader.target(str(spec), options.precision, not options.fast)
     model = loaded.model
     assert isinstance(model, HybridModel), "this model is no hybrid"

@@ -21,7 +21,7 @@ from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.precision import TORCH_DTYPES
 from specport.models.source import original
-from specport.quantize.convert import broken_torchvision
+from specport.quantize.convert import package_faults
 
 # Settings of each mode. All others are the library's defaults.
 MODES: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ class Transformers:
             raise InvalidInput(f"unknown method 'transformers:{mode}'", f"choose one of {', '.join(MODES)}")
         if mode == "draft" and draft is None:
             raise InvalidInput("transformers:draft needs a draft model", "give one with --draft")
-        broken_torchvision.hide()
+        package_faults.mend()
         try:
             import torch
             from transformers import GenerationConfig

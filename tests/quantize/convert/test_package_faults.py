@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from specport.quantize.convert import broken_torchvision
+from specport.quantize.convert import package_faults
 from support import tiny_models
 
 REASON = "operator torchvision::nms does not exist"
@@ -72,10 +72,28 @@ def test_it_is_hidden_before_transformers_is_imported(entry: str, broken: Path, 
 
 def test_one_that_imports_stays(tmp_path: Path) -> None:
     package(tmp_path, "torchvision", "")
-    code = "from specport.quantize.convert import broken_torchvision as b\nb.hide()\n"
-    code += "import torchvision\nprint(b.problem())"
+    code = "from specport.quantize.convert import package_faults as b\nb.mend()\n"
+    code += "import torchvision\nprint(b.torchvision_problem())"
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+def test_warnings_of_transformers_survive_nncf() -> None:
+    """NNCF's loggers take one argument where transformers' models give more; apertus does."""
+    pytest.importorskip("nncf")
+    code = """
+import logging, nncf
+from transformers.utils.logging import get_logger
+from specport.quantize.convert import package_faults
+before = get_logger("transformers.before")
+package_faults.mend()
+for logger in (before, get_logger("transformers.after")):
+    logger.warning_once("no %s here", logger.name)
+print(type(logging.getLogger("nncf")).__name__)
+"""
+    done = python(code)
+    assert (done.returncode, done.stdout) == (0, "NNCFLogger\n"), done.stderr
+    assert "no transformers.before here" in done.stderr and "no transformers.after here" in done.stderr
 
 
 @pytest.mark.stack
@@ -100,7 +118,7 @@ def test_devices_tells(broken: Path) -> None:
     done = python("import sys\nfrom specport.cli import main\nsys.exit(main(['devices', '--json']))", broken)
     assert done.returncode == 0, done.stderr
     (problem,) = json.loads(done.stdout)["problems"]
-    assert REASON in problem["reason"] and problem["remedy"] == broken_torchvision.REMEDY
+    assert REASON in problem["reason"] and problem["remedy"] == package_faults.REMEDY
     shown = python("import sys\nfrom specport.cli import main\nsys.exit(main(['devices']))", broken).stdout
     (line,) = (line for line in shown.splitlines() if "torchvision" in line)
-    assert REASON in line and line.endswith(f"fix: {broken_torchvision.REMEDY}")
+    assert REASON in line and line.endswith(f"fix: {package_faults.REMEDY}")
