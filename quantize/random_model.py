@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from specport.quantize.convert import package_faults
 
 from specport.errors import ModelError
@@ -49,3 +51,21 @@ def save(folder: Path, configuration: Mapping[str, Any], seed: int = 0) -> Any:
     model = build(configuration, seed)
     model.save_pretrained(folder)
     return model
+
+
+def logits(folder: Path, ids: Sequence[int], attention: str = "eager") -> NDArray[np.float32]:
+    """Return the logits of a text by transformers in float32, [tokens, vocab].
+
+    A gated delta net steps token by token here: its chunks round far more coarsely.
+    """
+    package_faults.mend()
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    for module in model.modules():
+        if hasattr(module, "chunk_gated_delta_rule"):
+            module.chunk_gated_delta_rule = module.recurrent_gated_delta_rule
+    with torch.no_grad():
+        found: NDArray[np.float32] = model.eval()(torch.tensor([[*ids]]), use_cache=True).logits[0].numpy()
+    return found

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import openvino as ov
+from specport.backends.openvino import architecture
 from specport.backends.openvino.context_limit import context_limit
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.graph.halves import split
@@ -52,6 +53,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 
     Raises ModelError, DeviceError, and InvalidInput for a cache that is too small for any text.
     """
+    architecture.check(files.folder, files.name)
     profile = for_processor(options, files.precision).fitted(files.folder)
     notes = notes_for(files, options)
     if files.precision == "fp32" and profile.fallback:
@@ -123,7 +125,7 @@ def notes_for(files: ModelFiles, options: LoadOptions) -> tuple[str, ...]:
     if options.role == "draft":
         return ()
     profile = options.profile
-    notes = [profile.emulation] if profile.emulation else []
+    notes = [*([profile.emulation] if profile.emulation else []), *architecture.notes(files.folder)]
     longest = context_limit(files.folder, options.max_context)
     if profile.buckets and options.max_context is None and longest > _STATIC_CONTEXT:
         notes.append(

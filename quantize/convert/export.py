@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import compress, config_file, gguf_weights, package_faults
+from specport.quantize.convert import compress, config_file, gguf_weights, package_faults, refusals
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
@@ -64,15 +64,16 @@ def export(
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
-    export_from_model(
-        model,
-        draft if compressed else target,
-        task="text-generation-with-past",
-        ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
-        stateful=True,
-        patch_16bit_model=_is_16bit(model),
-        trust_remote_code=trust_remote_code,
-    )
+    with refusals.explained(model.config.model_type):
+        export_from_model(
+            model,
+            draft if compressed else target,
+            task="text-generation-with-past",
+            ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
+            stateful=True,
+            patch_16bit_model=_is_16bit(model),
+            trust_remote_code=trust_remote_code,
+        )
     del model
     gc.collect()
     for path in draft.glob("*.json"):

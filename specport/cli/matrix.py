@@ -1,4 +1,4 @@
-"""`specport matrix`: run the conformance suite on every device and print one table."""
+"""`specport matrix`: run the conformance suite on every device, or all architectures; print one table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
+from specport.progress import progress_bar
 
+TORCH = "torch-cpu"
 EXAMPLES = """\
 examples:
   specport matrix                               every available device
@@ -16,6 +18,8 @@ examples:
   specport matrix --device ./mine.toml          a backend of your own
   specport matrix --list --json                 rows for a CI, for GitHub's fromJSON
   specport matrix --collect A B --out all       join the results of several machines
+  specport matrix --architectures               which decoders run, on OpenVINO and torch (half an hour)
+  specport matrix --architectures llama gemma3_text --device xeon
 exit code: 1 where a check failed
 """
 
@@ -32,7 +36,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="model, as for specport run (default: a tiny random llama)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write matrix.json, matrix.md, matrix.html")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="write matrix.json, matrix.md, matrix.html; or architectures.json, architectures.md",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--list", action="store_true", help="list the rows for a CI; run nothing")
@@ -43,6 +50,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
         metavar="DIR",
         help="join the results in these folders; run nothing",
     )
+    actions.add_argument(
+        "--architectures", nargs="*", metavar="NAME",
+        help="try tiny random models of these architectures (default: all that are known) on --device "
+        "(default: the detected device and torch-cpu)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         wrong += ["out"] if args.list and args.out else []
         if wrong:
             raise InvalidInput(f"--{wrong[0]} cannot be combined with --{'list' if args.list else 'collect'}")
+    if args.architectures is not None:
+        return _architectures(args)
     if args.list:
         _list(matrix.ci_rows(), args.json)
         return 0
@@ -66,6 +80,22 @@ def run(args: argparse.Namespace) -> int:
         matrix.write(found, args.out)
     terminal.write(found.as_json() if args.json else table.text(found))
     return 1 if found.failed else 0
+
+
+def _architectures(args: argparse.Namespace) -> int:
+    from specport.conformance import matrix, survey, survey_table
+    from specport.runtime.profiles import detect
+
+    if args.model:
+        raise InvalidInput("--model cannot be combined with --architectures")
+    devices = args.device or [*dict.fromkeys((detect().name, TORCH))]
+    with progress_bar() as progress:
+        table = survey.survey(devices, args.architectures, progress)
+    machine = matrix.provenance()
+    if args.out:
+        survey_table.write(table, machine, args.out)
+    terminal.write(survey_table.as_json(table, machine) if args.json else survey_table.text(table))
+    return 1 if any(cell.state == "failed" for row in table.values() for cell in row.values()) else 0
 
 
 def _list(rows: dict[str, list[dict[str, object]]], as_json: bool) -> None:

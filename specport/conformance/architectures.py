@@ -49,7 +49,8 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "llama": {}, "qwen2": {}, "qwen3": {}, "gemma": {}, "olmo": {}, "olmo2": {}, "arcee": {}, "seed_oss": {},
     "apertus": {}, "helium": {}, "hunyuan_v1_dense": {}, "ernie4_5": {}, "granite": {}, "cohere": {},
     "bitnet": {}, "diffllama": {}, "nemotron": {}, "cwm": {}, "jais2": {}, "nanochat": {}, "youtu": _LATENT,
-    "glm": {}, "glm4": {}, "phi3": {}, "starcoder2": {}, "persimmon": {}, "stablelm": {}, "phi": {},
+    "glm": {}, "glm4": {}, "phi3": {}, "starcoder2": {}, "persimmon": {}, "stablelm": {},
+    "phi": {"num_key_value_heads": 4},
     # no positions in some layers
     "smollm3": {"no_rope_layers": [1, 0]},
     # windows in all or some layers

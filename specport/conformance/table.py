@@ -57,13 +57,13 @@ def text(matrix: Matrix) -> str:
 def markdown(matrix: Matrix) -> str:
     parts = [
         "# Hardware matrix",
-        _md_table(("device", "machine", *CHECKS), _rows(matrix)),
+        md_table(("device", "machine", *CHECKS), _rows(matrix)),
         LEGEND,
         "## Reasons",
-        "\n".join(f"- {_md(where)}: {_md(_one_line(why))}" for where, why in reasons(matrix)) or "None.",
+        "\n".join(f"- {md_text(where)}: {md_text(why)}" for where, why in reasons(matrix)) or "None.",
         "## Provenance",
         *(
-            "\n".join(f"- {_md(key)}: {_md(value)}" for key, value in machine.items())
+            "\n".join(f"- {md_text(key)}: {md_text(value)}" for key, value in machine.items())
             for machine in matrix.machines
         ),
     ]
@@ -97,13 +97,14 @@ def page(matrix: Matrix) -> str:
     )
 
 
-def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_md(cell) for cell in row] for row in rows)]
+def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; its cells are escaped."""
+    lines = [head, ["---"] * len(head), *([md_text(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _md(cell: str) -> str:
-    """Text that is only text: no tag, no end of a cell, no link, no code."""
+def md_text(cell: str) -> str:
+    """Return text that is only text: no tag, no end of a cell, no link, no code."""
     escaped = html.escape(_one_line(cell))
     for mark in "\\`*[]|":
         escaped = escaped.replace(mark, f"&#{ord(mark)};")

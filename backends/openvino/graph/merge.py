@@ -26,7 +26,7 @@ def merge_products(model: ov.Model, fewest: int) -> int:
     """
     readers: dict[tuple[str, int], list[ov.Node]] = {}
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and node.get_attributes()["transpose_b"]:
+        if node.get_type_name() == "MatMul" and node.get_attributes()["transpose_b"] and _is_matrix(node):
             source = node.input_value(0)
             key = (source.get_node().get_friendly_name(), source.get_index())
             readers.setdefault(key, []).append(node)
@@ -34,6 +34,11 @@ def merge_products(model: ov.Model, fewest: int) -> int:
     count = sum(_merged(nodes) for nodes in groups)
     model.validate_nodes_and_infer_types()
     return count
+
+
+def _is_matrix(product: ov.Node) -> bool:
+    """Whether the weights are one matrix; those of a mixture of experts are one for each."""
+    return product.input_value(1).get_partial_shape().rank.get_length() == 2
 
 
 def _merged(products: Sequence[ov.Node]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
+from openvino import opset15 as ops  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products  # noqa: E402
 from support import tiny_models  # noqa: E402
@@ -58,8 +59,6 @@ def test_fewer_products_give_the_same(folder: Path, fewest: int, groups: int, fe
 
 
 def test_what_has_different_forms_is_left_alone() -> None:
-    from openvino import opset15 as ops
-
     rng = np.random.default_rng(0)
     rows = ops.parameter([-1, 8], np.float32)
     weights = [rng.standard_normal((width, 8)).astype(np.float32) for width in (3, 4, 5)]
@@ -68,3 +67,13 @@ def test_what_has_different_forms_is_left_alone() -> None:
     parts.append(ops.matmul(rows, half, transpose_a=False, transpose_b=True))
     model = ov.Model([ops.concat(parts, 1)], [rows])
     assert merge_products(model, TRIPLES) == 0 and products(model) == 3
+
+
+def test_experts_are_left_alone() -> None:
+    """The weights of a mixture of experts are a matrix for each, all in one constant."""
+    rng = np.random.default_rng(0)
+    rows = ops.parameter([4, -1, 8], np.float32)
+    weights = [rng.standard_normal((4, 5, 8)).astype(np.float32) for _ in range(2)]
+    parts = [ops.matmul(rows, ops.constant(w), transpose_a=False, transpose_b=True) for w in weights]
+    model = ov.Model([ops.concat(parts, 2)], [rows])
+    assert merge_products(model, PAIRS) == 0 and products(model) == 2
