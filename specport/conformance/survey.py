@@ -35,9 +35,9 @@ PRECISION = "fp32"
 STATES = ("exact", "differs", "refused", "absent", "failed")
 _GROUP = 6  # architectures a process: importing what converts models takes as long as one of them
 _PARITY = 1e-3  # of the spread of the logits: f32 rounds by less than 1e-4, one wrong token is above 0.1
-_IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 90)]
+IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 90)]
 _CHUNKS = ((0, 40), (40, 47), (47, 48), (48, 75), (75, 90))
-_PROMPTS = (_IDS[:17], _IDS[20:28] * 3, _IDS[40:70], _IDS[80:81])
+_PROMPTS = (IDS[:17], IDS[20:28] * 3, IDS[40:70], IDS[80:81])
 _NEW = 20
 NO_CAPS = "logits are those of transformers' sdpa, which has no soft caps in attention"
 
@@ -113,7 +113,7 @@ def architecture(name: str, devices: Sequence[str], folder: Path) -> dict[str, C
     except ModelError as error:
         return dict.fromkeys(devices, Cell("absent", error.message))
     tiny.save_tokenizer(source)
-    wanted = random_model.logits(source, _IDS)
+    wanted = random_model.logits(source, IDS)
     return {device: _cell(source, device, wanted) for device in devices}
 
 
@@ -125,17 +125,17 @@ def _cell(source: Path, device: str, wanted: NDArray[np.float32]) -> Cell:
     except Exception as error:  # whatever the runtime raises: this is what the survey is to find
         return Cell("failed", f"loading: {type(error).__name__}: {_line(str(error))}")
     try:
-        if problem := _texts_problem(models) or _logits_problem(models, wanted):
-            sdpa = random_model.logits(source, _IDS, "sdpa")
-            capped = not np.array_equal(sdpa, wanted) and not _logits_problem(models, sdpa)
+        if problem := _texts_problem(models) or logits_problem(models, wanted):
+            sdpa = random_model.logits(source, IDS, "sdpa")
+            capped = not np.array_equal(sdpa, wanted) and not logits_problem(models, sdpa)
             return Cell("differs", NO_CAPS) if capped else Cell("failed", problem)
     except Exception as error:
         return Cell("failed", f"{type(error).__name__}: {_line(str(error))}")
     return Cell("exact")
 
 
-def load(source: Path, device: str) -> Pair:
-    """Load an exact target from a Hugging Face folder, and the same model as its draft. Raises SpecportError.
+def load(source: Path, device: str, exact: bool = True) -> Pair:
+    """Load a target from a Hugging Face folder, and the same model as its draft. Raises SpecportError.
 
     It is converted in this process, where the packages for that are imported already.
     """
@@ -146,7 +146,7 @@ def load(source: Path, device: str) -> Pair:
         if not spec.is_dir():
             _convert(source, spec)
     files = replace(loader.files(str(spec), PRECISION), precision=PRECISION)  # an IR folder does not say it
-    return Pair(loader, files, loader.target_with(files, True), loader.draft_with(files, None), False)
+    return Pair(loader, files, loader.target_with(files, exact), loader.draft_with(files, None), False)
 
 
 def _convert(source: Path, target: Path) -> None:
@@ -162,19 +162,19 @@ def _convert(source: Path, target: Path) -> None:
         raise ModelError(f"it cannot be converted: {type(error).__name__}: {last[0]}") from error
 
 
-def _logits_problem(models: Pair, wanted: NDArray[np.float32]) -> str:
-    """Return how far the logits are from these of _IDS, [tokens, vocab]; "" = as near as they should."""
+def logits_problem(models: Pair, wanted: NDArray[np.float32]) -> str:
+    """Return how far the logits are from these of IDS, [tokens, vocab]; "" = as near as they should."""
     model = models.target.model
     probe = Probe(model)
     handle = model.open()
-    far = float(np.abs(probe.feed(handle, [_IDS[a:b] for a, b in _CHUNKS]) - wanted).max())
+    far = float(np.abs(probe.feed(handle, [IDS[a:b] for a, b in _CHUNKS]) - wanted).max())
     if model.capabilities.tree:
         model.truncate(handle, 60)
-        tree = TokenTree((5, _IDS[60], 6, _IDS[61], 7, _IDS[62]), (-1, -1, 1, 1, 3, 3))
+        tree = TokenTree((5, IDS[60], 6, IDS[61], 7, IDS[62]), (-1, -1, 1, 1, 3, 3))
         (found,) = probe.step(Row(handle, tree.as_block()))
         far = max(far, float(np.abs(found[[1, 3, 5]] - wanted[60:63]).max()))
         model.commit(handle, [1, 3, 5])
-        far = max(far, float(np.abs(probe.feed(handle, [_IDS[63:]]) - wanted[63:]).max()))
+        far = max(far, float(np.abs(probe.feed(handle, [IDS[63:]]) - wanted[63:]).max()))
     model.close(handle)
     allowed = _PARITY * float(wanted.std())
     return (
