@@ -80,6 +80,7 @@ class Generation:
     metrics: Metrics = field(default_factory=Metrics)
     finish_reason: FinishReason | None = None
     handle: CacheHandle | None = field(default=None, init=False)
+    shared: bool = field(default=False, init=False)  # the prefix cache has its prompt
     token_logprobs: list[float] = field(default_factory=list, init=False)
     inbox: deque[Commit] = field(default_factory=deque, init=False)  # commits that were not fetched yet
 
@@ -104,6 +105,15 @@ class Generation:
     def num_unread(self) -> int:
         """Return how many committed tokens are not in the cache: 1 while decoding, more during prefill."""
         return len(self.tokens) - (self.handle.length if self.handle is not None else 0)
+
+    @property
+    def known(self) -> list[int]:
+        """Return the tokens that a cache may hold before the sequence is admitted.
+
+        The last one is always read: its logits give the next token. After a preemption the one before it is
+        read too, apart from the root token, as the scheduler does.
+        """
+        return self.tokens[: len(self.tokens) - 1 - (self.num_output_tokens > 0)]
 
     @property
     def decoding(self) -> bool:
