@@ -1,8 +1,7 @@
-"""The prefix cache on real OpenVINO, in memory and on disk: texts of the default model with drafts, bit by bit."""
+"""The prefix cache on OpenVINO, in memory and on disk: texts of the default model with drafts, bit by bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +37,22 @@ def texts(pipeline: Pipeline) -> tuple[list[list[int]], list[int], list[int]]:
     )
 
 
-@pytest.fixture(scope="module", params=["auto", "ngram"])
-def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A head on hidden states (auto), and none. A fixed policy: what the planner drafts depends on times."""
-    return {"device": "xeon", "draft": request.param, "policy": "fixed", "num_draft_tokens": 3}
+def load(where: Path | bool) -> Pipeline:
+    """Suffixes and a head on hidden states draft, by a fixed policy: the planner's drafts depend on times."""
+    return specport.load(
+        device="xeon", policy="fixed", num_draft_tokens=3, prefix_cache=where, prefix_cache_size="200MB"
+    )
 
 
-@pytest.fixture(scope="module")
-def plain(options: dict[str, Any]) -> Iterator[list[list[int]]]:
-    with specport.load(prefix_cache=False, **options) as pipeline:
-        found, cached, _ = texts(pipeline)
-        assert not any(cached)
-        yield found
-
-
-def test_texts_are_those_without_it_in_memory_and_from_another_process(
-    options: dict[str, Any], plain: list[list[int]], tmp_path: Path
-) -> None:
+def test_texts_are_those_without_it_in_memory_and_from_another_process(tmp_path: Path) -> None:
     """Another pipeline stands for another process: it shares nothing with the first but the folder."""
-    first = None
+    with load(False) as pipeline:
+        plain, cached, _ = texts(pipeline)
+        assert not any(cached)
     for known in (False, True):
-        with specport.load(prefix_cache=tmp_path, prefix_cache_size="200MB", **options) as pipeline:
+        with load(tmp_path) as pipeline:
             found, cached, lengths = texts(pipeline)
         assert found == plain
         assert (cached[0] > 100) == known and all(n > 100 for n in cached[1:])
         assert all(length - n <= 64 for length, n in zip(lengths[1:], cached[1:], strict=True))
-        first = first or cached
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*.npy")) <= 200_000_000

@@ -198,9 +198,9 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--system", metavar="TEXT", help="system message before the prompt")
     add("--raw", action="store_true", help="no chat template: continue the prompt as it is")
     add(
-        "--logprobs", action="store_true",
-        help="with --json: log-probability of each token from the target's logits, before penalties and "
-        "temperature",
+        "--logprobs", type=int, metavar="N",
+        help="with --json: log-probability of each token and of the N likeliest in its place (0 to 20), from "
+        "the target's logits before penalties and temperature",
     )  # fmt: skip
 
 

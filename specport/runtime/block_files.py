@@ -43,7 +43,8 @@ class BlockFolder:
         self.root, self.most_bytes = root, most_bytes
         self._writer = ThreadPoolExecutor(1, "prefix-cache")
         self._last: Future[None] | None = None
-        self._unmeasured: int | None = None  # bytes written since the folder was measured; None = never was
+        self._measured: int | None = None  # bytes in the folder when it was measured last; None = never was
+        self._written = 0  # bytes since then
         self.num_waiting = 0  # bytes
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ class BlockFolder:
         if self.num_waiting + nbytes > _MOST_WAITING or nbytes > self.most_bytes:
             return False
         self.num_waiting += nbytes
-        self._last = self._writer.submit(self._written, work, nbytes)
+        self._last = self._writer.submit(self._write, work, nbytes)
         return True
 
     def flush(self) -> None:
@@ -82,16 +83,15 @@ class BlockFolder:
         if self._last is not None:
             self._last.result()
 
-    def _written(self, work: Callable[[], int], nbytes: int) -> None:
+    def _write(self, work: Callable[[], int], nbytes: int) -> None:
         """Write, then remove old files where the limit may be exceeded. A full disk is no error."""
         try:
             with suppress(OSError):
-                written = work()
-                if self._unmeasured is None or self._unmeasured + written > self.most_bytes // _PART:
+                self._written += work()
+                known = self._measured
+                # Other processes write too.
+                if known is None or self._written > min(self.most_bytes - known, self.most_bytes // _PART):
                     self._shrink()
-                    self._unmeasured = 0
-                else:
-                    self._unmeasured += written
         finally:
             self.num_waiting -= nbytes
 
@@ -115,6 +115,7 @@ class BlockFolder:
                     with suppress(OSError):  # Windows keeps a file that another process has open
                         path.unlink()
                         total -= size
+                self._measured, self._written = total, 0
         except Timeout:  # another process does it
             pass
 
@@ -133,9 +134,7 @@ class BlockFiles:
         path = self._path(name)
         try:
             stored = np.load(path, allow_pickle=False)
-        except FileNotFoundError:
-            return None
-        except OSError:
+        except OSError:  # mostly, there is none
             return None
         except (ValueError, EOFError):  # cut off, or no .npy at all
             self.discard(name)
@@ -154,7 +153,7 @@ class BlockFiles:
             try:
                 with replacing(path) as temporary:
                     _write(temporary, content)
-                return content.nbytes
+                return path.stat().st_size
             finally:
                 self._waiting.discard(name)
 
