@@ -100,7 +100,8 @@ class PrefixCache:
             return None
         self._touch(names)
         try:
-            return self._blocks.open([self._kept[name] for name in names], capacity)
+            handle: CacheHandle = self._blocks.open([self._kept[name] for name in names], capacity)
+            return handle
         except ContextFull:
             return None
         finally:

@@ -29,8 +29,8 @@ class Scheduler:
     model:       opens, truncates and closes their caches.
     max_running: maximum number of sequences in a round.
     caches:      kept caches of the model, shared by all its schedulers; None = this is the only one.
-    whole:       whether drafts need a step on the whole prompt (`Needs.prompt`). Sampled texts then read all
-                 of theirs: with other drafts a seed would give another text.
+    whole:       whether drafts need a step on the whole prompt (`Needs.prompt`). Texts with a seed then read
+                 all of theirs: with other drafts a seed would give another text.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Scheduler:
 
     def _prefixes(self, generation: Generation) -> PrefixCache | None:
         """Return the prefix cache where this sequence may begin with blocks of it."""
-        return None if self._whole and not generation.params.greedy else self.caches.prefixes
+        return None if self._whole and generation.params.seeded else self.caches.prefixes
 
     def _share(self, generation: Generation, *, ends: bool = False) -> None:
         """Keep what a sequence's cache holds in the prefix cache: once its prompt is read, and at its end."""

@@ -177,14 +177,14 @@ class BlockFiles:
 
 
 def _write(path: Path, content: NDArray[np.uint8]) -> None:
-    crc = np.frombuffer(zlib.crc32(content).to_bytes(4, "little"), np.uint8)
+    crc = np.frombuffer(zlib.crc32(content.data).to_bytes(4, "little"), np.uint8)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
         np.save(file, np.concatenate([crc, content]), allow_pickle=False)
 
 
 def _is_whole(stored: NDArray[np.uint8]) -> bool:
-    return len(stored) >= 4 and zlib.crc32(stored[4:]) == int.from_bytes(stored[:4].tobytes(), "little")
+    return len(stored) >= 4 and zlib.crc32(stored[4:].data) == int.from_bytes(stored[:4].tobytes(), "little")
 
 
 def _unusable(folder: Path, why: str) -> InvalidInput:

@@ -21,6 +21,7 @@ from specport.drafters.model.drafter import ModelDrafter
 
 SYSTEM = [int(i) for i in np.random.default_rng(3).integers(0, 11, 40)]
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=5)
+UNSEEDED = SamplingParams(temperature=0.9)
 
 
 class Store:
@@ -184,25 +185,31 @@ def test_a_draft_s_cache_frees_kept_blocks_before_it_gives_a_text_up() -> None:
         assert generation.metrics.num_draft_tokens > 10
 
 
-def test_a_draft_reads_a_known_prompt_once() -> None:
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, UNSEEDED], ids=["greedy", "seeded", "unseeded"])
+def test_a_draft_reads_a_known_prompt_once_but_where_a_seed_is_to_give_the_same_text(
+    params: SamplingParams,
+) -> None:
     small = keeping(ToyModel(noise=0.1))
     drafter = ModelDrafter(small, 11, prefixes=PrefixCache.of(small))
     engine = Engine(ToyModel(), FirstProposal([drafter], lambda: Fixed(3)))
-    run(engine, begin([*SYSTEM, 1, 2], 10))
+    run(engine, begin([*SYSTEM, 1, 2], 10, params=params))
     before = len(small.widths)
-    run(engine, begin([*SYSTEM, 3], 10))
-    assert max(small.widths[:before]) > len(SYSTEM) and max(small.widths[before:]) < SIZE + 3
+    run(engine, begin([*SYSTEM, 3], 10, params=params))
+    assert max(small.widths[:before]) > len(SYSTEM)
+    assert (max(small.widths[before:]) < SIZE + 3) == (not params.seeded)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "seeded"])
-def test_sampled_drafts_that_need_the_whole_prompt_s_states_read_it(params: SamplingParams) -> None:
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, UNSEEDED], ids=["greedy", "seeded", "unseeded"])
+def test_drafts_that_need_the_whole_prompt_s_states_read_it_where_a_seed_is_to_give_the_same_text(
+    params: SamplingParams,
+) -> None:
     target = keeping(ToyModel(hidden_layers=(1,)))
     drafter = ToyDrafter(ToyModel(noise=0.4), needs=Needs(hidden=True, prompt=True))
     engine = engine_on(target, FirstProposal([drafter], lambda: Fixed(3)))
     run(engine, begin(SYSTEM, 3, params=params))
     second = begin([*SYSTEM, 1], 3, params=params)
     run(engine, second)
-    assert second.metrics.num_cached_tokens == (len(SYSTEM) if params.greedy else 0)
+    assert second.metrics.num_cached_tokens == (0 if params.seeded else len(SYSTEM))
 
 
 def test_a_store_gives_another_process_the_blocks() -> None:

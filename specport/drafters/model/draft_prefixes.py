@@ -13,9 +13,9 @@ _AT_ONCE = 32  # tokens that are given to the cache together, at least
 class DraftPrefixes:
     """Begin a draft's caches with known blocks, only where it would read a context from its first token.
 
-    So drafts are those that it makes without a prefix cache, but for rounding. A draft that rounds by how
-    tokens are split over steps could sample other tokens behind known ones, and a seed would give another
-    text: it reads the contexts of sampled texts itself.
+    So drafts are those that it makes without a prefix cache, but for rounding: a draft may round by how
+    tokens are split over steps. It could then sample other tokens behind known ones, and a seed would give
+    another text, so the contexts of texts with a seed are read.
 
     prefixes: of the model; None = all contexts are read.
     window:   maximum number of context tokens that the draft reads at once.
@@ -23,7 +23,7 @@ class DraftPrefixes:
 
     def __init__(self, model: Model, prefixes: PrefixCache | None, window: int) -> None:
         self._prefixes, self._window = prefixes, window
-        self._most, self._exact = model.max_context, model.capabilities.exact
+        self._most = model.max_context
 
     def known(self, request: DraftRequest) -> int:
         """Return how many tokens of a context need not be read."""
@@ -52,5 +52,4 @@ class DraftPrefixes:
         """Return the prefix cache where this context may begin with blocks of it."""
         length = len(request.context)
         whole = length <= self._window and length + request.plan.max_nodes <= self._most
-        same = self._exact or request.sampler.params.greedy
-        return self._prefixes if whole and same else None
+        return self._prefixes if whole and not request.sampler.params.seeded else None

@@ -12,12 +12,15 @@ from support.toy_model import ToyHandle, ToyModel
 
 from specport.core.block import Block
 from specport.core.policies.length_rules import Fixed
-from specport.core.ports import Needs, Row
+from specport.core.ports import Drafter, Needs, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
 from specport.core.verify.rules import Greedy, rule_for
 from specport.core.verify.verifier import TargetVerifier, Verification, VerifyRequest
+from specport.drafters.model.drafter import ModelDrafter
+from specport.drafters.retrieval.ngram import NgramDrafter
+from specport.drafters.retrieval.recycle import RecycleDrafter
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, repetition_penalty=1.2, seed=3)
 NOTHING = TokenTree()
@@ -68,6 +71,27 @@ def test_the_likeliest_tokens_are_the_row_s_largest(count: int, params: Sampling
         assert dict(entry.top).get(entry.token, entry.logprob) == entry.logprob
         if params.greedy:
             assert tokens[0] == entry.token == generation.tokens[i]
+
+
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        NgramDrafter(),
+        RecycleDrafter(11),
+        ModelDrafter(ToyModel(noise=0.4), 11),
+        ToyDrafter(ToyModel(noise=1.0)),
+    ],
+    ids=["ngram", "recycle", "model", "toy"],
+)
+@pytest.mark.parametrize("rule", [lambda: Fixed(4), lambda: Fixed(3, (3, 2))], ids=["chain", "tree"])
+def test_logprobs_are_those_of_plain_decoding_bit_for_bit(
+    drafter: Drafter, rule: Callable[[], Fixed]
+) -> None:
+    plain, drafted_ = (begin(n=60, logprobs=4) for _ in range(2))
+    run(drafted(ToyModel()), plain)
+    run(drafted(ToyModel(), drafter, rule=rule), drafted_)
+    assert drafted_.token_logprobs == plain.token_logprobs and len(plain.token_logprobs) == 60
+    assert drafted_.metrics.num_draft_tokens > 0
 
 
 def test_logprobs_end_where_the_text_ends() -> None:
