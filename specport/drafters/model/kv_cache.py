@@ -253,7 +253,8 @@ class DraftCache:
         # A waiting sequence that takes freed room must not fill the cache again within a few rounds.
         more = _RESERVE * (1 + len(self._states)) if request.key in self._waiting else 0
         try:
-            if begun := self._prefixes.open(request, wanted):
+            begun = self._prefixes.open(request, wanted)
+            if begun is not None:
                 self._states[request.key] = _State(begun, base=begun.length, num_shared=begun.length)
                 return
             self._prefixes.make_room(None, min(wanted + more, most))
