@@ -9,6 +9,7 @@ from specport.core.engine import Engine
 from specport.core.policies.drafting import Drafting
 from specport.core.policies.length_rules import CLASSIFIER
 from specport.core.ports import Model, Needs, Policy
+from specport.core.prefix_cache import PrefixCache
 from specport.core.verify.verifier import TargetVerifier
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
@@ -21,6 +22,7 @@ from specport.pipeline import Pipeline
 from specport.progress import Progress, silent
 from specport.runtime import automatic, tuned
 from specport.runtime.loading import Loader
+from specport.runtime.prefixes import Prefixes
 from specport.runtime.profiles import cpu_name
 from specport.runtime.together import load_together
 from specport.traffic.recorder import recorder_for
@@ -44,6 +46,8 @@ def load(
     threads: int | None = None,
     max_context: int | None = None,
     cache_memory: str | None = None,
+    prefix_cache: bool | str | Path = True,
+    prefix_cache_size: str = "4GB",
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Pipeline:
@@ -73,6 +77,9 @@ def load(
     threads, max_context: None = the defaults of the runtime and of the model.
     cache_memory: most memory of the target's key/value cache, as in "4GB" or "30%" of free memory; None = a
                share of the memory that is free at load time (`specport.runtime.memory`).
+    prefix_cache: whether texts may begin with what the cache still holds of earlier ones, such as the same
+               system prompt: True = in memory, a folder = on disk too, for later processes, False = no.
+    prefix_cache_size: most bytes in that folder, as in "4GB"; the least recently used go first.
 
     Raises SpecportError with the next step when something cannot be used.
     """
@@ -80,6 +87,7 @@ def load(
     spec = parse(draft)
     folders = Folders(history, datastore)
     folders.check(spec)
+    prefixes = Prefixes.parse(prefix_cache, prefix_cache_size)
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress, cache_memory)
     beside = loader
     if draft_device is not None:
@@ -113,14 +121,15 @@ def load(
             drafting = replace(drafting, classifier=loader.classifier(target, found.files))
         if loaded is not target:
             notes.extend(loaded.notes)
-        drafts[name] = place.draft_model(found, loaded, target)
+        draft_model = place.draft_model(found, loaded, target)
+        drafts[name] = replace(draft_model, prefixes=None if loaded is target else prefixes.of(loaded))
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
         spec, target.model, tokenizer, drafts,
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
         retrieval=retrieval, mtp=together.mtp,
     )  # fmt: skip
-    engine, recorded = _engine(files, target.model, made)
+    engine, recorded = _engine(files, target.model, made, prefixes.of(target))
     return Pipeline(
         engine,
         tokenizer,
@@ -128,17 +137,20 @@ def load(
         model_name=files.name,
         device_name=profile.name,
         notes=[*notes, *recorded, *said],
+        on_close=prefixes.flush,
     )
 
 
-def _engine(files: ModelFiles, target: Model, policy: Policy | None) -> tuple[Engine, list[str]]:
+def _engine(
+    files: ModelFiles, target: Model, policy: Policy | None, prefixes: PrefixCache | None
+) -> tuple[Engine, list[str]]:
     """Return an engine, which records texts where the user has switched that on, and notes for the user."""
     recorder = recorder_for(files.fingerprint, files.source, files.precision)
     if recorder is None:
-        return Engine(target, policy), []
+        return Engine(target, policy, prefixes=prefixes), []
     verifier = TargetVerifier(target, policy.needs if policy else Needs(), recorder.watch)
     note = "texts are recorded for specport adapt; specport adapt off ends that"
-    return Engine(target, policy, verifier, on_end=recorder.ended), [note]
+    return Engine(target, policy, verifier, prefixes=prefixes, on_end=recorder.ended), [note]
 
 
 def _check_classifier(spec: DraftSpec) -> None:

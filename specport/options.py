@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specport.core.sampling.logprobs import MOST
 from specport.core.sampling.params import SamplingParams, whole_number
 from specport.errors import InvalidInput
 
@@ -17,15 +18,17 @@ class GenerationOptions(SamplingParams):
     stop:     strings that end the text; they are not part of it.
     system:   system message before a prompt that is a plain string.
     raw:      encode a string prompt as it is, without the chat template.
-    logprobs: keep the log-probability of each output token (`Result.logprobs`), from the target's logits
-              before penalties and temperature.
+    logprobs: give the log-probability of each output token, and of so many likeliest tokens in its place
+              (`Result.logprobs`, `Chunk.logprobs`): 0 to 20; None = none. They are the log-softmax of the
+              target's logits before penalties and temperature, as OpenAI means them, and the same with any
+              drafter.
     """
 
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
     system: str | None = None
     raw: bool = False
-    logprobs: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +42,11 @@ class GenerationOptions(SamplingParams):
         if not all(stop):
             raise InvalidInput("a stop string is empty")
         object.__setattr__(self, "stop", stop)
+        if self.logprobs is not None:
+            count = whole_number("logprobs", self.logprobs)
+            if not 0 <= count <= MOST:
+                raise InvalidInput(f"logprobs is {count}; it must be between 0 and {MOST}")
+            object.__setattr__(self, "logprobs", count)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:

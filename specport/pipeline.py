@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 from specport.chat import Chat, Message
@@ -22,7 +22,7 @@ class Pipeline:
     """A loaded target with its drafters, made by `specport.load`.
 
     Thread-safe: generations of several threads share the steps of the model. Each gets the same text as it
-    would alone. `notes` tells the user about the set-up, such as a fallback.
+    would alone. `notes` tells the user about the set-up, such as a fallback. `on_close` is called at the end.
     """
 
     def __init__(
@@ -34,7 +34,9 @@ class Pipeline:
         model_name: str = "",
         device_name: str = "",
         notes: Sequence[str] = (),
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_close = on_close
         self._engine: Engine | None = engine
         self.tokenizer = tokenizer
         self.model_name = model_name
@@ -56,6 +58,7 @@ class Pipeline:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.tidy()
+            self._on_close()
 
     def __enter__(self) -> Pipeline:
         return self

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
+from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sequence import FinishReason, Generation
 from specport.explain import Explanation, explain
 from specport.text.detokenize import Span, TextStream
@@ -14,10 +15,15 @@ from specport.text.detokenize import Span, TextStream
 
 @dataclass(frozen=True)
 class Chunk:
-    """Hold new text of a stream, and the same as spans of (text, drafter name or "" for the target)."""
+    """Hold new text of a stream, and the same as spans of (text, drafter name or "" for the target).
+
+    logprobs: of the tokens whose text ends in this chunk; empty where not asked for. A token without text,
+              such as the end token, comes with the chunk after it or in the result only.
+    """
 
     text: str
     spans: tuple[Span, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Result:
     """Hold a finished generation.
 
     token_ids: output tokens, including the end token if there was one.
-    logprobs:  log-probability of each of token_ids from the target's logits; empty where not requested.
+    logprobs:  of each of token_ids but those that lie in a stop string as a whole, from the target's logits
+               before penalties and temperature; empty where not asked for.
     """
 
     text: str
@@ -33,7 +40,7 @@ class Result:
     finish_reason: FinishReason
     metrics: Metrics
     prompt_token_ids: list[int]
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def explain(self) -> Explanation:
         """Return where the time went, what each drafter brought, and whether speculation paid."""
@@ -58,6 +65,7 @@ class Stream:
         self._engine, self._text, self._on_end = engine, text, on_end
         self._commits = engine.run([generation])
         self._result: Result | None = None
+        self._num_given = 0  # tokens whose log-probabilities were given out
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -68,14 +76,22 @@ class Stream:
         try:
             for _ in self._commits:
                 if spans := self._text.take():
-                    return _chunk(spans)
+                    return self._chunk(spans)
         except BaseException:  # Ctrl-C too: the text so far becomes the result
             self.close()
             raise
         if spans := self._text.finish():
-            return _chunk(spans)
+            return self._chunk(spans)
         self.close()
         raise StopIteration
+
+    def _chunk(self, spans: tuple[Span, ...]) -> Chunk:
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self._generation.logprobs is not None:
+            given = self._text.num_given
+            logprobs = tuple(self._generation.token_logprobs[self._num_given : given])
+            self._num_given = given
+        return Chunk("".join(text for text, _ in spans), spans, logprobs)
 
     def cancel(self) -> None:
         """Stop before the next step. The text up to then becomes the result."""
@@ -104,10 +120,6 @@ class Stream:
         return self._result
 
 
-def _chunk(spans: tuple[Span, ...]) -> Chunk:
-    return Chunk("".join(text for text, _ in spans), spans)
-
-
 def finished(generation: Generation, text: TextStream) -> Result:
     """Return the result of a generation that has ended, or that was closed before it began."""
     text.finish()
@@ -118,5 +130,5 @@ def finished(generation: Generation, text: TextStream) -> Result:
         generation.finish_reason or "cancelled",
         generation.metrics,
         generation.tokens[:cut],
-        generation.token_logprobs,
+        generation.token_logprobs[: text.num_tokens],
     )

@@ -245,12 +245,38 @@ def test_none_means_the_default_and_whole_numbers_of_any_kind_are_whole_numbers(
 
 
 def test_log_probabilities_are_the_targets_own(pipeline: Pipeline, toy: ToyModel) -> None:
-    result = pipeline.generate("hello", max_new_tokens=12, logprobs=True)
+    result = pipeline.generate("hello", max_new_tokens=12, logprobs=3)
     plain = Pipeline(Engine(toy), toy_pipeline.ToyTokenizer())
-    assert result.logprobs == plain.generate("hello", max_new_tokens=12, logprobs=True).logprobs
+    assert result.logprobs == plain.generate("hello", max_new_tokens=12, logprobs=3).logprobs
     text = [*result.prompt_token_ids, *result.token_ids]
     row = toy.table[text[-3], text[-2]].astype(np.float64)
-    assert result.logprobs[-1] == pytest.approx(row[text[-1]] - np.log(np.exp(row).sum()), abs=1e-9)
+    last = result.logprobs[-1]
+    assert last.logprob == pytest.approx(row[text[-1]] - np.log(np.exp(row).sum()), abs=1e-9)
+    assert [token for token, _ in last.top] == np.argsort(-row)[:3].tolist()
+    assert pipeline.generate("hello", max_new_tokens=12).logprobs == []
+
+
+@pytest.mark.parametrize("stop", [(), ("e",), ("zz",)])
+def test_log_probabilities_come_with_the_text_and_are_cut_with_it(
+    pipeline: Pipeline, stop: tuple[str, ...]
+) -> None:
+    """One letter a token: the chunks' tokens are the chunks' letters."""
+    whole = pipeline.generate("hello", max_new_tokens=30, logprobs=2)
+    wanted = toy_pipeline.greedy("hello", 30).partition(stop[0])[0] if stop else whole.text
+    stream = pipeline.stream("hello", max_new_tokens=30, logprobs=2, stop=stop)
+    chunks = [*stream]
+    assert len(chunks) > 1 or not wanted
+    for chunk in chunks:
+        assert "".join(toy_pipeline.LETTERS[entry.token] for entry in chunk.logprobs) == chunk.text
+    assert "".join(chunk.text for chunk in chunks) == stream.result.text == wanted
+    assert [entry for chunk in chunks for entry in chunk.logprobs] == stream.result.logprobs
+    assert stream.result.logprobs == whole.logprobs[: len(wanted)]
+
+
+@pytest.mark.parametrize("count", [-1, 21, 1.5, "3", True])
+def test_bad_numbers_of_likeliest_tokens_are_refused(pipeline: Pipeline, count: object) -> None:
+    with pytest.raises(InvalidInput, match="logprobs"):
+        pipeline.generate("hello", logprobs=count)
 
 
 def test_chat_that_no_longer_fits_is_refused_and_nothing_is_lost(pipeline: Pipeline) -> None:

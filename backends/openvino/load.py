@@ -303,6 +303,7 @@ def _static(
         exact=one_width,
         hidden_layers=options.hidden_layers,
         cache_bytes=cache_bytes,
+        kept_bytes=memory.kept_share(cache_bytes),
     )
 
 

@@ -26,6 +26,8 @@ from specport.runtime.registry import LoadOptions
 class PagedMtp(PagedModel):
     """A compiled graph of `graph/mtp.py` with its cache. Arguments as for `PagedModel`."""
 
+    can_keep = False  # its cache depends on the target's states, not on the tokens alone
+
     def __init__(self, request: Request, **options: Any) -> None:
         super().__init__(request, hidden_layers=(HEAD_INPUT,), **options)
         shape = request.compiled.input(graph.STATES).get_partial_shape()

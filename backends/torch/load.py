@@ -22,7 +22,7 @@ from specport.backends.torch.slots.step import StepModule
 
 from specport.core.ports import Block, Row
 from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
-from specport.runtime import numerics
+from specport.runtime import memory, numerics
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded, LoadOptions, settings_key
 
@@ -103,6 +103,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             exit_layer=options.exit_layer,
             chains=chains,
             budget=_budget(place.free, options),
+            kept_bytes=memory.kept_share(options.cache_bytes or memory.default_share(options.role)),
         )
         found.hidden_head, found.mtp = hidden_head, mtp
         return found

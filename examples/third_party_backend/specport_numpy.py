@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specport.core.copied_blocks import CopiedBlocks
 from specport.core.ports import (
     Block,
     CachedSequence,
@@ -34,6 +35,7 @@ from specport.runtime.profiles import Profile
 from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 Floats = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
 Turns = NDArray[np.complex128]  # exp(i angle) of each pair of a head's values, [head_dim / 2]
 
 
@@ -81,6 +83,7 @@ class NumpyModel(CheckedModel[NumpySequence]):
         self._open: list[NumpySequence] = []
         self.vocab_size = len(self._head)
         self.max_context = min(config["max_position_embeddings"], max_context or 1 << 30)
+        self.prefix_blocks = CopiedBlocks(self, 8 * math.prod(self._row), most_bytes=1 << 28)
         self.capabilities = Capabilities(
             visibility="any", batch=True, exact=True, gather=True, hidden_layers=hidden_layers
         )
@@ -101,6 +104,14 @@ class NumpyModel(CheckedModel[NumpySequence]):
         new.cache[:] = handle.cache[:length]
         new.settle(length)
         return new
+
+    def read_rows(self, handle: NumpySequence, start: int, stop: int) -> Bytes:
+        return handle.cache[start:stop].reshape(-1).view(np.uint8).copy()
+
+    def write_rows(self, handle: NumpySequence, content: Bytes, num_tokens: int) -> None:
+        end = handle.length + num_tokens
+        handle.cache[handle.length : end] = content.view(np.float64).reshape(num_tokens, *self._row)
+        handle.settle(end)
 
     def close(self, handle: NumpySequence) -> None:
         self._open = [other for other in self._open if other is not handle]

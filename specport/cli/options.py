@@ -52,6 +52,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--cache-memory", metavar="SIZE",
         help="most memory of the target's key/value cache: 4GB, or 30%% of free memory (default: 40%%)",
     )  # fmt: skip
+    prefixes = model.add_mutually_exclusive_group()
+    _adder(prefixes)(
+        "--prefix-cache", metavar="DIR",
+        help="keep what was read of prompts in this folder: a later run with the same system prompt or "
+        "document starts at once (default: in memory only)",
+    )  # fmt: skip
+    prefixes.add_argument(
+        "--no-prefix-cache", action="store_false", dest="prefix_cache", default=None,
+        help="read every prompt from its beginning",
+    )  # fmt: skip
+    _adder(model)(
+        "--prefix-cache-size", metavar="SIZE",
+        help="most bytes in that folder; the least recently used go first (default: 4GB)",
+    )  # fmt: skip
     draft = parser.add_argument_group("drafting")
     add_draft_options(draft)
     _adder(draft)(
@@ -184,9 +198,9 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--system", metavar="TEXT", help="system message before the prompt")
     add("--raw", action="store_true", help="no chat template: continue the prompt as it is")
     add(
-        "--logprobs", action="store_true",
-        help="with --json: log-probability of each token from the target's logits, before penalties and "
-        "temperature",
+        "--logprobs", type=int, metavar="N",
+        help="with --json: log-probability of each token and of the N likeliest in its place (0 to 20), from "
+        "the target's logits before penalties and temperature",
     )  # fmt: skip
 
 
@@ -194,7 +208,7 @@ PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remo
 LOAD_OPTIONS = (
     "draft", "device", "draft_device", "precision", "draft_precision", "exact", "policy", "num_draft_tokens",
     "branches", "acceptance", "history", "datastore", "threads", "max_context", "cache_memory",
-    "trust_remote_code",
+    "prefix_cache", "prefix_cache_size", "trust_remote_code",
 )  # fmt: skip
 GENERATION_OPTIONS = (
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",

@@ -97,6 +97,8 @@ def summary(result: Result) -> str:
     parts = [f"{metrics.num_output_tokens} token{plural}{ends.get(result.finish_reason, '')}"]
     if metrics.num_output_tokens:
         parts += [f"TTFT {_duration(metrics.ttft_s)}"]
+    if metrics.num_cached_tokens:
+        parts += [f"{metrics.num_cached_tokens} of {metrics.num_prompt_tokens} prompt tokens cached"]
     if metrics.num_output_tokens > 1:
         parts += [f"TPOT {_duration(metrics.tpot_s)}", f"{metrics.tokens_per_second:.1f} tokens/s"]
     if metrics.num_drafts:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.chat:
         _refuse(args.json, "--json cannot be combined with --chat")
         _refuse(args.raw, "--raw cannot be combined with --chat: a conversation needs the chat template")
-    _refuse(bool(args.logprobs) and not args.json, "--logprobs needs --json", "add --json")
+    _refuse(args.logprobs is not None and not args.json, "--logprobs needs --json", "add --json")
     prompt = _prompt(args)
     # Reject bad options now, not after a model was downloaded and converted.
     from specport.options import GenerationOptions
@@ -147,8 +147,10 @@ def _print_json(
         report["spans"] = spans
     if args.explain:
         report["explain"] = result.explain().as_dict()
-    if generation.logprobs:
-        report["logprobs"] = result.logprobs
+    if generation.logprobs is not None:
+        from specport.text.logprobs import as_dict
+
+        report["logprobs"] = [as_dict(entry, pipeline.tokenizer) for entry in result.logprobs]
     terminal.write(json.dumps(report) + "\n")
     return 130 if result.finish_reason == "cancelled" else 0
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Generator, Sequence
 
 from specport.core.decoding.speculative import SpeculativeDecoding
 from specport.core.decoding.work import Round
+from specport.core.kept_caches import KeptCaches
 from specport.core.ports import Model, Policy
+from specport.core.prefix_cache import PrefixCache
 from specport.core.scheduler import MAX_RUNNING, Scheduler
 from specport.core.sequence import Commit, Generation, KeptCache
 from specport.core.verify.verifier import Verifier
@@ -25,6 +27,7 @@ class Engine:
     policy:      None = plain decoding.
     verifier:    None = the target itself (`TargetVerifier`).
     max_running: maximum number of sequences in a round.
+    prefixes:    cache of the model's committed tokens, which sequences may begin with; None = none.
     on_end:      called between rounds with each sequence that has ended; must not raise.
     """
 
@@ -35,12 +38,13 @@ class Engine:
         verifier: Verifier | None = None,
         *,
         max_running: int = MAX_RUNNING,
+        prefixes: PrefixCache | None = None,
         on_end: Callable[[Generation], None] | None = None,
     ) -> None:
         self.model, self.policy = model, policy
         self._on_end = on_end
         self._decoding = SpeculativeDecoding(model, policy, verifier)
-        self._scheduler = Scheduler(model, max_running)
+        self._scheduler = Scheduler(model, max_running, KeptCaches(model, prefixes), whole=_whole(policy))
         self._lock = threading.Lock()  # held through a step; `beside` shares it
         self._turn = threading.Condition()  # guards `_stepping`
         self._stepping = False
@@ -55,7 +59,7 @@ class Engine:
         """
         other = Engine(self.model, policy)
         other._lock = self._lock
-        other._scheduler = Scheduler(self.model, caches=self._scheduler.caches)
+        other._scheduler = Scheduler(self.model, caches=self._scheduler.caches, whole=_whole(policy))
         return other
 
     def add(self, generation: Generation) -> None:
@@ -165,6 +169,11 @@ class Engine:
                         self._turn.notify_all()
         self.tidy()  # waits for another thread's step, which may commit the last tokens
         return _emptied(generations)
+
+
+def _whole(policy: Policy | None) -> bool:
+    """Return whether drafts need the target's states of whole prompts."""
+    return policy is not None and policy.needs.prompt
 
 
 def _emptied(generations: Sequence[Generation]) -> list[Commit]:

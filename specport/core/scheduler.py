@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from specport.core.decoding.work import Work
 from specport.core.kept_caches import KeptCaches
 from specport.core.ports import CacheHandle, Model, Refusal
+from specport.core.prefix_cache import PrefixCache
 from specport.core.sequence import Generation, KeptCache
 
 # Prompt tokens per round: bound the memory of a step and the delay of a cancellation. Fewer while other
@@ -28,12 +29,19 @@ class Scheduler:
     model:       opens, truncates and closes their caches.
     max_running: maximum number of sequences in a round.
     caches:      kept caches of the model, shared by all its schedulers; None = this is the only one.
+    whole:       whether drafts need a step on the whole prompt (`Needs.prompt`). Texts with a seed then read
+                 all of theirs: with other drafts a seed would give another text.
     """
 
     def __init__(
-        self, model: Model, max_running: int = MAX_RUNNING, caches: KeptCaches | None = None
+        self,
+        model: Model,
+        max_running: int = MAX_RUNNING,
+        caches: KeptCaches | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
-        self._model, self._max_running = model, max_running
+        self._model, self._max_running, self._whole = model, max_running, whole
         self.caches = KeptCaches(model) if caches is None else caches
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # in the order of admission
@@ -62,6 +70,7 @@ class Scheduler:
         work = []
         for generation in self.running:
             if generation.decoding:
+                self._share(generation)
                 work.append(Work(generation, 1, draft=generation is not self._cramped))
             elif budget > 0:
                 # After a preemption the root token is left for a separate round, with a draft as in the
@@ -113,23 +122,50 @@ class Scheduler:
         """Return whether there is room for the sequence's tokens and for every running sequence to grow."""
         handle = generation.kept.handle if generation.kept else None
         wanted = len(generation.tokens) + _RESERVE * (1 + len(self.running))
+        prefixes = self._prefixes(generation)
         held = handle.length if handle is not None else 0
+        if handle is None and prefixes is not None:
+            held = prefixes.held(generation.known)
         return self._model.room(handle) >= min(wanted, self._model.max_context) - held
 
     def _opened(self, generation: Generation) -> CacheHandle:
-        """Return the sequence's kept cache, cut to the common prefix with its tokens, or a new cache."""
-        kept = generation.kept
+        """Return the sequence's kept cache, cut to the common prefix with its tokens, or a new cache.
+
+        The new one begins with blocks of the prefix cache where these hold more of the tokens.
+        """
+        kept, tokens = generation.kept, generation.known
         handle = self.caches.take(kept) if kept is not None else None
-        if kept is None or handle is None:
-            return self._model.open(min(len(generation.tokens), self._model.room()))
-        # The last token is always read again: its logits give the first output token.
-        most = min(handle.length, len(generation.tokens) - 1)
-        same = next((i for i in range(most) if kept.tokens[i] != generation.tokens[i]), most)
-        self._model.truncate(handle, same)
+        common = 0
+        if kept is not None and handle is not None:
+            most = min(handle.length, len(tokens))
+            common = next((i for i in range(most) if kept.tokens[i] != tokens[i]), most)
+        prefixes, capacity = self._prefixes(generation), len(generation.tokens)
+        if prefixes is not None and prefixes.known(tokens) > common:
+            begun = prefixes.open(tokens, capacity)
+            if begun is not None:
+                if handle is not None:
+                    self._model.close(handle)
+                return begun
+        if handle is None:
+            return self._model.open(min(capacity, self._model.room()))
+        self._model.truncate(handle, common)
         return handle
+
+    def _prefixes(self, generation: Generation) -> PrefixCache | None:
+        """Return the prefix cache where this sequence may begin with blocks of it."""
+        return None if self._whole and generation.params.seeded else self.caches.prefixes
+
+    def _share(self, generation: Generation, *, ends: bool = False) -> None:
+        """Keep what a sequence's cache holds in the prefix cache: once its prompt is read, and at its end."""
+        prefixes, handle = self.caches.prefixes, generation.handle
+        if prefixes is None or handle is None or (generation.shared and not ends):
+            return
+        generation.shared = True
+        prefixes.keep(handle, generation.tokens[: handle.length])
 
     def _end(self, generation: Generation) -> None:
         """Close the sequence's cache, or store it in its `KeptCache`."""
+        self._share(generation, ends=True)
         if generation is self._cramped:
             self._cramped = None
         handle, generation.handle = generation.handle, None

@@ -11,6 +11,7 @@ from typing import Literal
 
 from specport.core.metrics import Metrics
 from specport.core.ports import CacheHandle
+from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import LogitsProcessor
 from specport.core.sampling.sampler import Sampler
@@ -59,8 +60,8 @@ class Generation:
     processors: logits processors of target and draft, in addition to those that `params` imply.
     rule:     acceptance rule; None = chosen by the sampling parameters.
     max_draft_tokens: maximum path length of a draft; None = the policy's choice, 0 = plain decoding.
-    logprobs: whether to keep the log-probability of each output token under the target's own logits (before
-              processors and temperature).
+    logprobs: number of likeliest tokens whose log-probabilities to keep beside each output token's own, under
+              the target's own logits (before processors and temperature); None = none are kept.
     kept:     cache to start from and to leave behind; None = an empty cache, freed at the end.
 
     handle is None until the scheduler admits the sequence, and while the sequence is preempted.
@@ -74,13 +75,14 @@ class Generation:
     processors: Sequence[LogitsProcessor] = ()
     rule: AcceptanceRule | None = None
     max_draft_tokens: int | None = None
-    logprobs: bool = False
+    logprobs: int | None = None
     kept: KeptCache | None = None
     key: int = field(default_factory=lambda: next(_keys))
     metrics: Metrics = field(default_factory=Metrics)
     finish_reason: FinishReason | None = None
     handle: CacheHandle | None = field(default=None, init=False)
-    token_logprobs: list[float] = field(default_factory=list, init=False)
+    shared: bool = field(default=False, init=False)  # the prefix cache has its prompt
+    token_logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
     inbox: deque[Commit] = field(default_factory=deque, init=False)  # commits that were not fetched yet
 
     def __post_init__(self) -> None:
@@ -106,6 +108,15 @@ class Generation:
         return len(self.tokens) - (self.handle.length if self.handle is not None else 0)
 
     @property
+    def known(self) -> list[int]:
+        """Return the tokens that a cache may hold before the sequence is admitted.
+
+        The last one is always read: its logits give the next token. After a preemption the one before it is
+        read too, apart from the root token, as the scheduler does.
+        """
+        return self.tokens[: len(self.tokens) - 1 - (self.num_output_tokens > 0)]
+
+    @property
     def decoding(self) -> bool:
         """Return whether prefill is over: there is output, and only the root token is unread."""
         return self.num_unread == 1 and self.num_output_tokens > 0
@@ -129,7 +140,9 @@ class Generation:
             self.metrics.num_cached_tokens = handle.length
             self.metrics.queue_s = time.perf_counter() - self._started
 
-    def append(self, tokens: Sequence[int], sources: Sequence[str], logprobs: Sequence[float] = ()) -> Commit:
+    def append(
+        self, tokens: Sequence[int], sources: Sequence[str], logprobs: Sequence[TokenLogprob] = ()
+    ) -> Commit:
         """Append committed tokens up to the end of the text; return those that were appended."""
         now = time.perf_counter()
         if not self.num_output_tokens:
@@ -138,6 +151,7 @@ class Generation:
         fault: Exception | None = None
         for token, source in zip(tokens, sources, strict=True):
             self.tokens.append(token)
+            self.token_logprobs += logprobs[taken : taken + 1]  # before its text: who streams reads both
             taken += 1
             # `on_token` is called first: it must see every token, also the one that ends the text.
             try:
@@ -151,7 +165,6 @@ class Generation:
             if self.num_left <= 0:
                 self.finish_reason = "length"
                 break
-        self.token_logprobs += logprobs[:taken]
         self.metrics.num_output_tokens = self.num_output_tokens
         self.metrics.decode_s = now - self._started - self.metrics.ttft_s
         return Commit(self, tuple(tokens[:taken]), tuple(sources[:taken]), fault)

@@ -53,10 +53,11 @@ def model(context: BuildContext) -> Source:
     vocab, window = draft.target_vocab(context.target.vocab_size), context.window
     if about := draft.parallel:
         drafter = ParallelDrafter(
-            draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map, window=window
-        )
+            draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map,
+            window=window, prefixes=draft.prefixes,
+        )  # fmt: skip
     else:
-        drafter = ModelDrafter(draft.model, vocab, draft.token_map, window=window)
+        drafter = ModelDrafter(draft.model, vocab, draft.token_map, window=window, prefixes=draft.prefixes)
     return Source(drafter, draft.costs, draft.reach)
 
 
@@ -67,7 +68,7 @@ def universal(context: BuildContext) -> Source:
     vocab = draft.target_vocab(context.target.vocab_size)
     drafter = UniversalDrafter(
         draft.model, vocab, context.tokenizer, draft.tokenizer, draft.token_map,
-        window=context.window,
+        window=context.window, prefixes=draft.prefixes,
     )  # fmt: skip
     return Source(drafter, draft.costs, draft.reach)
 
@@ -107,7 +108,7 @@ def graft_drafter(
     target_vocab, window: as for `ModelDrafter`; branching, record: as for `GraftDrafter`.
     """
     vocab = draft.target_vocab(target_vocab)
-    levels = ModelLevels(draft.model, vocab, draft.token_map, window=window)
+    levels = ModelLevels(draft.model, vocab, draft.token_map, window=window, prefixes=draft.prefixes)
     retrieved: list[PlannedDrafter] = [
         SuffixDrafter(least=LEAST_BEFORE_MODEL),
         RecycleDrafter(target_vocab, branching=branching),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from specport.core.planning.model_draft import UNKNOWN_COST
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import HiddenHead, Model
+from specport.core.prefix_cache import PrefixCache
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import SuffixIndex
 from specport.drafters.tree.graft import Variant
@@ -28,6 +29,7 @@ class DraftModel:
     parallel:  how it drafts several tokens in one pass; None = token by token.
     mismatch:  how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
     head:      of the target, to draft from its hidden states; `model` is the target then. None = a model.
+    prefixes:  of the model: beginnings of contexts that it need not read again; None = none.
     assumed:   seconds of its step in plain steps of the target, before anything was timed; None = unknown.
     """
 
@@ -42,6 +44,7 @@ class DraftModel:
     mismatch: str | None = None
     head: HiddenHead | None = None
     assumed: float | None = None
+    prefixes: PrefixCache | None = None
 
     def target_vocab(self, vocab_size: int) -> int:
         """Return the number of a target's ids that may be drafted: those below MASK."""

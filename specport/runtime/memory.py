@@ -87,6 +87,11 @@ def default_share(role: Literal["target", "draft"]) -> int:
     return int(_SHARES[role] * free_bytes())
 
 
+def kept_share(cache_bytes: int) -> int:
+    """Return the bytes that copies of a cache's rows may take beside it (`core.copied_blocks`)."""
+    return cache_bytes // 4
+
+
 def parse(text: str) -> int:
     """Return the bytes of an amount like "4GB", "512MiB" or "30%" (of what is free now).
 
@@ -97,7 +102,19 @@ def parse(text: str) -> int:
         number, unit = float(found[1]), found[2].upper()
         if unit == "%" and 0 < number <= 100:
             return int(free_bytes() * number / 100)
-        amount = int(number * _UNITS.get(unit, 0))
-        if amount > 0:
+        if (amount := _amount(number, unit)) > 0:
             return amount
     raise InvalidInput(f"{text!r} is not an amount of memory", "write it like 4GB, 512MB or 30%")
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of an amount like "4GB" or "512MiB". Raises InvalidInput for anything else."""
+    found = _AMOUNT.fullmatch(text)
+    amount = _amount(float(found[1]), found[2].upper()) if found is not None else 0
+    if amount <= 0:
+        raise InvalidInput(f"{text!r} is not a size", "write it like 4GB or 512MB")
+    return amount
+
+
+def _amount(number: float, unit: str) -> int:
+    return int(number * _UNITS.get(unit, 0))

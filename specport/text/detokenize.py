@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -26,7 +27,8 @@ class TextStream:
     """Collect output tokens and give out text that can no longer change.
 
     A character is held back until all its bytes have arrived. Text that may start a stop string is held
-    back until that is decided. `text` is all text given out so far, without any stop string.
+    back until that is decided. `text` is all text given out so far, without any stop string; `num_given` and
+    `num_tokens` say which tokens it is made of.
 
     One thread may push while another takes, since sequences of several threads share the engine's steps.
     """
@@ -38,17 +40,44 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending: list[Span] = []
         self._source = ""
+        self._num_decoded = 0  # characters
+        self._ends: list[int] = []  # of each token: characters decoded up to its end
+        self._cut: int | None = None  # characters before a stop string
         self._lock = threading.Lock()
         self.text = ""
 
     def push(self, token: int, source: str = "") -> bool:
         """Add one output token. Return True when a stop string is complete, which is then cut off."""
-        if token in self._tokenizer.special_ids:
-            return False
-        piece = self._tokenizer.token_bytes(token)
+        special = token in self._tokenizer.special_ids
+        piece = b"" if special else self._tokenizer.token_bytes(token)
         with self._lock:
+            if special:
+                self._ends.append(self._num_decoded)
+                return False
             self._source = source
-            return self._add(self._decoder.decode(piece))
+            text = self._decoder.decode(piece)
+            self._ends.append(self._num_decoded + len(text))
+            return self._add(text)
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of tokens so far, without those that lie in a stop string as a whole."""
+        with self._lock:
+            return self._num_kept()
+
+    @property
+    def num_given(self) -> int:
+        """Return the number of tokens whose text was given out, as far as it is not cut off."""
+        with self._lock:
+            kept = self._num_kept()
+            whole = self._cut is not None and len(self.text) == self._cut
+            return kept if whole else min(kept, bisect_right(self._ends, len(self.text)))
+
+    def _num_kept(self) -> int:
+        if self._cut is None:
+            return len(self._ends)
+        # A token begins where the one before it ends.
+        return min(len(self._ends), bisect_left(self._ends, self._cut) + 1) if self._cut else 0
 
     def take(self) -> tuple[Span, ...]:
         """Return the spans that are final and have not been given out before."""
@@ -76,6 +105,7 @@ class TextStream:
         if not text:
             return False
         self._pending.append((text, self._source))
+        self._num_decoded += len(text)
         if not self._stop:
             return False
         pending = "".join(piece for piece, _ in self._pending)
@@ -83,6 +113,7 @@ class TextStream:
         if not ends:
             return False
         self._pending = list(_split(self._pending, min(ends))[0])
+        self._cut = len(self.text) + min(ends)
         self._hold, self._stop = 0, ()
         return True
 

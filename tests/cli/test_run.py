@@ -259,8 +259,14 @@ def _actions() -> dict[str, argparse.Action]:
 
 
 def test_log_probabilities_come_with_json_only(capsys):
-    assert main(["run", "--json", "--logprobs", "--max-new-tokens", "5", "Hello"]) == 0
+    assert main(["run", "--json", "--logprobs", "2", "--max-new-tokens", "5", "Hello"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["logprobs"]) == len(report["token_ids"]) == 5 and max(report["logprobs"]) < 0
-    assert main(["run", "--logprobs", "Hello"]) == 2
-    assert "--json" in capsys.readouterr().err
+    assert [entry["token_id"] for entry in report["logprobs"]] == report["token_ids"]
+    assert "".join(entry["token"] for entry in report["logprobs"]) == report["text"]
+    for entry in report["logprobs"]:
+        assert entry["logprob"] < 0 and bytes(entry["bytes"]).decode() == entry["token"]
+        assert len(entry["top_logprobs"]) == 2
+        assert entry["top_logprobs"][0] == {k: v for k, v in entry.items() if k != "top_logprobs"}
+    for wrong in (["--logprobs", "2"], ["--json", "--logprobs", "21"], ["--json", "--logprobs", "x"]):
+        assert main(["run", *wrong, "Hello"]) == 2
+        assert "logprobs" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import begin, output
+from support.toy_blocks import keeping
 from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyHandle, ToyModel
 
@@ -26,6 +27,7 @@ from specport.core.policies.length_rules import (
     Heuristic,
 )
 from specport.core.ports import Policy
+from specport.core.prefix_cache import PrefixCache
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Commit, Generation, KeptCache
 
@@ -70,7 +72,10 @@ class Life:
             batch=bool(rng.random() < 0.8), tree=any_mask or bool(rng.random() < 0.7),
         )  # fmt: skip
         policy, self.drafter = policy_of(POLICIES[seed % len(POLICIES)], self.target)
-        self.engine = Engine(self.target, policy, max_running=int(rng.integers(1, 9)))
+        self.prefixes = (
+            PrefixCache.of(keeping(self.target, int(rng.integers(1, 40)))) if seed // 6 % 2 else None
+        )
+        self.engine = Engine(self.target, policy, max_running=int(rng.integers(1, 9)), prefixes=self.prefixes)
         self.generations: list[Generation] = []
         self.kept: list[KeptCache] = []
         self.forks: list[ToyHandle] = []  # held by someone else
@@ -105,6 +110,8 @@ class Life:
                 assert len(g.tokens) > min(self.context, self.cache - self.most_held)
             elif g.finish_reason != "cancelled":
                 assert text == whole
+        if self.prefixes is not None:
+            self.prefixes.clear()
         assert_empty(self.engine, self.target, self.drafter)
 
     def _arrive(self) -> None:
@@ -115,6 +122,9 @@ class Life:
         if ended and rng.random() < 0.5:  # the next turn of a conversation, or an earlier one anew
             last = ended[int(rng.integers(len(ended)))]
             fields["kept"] = last.kept
+            prompt = [*last.tokens[: int(rng.integers(1, len(last.tokens) + 1))], *prompt[:5]]
+        elif self.generations and rng.random() < 0.4:  # another text with the same beginning
+            last = self.generations[int(rng.integers(len(self.generations)))]
             prompt = [*last.tokens[: int(rng.integers(1, len(last.tokens) + 1))], *prompt[:5]]
         elif rng.random() < 0.4:
             fields["kept"] = KeptCache()

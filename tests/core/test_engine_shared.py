@@ -273,7 +273,7 @@ def test_a_watcher_s_exception_reaches_the_thread_that_added_the_sequence() -> N
             raise ValueError("no such character")
         return False
 
-    bad, good = begin([1], on_token=watch, logprobs=True), begin([2])
+    bad, good = begin([1], on_token=watch, logprobs=0), begin([2])
     mine = engine.run([bad])
     found = [next(mine)]
     texts: list[list[int]] = []

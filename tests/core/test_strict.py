@@ -40,7 +40,7 @@ def text(kind: type[ToyModel], plan: str, params: SamplingParams, rule: str, dra
         policy = Planner(sources, COSTS, target.capabilities)
     else:
         policy = FirstProposal([drafter], lambda: RULES.get(plan) or ConfidenceThreshold())
-    generation = begin(PROMPT, 40, params=params, rule=rule_for(params, rule), logprobs=True)
+    generation = begin(PROMPT, 40, params=params, rule=rule_for(params, rule), logprobs=3)
     run(Engine(target, policy), generation)
     assert generation.metrics.num_draft_tokens > 0 and len(generation.token_logprobs) == 40
     return output(generation)

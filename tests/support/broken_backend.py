@@ -154,6 +154,13 @@ class Shares(NumpyModel):
         return new
 
 
+class Keeps(NumpyModel):
+    """A block that is kept stays a part of its sequence, which writes over it."""
+
+    def read_rows(self, handle: NumpySequence, start: int, stop: int) -> Any:
+        return handle.cache[start:stop].reshape(-1).view(np.uint8)
+
+
 class Forks(NumpyModel):
     """Never gives the cache of a fork back."""
 
@@ -257,9 +264,9 @@ class Listens(Deaf):
 MODELS: dict[str, type[NumpyModel]] = {
     "rollback": Rollback, "path": Path, "batch": Batch, "mask": Mask, "causal": Causal, "places": Places,
     "leak": Leak, "commit": Commit, "limit": Limit, "raises": Raises, "hostage": Hostage,
-    "refusing": Refusing, "boasts": Boasts, "evicts": Evicts, "shares": Shares, "forks": Forks,
-    "pending": Pending, "law": Law, "greedy": Greedy, "hidden": Hidden, "stale": Stale, "offsets": Offsets,
-    "scores": Scores, "joins": Joins, "deaf": Deaf, "listens": Listens,
+    "refusing": Refusing, "boasts": Boasts, "evicts": Evicts, "shares": Shares, "keeps": Keeps,
+    "forks": Forks, "pending": Pending, "law": Law, "greedy": Greedy, "hidden": Hidden, "stale": Stale,
+    "offsets": Offsets, "scores": Scores, "joins": Joins, "deaf": Deaf, "listens": Listens,
 }  # fmt: skip
 
 

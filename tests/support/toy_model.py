@@ -21,6 +21,7 @@ from specport.core.ports import (
     HeadRows,
     HiddenHead,
     Model,
+    PrefixBlocks,
     Refusal,
     Row,
     StepOutput,
@@ -79,6 +80,7 @@ class ToyModel:
     head_rows: HeadRows | None = None
     hidden_head: HiddenHead | None = None
     mtp: Model | None = None
+    prefix_blocks: PrefixBlocks | None = None
 
     def __init__(
         self,
@@ -255,10 +257,19 @@ class ToyModel:
         last = block.tokens[before] if before is not None else cells[-1].token if cells else 0
         return self.table[last % self.vocab, block.tokens[node] % self.vocab]
 
+    def remember(self, token: int) -> Cell:
+        """Take a cell that no sequence has, for one user."""
+        self._num_cells += 1
+        return Cell(token)
+
+    def forget(self, cell: Cell) -> None:
+        """Count a cell's memory as free where nobody uses it any more."""
+        self._num_cells -= not cell.users
+
     def _free(self, handle: ToyHandle, length: int) -> None:
         for cell in handle.cells[length:]:
             cell.users -= 1
-            self._num_cells -= not cell.users
+            self.forget(cell)
         del handle.cells[length:]
 
 

@@ -96,3 +96,38 @@ def test_spans_carry_their_source() -> None:
     for byte in "é".encode():
         out.push(byte, "ngram")
     assert out.take() == (("é", "ngram"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "kept"),
+    [
+        ("one two", (), "one two"),
+        ("one two", (" tw",), "one"),
+        ("stop", ("stop",), ""),
+        ("x日本y", ("本",), "x日"),
+        ("x日本y", ("日",), "x"),
+        ("ab", ("bc",), "ab"),
+    ],
+)
+def test_it_counts_the_tokens_that_the_text_is_made_of(text: str, stop: tuple[str, ...], kept: str) -> None:
+    """One byte a token: what is held back is not given, what lies in a stop string is none of the text."""
+    out = TextStream(Bytes(), stop)
+    for byte in text.encode():
+        stopped = out.push(byte)
+        out.take()
+        assert len(out.text.encode()) <= out.num_given <= out.num_tokens
+        if stopped:
+            break
+    out.finish()
+    assert out.num_given == out.num_tokens == len(kept.encode())
+    assert out.text == kept
+
+
+def test_a_token_without_text_counts_when_what_is_before_it_is_given() -> None:
+    out = TextStream(Bytes(), ("ab",))
+    out.push(ord("a"))
+    out.push(256)
+    out.take()
+    assert (out.text, out.num_given, out.num_tokens) == ("", 0, 2)
+    out.finish()
+    assert (out.text, out.num_given) == ("a", 2)

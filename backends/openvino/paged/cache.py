@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from specport.backends.openvino.paged.pool import BlockPool
 from specport.backends.openvino.request import Request
 
@@ -119,6 +121,35 @@ class BlockCache:
     def copy_block(self, source: int, target: int) -> None:
         """Copy a whole block in every layer, whatever it is stored as."""
         self._pool.copy(source, target)
+
+    def share(self, block: int) -> None:
+        """Count one more user of a block, beside the tables that have it."""
+        self._pool.share(block)
+
+    def give_back(self, block: int) -> bool:
+        """Count one user less; return whether the block is free now."""
+        return self._pool.give_back(block)
+
+    def content(self, block: int) -> NDArray[np.uint8]:
+        """Return a copy of a block's bytes in all layers."""
+        parts = [tensor.array[block].reshape(-1).view(np.uint8) for tensor in self._pool.tensors]
+        return np.concatenate(parts)
+
+    def filled(self, content: NDArray[np.uint8]) -> int:
+        """Return a new block with this content, for one user.
+
+        Raises ValueError for content of another size, and ContextFull as `extend` does.
+        """
+        sizes = [tensor.block_bytes for tensor in self._pool.tensors]
+        if content.shape != (sum(sizes),):
+            raise ValueError(f"a block has {sum(sizes)} bytes, not {content.size}")
+        self._provide(1)
+        block, start = self._pool.take(), 0
+        for tensor, size in zip(self._pool.tensors, sizes, strict=True):
+            array = tensor.array[block]
+            array[...] = content[start : start + size].view(array.dtype).reshape(array.shape)
+            start += size
+        return block
 
     def _copied(self, block: int) -> int:
         """Return a new block with the same content; there must be a free one."""

@@ -46,6 +46,7 @@ class HybridModel(PagedModel):
     """
 
     can_mask = False  # a state has seen all tokens before it: each path of a tree is a chain of its own
+    can_keep = False  # what linear attention knows is in states, which stand at few tokens of a text
 
     def __init__(
         self, request: Request, *, cache_bytes: int | None = None, goes_back: bool = False, **options: Any

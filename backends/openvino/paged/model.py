@@ -25,6 +25,7 @@ from specport.backends.openvino.paged.batch import (
     release_forks,
 )
 from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache, is_cache
+from specport.backends.openvino.paged.prefix import PagedBlocks
 from specport.backends.openvino.request import Array, HeadRows, Request
 
 from specport.core.ports import CachedSequence, Capabilities, CheckedModel, Refusal, Row, StepOutput
@@ -59,9 +60,10 @@ class PagedModel(CheckedModel[PagedSequence]):
 
     `widest`: most tokens that the runtime is given at once, 0 = any; a wider step is run in parts.
     `can_mask`: whether the graph could take a tree as one masked row.
+    `can_keep`: whether all that a sequence is made of is in the blocks of its cache.
     """
 
-    can_mask = True
+    can_mask = can_keep = True
 
     def __init__(
         self,
@@ -78,6 +80,8 @@ class PagedModel(CheckedModel[PagedSequence]):
         cached = cached or (request,)
         # One block more than the texts can fill: a tree at the limit needs room for its padding.
         self.cache = BlockCache(cached, -(-_MOST_TEXTS * max_context // BLOCK_SIZE) + 1, cache_bytes)
+        if self.can_keep:
+            self.prefix_blocks = PagedBlocks(self.cache, self._begin)
         self.max_context = max_context
         self.vocab_size = int(request.compiled.output("logits").get_partial_shape()[2].get_length())
         self._exact = exact
@@ -115,13 +119,17 @@ class PagedModel(CheckedModel[PagedSequence]):
         return sequence
 
     def fork_checked(self, handle: PagedSequence, length: int) -> PagedSequence:
-        sequence = self._new()
-        sequence.table = self.cache.fork(handle.table, length)
-        sequence.length = length
-        return sequence
+        return self._begin(self.cache.fork(handle.table, length), length)
 
     def _new(self) -> PagedSequence:
         return PagedSequence()
+
+    def _begin(self, table: list[int], length: int) -> PagedSequence:
+        """Return a sequence that begins with these blocks, which hold so many committed tokens."""
+        sequence = self._new()
+        sequence.table = table
+        sequence.settle(length)
+        return sequence
 
     def _start(self, handle: PagedSequence) -> int:
         """Return the first position that the sequence's next step writes to."""

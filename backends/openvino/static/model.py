@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from specport.backends.openvino.static.runner import Array, Cache, Output, StaticRunner
 
+from specport.core.copied_blocks import CopiedBlocks
 from specport.core.ports import (
     CachedSequence,
     Capabilities,
@@ -40,6 +42,7 @@ class StaticModel(CheckedModel[StaticSequence]):
     read:        the width that prompts are read in; gives the last logits.
     max_context: most tokens of one sequence; the runners' capacity has room for padding behind it.
     cache_bytes: most memory of all caches together, those of closed sequences too; None = any.
+    kept_bytes:  most memory of blocks that outlive their sequence, beside the caches; 0 = none are kept.
     """
 
     def __init__(
@@ -51,8 +54,11 @@ class StaticModel(CheckedModel[StaticSequence]):
         exact: bool,
         hidden_layers: tuple[int, ...] = (),
         cache_bytes: int | None = None,
+        kept_bytes: int = 0,
     ) -> None:
         self._decode, self._read = decode, read
+        if kept_bytes:
+            self.prefix_blocks = CopiedBlocks(self, read.token_bytes, kept_bytes)
         self.vocab_size, self.max_context = read.vocab_size, max_context
         self._free: list[Cache] = []  # of closed sequences: a new one costs a few milliseconds
         self._num_caches = 0
@@ -94,6 +100,21 @@ class StaticModel(CheckedModel[StaticSequence]):
             array[:, :, :, :length] = source[:, :, :, :length]
         fork.settle(length)
         return fork
+
+    def read_rows(self, handle: StaticSequence, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return a copy of these rows' bytes (`core.copied_blocks`)."""
+        rows = [np.ascontiguousarray(array[:, :, :, start:stop]) for array in handle.cache]
+        return np.concatenate([part.reshape(-1).view(np.uint8) for part in rows])
+
+    def write_rows(self, handle: StaticSequence, content: NDArray[np.uint8], num_tokens: int) -> None:
+        """Append rows from `read_rows` as committed tokens."""
+        begin = 0
+        for array in handle.cache:
+            rows = array[:, :, :, handle.length : handle.length + num_tokens]
+            part = content[begin : begin + rows.nbytes]
+            rows[...] = part.view(array.dtype).reshape(rows.shape)
+            begin += rows.nbytes
+        handle.settle(handle.length + num_tokens)
 
     def close(self, handle: StaticSequence) -> None:
         if handle.cache:

@@ -64,10 +64,14 @@ class StaticRunner:
                 self._request.set_tensor(name, ov.Tensor(part, shared_memory=True))
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's row in all layers."""
+        return sum(array.nbytes // self.width for array in self._new)
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of one cache."""
-        rows = int(self._masks[0].shape[0])
-        return sum(array.nbytes // self.width * rows for array in self._new)
+        return self.token_bytes * int(self._masks[0].shape[0])
 
     def new_cache(self) -> Cache:
         """Return a zeroed cache: what lies behind the text is masked, but it must be finite."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from specport.backends.torch.slots.states import ENTRIES, StateShape, StateStore
 from transformers.cache_utils import Cache
 
@@ -42,8 +44,13 @@ class Shape:
 
     def nbytes(self, slots: int, capacity: int) -> int:
         """Return the bytes of so many slots of so many rows, without states."""
-        numbers = sum(heads * (key + value) for heads, key, value in self.layers.values()) + self.query
-        return int(slots * capacity * numbers * self.dtype.itemsize)
+        return slots * capacity * (self.row_bytes + int(self.query * self.dtype.itemsize))
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of one row's keys and values."""
+        numbers = sum(heads * (key + value) for heads, key, value in self.layers.values())
+        return int(numbers * self.dtype.itemsize)
 
     @property
     def state_bytes(self) -> int:
@@ -193,3 +200,19 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Copy rows `source` [n] of a slot [1] to rows `target` [n] of the slot `to` [1], in every layer."""
         for tensor in (*self.keys, *self.values):
             tensor[to, :, target] = tensor[slot, :, source]
+
+    def read(self, slot: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return a copy of the bytes of rows `start` to `stop` of a slot, on the host, layer by layer."""
+        rows = [tensor[slot, :, start:stop].reshape(-1) for tensor in (*self.keys, *self.values)]
+        found: NDArray[np.uint8] = torch.cat(rows).cpu().view(torch.uint8).numpy()
+        return found
+
+    def write(self, slot: int, start: int, count: int, content: NDArray[np.uint8]) -> None:
+        """Write rows that `read` gave to rows `start` to `start + count` of a slot."""
+        host = torch.from_numpy(content.copy() if not content.flags.writeable else content)
+        flat, begin = host.view(self.shape.dtype).to(self.shape.device), 0
+        with torch.no_grad():
+            for tensor in (*self.keys, *self.values):
+                rows = tensor[slot, :, start : start + count]
+                rows.copy_(flat[begin : begin + rows.numel()].view(rows.shape))
+                begin += rows.numel()

@@ -24,6 +24,7 @@ from specport.backends.torch.slots.pool import SlotPool
 from specport.backends.torch.slots.rollback import Rollback
 from specport.backends.torch.slots.sequence import SlotSequence
 
+from specport.core.copied_blocks import CopiedBlocks
 from specport.core.ports import (
     Block,
     Capabilities,
@@ -47,6 +48,8 @@ class SlotModel(CheckedModel[SlotSequence]):
     exit_layer:  number of layers after which the module exits early; 0 = it does not.
     chains:      runs a `ChainModule` on the model's own step; None = the model drafts no chains.
     budget:      returns the bytes that the cache may take; None = no limit is known.
+    kept_bytes:  most host memory of blocks that outlive their sequence; 0 = none are kept. A decoder with
+                 states keeps none: it has states at few tokens of a text.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SlotModel(CheckedModel[SlotSequence]):
         exit_layer: int = 0,
         chains: Runner | None = None,
         budget: Callable[[], int | None] = lambda: None,
+        kept_bytes: int = 0,
     ) -> None:
         self.cache, self.widths = cache, widths
         self.vocab_size, self.max_context = vocab_size, max_context
@@ -91,6 +95,8 @@ class SlotModel(CheckedModel[SlotSequence]):
         self.rollback: Rollback | None = None
         if stateful:
             self.rollback = Rollback(cache.states, widths, cache.shape.device, self._read)
+        if kept_bytes and not stateful:
+            self.prefix_blocks = CopiedBlocks(self, cache.shape.row_bytes, kept_bytes)
         spare = 2 * max([*widths.read, widths.most])
         self._pool = SlotPool(cache, spare, budget, self._reset, shrinks=not runner.captures)
 
@@ -110,6 +116,15 @@ class SlotModel(CheckedModel[SlotSequence]):
         if self.rollback:
             self.rollback.fork(handle, new)
         return new
+
+    def read_rows(self, handle: SlotSequence, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return a copy of these rows' bytes on the host (`core.copied_blocks`)."""
+        return self.cache.read(handle.slot, start, stop)
+
+    def write_rows(self, handle: SlotSequence, content: NDArray[np.uint8], num_tokens: int) -> None:
+        """Append rows from `read_rows` as committed tokens."""
+        self.cache.write(handle.slot, handle.length, num_tokens, content)
+        handle.settle(handle.length + num_tokens)
 
     def truncate_checked(self, handle: SlotSequence, length: int) -> None:
         super().truncate_checked(handle, length)

@@ -29,6 +29,7 @@ from specport.core.ports.model import (
 )
 from specport.core.ports.plan import Drafted, Plan, StopRule
 from specport.core.ports.policy import Policy
+from specport.core.ports.prefix_blocks import KeptBlock, PrefixBlocks
 
 __all__ = [
     "HEAD_INPUT",
@@ -49,6 +50,7 @@ __all__ = [
     "HeadChains",
     "HeadRows",
     "HiddenHead",
+    "KeptBlock",
     "Model",
     "Needs",
     "Outcome",
@@ -56,6 +58,7 @@ __all__ = [
     "PlannedDrafter",
     "Policy",
     "Prefilled",
+    "PrefixBlocks",
     "Refusal",
     "Row",
     "StepOutput",

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from specport.core.block import Block
 from specport.core.ports.hidden_head import HiddenHead
 from specport.core.ports.model import EarlyExit, GreedyChain, HeadRows, Model
+from specport.core.ports.prefix_blocks import PrefixBlocks
 
 _NOTHING = Block((), ())
 
@@ -46,6 +47,7 @@ class CheckedModel(ABC, Generic[Handle]):
     head_rows: HeadRows | None = None
     hidden_head: HiddenHead | None = None
     mtp: Model | None = None
+    prefix_blocks: PrefixBlocks | None = None
 
     def open(self, capacity: int = 0, conditioning: Any = None) -> Handle:
         if conditioning is not None:

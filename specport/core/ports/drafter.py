@@ -22,16 +22,23 @@ class Needs:
 
     hidden: whether it needs the states of `Capabilities.hidden_layers`, of prompts and of verified tokens.
     top_k:  number of columns of `Outcome.top`; 0 = none.
+    prompt: whether its drafts depend on states of the whole prompt: they are others where a cache held its
+            beginning.
     """
 
     hidden: bool = False
     top_k: int = 0
+    prompt: bool = False
 
     @classmethod
     def of(cls, *members: HasNeeds) -> Needs:
         """Return the union of these members' needs."""
         needs = [member.needs for member in members]
-        return cls(any(n.hidden for n in needs), max((n.top_k for n in needs), default=0))
+        return cls(
+            any(n.hidden for n in needs),
+            max((n.top_k for n in needs), default=0),
+            any(n.prompt for n in needs),
+        )
 
 
 class HasNeeds(Protocol):

@@ -1,7 +1,8 @@
 """The model port: the interface that a backend implements. Knows token ids and arrays, no runtime.
 
 Arrays are array-API arrays (https://data-apis.org/array-api) that may live on a device. Optional features are
-objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`, `Model.mtp`.
+objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`, `Model.mtp`,
+`Model.prefix_blocks`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from specport.core.arrays import Array
 from specport.core.block import Block
 from specport.core.ports.hidden_head import HiddenHead
+from specport.core.ports.prefix_blocks import PrefixBlocks
 
 # The tokens of a row for which a step returns logits or hidden states.
 Wanted = Literal["all", "last", "none"]
@@ -228,6 +230,9 @@ class Model(Protocol):
         as HEAD_INPUT, stand for the head's input where the next token is a drafted one.
         """
         ...
+
+    @property
+    def prefix_blocks(self) -> PrefixBlocks | None: ...
 
     def room(self, handle: Any = None) -> int:
         """Return how many tokens this sequence (None = a new one) could take now if no other one grew.

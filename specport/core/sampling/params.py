@@ -48,6 +48,11 @@ class SamplingParams:
         require(self.seed is None or self.seed >= 0, "seed", "a whole number, 0 or more")
 
     @property
+    def seeded(self) -> bool:
+        """Return whether random numbers decide and are to be the same each time."""
+        return not self.greedy and self.seed is not None
+
+    @property
     def greedy(self) -> bool:
         """Return whether the likeliest token is always chosen."""
         return self.temperature < GREEDY_BELOW

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.arrays import Array, to_host
+from specport.core.arrays import Array
 from specport.core.ports import Block, Model, Needs, Refusal, Row, Wanted
+from specport.core.sampling.logprobs import TokenLogprob, token_logprob
 from specport.core.sampling.sampler import Sampler
 from specport.core.sampling.topk import largest
 from specport.core.tree import TokenTree
@@ -30,7 +31,8 @@ class VerifyRequest:
     context: all committed token ids; those that are not in the cache are unread.
     count:   number of unread tokens to read now. If these are all, the next token is chosen.
     tree:    drafted below the last committed token; empty where count is not 1.
-    logprobs: whether to return log-probabilities.
+    logprobs: number of likeliest tokens to return log-probabilities of, beside each output token's own;
+              None = no log-probabilities.
     key:     identifies the sequence (`Generation.key`).
     """
 
@@ -40,7 +42,7 @@ class VerifyRequest:
     tree: TokenTree
     rule: AcceptanceRule
     sampler: Sampler
-    logprobs: bool = False
+    logprobs: int | None = None
     key: int = -1
 
     @property
@@ -63,14 +65,15 @@ class Verification:
     tokens:   tokens to append to the text: the path's tokens, then the correction or bonus token; () where
               the row ended inside a prompt.
     tier:     the model that verified the tokens; 0 = the target itself.
-    logprobs: [tokens] under the target's raw logits; () where not requested.
+    logprobs: [tokens] under the target's raw logits, before processors and temperature; () where not asked
+              for.
     top, hidden: as in `Outcome`; for a prompt, hidden states of the tokens that were read.
     """
 
     path: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     tier: int = 0
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     top: NDArray[np.int64] | None = field(default=None, compare=False)
     hidden: Mapping[int, Array] = field(default_factory=dict, compare=False)
 
@@ -131,16 +134,15 @@ class TargetVerifier:
             self._watch(request, verdict, logits)
         top = largest(logits, self._needs.top_k) if self._needs.top_k else None
         tokens = (*(tree.tokens[node] for node in verdict.path), verdict.token)
-        logprobs = _logprobs(logits, verdict, tokens) if request.logprobs else ()
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if request.logprobs is not None:
+            rows = (
+                0,
+                *(node + 1 for node in verdict.path),
+            )  # behind the root token, behind each accepted one
+            logprobs = tuple(
+                token_logprob(logits[row, :], token, request.logprobs)
+                for row, token in zip(rows, tokens, strict=True)
+            )
         self._model.commit(request.handle, [*range(request.count), *(n + 1 for n in verdict.path)])
         return Verification(verdict.path, tokens, logprobs=logprobs, top=top)
-
-
-def _logprobs(logits: Array, verdict: Verdict, tokens: Sequence[int]) -> tuple[float, ...]:
-    """Return the log-probability of each committed token, before processors and temperature."""
-    logprobs = []
-    for node, token in zip((-1, *verdict.path), tokens, strict=True):
-        row = to_host(logits[node + 1, :]).astype(np.float64)
-        best = row.max()
-        logprobs.append(float(row[token] - best - np.log(np.exp(row - best).sum())))
-    return tuple(logprobs)

@@ -22,6 +22,7 @@ from dataclasses import replace
 from array_api_compat import array_namespace, device
 
 from specport.core.ports import Array, DraftRequest, Model, Needs, Outcome, Plan, Prefilled
+from specport.core.prefix_cache import PrefixCache
 from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
 from specport.drafters.cross_vocab.translation import Translation
@@ -43,7 +44,7 @@ class UniversalDrafter:
     Greedy requests get chains, sampled ones the trees of their plans.
 
     target_vocab:      width of the target's logits.
-    token_map, window: as for `ModelDrafter`; the ids are the assistant's.
+    token_map, window, prefixes: as for `ModelDrafter`; the ids are the assistant's.
 
     Raises ModelError for a tokenizer that changes ordinary text.
     """
@@ -60,6 +61,7 @@ class UniversalDrafter:
         token_map: Sequence[int] | None = None,
         *,
         window: int = 256,
+        prefixes: PrefixCache | None = None,
         name: str = "universal",
     ) -> None:
         self.name = name
@@ -68,7 +70,9 @@ class UniversalDrafter:
         width = 1 + max(assistant.table)
         self._width = width if token_map is not None else min(model.vocab_size, width)
         self._drafted = range(self._width) if token_map is None else token_map
-        self._drafter = ModelDrafter(model, self._width, token_map, window=window, name=name)
+        self._drafter = ModelDrafter(
+            model, self._width, token_map, window=window, prefixes=prefixes, name=name
+        )
         self._most_context = _SKIP_BEYOND * window
         self._translations: dict[int, Translation] = {}
         self._head: _SharedHead | None = None

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from specport.core.estimates.acceptance_rates import CENTRES
 from specport.core.ports import Array, DraftRequest, Model, Needs, Outcome, Prefilled
+from specport.core.prefix_cache import PrefixCache
 from specport.core.tree import TokenTree
 from specport.drafters.model.early_exit import ExitCache
 from specport.drafters.model.expand import Expansion, expand
@@ -108,7 +109,7 @@ class ReadingDrafter:
 class ModelDrafter(ReadingDrafter):
     """Draft with a draft model that has its own cache.
 
-    target_vocab, token_map: as for `DraftHead`; window: as for `DraftCache`.
+    target_vocab, token_map: as for `DraftHead`; window, prefixes: as for `DraftCache`.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class ModelDrafter(ReadingDrafter):
         token_map: Sequence[int] | None = None,
         *,
         window: int = 256,
+        prefixes: PrefixCache | None = None,
         name: str = "model",
     ) -> None:
-        super().__init__(DraftCache(model, DraftHead(target_vocab, token_map), window), name)
+        super().__init__(DraftCache(model, DraftHead(target_vocab, token_map), window, prefixes), name)
 
 
 class EarlyExitDrafter(ReadingDrafter):

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from array_api_compat import array_namespace
 
 from specport.core.ports import Array, Block, CacheHandle, DraftRequest, Model, Row, Wanted
+from specport.core.prefix_cache import PrefixCache
 from specport.drafters.model.context_head import ContextHead
+from specport.drafters.model.draft_prefixes import DraftPrefixes
 from specport.drafters.model.head import DraftHead
 from specport.drafters.model.reading import Level
 from specport.errors import ContextFull
@@ -29,12 +31,16 @@ _RESERVE = 64  # free tokens that each sequence should have before a waiting one
 
 @dataclass
 class _State:
-    """Hold one sequence's cache: context[start:base], then the drafted tokens in `ahead`."""
+    """Hold one sequence's cache: context[start:base], then the drafted tokens in `ahead`.
+
+    num_shared: tokens that were given to the prefix cache.
+    """
 
     handle: CacheHandle
     start: int = 0
     base: int = 0
     ahead: list[int] = field(default_factory=list)
+    num_shared: int = 0
 
 
 @dataclass
@@ -52,12 +58,16 @@ class DraftCache:
             the model has `head_rows` (`ContextHead`).
     window: maximum number of context tokens that the draft reads at once. A cache that is further behind is
             restarted with the last `window` tokens.
+    prefixes: of the model: what contexts begin with is not read again; None = none.
     """
 
-    def __init__(self, model: Model, head: DraftHead, window: int) -> None:
+    def __init__(
+        self, model: Model, head: DraftHead, window: int, prefixes: PrefixCache | None = None
+    ) -> None:
         self._model, self._head = model, ContextHead(model, head)
         self._vocab = head.columns
         self._window = max(1, min(window, model.max_context // 2))
+        self._prefixes = DraftPrefixes(model, prefixes, self._window)
         self.batch = model.capabilities.batch
         self.tree = model.capabilities.tree
         # Maximum number of nodes of a step; None = unbounded.
@@ -72,7 +82,7 @@ class DraftCache:
     def behind(self, request: DraftRequest) -> int:
         state = self._states.get(request.key)
         if state is None:
-            return min(len(request.context), self._window)
+            return min(len(request.context) - self._prefixes.known(request), self._window)
         return len(request.context) - self._resume(state, request)[1]
 
     def head(self, key: int) -> DraftHead:
@@ -113,6 +123,8 @@ class DraftCache:
                 if row.logits == "none":
                     unfinished.append((request, state))
                     continue
+                if not state.start:
+                    state.num_shared = self._prefixes.share(state.handle, request.context, state.num_shared)
                 ended.append(request.key)
                 end = output.offsets[i + 1]
                 asked = range(end - 1 - len(tail_of[request.key]), end)
@@ -222,6 +234,8 @@ class DraftCache:
         readable = [(r, self._states[r.key]) for r in requests if r.key in self._states]
         for request, state in readable:
             self._roll_back(state, request)
+            unread = len(request.context) - state.start - state.handle.length
+            self._prefixes.make_room(state.handle, unread + request.plan.max_nodes)
         return readable
 
     def _waits(self, key: int) -> bool:
@@ -239,6 +253,11 @@ class DraftCache:
         # A waiting sequence that takes freed room must not fill the cache again within a few rounds.
         more = _RESERVE * (1 + len(self._states)) if request.key in self._waiting else 0
         try:
+            begun = self._prefixes.open(request, wanted)
+            if begun is not None:
+                self._states[request.key] = _State(begun, base=begun.length, num_shared=begun.length)
+                return
+            self._prefixes.make_room(None, min(wanted + more, most))
             if self._model.room() >= min(wanted + more, most):
                 self._states[request.key] = _State(self._model.open(min(wanted, most)))
                 return

@@ -250,7 +250,7 @@ class MtpDrafter(ReadingDrafter):
     target_vocab, token_map: as for `DraftHead`.
     """
 
-    needs = Needs(hidden=True)
+    needs = Needs(hidden=True, prompt=True)
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specport.core.ports import DraftRequest, Model
+from specport.core.prefix_cache import PrefixCache
 from specport.drafters.model.drafter import ReadingDrafter
 from specport.drafters.model.expand import Expansion, expand
 from specport.drafters.model.head import DraftHead
@@ -22,7 +23,7 @@ class ParallelDrafter(ReadingDrafter):
     tokens drafted before it (but for processors of the sampling parameters). A stop rule shortens the draft,
     not the pass. Where the plan has branches, the nodes of a level get the same children.
 
-    target_vocab, token_map: as for `DraftHead`; window: as for `DraftCache`.
+    target_vocab, token_map: as for `DraftHead`; window, prefixes: as for `DraftCache`.
     mask_token:   id of MASK. It and higher ids are never drafted.
     temperatures: [parallel] divisors of the logits at depth 1, 2, ...
     """
@@ -36,9 +37,11 @@ class ParallelDrafter(ReadingDrafter):
         token_map: Sequence[int] | None = None,
         *,
         window: int = 256,
+        prefixes: PrefixCache | None = None,
         name: str = "model",
     ) -> None:
-        self._cache = DraftCache(model, DraftHead(min(target_vocab, mask_token), token_map), window)
+        head = DraftHead(min(target_vocab, mask_token), token_map)
+        self._cache = DraftCache(model, head, window, prefixes)
         super().__init__(self._cache, name)
         self._mask_token, self._temperatures = mask_token, tuple(temperatures)
 

@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, device
 
 from specport.core.arrays import to_host
 from specport.core.ports import Array, DraftRequest, Model, Needs, Outcome, Plan, Prefilled
+from specport.core.prefix_cache import PrefixCache
 from specport.core.sampling.topk import largest
 from specport.core.tree import TokenTree
 from specport.drafters.model.expand import Expansion
@@ -72,10 +73,11 @@ class ModelLevels:
         token_map: Sequence[int] | None = None,
         *,
         window: int = 256,
+        prefixes: PrefixCache | None = None,
         name: str = "model",
     ) -> None:
         self.name = name
-        self._cache = DraftCache(model, DraftHead(target_vocab, token_map), window)
+        self._cache = DraftCache(model, DraftHead(target_vocab, token_map), window, prefixes)
 
     @property
     def forks(self) -> bool:

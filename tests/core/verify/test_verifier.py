@@ -12,12 +12,15 @@ from support.toy_model import ToyHandle, ToyModel
 
 from specport.core.block import Block
 from specport.core.policies.length_rules import Fixed
-from specport.core.ports import Needs, Row
+from specport.core.ports import Drafter, Needs, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
 from specport.core.verify.rules import Greedy, rule_for
 from specport.core.verify.verifier import TargetVerifier, Verification, VerifyRequest
+from specport.drafters.model.drafter import ModelDrafter
+from specport.drafters.retrieval.ngram import NgramDrafter
+from specport.drafters.retrieval.recycle import RecycleDrafter
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, repetition_penalty=1.2, seed=3)
 NOTHING = TokenTree()
@@ -39,19 +42,62 @@ def test_logprobs_are_the_target_s_own_whatever_drafts(params: SamplingParams, r
     target = ToyModel()
     drafter = ToyDrafter(ToyModel(noise=0.4)) if rule else None
     engine = drafted(target, drafter, rule=rule or (lambda: Fixed(0)))
-    generations = [begin(p, 30, params=params, logprobs=True) for p in (PROMPT, [7, 7])]
+    generations = [begin(p, 30, params=params, logprobs=0) for p in (PROMPT, [7, 7])]
     silent = begin(n=30, params=params)
     run(engine, *generations, silent)
     for g in generations:
-        assert g.token_logprobs == pytest.approx(logprobs_of(target, g.tokens, g.num_prompt_tokens), abs=1e-6)
-        assert len(g.token_logprobs) == 30
+        found = [entry.logprob for entry in g.token_logprobs]
+        assert found == pytest.approx(logprobs_of(target, g.tokens, g.num_prompt_tokens), abs=1e-6)
+        assert [entry.token for entry in g.token_logprobs] == output(g) and len(found) == 30
+        assert not any(entry.top for entry in g.token_logprobs)
     assert silent.token_logprobs == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_the_likeliest_tokens_are_the_row_s_largest(count: int, params: SamplingParams, rule) -> None:
+    target = ToyModel(vocab=11, width=16)
+    engine = drafted(target, ToyDrafter(ToyModel(noise=0.4)), rule=rule or (lambda: Fixed(0)))
+    generation = begin(n=20, params=params, logprobs=count)
+    run(engine, generation)
+    for i, entry in enumerate(generation.token_logprobs, len(PROMPT)):
+        row = target.table[generation.tokens[i - 2], generation.tokens[i - 1]].astype(np.float64)
+        logprobs = row - np.log(np.exp(row).sum())
+        tokens = [token for token, _ in entry.top]
+        assert len(set(tokens)) == min(count, 16)
+        np.testing.assert_array_equal(row[tokens], -np.sort(-row)[:count])
+        assert [logprob for _, logprob in entry.top] == pytest.approx(logprobs[tokens].tolist(), abs=1e-9)
+        assert dict(entry.top).get(entry.token, entry.logprob) == entry.logprob
+        if params.greedy:
+            assert tokens[0] == entry.token == generation.tokens[i]
+
+
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        NgramDrafter(),
+        RecycleDrafter(11),
+        ModelDrafter(ToyModel(noise=0.4), 11),
+        ToyDrafter(ToyModel(noise=1.0)),
+    ],
+    ids=["ngram", "recycle", "model", "toy"],
+)
+@pytest.mark.parametrize("rule", [lambda: Fixed(4), lambda: Fixed(3, (3, 2))], ids=["chain", "tree"])
+def test_logprobs_are_those_of_plain_decoding_bit_for_bit(
+    drafter: Drafter, rule: Callable[[], Fixed]
+) -> None:
+    plain, drafted_ = (begin(n=60, logprobs=4) for _ in range(2))
+    run(drafted(ToyModel()), plain)
+    run(drafted(ToyModel(), drafter, rule=rule), drafted_)
+    assert drafted_.token_logprobs == plain.token_logprobs and len(plain.token_logprobs) == 60
+    assert drafted_.metrics.num_draft_tokens > 0
 
 
 def test_logprobs_end_where_the_text_ends() -> None:
     target = ToyModel()
     eos = frozenset([target.greedy(PROMPT, 40)[7]])
-    generation = begin(eos_ids=eos, logprobs=True)
+    generation = begin(eos_ids=eos, logprobs=2)
     run(drafted(target, ToyDrafter(target), rule=lambda: Fixed(6)), generation)
     assert len(generation.token_logprobs) == len(output(generation)) < 40
 
@@ -65,7 +111,7 @@ def read(model: ToyModel, tokens: list[int]) -> ToyHandle:
 
 
 def request(handle: ToyHandle, context: list[int], count: int, tree: TokenTree = NOTHING) -> VerifyRequest:
-    return VerifyRequest(handle, context, count, tree, Greedy(), Sampler(GREEDY), logprobs=True)
+    return VerifyRequest(handle, context, count, tree, Greedy(), Sampler(GREEDY), logprobs=0)
 
 
 def test_a_prompt_s_part_commits_its_tokens_and_brings_none() -> None:
@@ -87,7 +133,8 @@ def test_the_end_of_a_prompt_brings_one_token() -> None:
     assert [*answer.tokens] == model.greedy(PROMPT, 1) and handle.tokens == PROMPT
     assert answer.top is not None and answer.top.tolist()[0][0] == answer.tokens[0]
     assert len(answer.hidden[0]) == len(PROMPT) - 4
-    assert [*answer.logprobs] == pytest.approx(logprobs_of(model, [*PROMPT, *answer.tokens], len(PROMPT)))
+    found = [entry.logprob for entry in answer.logprobs]
+    assert found == pytest.approx(logprobs_of(model, [*PROMPT, *answer.tokens], len(PROMPT)))
 
 
 def test_a_tree_commits_the_path_that_the_rule_accepts() -> None:
@@ -101,7 +148,8 @@ def test_a_tree_commits_the_path_that_the_rule_accepts() -> None:
     assert isinstance(answer, Verification)
     assert (answer.path, [*answer.tokens], answer.tier) == ((1, 3), text[:3], 0)
     assert handle.tokens == [*PROMPT, *text[:2]]
-    assert [*answer.logprobs] == pytest.approx(logprobs_of(model, [*PROMPT, *text[:3]], len(PROMPT)))
+    found = [entry.logprob for entry in answer.logprobs]
+    assert found == pytest.approx(logprobs_of(model, [*PROMPT, *text[:3]], len(PROMPT)))
     assert answer.hidden[1].argmax(axis=1).tolist() == [(t + 1) % 11 for t in (PROMPT[-1], *tree.tokens)]
     assert answer.top is not None and answer.top.shape == (6, 3)
     assert answer.top[[0, 2, 4], 0].tolist() == text[:3]

@@ -60,7 +60,7 @@ def chain(module: ToyMtp, context: list[int], depth: int) -> list[int]:
 def test_a_chain_reads_the_prompt_and_its_own_states() -> None:
     target = target_model()
     asked, module = drafter(target)
-    assert asked.needs == Needs(hidden=True)
+    assert asked.needs == Needs(hidden=True, prompt=True)
     read(asked, target, [4, 9])
     read(asked, target, [2, 6], start=2)  # the second part of the prompt
     context = [4, 9, 2, 6, 8]

@@ -1,0 +1,49 @@
+"""Log-probabilities of a drafted text: those of plain decoding, bit for bit, whatever drafts."""
+
+from __future__ import annotations
+
+import pytest
+
+from specport.conformance.pair import Pair, policy
+from specport.conformance.steps import Probe
+from specport.core.engine import Engine
+from specport.core.sampling.logprobs import TokenLogprob, token_logprob
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation
+
+pytestmark = pytest.mark.needs("exact")
+NUM_TOKENS, NUM_TOP = 24, 5
+PARAMS = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(
+        temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repetition_penalty=1.3, seed=3
+    ),
+}
+
+
+def plain(probe: Probe, tokens: list[int], num_prompt_tokens: int) -> list[TokenLogprob]:
+    """Return what plain decoding of these tokens gives: one token a step."""
+    handle = probe.opened(tokens[: num_prompt_tokens - 1])
+    found = []
+    for before, token in zip(tokens[num_prompt_tokens - 1 :], tokens[num_prompt_tokens:], strict=False):
+        found.append(token_logprob(probe.feed(handle, [[before]])[0], token, NUM_TOP))
+    probe.model.close(handle)
+    return found
+
+
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.parametrize("name", [None, "ngram", "recycle", "model"])
+def test_they_are_those_of_plain_decoding(
+    pair: Pair, probe: Probe, ids: list[int], name: str | None, params: SamplingParams
+) -> None:
+    """Two texts at once, one of which repeats itself."""
+    engine = Engine(pair.target.model, policy(pair, name) if name else None)
+    generations = [
+        Generation([*prompt], params, NUM_TOKENS, logprobs=NUM_TOP) for prompt in (ids[:9], ids[50:62] * 4)
+    ]
+    for _ in engine.run(generations):
+        pass
+    for generation in generations:
+        assert len(generation.token_logprobs) == NUM_TOKENS
+        assert generation.token_logprobs == plain(probe, generation.tokens, generation.num_prompt_tokens)
+    assert not name or sum(g.metrics.num_draft_tokens for g in generations) > 0
