@@ -8,6 +8,7 @@ from typing import Any
 
 from specport.core.sampling.params import SamplingParams, whole_number
 from specport.errors import InvalidInput
+from specport.text.grammar.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class GenerationOptions(SamplingParams):
     raw:      encode a string prompt as it is, without the chat template.
     logprobs: keep the log-probability of each output token (`Result.logprobs`), from the target's logits
               before penalties and temperature.
+    grammar:  language that the text is held to; None = any text.
     """
 
     max_new_tokens: int = 256
@@ -26,6 +28,7 @@ class GenerationOptions(SamplingParams):
     system: str | None = None
     raw: bool = False
     logprobs: bool = False
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +42,10 @@ class GenerationOptions(SamplingParams):
         if not all(stop):
             raise InvalidInput("a stop string is empty")
         object.__setattr__(self, "stop", stop)
+        if not isinstance(self.grammar, Grammar | None):
+            raise InvalidInput(
+                "grammar is not a grammar", 'make one, as in specport.Grammar.json_schema({"type": "object"})'
+            )
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, overload
 
 from specport.chat import Chat, Message
@@ -13,6 +14,7 @@ from specport.errors import InvalidInput
 from specport.options import GenerationOptions
 from specport.stream import Result, Stream, finished
 from specport.text.detokenize import TextStream
+from specport.text.grammar.matcher import GrammarConstraint, Vocabulary
 from specport.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
@@ -134,10 +136,21 @@ class Pipeline:
             max_new_tokens=min(options.max_new_tokens, self.engine.model.max_context - len(ids)),
             eos_ids=self.tokenizer.eos_ids,
             on_token=text.push,
+            constraint=self._constraint(options, len(ids)),
             rule=self._drafting.make_rule(options),
             logprobs=options.logprobs,
             kept=kept,
         )
+
+
+    def _constraint(self, options: GenerationOptions, start: int) -> GrammarConstraint | None:
+        if options.grammar is None:
+            return None
+        return GrammarConstraint(self._vocabulary, options.grammar.compiled(), start)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
 
 
 def _is_batch(prompt: Any) -> bool:
