@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ class GenerationOptions(SamplingParams):
     logprobs: keep the log-probability of each output token (`Result.logprobs`), from the target's logits
               before penalties and temperature.
     grammar:  language that the text is held to; None = any text.
+    tools:    functions that the model may call, as in OpenAI's API; the prompt is a conversation then.
+    tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}; None = "auto".
+    parallel_tool_calls: whether an answer may have several calls, where calls are required or strict.
     """
 
     max_new_tokens: int = 256
@@ -29,6 +32,9 @@ class GenerationOptions(SamplingParams):
     raw: bool = False
     logprobs: bool = False
     grammar: Grammar | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,6 +79,21 @@ class Tokenizer:
         return self._template is not None
 
     @property
+    def takes_tools(self) -> bool:
+        """Return whether the chat template writes tools into the prompt."""
+        return self._template is not None and self._template.takes_tools
+
+    @property
+    def template_source(self) -> str:
+        """Return the text of the chat template; "" without one."""
+        return self._template.source if self._template is not None else ""
+
+    def special_id(self, text: str) -> int | None:
+        """Return the id of a control token by its text; None where there is none."""
+        token = self._vocab.get(text)
+        return token if token in self.special_ids else None
+
+    @property
     def bos(self) -> int | None:
         """The BOS id that `encode` prepends to a text, or None."""
         return self._bos
@@ -94,15 +109,25 @@ class Tokenizer:
         """Return the ids of a piece of plain text: no BOS, no EOS, and no control tokens."""
         return self._ids(text, False, False)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Return the ids of a conversation of {"role", "content"} messages, up to where the answer starts."""
-        return self._encode(self.render(messages, add_generation_prompt), False, True)
+        return self._encode(self.render(messages, add_generation_prompt, tools), False, True)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Return the text that `chat` encodes. Raises InvalidInput when the model has no chat template."""
         if self._template is None:
             raise InvalidInput("this model has no chat template", "give a plain prompt instead of messages")
-        return self._template.render(messages, add_generation_prompt, **self._special_texts)
+        return self._template.render(messages, add_generation_prompt, tools, **self._special_texts)
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         ids = self._ids(text, add_special, parse_special)

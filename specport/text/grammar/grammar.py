@@ -12,7 +12,7 @@ from specport.text.grammar import matcher
 
 MAX_SOURCE = 1 << 20  # characters
 # Like json.dumps, which is what models mostly read and write. Fixed spaces also make the rest predictable.
-_SEPARATORS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+SEPARATORS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _NAMES = {"json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}
 
 
@@ -80,7 +80,7 @@ class Grammar:
     def compiled(self) -> str:
         """Return the grammar as `matcher` takes it. Raises InvalidInput."""
         if self.kind == "json_schema":
-            options = {"whitespace_flexible": True} if self.whitespace else _SEPARATORS
+            options = {"whitespace_flexible": True} if self.whitespace else SEPARATORS
             return matcher.from_json_schema(self.source, options)
         return matcher.from_regex(self.source) if self.kind == "regex" else matcher.from_lark(self.source)
 

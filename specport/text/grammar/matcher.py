@@ -80,7 +80,8 @@ class Vocabulary:
         self._ids = {data: i for i, data in self._table.items() if i not in tokenizer.special_ids}
         self._longest = max(map(len, self._ids), default=1)
         # llguidance needs an end token. For a tokenizer without one it gets an id that no model has.
-        self.eos_token_id = min(tokenizer.eos_ids, default=size)
+        self.ends = frozenset(tokenizer.eos_ids) or frozenset([size])
+        self.eos_token_id = min(self.ends)
         self.bos_token_id: int | None = None
         self.tokens = [self._table.get(i, b"") for i in range(size)]
         self.special_token_ids = sorted(tokenizer.special_ids)
@@ -88,8 +89,9 @@ class Vocabulary:
             self.tokens.append(b"<end>")
             self.special_token_ids.append(size)
         lib = _llguidance()
-        ends = sorted(tokenizer.eos_ids) or [size]
-        self._inner = lib.LLTokenizer(lib.TokenizerWrapper(self), n_vocab=len(self.tokens), eos_token=ends)
+        self._inner = lib.LLTokenizer(
+            lib.TokenizerWrapper(self), n_vocab=len(self.tokens), eos_token=sorted(self.ends)
+        )
         self._lock = threading.Lock()
         self._compiled: dict[str, llguidance.LLMatcher] = {}
 
@@ -189,7 +191,7 @@ class GrammarConstraint:
             self._check()
 
     def _computed(self, path: tuple[int, ...]) -> Mask | None:
-        if self._fault:
+        if self._fault or not self._vocabulary.ends.isdisjoint(path):  # nothing follows the end
             return None
         matcher = self._matcher
         taken = matcher.try_consume_tokens([*path]) if path else 0
