@@ -22,7 +22,7 @@ class GenerationOptions(SamplingParams):
               before penalties and temperature.
     grammar:  language that the text is held to; None = any text.
     tools:    functions that the model may call, as in OpenAI's API; the prompt is a conversation then.
-    tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}; None = "auto".
+    tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}; None = auto.
     parallel_tool_calls: whether an answer may have several calls, where calls are required or strict.
     """
 

@@ -112,7 +112,7 @@ class Pipeline:
         return Chat(self, parsed, system)
 
     def encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
-        """Return the token ids of a prompt without tools. Raises InvalidInput when it is empty or too long."""
+        """Return the token ids of a prompt. Raises InvalidInput when it is empty or too long."""
         return self._asked(prompt, options).ids
 
     def _asked(self, prompt: Prompt, options: GenerationOptions) -> _Asked:
@@ -168,7 +168,6 @@ class Pipeline:
             logprobs=options.logprobs,
             kept=kept,
         )
-
 
     def _constraint(self, options: GenerationOptions, start: int) -> GrammarConstraint | None:
         if options.grammar is None:

@@ -80,7 +80,9 @@ def build_policy(
         sources = [Source(ForcedDrafter(), constrained=True), *sources]
         return Planner(sources, costs, target.capabilities, max_depth=drafting.max_depth)
     drafters = [source.drafter for source in sources]
-    return FirstProposal(drafters, drafting.make_length_rule, tree=target.capabilities.tree, constrained=[ForcedDrafter()])
+    return FirstProposal(
+        drafters, drafting.make_length_rule, tree=target.capabilities.tree, constrained=[ForcedDrafter()]
+    )
 
 
 def check_tokenizer(spec: DraftSpec, part: PartSpec, name: str, mismatch: str | None) -> None:

@@ -63,11 +63,14 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """Return the prompt text. tools: OpenAI's; None = none. Raises InvalidInput with the template's own message when it fails."""
+        """Return the prompt text. tools: as in OpenAI's API; None = none.
+
+        Raises InvalidInput with the template's own message when it fails.
+        """
         try:
             return self._template.render(
-                messages=list(messages), tools=list(tools) if tools else None, documents=None,
-                add_generation_prompt=add_generation_prompt, **variables,
+                messages=list(messages), tools=list(tools) if tools else None,
+                documents=None, add_generation_prompt=add_generation_prompt, **variables,
             )  # fmt: skip
         except Exception as error:  # a template can raise anything; none of it is a bug of specport
             reason = str(error) or type(error).__name__

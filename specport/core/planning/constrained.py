@@ -10,7 +10,7 @@ from specport.core.tree import TokenTree
 
 
 def held(request: DraftRequest, tree: TokenTree) -> TokenTree:
-    """Return the tree without deterministic nodes that the constraint forbids, and without what is below them.
+    """Return the tree without deterministic nodes that the constraint forbids and all that is below them.
 
     The target would reject these nodes in any case, so the text stays the same. Drawn nodes stay: they were
     drawn under the constraint, or their rejection is part of the law.

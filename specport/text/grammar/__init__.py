@@ -1,1 +1,1 @@
-"""Grammars: hold a text to a JSON schema, a regular expression or a Lark grammar. The parser is llguidance's."""
+"""Grammars: hold a text to a JSON schema, a regular expression or a Lark grammar."""

@@ -11,14 +11,14 @@ from specport.errors import InvalidInput
 from specport.text.grammar import matcher
 
 MAX_SOURCE = 1 << 20  # characters
-# Like json.dumps, which is what models mostly read and write. Fixed spaces also make the rest predictable.
+# As json.dumps, which is what models mostly read and write. Fixed spaces also make the rest predictable.
 SEPARATORS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _NAMES = {"json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """Hold the language that a text is held to. Make one with `json_schema`, `json_object`, `regex` or `lark`.
+    """Hold the language of a text. Make one with `json_schema`, `json_object`, `regex` or `lark`.
 
     source:     the schema as JSON, the expression, or the grammar.
     whitespace: JSON only: whether any spaces and line breaks may stand between the parts. False = as
@@ -74,7 +74,7 @@ class Grammar:
 
     @classmethod
     def lark(cls, grammar: str) -> Grammar:
-        """Return a context-free grammar in llguidance's variant of Lark; its rule `start` is the whole text."""
+        """Return a grammar in llguidance's variant of Lark; its rule `start` is the whole text."""
         return cls("lark", grammar)
 
     def compiled(self) -> str:

@@ -1,7 +1,7 @@
-"""Evaluate grammars with llguidance: which tokens may follow a text, and which must. Imported when first used.
+"""Evaluate grammars with llguidance, imported when first used: which tokens may follow, and which must.
 
-llguidance tokenizes bytes that must follow in the tokenizer's own way, and then allows that token only. So the
-masks are a function of the prefix, and forced tokens are accepted whenever they are drafted.
+llguidance tokenizes bytes that must follow in the tokenizer's own way, and then allows that token only. Masks
+are a function of the prefix, and forced tokens are accepted whenever they are drafted.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class JsonBody:
                 if self._streams():
                     self._given = self._text
                     self._publish()
-            if step == Step.MORE or step == Step.BAD:
+            if step in (Step.MORE, Step.BAD):
                 return step
             good = self._key_read() if self._expected == "in key" else self._value_read()
             if not good:

@@ -45,18 +45,17 @@ def call_grammar(
     if choice != AUTO:
         start = _forced(syntax, call, open_, parallel=parallel)
         return Grammar.lark("\n".join([f"start: {start}", *rules, f"call: {call}"]))
-    rules += [f"call: {call}", "TEXT: /(.|\\n)*/"]
-    calls = "*" if parallel and not syntax.array else "?"
+    # Where a call may stand without a marker, a text that begins with a brace is a call.
+    first = "([^{ \\n\\r\\t](.|\\n)*)?" if syntax.bare else "(.|\\n)*"
+    rules += [f"call: {call}", f"FIRST: /{first}/", "TEXT: /(.|\\n)*/"]
+    several = parallel and not syntax.array
     if open_.startswith("<["):
-        start = f"(TEXT {open_} call){calls} TEXT"
+        start = f"FIRST ({open_} call TEXT){'*' if several else '?'}"
     else:
-        start = f"(opened call){calls} TEXT"
-        rules.append(f"opened[lazy]: TEXT {open_}")
-    if syntax.bare:  # a text that begins with a brace is a call
-        rules += [f"marked: {start}", "first: /[^{ \\n\\r\\t]/"]
-        start = "body | | first marked"
-        if open_.startswith("<["):
-            start += f" | {open_} call"
+        start = f"FIRST | opened call {'(again call)*' if several else ''} TEXT"
+        rules += [f"opened[lazy]: FIRST {open_}", f"again[lazy]: TEXT {open_}"]
+    if syntax.bare:
+        start += " | body"
     return Grammar.lark("\n".join([f"start: {start}", *rules]))
 
 

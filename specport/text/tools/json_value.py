@@ -1,4 +1,4 @@
-"""Check JSON one character at a time, for text that streams. What a model writes is untrusted: depth is bounded."""
+"""Check JSON one character at a time, as text streams. A model's text is untrusted: depth is bounded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class JsonValue:
         self._escaped = char == "\\"
         return Step.BAD if char < " " else Step.MORE
 
-    def _structure(self, char: str) -> Step:
+    def _structure(self, char: str) -> Step:  # noqa: PLR0911
         expected = self._expected
         if expected == "colon":
             self._expected = "value"

@@ -1,4 +1,4 @@
-"""Read calls out of a text while it streams. What a model writes is untrusted: sizes and depth are bounded."""
+"""Read calls out of a text while it streams. A model's text is untrusted: sizes and depth are bounded."""
 
 from __future__ import annotations
 
@@ -126,10 +126,7 @@ class ToolParser:
         self._held += char
         bare = self.syntax.bare and not self._num_begun and not self.content
         if bare and char == "{" and not self._held[:-1].strip():
-            self._begin(self._held)
-            assert self._call is not None
-            self._call.raw = self._held[:-1]
-            self._held = ""
+            self._begin(self._held[:-1])
             self._read(char)
         elif self._held.endswith(self.syntax.opening):
             marker = self.syntax.opening
@@ -208,9 +205,9 @@ class ToolParser:
             else:
                 self._listed = False
             return
-        if self.syntax.bare and found == ";":
+        if self.syntax.bare and not found.strip(";" + _BLANK):
             return
-        if self.syntax.bare and found.lstrip("; \n") == "{":
+        if self.syntax.bare and found.lstrip(";" + _BLANK) == "{":
             self._call, self._held = _Call(self._held[:-1]), ""
             self._read(char)
             return

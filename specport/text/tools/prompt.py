@@ -1,4 +1,4 @@
-"""Bring tools, calls and results into a conversation, in the way that the model's chat template wants them."""
+"""Bring tools, calls and results into a conversation, as the model's chat template wants them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Return the messages for a template that knows no tools: all of it is text, as the GENERIC syntax has it."""
+    """Return the messages for a template that knows no tools: all is text, in the GENERIC syntax."""
     out: list[dict[str, Any]] = []
     for message in for_template(messages):
         if message.get("role") == "tool":

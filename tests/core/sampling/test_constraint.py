@@ -1,8 +1,9 @@
-"""Masks on logits, and texts under a constraint: greedy ones equal plain decoding, sampled ones keep the law."""
+"""Masks on logits, and texts under a constraint: greedy ones are unchanged, sampled ones keep the law."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import array_api_strict
 import numpy as np
@@ -23,6 +24,7 @@ from specport.core.sampling.constraint import allows, masked
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import Prefix
 from specport.core.sampling.sampler import Sampler
+from specport.core.verify.rules import rule_for
 from specport.drafters.forced import ForcedDrafter
 from specport.drafters.model.drafter import ModelDrafter
 from specport.drafters.retrieval.ngram import NgramDrafter
@@ -30,9 +32,13 @@ from specport.drafters.retrieval.recycle import RecycleDrafter
 from specport.errors import InvalidInput
 
 # Two free choices, three forced tokens, and the same again; 11 tokens in the vocabulary.
-FREE = {token: 1 for token in (1, 3, 4, 7)}
-MOVES: Moves = {0: FREE, 1: {t: 2 for t in (2, 3, 9)}, 2: {5: 3}, 3: {6: 4}, 4: {5: 0}}
+FREE = dict.fromkeys((1, 3, 4, 7), 1)
+MOVES: Moves = {0: FREE, 1: dict.fromkeys((2, 3, 9), 2), 2: {5: 3}, 3: {6: 4}, 4: {5: 0}}
 ENDING: Moves = {0: {1: 0, 2: 0, 3: 1}, 1: {4: 2}, 2: {5: 3}, 3: {}}
+
+
+COSTS = StepCosts((1, 8), (0,), ((1.0, 1.1),), measured=True)
+CHEAP = StepCosts((1, 8), (0,), ((0.1, 0.1),), measured=True)
 
 
 def bits(*tokens: int, vocab: int = 16) -> np.ndarray:
@@ -74,7 +80,9 @@ def test_the_likeliest_allowed_token_needs_no_mask_of_the_logits() -> None:
     for best, expected in ((2, 2), (9, 9), (5, 9)):
         logits = np.arange(11, dtype=np.float32)
         logits[best] = 50.0
-        assert sampler.likeliest(logits, Prefix([])) == expected == int(np.argmax(sampler.process(logits, [])))
+        assert (
+            sampler.likeliest(logits, Prefix([])) == expected == int(np.argmax(sampler.process(logits, [])))
+        )
 
 
 def plain(toy: ToyModel, moves: Moves, n: int) -> list[int]:
@@ -95,13 +103,13 @@ def engines(toy: ToyModel, make: Callable[[], Sequence[PlannedDrafter]]) -> list
     planned = [Source(ForcedDrafter(), constrained=True)]
     for drafter in make():
         model = isinstance(drafter, ModelDrafter)
-        planned.append(Source(drafter, StepCosts({(1, 0): 0.1}) if model else None))
+        planned.append(Source(drafter, CHEAP if model else None))
     tree = toy.capabilities.tree
     return [
         Engine(toy, FirstProposal(first, lambda: Fixed(4), tree=tree)),
         Engine(toy, FirstProposal(first, lambda: Fixed(4), tree=tree, constrained=[ForcedDrafter()])),
         Engine(toy, FirstProposal(first, lambda: Fixed(2, (3, 2)), tree=tree)),
-        Engine(toy, Planner(planned, StepCosts({(1, 0): 1.0, (8, 0): 1.1}), toy.capabilities)),
+        Engine(toy, Planner(planned, COSTS, toy.capabilities)),
     ]
 
 
@@ -146,7 +154,7 @@ def test_forced_tokens_come_as_accepted_drafts() -> None:
 def test_drafts_that_are_not_allowed_cost_no_step() -> None:
     toy = ToyModel()
     wild = ToyDrafter(ToyModel(), drawn=False)
-    for engine in (drafted(toy, wild), Engine(toy, Planner([Source(wild)], StepCosts({(1, 0): 1.0})))):
+    for engine in (drafted(toy, wild), Engine(toy, Planner([Source(wild)], COSTS))):
         constraint = Automaton(MOVES, len(PROMPT))
         seen: list[tuple[int, ...]] = []
         generation = begin(constraint=constraint)
@@ -168,8 +176,6 @@ def _unmasked(drafter: ToyDrafter) -> Callable:
     """Return a `propose` that does not know of constraints, as retrieval does not."""
 
     def propose(requests: Sequence) -> list:
-        from dataclasses import replace
-
         free = [replace(r, sampler=Sampler(r.sampler.params)) for r in requests]
         return [drafter._tree(request) for request in free]
 
@@ -180,8 +186,6 @@ def _unmasked(drafter: ToyDrafter) -> Callable:
 @pytest.mark.parametrize("kind", ["plain", "drawn", "deterministic", "forced", "model"])
 def test_sampled_texts_have_the_targets_law_masked_and_normalized(kind: str, rule: str) -> None:
     from scipy.stats import chisquare
-
-    from specport.core.verify.rules import rule_for
 
     target, draft = ToyModel(4, sharpness=1.0), ToyModel(4, sharpness=1.0, noise=0.8)
     moves: Moves = {0: {0: 1, 1: 1, 3: 1}, 1: {2: 2, 3: 3}, 2: {1: 0}, 3: {0: 0, 1: 0, 2: 0, 3: 0}}
@@ -212,7 +216,7 @@ def test_sampled_texts_have_the_targets_law_masked_and_normalized(kind: str, rul
     for first in range(0, samples, 50):
         generations = [
             begin(
-                prompt, length, params=SamplingParams(temperature=0.9, seed=seed), rule=rule_for(params, rule),
+                prompt, length, params=replace(params, seed=seed), rule=rule_for(params, rule),
                 constraint=Automaton(moves, len(prompt)),
             )
             for seed in range(first, first + 50)
@@ -225,7 +229,8 @@ def test_sampled_texts_have_the_targets_law_masked_and_normalized(kind: str, rul
     observed = np.bincount(groups, [counts[text] for text in texts])
     likely = expected > 5
     assert chisquare(
-        [*observed[likely], observed[~likely].sum() + 1e-9], [*expected[likely], expected[~likely].sum() + 1e-9]
+        [*observed[likely], observed[~likely].sum() + 1e-9],
+        [*expected[likely], expected[~likely].sum() + 1e-9],
     ).pvalue > 1e-3  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Grammars from schemas, expressions and files: what is refused, in one line, and OpenAI's response_format."""
+"""Grammars from schemas, expressions and files: what is refused, and OpenAI's response_format."""
 
 from __future__ import annotations
 
@@ -52,7 +52,13 @@ def test_response_formats() -> None:
     assert from_response_format(given) == Grammar.json_schema(schema)
     assert from_response_format({"type": "json_object"}) == Grammar.json_object()
     assert from_response_format({"type": "text"}) is from_response_format(None) is None
-    for wrong in ({"type": "xml"}, {}, "json", {"type": "json_schema"}, {"type": "json_schema", "json_schema": 1}):
+    for wrong in (
+        {"type": "xml"},
+        {},
+        "json",
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": 1},
+    ):
         with pytest.raises(InvalidInput):
             from_response_format(wrong)  # type: ignore[arg-type]
 
