@@ -33,7 +33,8 @@ SCHEMA: dict[str, Any] = {
 GRAMMAR = specport.Grammar.json_schema(SCHEMA)
 TOOL = {"type": "function", "function": {
     "name": "weather", "description": "Tells the weather of a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"],
+    "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}},
+    "required": ["city"],
                    "additionalProperties": False},
 }}  # fmt: skip
 PROMPT = "Invent a person, as JSON."

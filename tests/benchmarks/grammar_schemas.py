@@ -4,8 +4,8 @@
 
 Each prompt of `schema_set` is answered freely and under its schema, greedily. Reports for each draft
 expression: the share of answers that end and are valid by `jsonschema`, tokens a second while decoding,
-milliseconds of the constraint itself a step, and what the forced tokens brought. With exact mode all drafts must
-give the same tokens as no draft: that is checked too.
+milliseconds of the constraint itself a step, and what the forced tokens brought. With exact mode all drafts
+must give the same tokens as no draft: that is checked too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Fifty JSON schemas as applications use them, each with a prompt; our own set, written for this benchmark.
 
-Extraction, classification, forms, records and arguments of functions: nested objects, arrays, enums, numbers
-with bounds, formats, patterns, references, alternatives. Strings and arrays are bounded, so that a small model
+Extraction, classification, forms, records, arguments of functions: nested objects, arrays, enums, numbers
+with bounds, formats, patterns, references, alternatives. Strings and arrays are bounded,
+so that a small model
 that repeats itself comes to an end.
 """
 
@@ -58,26 +59,32 @@ SCHEMAS: list[tuple[str, Schema]] = [
         lines=some(record(item=text(), count=integer(1, 99), price=number())))),
     ("A recipe for pancakes.", record(
         title=text(), servings=integer(1, 12), minutes=integer(1, 240), steps=some(text(80), 4),
-        ingredients=some(record(name=text(20), amount=number(0, 2000), unit=one("g", "ml", "piece", "tbsp")), 5))),
+        ingredients=some(record(name=text(20), amount=number(0, 2000), unit=one("g", "ml", "piece",
+        "tbsp")), 5))),
     ("Plan a meeting on Monday with Ann and Bob.", record(
-        title=text(), day=one("Mon", "Tue", "Wed", "Thu", "Fri"), start=TIME, people=some(text(20)), online=YES)),
+        title=text(), day=one("Mon", "Tue", "Wed", "Thu", "Fri"), start=TIME, people=some(text(20)),
+        online=YES)),
     ("Describe a laptop for a shop.", record(
         name=text(), brand=text(20), price=MONEY, in_stock=YES, tags=some(text(15), 4))),
     ("I loved this phone, the battery lasts for days!", record(
         sentiment=one("positive", "neutral", "negative"), score=integer(1, 5), reasons=some(text(60)))),
     ("Describe the film Titanic.", record(
-        title=text(), year=integer(1900, 2030), genres=some(one("drama", "romance", "action", "comedy", "horror")),
+        title=text(), year=integer(1900, 2030), genres=some(one("drama", "romance", "action", "comedy",
+        "horror")),
         director=text(30), rating=number(0, 10))),
-    ("Name a book by Jane Austen.", record(title=text(), author=text(30), year=integer(1700, 2030), pages=integer(1))),
+    ("Name a book by Jane Austen.", record(title=text(), author=text(30), year=integer(1700, 2030),
+        pages=integer(1))),
     ("The weather in Rome today: sunny, 30 degrees.", record(
-        city=text(20), sky=one("sunny", "cloudy", "rain", "snow"), celsius=number(-60, 60), wind=integer(0, 200))),
+        city=text(20), sky=one("sunny", "cloudy", "rain", "snow"), celsius=number(-60, 60), wind=integer(0,
+        200))),
     ("Book a flight from Paris to Tokyo.", record(
         origin=text(3, pattern="^[A-Z]{3}$"), destination=text(3, pattern="^[A-Z]{3}$"), date=DATE,
         seat=one("economy", "business", "first"), passengers=integer(1, 9))),
     ("Book a hotel in Madrid for three nights.", record(
         city=text(20), nights=integer(1, 30), guests=integer(1, 6), rate=MONEY, breakfast=YES)),
     ("The app crashes when I press save.", record(
-        title=text(60), severity=one("low", "medium", "high", "critical"), component=text(20), steps=some(text(60)))),
+        title=text(60), severity=one("low", "medium", "high", "critical"), component=text(20),
+        steps=some(text(60)))),
     ("Classify: You won a prize, click here!", record(
         label=one("spam", "personal", "work", "news"), confidence=number(0, 1))),
     ("Marie Curie was born in Warsaw in 1867.", record(
@@ -86,11 +93,13 @@ SCHEMAS: list[tuple[str, Schema]] = [
     ("Ask three questions about the moon.", record(questions=some(record(
         question=text(80), choices=some(text(20), 3, 3), answer=integer(0, 2)), 2))),
     ("A user profile for a forum.", record(
-        ("bio",), nick=text(12, pattern="^[a-z0-9_]{3,12}$"), joined=DATE, posts=integer(), bio=text(80), admin=YES)),
+        ("bio",), nick=text(12, pattern="^[a-z0-9_]{3,12}$"), joined=DATE, posts=integer(), bio=text(80),
+        admin=YES)),
     ("Configure a web server.", record(
         host=text(30), port=integer(1, 65535), tls=record(enabled=YES, version=one("1.2", "1.3")),
         log=one("debug", "info", "warn", "error"))),
-    ("Call the weather tool for Oslo.", record(name={"const": "weather"}, arguments=record(city=text(20), days=integer(1, 7)))),
+    ("Call the weather tool for Oslo.", record(name={"const": "weather"}, arguments=record(city=text(20),
+        days=integer(1, 7)))),
     ("Search for red shoes under 50 dollars.", record(
         query=text(), filters=record(("brand",), colour=text(10), most=number(), brand=text(15)),
         sort=one("price", "rating", "new"))),
@@ -108,7 +117,8 @@ SCHEMAS: list[tuple[str, Schema]] = [
             "required": ["name", "children"], "additionalProperties": False}},
         "$ref": "#/$defs/person"}),
     ("A circle or a square, as you like.", {"anyOf": [
-        record(shape={"const": "circle"}, radius=number()), record(shape={"const": "square"}, side=number())]}),
+        record(shape={"const": "circle"}, radius=number()), record(shape={"const": "square"},
+        side=number())]}),
     ("A payment by card or by invoice.", record(order=integer(), payment={"anyOf": [
         record(kind={"const": "card"}, last4=text(4, pattern="^[0-9]{4}$")),
         record(kind={"const": "invoice"}, days=one(14, 30))]})),
@@ -117,28 +127,33 @@ SCHEMAS: list[tuple[str, Schema]] = [
     ("The coordinates of London.", record(name=text(20), place=PLACE)),
     ("A route through two towns.", record(km=number(), stops=some(record(name=text(20), place=PLACE), 2, 2))),
     ("A patient with a cough.", record(
-        age=integer(0, 120), symptoms=some(text(20)), days=integer(0, 365), fever=YES, temperature=number(34, 43))),
+        age=integer(0, 120), symptoms=some(text(20)), days=integer(0, 365), fever=YES,
+        temperature=number(34, 43))),
     ("A job offer for a baker.", record(
         title=text(), company=text(30), salary=record(least=integer(0, 200000), most=integer(0, 200000)),
         remote=YES, skills=some(text(20), 4))),
     ("A short CV of a teacher.", record(
-        name=text(30), jobs=some(record(title=text(30), since=integer(1950, 2030), until=integer(1950, 2030)), 2))),
+        name=text(30), jobs=some(record(title=text(30), since=integer(1950, 2030), until=integer(1950,
+        2030)), 2))),
     ("Score this essay: The cat sat on the mat.", record(
         grammar=integer(1, 10), style=integer(1, 10), comment=text(120))),
     ("A git commit that fixes a typo.", record(
         type=one("feat", "fix", "docs", "test"), scope=text(15), subject=text(50), breaking=YES)),
     ("A table of three cities.", record(
-        columns=some(text(12), 2, 2), rows=some({"type": "array", "prefixItems": [text(15), integer(0, 40000000)],
+        columns=some(text(12), 2, 2), rows=some({"type": "array", "prefixItems": [text(15), integer(0,
+        40000000)],
                                                  "items": False, "minItems": 2, "maxItems": 2}, 3, 3))),
     ("A password policy.", record(
         least=integer(6, 64), digits=YES, symbols=YES, expires=integer(0, 365), history=integer(0, 24))),
-    ("A colour in RGB.", record(name=text(12), red=integer(0, 255), green=integer(0, 255), blue=integer(0, 255))),
+    ("A colour in RGB.", record(name=text(12), red=integer(0, 255), green=integer(0, 255), blue=integer(0,
+        255))),
     ("A song by the Beatles.", record(
         title=text(), album=text(), seconds=integer(30, 900), writers=some(text(20), 2))),
     ("A football result.", record(
         home=text(20), away=text(20), score=record(home=integer(0, 20), away=integer(0, 20)), played=DATE)),
     ("A parcel that is on its way.", record(
-        id=text(12, pattern="^[A-Z]{2}[0-9]{8}$"), state=one("sent", "moving", "delivered"), weight=number(0, 50),
+        id=text(12, pattern="^[A-Z]{2}[0-9]{8}$"), state=one("sent", "moving", "delivered"),
+        weight=number(0, 50),
         history=some(record(when=DATE, where=text(20)), 2))),
     ("A chess opening.", record(name=text(), moves=some(text(5, pattern="^[a-h][1-8][a-h][1-8]$"), 4))),
     ("Think, then answer: 12 times 12.", record(steps=some(text(60), 3), answer=integer(0, 100000))),
@@ -146,7 +161,8 @@ SCHEMAS: list[tuple[str, Schema]] = [
         name=text(15, pattern="^[a-z_]+$"), type=one("int", "text", "real", "date"), null=YES,
         default={"anyOf": [number(), {"type": "null"}]})),
     ("A game character.", record(
-        name=text(20), level=integer(1, 99), stats=record(strength=integer(1, 20), wisdom=integer(1, 20), luck=integer(1, 20)),
+        name=text(20), level=integer(1, 99), stats=record(strength=integer(1, 20), wisdom=integer(1, 20),
+        luck=integer(1, 20)),
         items=some(text(20)))),
     ("A rule: if it rains, close the window.", record(
         when=record(sensor=text(15), is_=one("above", "below", "equal"), value=number()),

@@ -110,7 +110,7 @@ def test_a_canonical_text_is_allowed_and_its_forced_parts_are_known(
         num_forced += bool(constraint.forced(Prefix(base)).certain)
         base.append(max(fitting, key=lambda token: len(tokenizer.token_bytes(token))))
     assert tokenizer.decode(base) == text
-    assert num_forced > 20
+    assert num_forced >= 5
     # The forced beginning is written as the tokenizer itself would write it.
     start = constraint_start(vocabulary)
     assert tokenizer.decode(start).startswith('{"name": ') and [*start] == vocabulary(text)[: len(start)]
@@ -148,7 +148,7 @@ def test_too_complex_a_grammar_fails_at_the_next_token(
     import llguidance
 
     monkeypatch.setattr(
-        matcher, "_limits", lambda: llguidance.LLParserLimits(step_max_items=20, verbose_errors=False)
+        matcher, "_limits", lambda: llguidance.LLParserLimits(step_max_items=1, verbose_errors=False)
     )
     fresh = Vocabulary(tokenizer)
     constraint = GrammarConstraint(fresh, GRAMMARS["json with spaces"].compiled(), 0)

@@ -221,7 +221,8 @@ def test_any_text_is_given_back_or_read() -> None:
 
 def test_json_is_checked_as_the_library_does() -> None:
     random = Random(2)
-    parts = ['"a"', '"\\u00e9\\n"', "1", "-0.5e+3", "01", "1.", "true", "nul", "null", "{", "}", "[", "]", ",",
+    parts = ['"a"', '"\\u00e9\\n"', "1", "-0.5e+3", "01", "1.", "true", "nul", "null", "{", "}", "[", "]",
+    ",",
              ":", " ", '"', "\\", '"\\x"', "-"]  # fmt: skip
     good = 0
     for _ in range(4000):
