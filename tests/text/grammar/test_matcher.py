@@ -113,7 +113,7 @@ def test_a_canonical_text_is_allowed_and_its_forced_parts_are_known(
     assert num_forced >= 5
     # The forced beginning is written as the tokenizer itself would write it.
     start = constraint_start(vocabulary)
-    assert tokenizer.decode(start).startswith('{"name": ') and [*start] == vocabulary(text)[: len(start)]
+    assert tokenizer.decode(start).startswith('{"name":') and [*start] == vocabulary(text)[: len(start)]
 
 
 def constraint_start(vocabulary: Vocabulary) -> tuple[int, ...]:
