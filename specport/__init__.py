@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from specport.options import GenerationOptions
     from specport.pipeline import Pipeline
     from specport.stream import Chunk, Result, Stream
+    from specport.text.grammar.grammar import Grammar
 
 # Run from a checkout (`python -m specport` there finds this folder, not the installed copy): what
 # pyproject.toml maps to specport.backends, .quantize and .hw_profiles stands beside this folder.
@@ -27,12 +28,15 @@ if not Path(__file__).with_name("backends").exists() and (_beside / "hw_profiles
     __path__.append(str(_beside))
 
 __version__ = VERSION
-__all__ = ["Chat", "Chunk", "GenerationOptions", "Pipeline", "Result", "SpecportError", "Stream", "load"]
+__all__ = [
+    "Chat", "Chunk", "GenerationOptions", "Grammar", "Pipeline", "Result", "SpecportError", "Stream", "load",
+]  # fmt: skip
 _HOMES = {
     "load": "specport.api",
     "Chat": "specport.chat",
     "Chunk": "specport.stream",
     "GenerationOptions": "specport.options",
+    "Grammar": "specport.text.grammar.grammar",
     "Pipeline": "specport.pipeline",
     "Result": "specport.stream",
     "SpecportError": "specport.errors",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from specport.core.sampling.logprobs import MOST
 from specport.core.sampling.params import SamplingParams, whole_number
 from specport.errors import InvalidInput
+from specport.text.grammar.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class GenerationOptions(SamplingParams):
               (`Result.logprobs`, `Chunk.logprobs`): 0 to 20; None = none. They are the log-softmax of the
               target's logits before penalties and temperature, as OpenAI means them, and the same with any
               drafter.
+    grammar:  language that the text is held to; None = any text.
+    tools:    functions that the model may call, as in OpenAI's API; the prompt is a conversation then.
+    tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}; None = auto.
+    parallel_tool_calls: whether an answer may have several calls, where calls are required or strict.
     """
 
     max_new_tokens: int = 256
@@ -29,6 +34,10 @@ class GenerationOptions(SamplingParams):
     system: str | None = None
     raw: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +56,10 @@ class GenerationOptions(SamplingParams):
             if not 0 <= count <= MOST:
                 raise InvalidInput(f"logprobs is {count}; it must be between 0 and {MOST}")
             object.__setattr__(self, "logprobs", count)
+        if not isinstance(self.grammar, Grammar | None):
+            raise InvalidInput(
+                "grammar is not a grammar", 'make one, as in specport.Grammar.json_schema({"type": "object"})'
+            )
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerationOptions:

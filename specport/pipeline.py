@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, overload
 
 from specport.chat import Chat, Message
@@ -13,9 +15,21 @@ from specport.errors import InvalidInput
 from specport.options import GenerationOptions
 from specport.stream import Result, Stream, finished
 from specport.text.detokenize import TextStream
+from specport.text.grammar.matcher import GrammarConstraint, Vocabulary
 from specport.text.tokenizer import Tokenizer
+from specport.text.tools.session import ToolSession, prepare
 
 Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Hold a prompt's token ids, how to answer it, and where its answer's text is collected."""
+
+    ids: list[int]
+    options: GenerationOptions
+    text: TextStream
+    tools: ToolSession | None = None
 
 
 class Pipeline:
@@ -75,10 +89,9 @@ class Pipeline:
         if not _is_batch(prompt):
             return self.stream(prompt, **options).result
         parsed = GenerationOptions.parse(options)
-        texts = [TextStream(self.tokenizer, parsed.stop) for _ in prompt]
-        prompts = [self.encode(p, parsed) for p in prompt]  # check all prompts before any generation starts
+        asked = [self._asked(p, parsed) for p in prompt]  # check all prompts before any generation starts
         engine = self.engine
-        generations = [self.begin(ids, parsed, text) for ids, text in zip(prompts, texts, strict=True)]
+        generations = [self.begin(a.ids, a.options, a.text) for a in asked]
         try:
             for _ in engine.run(generations):
                 pass
@@ -86,26 +99,34 @@ class Pipeline:
             for generation in generations:
                 generation.cancel()
             engine.tidy()
-        return [finished(g, text) for g, text in zip(generations, texts, strict=True)]
+        return [finished(g, a.text, a.tools) for g, a in zip(generations, asked, strict=True)]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Generate for one prompt and return a stream of chunks, one per commit."""
-        parsed = GenerationOptions.parse(options)
-        ids = self.encode(prompt, parsed)
-        text = TextStream(self.tokenizer, parsed.stop)
-        return Stream(self.engine, self.begin(ids, parsed, text), text)
+        asked = self._asked(prompt, GenerationOptions.parse(options))
+        generation = self.begin(asked.ids, asked.options, asked.text)
+        return Stream(self.engine, generation, asked.text, tools=asked.tools)
 
     def chat(self, system: str | None = None, **options: Any) -> Chat:
         """Start a conversation that keeps its cache between turns."""
-        return Chat(self, GenerationOptions.parse(options), system)
+        parsed = GenerationOptions.parse(options)
+        if parsed.tools:
+            raise InvalidInput("a chat has no tools", "use generate or stream with the list of messages")
+        return Chat(self, parsed, system)
 
     def encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
         """Return the token ids of a prompt. Raises InvalidInput when it is empty or too long."""
+        return self._asked(prompt, options).ids
+
+    def _asked(self, prompt: Prompt, options: GenerationOptions) -> _Asked:
+        text = TextStream(self.tokenizer, options.stop)
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise InvalidInput("the prompt is empty", 'give a text, as in: specport run "Hello"')
             if options.raw or not self.tokenizer.has_chat_template:
-                return self._checked(self.tokenizer.encode(prompt))
+                if options.tools:
+                    raise InvalidInput("tools need a chat template", "leave out raw, or choose a chat model")
+                return _Asked(self._checked(self.tokenizer.encode(prompt)), options, text)
             prompt = [{"role": "user", "content": prompt}]
             if options.system is not None:
                 prompt = [{"role": "system", "content": options.system}, *prompt]
@@ -116,7 +137,15 @@ class Pipeline:
                 "a prompt is a text or a list of messages",
                 'a message is {"role": "user", "content": "..."}; a batch is a list of either',
             )
-        return self._checked(self.tokenizer.chat(prompt))
+        if not options.tools and not any(m.get("role") == "tool" or m.get("tool_calls") for m in prompt):
+            return _Asked(self._checked(self.tokenizer.chat(prompt)), options, text)
+        tools = prepare(
+            prompt, options.tools, options.tool_choice, self.tokenizer,
+            parallel=options.parallel_tool_calls, grammar=options.grammar,
+        )  # fmt: skip
+        text = TextStream(self.tokenizer, options.stop, tools.shown)
+        ids = self._checked(tools.prompt)
+        return _Asked(ids, replace(options, grammar=tools.grammar), text, tools)
 
     def _checked(self, ids: list[int]) -> list[int]:
         limit = self.engine.model.max_context
@@ -137,10 +166,20 @@ class Pipeline:
             max_new_tokens=min(options.max_new_tokens, self.engine.model.max_context - len(ids)),
             eos_ids=self.tokenizer.eos_ids,
             on_token=text.push,
+            constraint=self._constraint(options, len(ids)),
             rule=self._drafting.make_rule(options),
             logprobs=options.logprobs,
             kept=kept,
         )
+
+    def _constraint(self, options: GenerationOptions, start: int) -> GrammarConstraint | None:
+        if options.grammar is None:
+            return None
+        return GrammarConstraint(self._vocabulary, options.grammar.compiled(), start)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
 
 
 def _is_batch(prompt: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
@@ -11,6 +12,8 @@ from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sequence import FinishReason, Generation
 from specport.explain import Explanation, explain
 from specport.text.detokenize import Span, TextStream
+from specport.text.tools.definitions import ToolCall
+from specport.text.tools.session import ToolSession
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Chunk:
 class Result:
     """Hold a finished generation.
 
+    text:      all that the model wrote. content: the same without its complete calls.
+    tool_calls: the complete calls of tools.
     token_ids: output tokens, including the end token if there was one.
     logprobs:  of each of token_ids but those that lie in a stop string as a whole, from the target's logits
                before penalties and temperature; empty where not asked for.
@@ -41,6 +46,15 @@ class Result:
     metrics: Metrics
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """Return the answer as a message that continues the conversation."""
+        calls = [call.as_openai() for call in self.tool_calls]
+        message = {"role": "assistant", "content": self.content}
+        return {**message, "tool_calls": calls} if calls else message
 
     def explain(self) -> Explanation:
         """Return where the time went, what each drafter brought, and whether speculation paid."""
@@ -49,6 +63,8 @@ class Result:
 
 class Stream:
     """Iterate over the chunks of one generation. `result` is available at the end.
+
+    tools: the session of a request with tools; its parser reads calls out of the chunks.
 
     Dropping the stream early ends the generation; its memory is freed before the engine's next round.
     `cancel` may be called from any thread.
@@ -60,8 +76,10 @@ class Stream:
         generation: Generation,
         text: TextStream,
         on_end: Callable[[Result], None] = lambda result: None,
+        tools: ToolSession | None = None,
     ) -> None:
         self._generation = generation
+        self.tools = tools
         self._engine, self._text, self._on_end = engine, text, on_end
         self._commits = engine.run([generation])
         self._result: Result | None = None
@@ -104,7 +122,7 @@ class Stream:
         self._commits.close()
         self._generation.cancel()
         self._engine.tidy()
-        self._result = finished(self._generation, self._text)
+        self._result = finished(self._generation, self._text, self.tools)
         self._on_end(self._result)
 
     def __del__(self) -> None:
@@ -120,9 +138,10 @@ class Stream:
         return self._result
 
 
-def finished(generation: Generation, text: TextStream) -> Result:
+def finished(generation: Generation, text: TextStream, tools: ToolSession | None = None) -> Result:
     """Return the result of a generation that has ended, or that was closed before it began."""
     text.finish()
+    content, calls = tools.parse(text.text) if tools is not None else (text.text, [])
     cut = generation.num_prompt_tokens
     return Result(
         text.text,
@@ -131,4 +150,6 @@ def finished(generation: Generation, text: TextStream) -> Result:
         generation.metrics,
         generation.tokens[:cut],
         generation.token_logprobs[: text.num_tokens],
+        content,
+        calls,
     )

@@ -41,6 +41,7 @@ COMMON = {
     "huggingface_hub": "downloads files, runs no model",
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
+    "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
     "markdown": "reports",
     "matplotlib": "reports",
     "numpy": "arrays on the host",

@@ -204,6 +204,16 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_grammar_options(parser: argparse.ArgumentParser) -> None:
+    """Add what the answer is held to: one grammar."""
+    group = parser.add_argument_group("structured output (the answer is held to a grammar; one of these)")
+    add = _adder(group.add_mutually_exclusive_group())
+    add("--json-schema", metavar="FILE|JSON", help="JSON that is valid by this JSON schema")
+    add("--json-object", action="store_true", help="any JSON object")
+    add("--regex", metavar="RE", help="a text that matches this regular expression as a whole")
+    add("--grammar", metavar="FILE", help="a text of this Lark grammar, whose rule `start` is the whole text")
+
+
 PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
 LOAD_OPTIONS = (
     "draft", "device", "draft_device", "precision", "draft_precision", "exact", "policy", "num_draft_tokens",

@@ -20,6 +20,7 @@ from specport.runtime.versions import installed
 if TYPE_CHECKING:
     from specport.options import GenerationOptions
     from specport.pipeline import Pipeline
+    from specport.text.grammar.grammar import Grammar
 
 EXAMPLES = """\
 examples:
@@ -28,6 +29,7 @@ examples:
   specport run --show-drafts --prompt-file article.txt --system "Summarise the text."
   git diff | specport run --max-new-tokens 80 --json
   specport run --chat --temperature 0.7 --seed 1
+  specport run --json-schema person.json "Invent a person."
   specport run --explain "Write the numbers from 1 to 30, one a line"
 
 Only the answer goes to stdout; notes, progress and the summary line go to stderr.
@@ -51,6 +53,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     options.add_model_options(parser)
     options.add_generation_options(parser)
+    options.add_grammar_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--show-drafts", action="store_true", help="mark each piece of text with the drafter that proposed it"
@@ -74,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     # Reject bad options now, not after a model was downloaded and converted.
     from specport.options import GenerationOptions
 
-    generation = GenerationOptions(**options.given(args, options.GENERATION_OPTIONS))
+    given = options.given(args, options.GENERATION_OPTIONS)
+    generation = GenerationOptions(**given, grammar=_grammar(args))
     with closing(_load(args)) as pipeline:
         if args.chat:
             return _chat(args, pipeline, generation, prompt)
@@ -91,7 +95,7 @@ def _print_text(
     args: argparse.Namespace, pipeline: Pipeline, generation: GenerationOptions, prompt: str
 ) -> int:
     printer = _introduce(args, pipeline)
-    result = printer.answer(pipeline.stream(prompt, **asdict(generation)))
+    result = printer.answer(pipeline.stream(prompt, **vars(generation)))
     printer.summary(result)
     return 130 if result.finish_reason == "cancelled" else 0
 
@@ -102,7 +106,7 @@ def _chat(
     from specport.cli.chat import converse
 
     printer = _introduce(args, pipeline)
-    with closing(pipeline.chat(**asdict(generation))) as chat:
+    with closing(pipeline.chat(**vars(generation))) as chat:
         return converse(chat, printer, first)
 
 
@@ -122,7 +126,7 @@ def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
 def _print_json(
     args: argparse.Namespace, pipeline: Pipeline, generation: GenerationOptions, prompt: str
 ) -> int:
-    stream = pipeline.stream(prompt, **asdict(generation))
+    stream = pipeline.stream(prompt, **vars(generation))
     with terminal.on_ctrl_c(stream.cancel):
         spans = [span for chunk in stream for span in chunk.spans]
     result = stream.result
@@ -173,7 +177,7 @@ def _prompt(args: argparse.Namespace) -> str | None:
 def _read_prompt(args: argparse.Namespace) -> str:
     """Return the prompt from a file or from stdin."""
     if args.prompt_file is not None:
-        text = _read_file(args.prompt_file)
+        text = _read_file(args.prompt_file, "the prompt file")
     elif args.prompt is None and sys.stdin.isatty():
         raise InvalidInput("no prompt was given", NO_PROMPT)
     else:
@@ -182,7 +186,21 @@ def _read_prompt(args: argparse.Namespace) -> str:
     return text if args.raw else text.rstrip("\r\n")
 
 
-def _read_file(name: str) -> str:
+def _grammar(args: argparse.Namespace) -> Grammar | None:
+    """Return the grammar that the options give; None where there is none. Raises InvalidInput."""
+    if not (args.json_object or args.json_schema or args.regex or args.grammar):
+        return None
+    from specport.text.grammar.grammar import Grammar
+
+    if args.json_object:
+        return Grammar.json_object()
+    if args.json_schema:
+        text = args.json_schema.strip()
+        return Grammar.json_schema(text if text.startswith("{") else _read_file(text, "the JSON schema"))
+    return Grammar.regex(args.regex) if args.regex else Grammar.lark(_read_file(args.grammar, "the grammar"))
+
+
+def _read_file(name: str, what: str) -> str:
     path = Path(name).expanduser()
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -190,7 +208,7 @@ def _read_file(name: str) -> str:
         raise InvalidInput(f"{path} is not UTF-8 text") from error
     except (OSError, ValueError) as error:  # ValueError: the name holds a null character
         reason = getattr(error, "strerror", None) or error
-        raise InvalidInput(f"cannot read the prompt file {path}: {reason}") from error
+        raise InvalidInput(f"cannot read {what} {path}: {reason}") from error
 
 
 def _refuse(wrong: bool, message: str, hint: str = "") -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from specport.core.metrics import Metrics
 from specport.core.ports import CacheHandle
+from specport.core.sampling.constraint import Constraint
 from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import LogitsProcessor
@@ -58,6 +59,7 @@ class Generation:
               token. Called by the thread that steps the engine, which may not be the one that added the
               sequence. An exception ends the text; `Engine.run` raises it where the sequence was added.
     processors: logits processors of target and draft, in addition to those that `params` imply.
+    constraint: which tokens may follow; it ends the text where it is complete. None = all.
     rule:     acceptance rule; None = chosen by the sampling parameters.
     max_draft_tokens: maximum path length of a draft; None = the policy's choice, 0 = plain decoding.
     logprobs: number of likeliest tokens whose log-probabilities to keep beside each output token's own, under
@@ -73,6 +75,7 @@ class Generation:
     eos_ids: frozenset[int] = frozenset()
     on_token: Callable[[int, str], bool] | None = None
     processors: Sequence[LogitsProcessor] = ()
+    constraint: Constraint | None = None
     rule: AcceptanceRule | None = None
     max_draft_tokens: int | None = None
     logprobs: int | None = None
@@ -86,7 +89,7 @@ class Generation:
     inbox: deque[Commit] = field(default_factory=deque, init=False)  # commits that were not fetched yet
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.params, self.processors)
+        self.sampler = Sampler(self.params, self.processors, self.constraint)
         self.acceptance = self.rule or rule_for(self.params)
         self.num_prompt_tokens = len(self.tokens)
         self.metrics.num_prompt_tokens = len(self.tokens)
@@ -140,6 +143,9 @@ class Generation:
             self.metrics.num_cached_tokens = handle.length
             self.metrics.queue_s = time.perf_counter() - self._started
 
+    def _complete(self) -> bool:
+        return self.constraint is not None and self.constraint.complete(self.tokens)
+
     def append(
         self, tokens: Sequence[int], sources: Sequence[str], logprobs: Sequence[TokenLogprob] = ()
     ) -> Commit:
@@ -156,10 +162,13 @@ class Generation:
             # `on_token` is called first: it must see every token, also the one that ends the text.
             try:
                 stop = self.on_token is not None and self.on_token(token, source)
-            except Exception as error:  # user code: it must not end the round of the other sequences
+                stop = stop or token in self.eos_ids or self._complete()
+            except (
+                Exception
+            ) as error:  # user code, or a constraint: it must not end the round of the other sequences
                 fault, self.finish_reason = error, "cancelled"
                 break
-            if stop or token in self.eos_ids:
+            if stop:
                 self.finish_reason = "stop"
                 break
             if self.num_left <= 0:

@@ -11,6 +11,7 @@ from specport.core.policies.drafting import Drafting
 from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import Model, Policy
 from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
+from specport.drafters.forced import ForcedDrafter
 from specport.drafters.registry import MODEL, MTP, UNIVERSAL, registry
 from specport.drafters.spec import DraftSpec, PartSpec
 from specport.errors import InvalidInput, ModelError
@@ -76,9 +77,12 @@ def build_policy(
     if not sources:
         return None
     if drafting.planned:
+        sources = [Source(ForcedDrafter(), constrained=True), *sources]
         return Planner(sources, costs, target.capabilities, max_depth=drafting.max_depth)
     drafters = [source.drafter for source in sources]
-    return FirstProposal(drafters, drafting.make_length_rule, tree=target.capabilities.tree)
+    return FirstProposal(
+        drafters, drafting.make_length_rule, tree=target.capabilities.tree, constrained=[ForcedDrafter()]
+    )
 
 
 def check_tokenizer(spec: DraftSpec, part: PartSpec, name: str, mismatch: str | None) -> None:

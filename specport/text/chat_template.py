@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specport.errors import InvalidInput, ModelError
@@ -36,9 +37,13 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 class ChatTemplate:
-    """Hold a compiled chat template."""
+    """Hold a compiled chat template.
+
+    takes_tools: whether it writes tools into the prompt.
+    """
 
     def __init__(self, source: str) -> None:
+        self.source = source
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
@@ -47,17 +52,25 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template cannot be read: {error}") from error
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> str:
-        """Return the prompt text. Raises InvalidInput with the template's own message when it fails."""
+        """Return the prompt text. tools: as in OpenAI's API; None = none.
+
+        Raises InvalidInput with the template's own message when it fails.
+        """
         try:
             return self._template.render(
-                messages=list(messages), tools=None, documents=None,
-                add_generation_prompt=add_generation_prompt, **variables,
+                messages=list(messages), tools=list(tools) if tools else None,
+                documents=None, add_generation_prompt=add_generation_prompt, **variables,
             )  # fmt: skip
         except Exception as error:  # a template can raise anything; none of it is a bug of specport
             reason = str(error) or type(error).__name__

@@ -30,11 +30,16 @@ class TextStream:
     back until that is decided. `text` is all text given out so far, without any stop string; `num_given` and
     `num_tokens` say which tokens it is made of.
 
+    shown: control tokens whose texts are part of the text.
+
     One thread may push while another takes, since sequences of several threads share the engine's steps.
     """
 
-    def __init__(self, tokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Detokenizer, stop: Sequence[str] = (), shown: frozenset[int] = frozenset()
+    ) -> None:
         self._tokenizer = tokenizer
+        self._hidden = tokenizer.special_ids - shown
         self._stop = tuple(stop)
         self._hold = max((len(s) - 1 for s in self._stop), default=0)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -48,7 +53,7 @@ class TextStream:
 
     def push(self, token: int, source: str = "") -> bool:
         """Add one output token. Return True when a stop string is complete, which is then cut off."""
-        special = token in self._tokenizer.special_ids
+        special = token in self._hidden
         piece = b"" if special else self._tokenizer.token_bytes(token)
         with self._lock:
             if special:

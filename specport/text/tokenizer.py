@@ -37,6 +37,7 @@ class Tokenizer:
 
     eos_ids:    every id that ends a turn or a text.
     vocab_size: highest id + 1; the model's own vocabulary may be padded beyond it.
+    tool_template: chat template for conversations with tools; None = the same.
     digest:     SHA-256 of the file that it was read from; "" = of none. Equal ones mean that all ids have the
                 same meaning.
     """
@@ -47,6 +48,7 @@ class Tokenizer:
         *,
         eos_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        tool_template: str | None = None,
         special_texts: Mapping[str, str] | None = None,
         add_bos: bool | None = None,
         digest: str = "",
@@ -64,6 +66,7 @@ class Tokenizer:
         decoder = backend.decoder
         self._form = json.dumps(json.loads(decoder.__getstate__())) if decoder is not None else ""
         self._template = ChatTemplate(chat_template) if chat_template else None
+        self._tool_template = ChatTemplate(tool_template) if tool_template else self._template
         self._bos = self._bos_id(add_bos)
 
     def _bos_id(self, add_bos: bool | None) -> int | None:
@@ -77,6 +80,21 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    @property
+    def takes_tools(self) -> bool:
+        """Return whether the chat template writes tools into the prompt."""
+        return self._tool_template is not None and self._tool_template.takes_tools
+
+    @property
+    def template_source(self) -> str:
+        """Return the text of the chat template for tools; "" without one."""
+        return self._tool_template.source if self._tool_template is not None else ""
+
+    def special_id(self, text: str) -> int | None:
+        """Return the id of a control token by its text; None where there is none."""
+        token = self._vocab.get(text)
+        return token if token in self.special_ids else None
 
     @property
     def bos(self) -> int | None:
@@ -94,15 +112,26 @@ class Tokenizer:
         """Return the ids of a piece of plain text: no BOS, no EOS, and no control tokens."""
         return self._ids(text, False, False)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Return the ids of a conversation of {"role", "content"} messages, up to where the answer starts."""
-        return self._encode(self.render(messages, add_generation_prompt), False, True)
+        return self._encode(self.render(messages, add_generation_prompt, tools), False, True)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Return the text that `chat` encodes. Raises InvalidInput when the model has no chat template."""
-        if self._template is None:
+        template = self._tool_template if tools else self._template
+        if template is None:
             raise InvalidInput("this model has no chat template", "give a plain prompt instead of messages")
-        return self._template.render(messages, add_generation_prompt, **self._special_texts)
+        return template.render(messages, add_generation_prompt, tools, **self._special_texts)
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         ids = self._ids(text, add_special, parse_special)
@@ -206,7 +235,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     return Tokenizer(
         backend,
         eos_ids=[i for i in ends if isinstance(i, int)],
-        chat_template=_chat_template(folder, config),
+        chat_template=_chat_template(folder, config, "default"),
+        tool_template=_chat_template(folder, config, "tool_use"),
         special_texts={f"{name}_token": text for name, text in texts.items() if text},
         add_bos=add_bos if isinstance(add_bos, bool) else None,
         digest=hashlib.sha256(data).hexdigest(),
@@ -243,14 +273,17 @@ def _text(token: Any) -> str:
     return token if isinstance(token, str) else ""
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _chat_template(folder: Path, config: Mapping[str, Any], name: str) -> str | None:
+    """Return a template by its name in transformers; only "default" may be given without a name."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    if name == "default" and path.is_file():
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{path} is too large")
         return path.read_text(encoding="utf-8", errors="replace")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        template = named.get(name)
+    elif name != "default":
+        return None
     return template if isinstance(template, str) else None

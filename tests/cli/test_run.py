@@ -239,7 +239,9 @@ def test_help_names_what_there_is(spec):
 
 def test_help_names_the_right_defaults():
     known = {field.name: field.default for field in fields(GenerationOptions)}
-    assert set(options.GENERATION_OPTIONS) == known.keys()
+    # A grammar has options of its own, and a single prompt has no tools.
+    others = {"grammar", "tools", "tool_choice", "parallel_tool_calls"}
+    assert set(options.GENERATION_OPTIONS) == known.keys() - others
     for name, action in _actions().items():
         found = re.search(r"\(default: (\S+)\)", action.help or "")
         if found and name in known:
@@ -270,3 +272,33 @@ def test_log_probabilities_come_with_json_only(capsys):
     for wrong in (["--logprobs", "2"], ["--json", "--logprobs", "21"], ["--json", "--logprobs", "x"]):
         assert main(["run", *wrong, "Hello"]) == 2
         assert "logprobs" in capsys.readouterr().err
+
+
+def test_an_answer_held_to_a_grammar(capsys, tmp_path):
+    assert main(["run", "Hello", "--quiet", "--regex", "[a-c]{4}( [d-f]{2}){2}"]) == 0
+    assert re.fullmatch("[a-c]{4}( [d-f]{2}){2}", capsys.readouterr().out.strip())
+    (tmp_path / "toy.lark").write_text('start: "ab" ("c" | "d") "e"', encoding="utf-8")
+    assert main(["run", "Hello", "--json", "--grammar", str(tmp_path / "toy.lark")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["text"] in ("abce", "abde") and report["finish_reason"] == "stop"
+    assert report["settings"]["generation"]["grammar"]["kind"] == "lark"
+    assert main(["run", "Hello", "--json", "--regex", "[a-c]{40}", "--max-new-tokens", "9"]) == 0
+    assert json.loads(capsys.readouterr().out)["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json-schema", '{"type": "objekt"}'], "the JSON schema cannot be used: Invalid type: objekt"),
+        (["--json-schema", "missing.json"], "cannot read the JSON schema"),
+        (["--json-schema", '{"type": '], "the JSON schema is not JSON"),
+        (["--regex", "a("], "the regular expression cannot be used: unclosed group"),
+        (["--grammar", "missing.lark"], "cannot read the grammar"),
+        (["--json-object", "--regex", "a"], "not allowed with argument"),
+    ],
+)
+def test_grammars_that_cannot_be_used(capsys, arguments, message):
+    assert main(["run", "Hello", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err and len(err.splitlines()) == 1
+    assert not toy_pipeline.calls  # nothing was loaded

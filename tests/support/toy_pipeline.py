@@ -48,6 +48,13 @@ class ToyTokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         return "".join(LETTERS[token] for token in ids)
 
+    @property
+    def table(self) -> Mapping[int, bytes]:
+        return {i: letter.encode() for i, letter in enumerate(LETTERS)}
+
+    def encode_part(self, text: str) -> list[int]:
+        return self.encode(text) if {*text} <= {*LETTERS} else []
+
     def token_bytes(self, token: int) -> bytes:
         return LETTERS[token].encode()
 

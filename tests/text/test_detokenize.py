@@ -18,6 +18,19 @@ class Bytes:
         return bytes([token])
 
 
+def test_control_tokens_are_shown_only_where_asked() -> None:
+    class Marked(Bytes):
+        def token_bytes(self, token: int) -> bytes:
+            return b"<call>" if token == 256 else super().token_bytes(token)
+
+    for shown, expected in ((frozenset(), "ab"), (frozenset([256]), "a<call>b")):
+        out = TextStream(Marked(), shown=shown)
+        for token in (97, 256, 98):
+            out.push(token)
+        out.finish()
+        assert out.text == expected
+
+
 def stream(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
     """The pieces given out, and whether a stop string ended the text."""
     out = TextStream(Bytes(), stop)

@@ -200,6 +200,20 @@ def test_template_features(folder):
     assert text == '{"a": "<é>"}20'
 
 
+def test_a_template_of_its_own_for_tools(folder):
+    given = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ tools | tojson }}"},
+    ]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.takes_tools and tokenizer.template_source == given[1]["template"]
+    assert tokenizer.render([], tools=[{"a": 1}]) == '[{"a": 1}]' and tokenizer.render([]) == "plain"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "plain"}))
+    tokenizer = load_tokenizer(folder)
+    assert not tokenizer.takes_tools and tokenizer.render([], tools=[{"a": 1}]) == "plain"
+
+
 def test_damaged_files(folder):
     good = (folder / "tokenizer.json").read_text()
     for text in ("", "{", "{}", "[]", good[:-50]):

@@ -21,6 +21,7 @@ import numpy as np
 from specport.core.estimates.acceptance_rates import Acceptance, Local
 from specport.core.estimates.forecast import Forecast, Mix
 from specport.core.planning.admission import Bid, admit
+from specport.core.planning.constrained import held
 from specport.core.planning.lengths import Lengths
 from specport.core.planning.model_draft import ModelDraft
 from specport.core.planning.row_plan import RowPlan, Source, TextState, count_call
@@ -54,7 +55,7 @@ class Planner:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         require_at_least(1, max_depth)
-        self.name = "|".join(dict.fromkeys(source.drafter.name for source in sources))
+        self.name = "|".join(dict.fromkeys(s.drafter.name for s in sources if not s.constrained))
         self.needs = Needs.of(*(source.drafter for source in sources))
         self._sources = list(sources)
         self._costs = costs
@@ -73,11 +74,12 @@ class Planner:
     def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         rounds = [self._begin(request, len(requests)) for request in requests]
         for i, source in enumerate(self._sources):
-            if source.costs is None:
+            asked = [r for r in rounds if r.request.sampler.constraint or not source.constrained]
+            if source.costs is None and asked:
                 began = self._clock()
-                proposed = source.drafter.propose([r.request for r in rounds])
-                count_call(source.drafter.name, rounds, self._clock() - began)
-                self._offer(i, rounds, proposed)
+                proposed = source.drafter.propose([r.request for r in asked])
+                count_call(source.drafter.name, asked, self._clock() - began)
+                self._offer(i, asked, proposed)
         for i, model in self._models.items():
             asked = [r for r in rounds if model.seems_to_pay(r, self._changes, self._lengths)]
             if asked:
@@ -191,12 +193,13 @@ class Planner:
             [Forecast(mix, own) for mix, own in zip(mixes, local, strict=True)],
             repeatable,
             len(request.context),
-            Worth.at_first(free=len(self._models) < len(self._sources)),
+            Worth.at_first(free=any(s.costs is None and not s.constrained for s in sources)),
         )
 
     def _offer(self, which: int, rounds: Sequence[RowPlan], trees: Sequence[TokenTree]) -> None:
         """Keep the best part of each tree where it is worth more than the row's best candidate."""
-        for r, tree in zip(rounds, trees, strict=True):
+        for r, proposed in zip(rounds, trees, strict=True):
+            tree = held(r.request, proposed)
             probabilities = r.state.local[which].path_probabilities(tree)
             curve = r.curves.get(which, r.free)
             cut = best_cut(tree, probabilities, curve, forked=self._forked, seconds_per_token=r.worth)

@@ -24,12 +24,14 @@ class Source:
     costs: of its model's steps; None = drafting takes negligible time.
     reach: measured acceptance probability of its node at depth 1, 2, ...; () = unknown.
     assumed: its model's step in plain steps of the target, until one is timed; None = unknown.
+    constrained: whether it drafts in texts under a constraint only. It is no part of a policy's name.
     """
 
     drafter: PlannedDrafter
     costs: StepCosts | None = None
     reach: tuple[float, ...] = ()
     assumed: float | None = None
+    constrained: bool = False
 
 
 @dataclass(frozen=True)

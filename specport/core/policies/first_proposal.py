@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from specport.core.planning.constrained import held
 from specport.core.policies.length_rules import LengthRule
 from specport.core.ports import Drafter, DraftRequest, Needs, Outcome, Prefilled
 from specport.core.tree import TokenTree
@@ -16,30 +17,43 @@ class FirstProposal:
 
     make_rule: makes the length rule of each new sequence.
     tree:      whether the target verifies trees.
+    constrained: drafters for texts under a constraint only, asked first. They know what is accepted, so no
+               length rule binds them, and they are no part of the policy's name.
     """
 
     def __init__(
-        self, drafters: Sequence[Drafter], make_rule: Callable[[], LengthRule], *, tree: bool = True
+        self,
+        drafters: Sequence[Drafter],
+        make_rule: Callable[[], LengthRule],
+        *,
+        tree: bool = True,
+        constrained: Sequence[Drafter] = (),
     ) -> None:
         self.name = "|".join(dict.fromkeys(drafter.name for drafter in drafters))
         self.needs = Needs.of(*drafters)
         self._drafters, self._make_rule, self._tree = [*drafters], make_rule, tree
+        self._constrained = [*constrained]
         self._rules: dict[int, LengthRule] = {}
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         planned = [self._planned(request) for request in requests]
         trees = [TokenTree()] * len(requests)
-        for drafter in self._drafters:
-            left = [i for i, tree in enumerate(trees) if not len(tree) and planned[i].plan.depth > 0]
+        for drafter in (*self._constrained, *self._drafters):
+            free = drafter in self._constrained
+            asked_for = requests if free else planned
+            left = [
+                i for i, (tree, request) in enumerate(zip(trees, asked_for, strict=True))
+                if not len(tree) and request.plan.depth > 0 and (request.sampler.constraint or not free)
+            ]  # fmt: skip
             if not left:
-                break
-            asked = [planned[i] for i in left]
+                continue
+            asked = [asked_for[i] for i in left]
             behind = [_behind(drafter, request) for request in asked]
             began = time.perf_counter()
             proposed = drafter.propose(asked)
             seconds = time.perf_counter() - began
-            for i, tree, read in zip(left, proposed, behind, strict=True):
-                trees[i] = tree
+            for i, found, read in zip(left, proposed, behind, strict=True):
+                trees[i] = tree = held(requests[i], found)
                 if (counts := requests[i].counts) is not None:
                     counts.asked(drafter.name, seconds, read)
                     counts.chosen = drafter.name if len(tree) else ""
@@ -51,7 +65,8 @@ class FirstProposal:
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            if len(outcome.tree) and outcome.key in self._rules:
+            forced = outcome.tree.sources[:1] in [(drafter.name,) for drafter in self._constrained]
+            if len(outcome.tree) and outcome.key in self._rules and not forced:
                 self._rules[outcome.key].observe(outcome)
         for drafter in self._drafters:
             drafter.observe(outcomes)

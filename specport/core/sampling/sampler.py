@@ -16,8 +16,9 @@ from array_api_compat import array_namespace, device, is_numpy_array
 from numpy.typing import NDArray
 
 from specport.core.arrays import Array, to_host
+from specport.core.sampling.constraint import Constraint, allows, masked
 from specport.core.sampling.params import SamplingParams
-from specport.core.sampling.processors import LogitsProcessor, RepetitionPenalty, as_float
+from specport.core.sampling.processors import LogitsProcessor, Prefix, RepetitionPenalty, as_float
 
 # Width of the blocks of the two-level inverse CDF in `Sampler.draw`.
 BLOCK = 512
@@ -27,23 +28,30 @@ class Sampler:
     """Hold one sequence's sampling parameters, logits processors and random stream. Not thread-safe.
 
     processors: applied in this order after those that the parameters imply.
+    constraint: which tokens may follow; applied last. None = all.
     """
 
-    def __init__(self, params: SamplingParams, processors: Sequence[LogitsProcessor] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.params = params
+        self.constraint = constraint
         every = (RepetitionPenalty(params.repetition_penalty), *processors)
         self._processors = [processor for processor in every if not processor.is_identity]
         self._rng = np.random.default_rng(params.seed)
 
     @property
     def processes(self) -> bool:
-        """Return whether any logits processor is active."""
-        return bool(self._processors)
+        """Return whether any logits processor or a constraint is active."""
+        return bool(self._processors) or self.constraint is not None
 
     @property
     def plain_greedy(self) -> bool:
         """Return whether the chosen token is the argmax of the raw logits."""
-        return self.params.greedy and not self._processors
+        return self.params.greedy and not self.processes
 
     def state(self) -> Any:
         """Return the state of the random stream; None for greedy parameters, which draw nothing."""
@@ -63,10 +71,26 @@ class Sampler:
         return self.uniform() < probability
 
     def process(self, logits: Array, prefix: Sequence[int]) -> Array:
-        """Return the [vocab] logits after all processors; greedy decoding needs this step too.
+        """Return the [vocab] logits after all processors and the constraint; greedy decoding needs this too.
 
         prefix: every token before this position, prompt included; not read without processors.
         """
+        logits = self._processed(logits, prefix)
+        return logits if self.constraint is None else masked(logits, self.constraint.mask(_prefix(prefix)))
+
+    def likeliest(self, logits: Array, prefix: Sequence[int]) -> int:
+        """Return the argmax of the processed [vocab] logits."""
+        logits = self._processed(logits, prefix)
+        best = int(array_namespace(logits).argmax(logits))
+        if self.constraint is None:
+            return best
+        # Mostly the likeliest token is allowed: then it is the likeliest of the allowed ones, too.
+        mask = self.constraint.mask(_prefix(prefix))
+        if mask is None or allows(mask, best):
+            return best
+        return int(array_namespace(logits).argmax(masked(logits, mask)))
+
+    def _processed(self, logits: Array, prefix: Sequence[int]) -> Array:
         for processor in self._processors:
             logits = processor(logits, prefix)
         return logits
@@ -96,8 +120,7 @@ class Sampler:
     def choose(self, logits: Array, prefix: Sequence[int]) -> int:
         """Return the next token: the argmax of the processed [vocab] logits, or a sample."""
         if self.params.greedy:
-            processed = self.process(logits, prefix)
-            return int(array_namespace(processed).argmax(processed))
+            return self.likeliest(logits, prefix)
         return self.draw(self.distribution(logits, prefix))
 
     def draw(self, probs: Array) -> int:
@@ -121,6 +144,10 @@ class Sampler:
         start, stop = block * BLOCK, min((block + 1) * BLOCK, probs.shape[0])
         inner = np.cumsum(to_host(probs[start:stop]), dtype=np.float64)
         return start + _first_above(inner, max(target, 0.0))
+
+
+def _prefix(prefix: Sequence[int]) -> Prefix:
+    return prefix if isinstance(prefix, Prefix) else Prefix(prefix)
 
 
 def _first_above(sums: NDArray[np.float64], target: float) -> int:

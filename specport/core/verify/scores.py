@@ -35,8 +35,7 @@ class TargetScores:
         # On a device one transfer gets the argmax of all rows; on the host only rows on the path are read.
         if not self._sampler.processes and not is_numpy_array(self._logits):
             return self.argmax()[node + 1]
-        row = self._sampler.process(self._logits[node + 1, :], self._prefix(node))
-        return int(array_namespace(row).argmax(row))
+        return self._sampler.likeliest(self._logits[node + 1, :], self._prefix(node))
 
     def argmax(self) -> list[int]:
         """Return [n + 1] the greedy token after each row, in one transfer without logits processors."""

@@ -98,6 +98,8 @@ def _likeliest(tree: Expansion, node: int, logits: Array, width: int, head: Draf
         columns = [int(xp.argmax(scores))]
     else:
         columns = largest(xp.expand_dims(scores, axis=0), width)[0].tolist()
+        if sampler.constraint is not None:  # fewer tokens may be allowed
+            columns = [column for column in columns if float(scores[column]) > -np.inf]
     probabilities, spread = [1.0] * len(columns), NO_SPREAD
     if stop is not None:
         top = float(scores[columns[0]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 import tokenizers
 from support.generations import begin, drafted, run
 from support.sampling_law import check_law
+from support.sentencepiece import fallback
 from support.toy_model import ToyModel
 from support.translation_fuzz import fuzz, plain, random_text
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner
@@ -49,31 +49,6 @@ def trained(vocab_size: int, special: list[str], text: str = CODE) -> tokenizers
     return tokenizer
 
 
-def fallback(vocab_size: int, special: list[str], prefix: bool) -> tokenizers.Tokenizer:
-    """SentencePiece's kind: blanks as "▁", unknown characters as bytes; `prefix` = a blank before a text."""
-    words = tokenizers.Tokenizer(models.BPE())
-    words.normalizer = normalizers.Replace(" ", "▁")
-    words.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    words.train_from_iterator([CODE], trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
-    model = json.loads(words.to_str())["model"]
-    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
-    for piece in model["vocab"]:
-        vocab.setdefault(piece, len(vocab))
-    merges = [tuple(merge) for merge in model["merges"]]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
-    blanks = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks] if prefix else [blanks])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    names = ["<unk>", "<s>", *special]
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-    )
-    return tokenizer
-
-
 @cache
 def vocabulary(name: str) -> Tokenizer:
     turns = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|only_here|>"]
@@ -86,8 +61,8 @@ def vocabulary(name: str) -> Tokenizer:
     others = ["<start_of_turn>", "<end_of_turn>", "<eos>"]
     bos = {"bos_token": "<s>"}
     if name == "fallback":
-        return Tokenizer(fallback(400, others, prefix=False), special_texts=bos)
-    return Tokenizer(fallback(300, others, prefix=True), special_texts=bos)
+        return Tokenizer(fallback(CODE, 400, others, prefix=False), special_texts=bos)
+    return Tokenizer(fallback(CODE, 300, others, prefix=True), special_texts=bos)
 
 
 NAMES = ("byte-level", "composing", "fallback", "prefixing")
