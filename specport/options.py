@@ -17,6 +17,7 @@ class GenerationOptions(SamplingParams):
     stop:     strings that end the text; they are not part of it.
     system:   system message before a prompt that is a plain string.
     raw:      encode a string prompt as it is, without the chat template.
+    ignore_eos: end at max_new_tokens or a stop string only; end tokens become part of the output.
     logprobs: keep the log-probability of each output token (`Result.logprobs`), from the target's logits
               before penalties and temperature.
     """
@@ -25,6 +26,7 @@ class GenerationOptions(SamplingParams):
     stop: tuple[str, ...] = ()
     system: str | None = None
     raw: bool = False
+    ignore_eos: bool = False
     logprobs: bool = False
 
     def __post_init__(self) -> None:
