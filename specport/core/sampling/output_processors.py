@@ -33,7 +33,7 @@ def output_processors(
 class OutputPenalties:
     """Lower the logit of each token of the output: by its count times `frequency`, and once by `presence`.
 
-    As in OpenAI's API and in vLLM, tokens of the prompt do not count. Negative penalties make tokens likelier.
+    As in OpenAI's API and in vLLM, tokens of the prompt do not count. Negative penalties raise it.
     """
 
     def __init__(self, frequency: float, presence: float, num_prompt_tokens: int) -> None:

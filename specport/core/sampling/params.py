@@ -23,8 +23,8 @@ class SamplingParams:
     repetition_penalty: 1 = off, > 0. seed: None = a random one.
 
     The names of these are OpenAI's; they look at the output only, not at the prompt:
-    frequency_penalty, presence_penalty: 0 = off, between -2 and 2; subtracted from the logit of a token for each
-                    time that it occurs, and once.
+    frequency_penalty, presence_penalty: 0 = off, between -2 and 2; subtracted from the logit of a token for
+                    each time that it occurs, and once.
     logit_bias:     token id -> amount between -100 and 100 that is added to its logit; kept as pairs.
     min_new_tokens: the text does not end with an end token before it has this many tokens.
 

@@ -108,13 +108,9 @@ def test_sampled_texts_keep_the_law(branches: tuple[int, ...], name: str) -> Non
     prompt, counts = [1, 2, 1, 3, 2], np.zeros((vocab,) * 3)
     for seed in range(samples):
         params = SamplingParams(temperature=2.0, seed=seed, **PARAMS)
-        generation = begin(
-            prompt, 3, params=params, rule=rule_for(params, name), eos_ids=frozenset({END})
-        )
+        generation = begin(prompt, 3, params=params, rule=rule_for(params, name), eos_ids=frozenset({END}))
         counts[tuple(run(engine, generation)[0])] += 1
-    check_law(
-        counts, target, prompt, SamplingParams(temperature=2.0), [ByDefinition(len(prompt))]
-    )
+    check_law(counts, target, prompt, SamplingParams(temperature=2.0), [ByDefinition(len(prompt))])
 
 
 @pytest.mark.parametrize(
