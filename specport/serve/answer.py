@@ -138,11 +138,13 @@ class Answer:
         left = self._deadline - time.perf_counter()
         if left <= 0:
             raise TimedOut
+        # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the event.
+        waiting = asyncio.ensure_future(event.wait())
         try:
-            await asyncio.wait_for(event.wait(), min(left, self._beat))
-        except asyncio.TimeoutError:
-            return False
-        return True
+            await asyncio.wait({waiting}, timeout=min(left, self._beat))
+            return event.is_set()
+        finally:
+            waiting.cancel()
 
     @staticmethod
     def _check(choice: Choice) -> None:

@@ -140,8 +140,7 @@ class _Api:
         drafts = asked.max_draft_tokens != 0 and service.pipeline.engine.policy is not None
         replies = Replies(self._name, chat=asked.chat, n=asked.n, speculative=drafts)
         if asked.stream:
-            events = _events(answer, replies, asked)
-            return EventStream(events, answer.close, service.limits.send_seconds)
+            return EventStream(_events(answer, replies, asked), answer.close)
         try:
             await unless_gone(request.receive, _finish(answer))
         except (TimedOut, Failed) as error:

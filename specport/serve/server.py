@@ -107,7 +107,8 @@ class Server(uvicorn.Server):
 
 def make_server(app: FastAPI, service: Service, limits: Limits, access_log: bool = True) -> Server:
     """Return the server of an application."""
-    protocol = type("Protocol", (TimedProtocol,), {"header_seconds": limits.header_seconds})
+    seconds = {"header_seconds": limits.header_seconds, "send_seconds": limits.send_seconds}
+    protocol = type("Protocol", (TimedProtocol,), seconds)
     config = uvicorn.Config(
         app,
         http=protocol,

@@ -62,9 +62,11 @@ IGNORED = {
     "prompt_cache_key": "k", "prompt_cache_retention": "24h", "prompt_cache_options": {},
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
-    "audio": {"voice": "alloy", "format": "wav"}, "functions": [{"name": "f"}], "function_call": {"name": "f"},
+    "audio": {"voice": "alloy", "format": "wav"}, "functions": [{"name": "f"}],
+    "function_call": {"name": "f"},
     "logprobs": True, "top_logprobs": 2, "modalities": ["text", "audio"], "moderation": {"a": "b"},
-    "parallel_tool_calls": None, "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "high",
+    "parallel_tool_calls": None, "prediction": {"type": "content", "content": "x"},
+    "reasoning_effort": "high",
     "response_format": {"type": "json_object"}, "store": True, "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}], "verbosity": "low", "web_search_options": {},
     "best_of": 2, "echo": True, "suffix": "x",

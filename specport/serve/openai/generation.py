@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -56,7 +57,7 @@ def read_chat(
         }
         for message in request.messages
     ]
-    ids = _encoded(lambda: pipeline.encode(messages, GenerationOptions()), "messages")
+    ids = _encoded(partial(pipeline.encode, messages, GenerationOptions()), "messages")
     room = pipeline.engine.model.max_context - len(ids)
     return _asked(request, (ids,), request.most_tokens or room, pipeline, limits, sampling)
 
@@ -72,11 +73,11 @@ def read_completion(
     prompts = []
     for prompt in request.prompt:
         if isinstance(prompt, str):
-            prompts.append(_encoded(lambda text=prompt: pipeline.encode(text, raw), "prompt"))
+            prompts.append(_encoded(partial(pipeline.encode, prompt, raw), "prompt"))
         elif not all(0 <= token < vocab for token in prompt):
             raise bad_request(f"prompt: token ids must be below {vocab}", "prompt", "invalid_value")
         else:
-            prompts.append(_encoded(lambda ids=prompt: pipeline.fitting(ids), "prompt"))
+            prompts.append(_encoded(partial(pipeline.fitting, prompt), "prompt"))
     most = request.most_tokens or COMPLETION_TOKENS
     return _asked(request, tuple(prompts), most, pipeline, limits, sampling)
 

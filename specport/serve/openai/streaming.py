@@ -1,9 +1,8 @@
-"""Server-sent events, and clients that go away or do not read."""
+"""Server-sent events, and clients that go away."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -15,7 +14,6 @@ from specport.serve.openai.errors import json_bytes
 
 DONE = b"data: [DONE]\n\n"
 BEAT = b": waiting\n\n"  # a comment, which clients skip
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -53,33 +51,25 @@ async def _disconnected(receive: Receive) -> None:
 class EventStream(Response):
     """A reply of server-sent events.
 
-    close:   called at the end: after the last event, when the client goes away, or when it does not take a
-             piece within `seconds`.
+    close: called at the end: after the last event, or when the client goes away.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], seconds: float) -> None:
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._close, self._seconds = events, close, seconds
+        self._events, self._close = events, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_gone(receive, self._send(send))
-        except ClientGone:
-            pass
-        except asyncio.TimeoutError:
-            _log.warning("a client did not read its stream for %g s", self._seconds)
+            with suppress(ClientGone):
+                await unless_gone(receive, self._send(send))
         finally:
             self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for part in self._events:
-            await self._sent(send, part, more=True)
-        await self._sent(send, b"", more=False)
-
-    async def _sent(self, send: Send, part: bytes, *, more: bool) -> None:
-        message = {"type": "http.response.body", "body": part, "more_body": more}
-        await asyncio.wait_for(send(message), self._seconds)
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
