@@ -40,15 +40,16 @@ class TimedProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._sending = _cancelled(self._sending)
+        self._stop_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._heading, self._sending = _cancelled(self._heading), _cancelled(self._sending)
+        self._stop_heading()
+        self._stop_sending()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._heading = _cancelled(self._heading)
+            self._stop_heading()
         elif self._heading is None:
             self._heading = self._later(self.header_seconds, self._late)
 
@@ -64,7 +65,12 @@ class TimedProtocol(H11Protocol):
         _log.warning("a client did not read for %g s", self.send_seconds)
         self.transport.abort()  # what is in the buffers would else wait for ever
 
+    def _stop_heading(self) -> None:
+        if self._heading is not None:
+            self._heading.cancel()
+            self._heading = None
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None

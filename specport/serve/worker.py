@@ -109,7 +109,10 @@ class Worker:
                     for job in self._jobs:
                         job.fault = fault
                         job.generation.cancel()
-            self._report()
+            try:
+                self._report()
+            except Exception:  # the thread must live: without it every request waits for ever
+                _log.exception("a round's news were lost")
 
     def _report(self) -> None:
         """Hand out new tokens, and the sequences that have ended."""

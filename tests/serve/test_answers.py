@@ -199,7 +199,7 @@ def test_an_answer_without_a_limit_ends_with_the_context() -> None:
 
 def test_models_and_health() -> None:
     async def start() -> None:
-        async with served(toy(step_seconds=0.02), ready=False) as s:
+        async with served(toy(step_seconds=0.1), ready=False) as s:
             health = await s.client.get("/health")
             assert (health.status_code, health.json()["status"]) == (503, "warming up")
             early = await s.chat("abc")
