@@ -26,6 +26,10 @@ class InvalidInput(SpecportError):
     """A prompt, parameter or option that cannot be used."""
 
 
+class PromptTooLong(InvalidInput):
+    """A prompt that the model's context cannot hold."""
+
+
 class ModelError(SpecportError):
     """A model that cannot be found, read, converted or trusted."""
 

@@ -19,6 +19,7 @@ class GenerationOptions(SamplingParams):
     stop:     strings that end the text; they are not part of it.
     system:   system message before a prompt that is a plain string.
     raw:      encode a string prompt as it is, without the chat template.
+    ignore_eos: end at max_new_tokens or a stop string only; end tokens become part of the output.
     logprobs: give the log-probability of each output token, and of so many likeliest tokens in its place
               (`Result.logprobs`, `Chunk.logprobs`): 0 to 20; None = none. They are the log-softmax of the
               target's logits before penalties and temperature, as OpenAI means them, and the same with any
@@ -33,6 +34,7 @@ class GenerationOptions(SamplingParams):
     stop: tuple[str, ...] = ()
     system: str | None = None
     raw: bool = False
+    ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
     tools: Sequence[Mapping[str, Any]] = ()

@@ -11,7 +11,7 @@ from specport.chat import Chat, Message
 from specport.core.engine import Engine
 from specport.core.policies.drafting import Drafting
 from specport.core.sequence import Generation, KeptCache
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, PromptTooLong
 from specport.options import GenerationOptions
 from specport.stream import Result, Stream, finished
 from specport.text.detokenize import TextStream
@@ -126,7 +126,7 @@ class Pipeline:
             if options.raw or not self.tokenizer.has_chat_template:
                 if options.tools:
                     raise InvalidInput("tools need a chat template", "leave out raw, or choose a chat model")
-                return _Asked(self._checked(self.tokenizer.encode(prompt)), options, text)
+                return _Asked(self.fitting(self.tokenizer.encode(prompt)), options, text)
             prompt = [{"role": "user", "content": prompt}]
             if options.system is not None:
                 prompt = [{"role": "system", "content": options.system}, *prompt]
@@ -138,36 +138,46 @@ class Pipeline:
                 'a message is {"role": "user", "content": "..."}; a batch is a list of either',
             )
         if not options.tools and not any(m.get("role") == "tool" or m.get("tool_calls") for m in prompt):
-            return _Asked(self._checked(self.tokenizer.chat(prompt)), options, text)
+            return _Asked(self.fitting(self.tokenizer.chat(prompt)), options, text)
         tools = prepare(
             prompt, options.tools, options.tool_choice, self.tokenizer,
             parallel=options.parallel_tool_calls, grammar=options.grammar,
         )  # fmt: skip
         text = TextStream(self.tokenizer, options.stop, tools.shown)
-        ids = self._checked(tools.prompt)
+        ids = self.fitting(tools.prompt)
         return _Asked(ids, replace(options, grammar=tools.grammar), text, tools)
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def fitting(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt. Raises PromptTooLong where the context has no room for an answer."""
         limit = self.engine.model.max_context
         if len(ids) >= limit:
-            raise InvalidInput(
+            raise PromptTooLong(
                 f"the prompt has {len(ids)} tokens; the model's context holds {limit}, answer included",
                 "shorten the prompt or choose a model with a longer context",
             )
         return ids
 
     def begin(
-        self, ids: list[int], options: GenerationOptions, text: TextStream, kept: KeptCache | None = None
+        self,
+        ids: list[int],
+        options: GenerationOptions,
+        text: TextStream,
+        kept: KeptCache | None = None,
+        max_draft_tokens: int | None = None,
     ) -> Generation:
-        """Return a generation that passes its tokens to `text` when the engine runs it."""
+        """Return a generation that passes its tokens to `text` when the engine runs it.
+
+        max_draft_tokens: see `Generation`; 0 = plain decoding.
+        """
         return Generation(
             tokens=list(ids),
             params=options,
             max_new_tokens=min(options.max_new_tokens, self.engine.model.max_context - len(ids)),
-            eos_ids=self.tokenizer.eos_ids,
+            eos_ids=frozenset() if options.ignore_eos else self.tokenizer.eos_ids,
             on_token=text.push,
             constraint=self._constraint(options, len(ids)),
             rule=self._drafting.make_rule(options),
+            max_draft_tokens=max_draft_tokens,
             logprobs=options.logprobs,
             kept=kept,
         )

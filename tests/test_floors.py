@@ -29,7 +29,7 @@ FLOORS: imports.Floors = (
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
         "face": ("", "api", "pipeline", "chat", "stream", "options", "explain"),
     },
-    {"bench": ("bench",), "conformance": ("conformance",)},
+    {"bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     {"tune": ("tune",)},
     {"cli": ("cli", "__main__")},
 )
@@ -37,7 +37,9 @@ FLOORS: imports.Floors = (
 # Packages that are no vendor's runtime: they may be imported anywhere but in `core`.
 COMMON = {
     "array_api_compat": "the array API",
+    "fastapi": "routes of the server",
     "filelock": "locks of the cache",
+    "h11": "connections of the server",
     "huggingface_hub": "downloads files, runs no model",
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
@@ -46,11 +48,15 @@ COMMON = {
     "matplotlib": "reports",
     "numpy": "arrays on the host",
     "platformdirs": "the cache's folder",
+    "prometheus_client": "metrics of the server",
     "psutil": "memory and processor",
+    "pydantic": "requests to the server",
     "pytest": "the conformance suite",
+    "starlette": "requests and replies of the server",
     "tokenizers": "text to ids, runs no model",
     "tomli": "tomllib before Python 3.11",
     "tqdm": "progress bars",
+    "uvicorn": "the server's process",
 }
 CORE = ("array_api_compat", "numpy")
 VENDOR_ROOMS = ("backends", "quantize", "bench.peers")

@@ -20,6 +20,7 @@ from specport.errors import SpecportError
 # Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy at load.
 COMMANDS = {
     "run": "specport.cli.run",
+    "serve": "specport.cli.serve",
     "tune": "specport.cli.tune",
     "calibrate": "specport.cli.calibrate",
     "bench": "specport.cli.bench",
@@ -34,6 +35,7 @@ EXAMPLES = """\
 examples:
   specport run "Explain speculative decoding to a child."
   specport run --chat --device xeon
+  specport serve                        OpenAI's HTTP API on http://127.0.0.1:8000/v1
   specport tune --budget 10m            find what is fastest here; run uses it
   specport calibrate --device xeon      measure step times on this machine for the planner of run
   specport devices                      list the devices of this machine, and what is missing

@@ -190,7 +190,24 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         "--repetition-penalty", type=float, metavar="X",
         help="above 1, earlier tokens become less likely (default: 1.0)",
     )  # fmt: skip
+    add(
+        "--frequency-penalty", type=float, metavar="X",
+        help="lower a token's logit by this for each time that the answer has it, -2 to 2 (default: 0.0)",
+    )  # fmt: skip
+    add(
+        "--presence-penalty", type=float, metavar="X",
+        help="lower a token's logit by this once the answer has it, -2 to 2 (default: 0.0)",
+    )  # fmt: skip
+    add(
+        "--logit-bias", type=_bias, action="append", metavar="ID:X",
+        help="add X, -100 to 100, to the logit of token ID; repeatable",
+    )  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed for reproducible sampling")
+    add(
+        "--min-new-tokens", type=int, metavar="N",
+        help="no end token before the answer has N tokens (default: 0)",
+    )  # fmt: skip
+    add("--ignore-eos", action="store_true", help="go on where the model ends its answer")
     add(
         "--stop", action="append", metavar="TEXT",
         help="end the answer where this text appears; repeatable",
@@ -221,8 +238,9 @@ LOAD_OPTIONS = (
     "prefix_cache", "prefix_cache_size", "trust_remote_code",
 )  # fmt: skip
 GENERATION_OPTIONS = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
-    "system", "raw", "logprobs",
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
+    "presence_penalty", "logit_bias", "seed", "min_new_tokens", "ignore_eos", "stop", "system", "raw",
+    "logprobs",
 )  # fmt: skip
 
 
@@ -247,3 +265,12 @@ def _branches(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 3,2,1") from None
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """Return the token id and the amount of a text like "42:-5"."""
+    token, _, amount = text.partition(":")
+    try:
+        return int(token), float(amount)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a token id and an amount like 42:-5") from None

@@ -13,6 +13,7 @@ Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from specport.core.ports import DraftingCounts, Outcome
 
@@ -85,6 +86,19 @@ class Metrics:
         ]
 
     @property
+    def steps_per_length(self) -> list[int]:
+        """Return the number of verify steps with a draft of each length; a tree's is its depth.
+
+        Index 0 is 0: steps without a draft are not counted.
+        """
+        return [0, *_exactly(self.drafted_per_depth)]
+
+    @property
+    def steps_per_accepted(self) -> list[int]:
+        """Return the number of verify steps with a draft that accepted exactly 0, 1, 2, ... tokens of it."""
+        return _exactly([self.num_drafts, *self.accepted_per_depth])
+
+    @property
     def tpot_s(self) -> float:
         """Return the seconds per output token after the first; 0 for fewer than two tokens."""
         return self.decode_s / (self.num_output_tokens - 1) if self.num_output_tokens > 1 else 0.0
@@ -106,3 +120,8 @@ class Metrics:
         )
         own = {**vars(self), "drafting": asdict(self.drafting)}
         return {**own, **{name: getattr(self, name) for name in derived}}
+
+
+def _exactly(at_least: list[int]) -> list[int]:
+    """Return the counts of "exactly i" for counts of "i or more"."""
+    return [count - more for count, more in pairwise([*at_least, 0])]

@@ -13,6 +13,7 @@ from specport.core.metrics import Metrics
 from specport.core.ports import CacheHandle
 from specport.core.sampling.constraint import Constraint
 from specport.core.sampling.logprobs import TokenLogprob
+from specport.core.sampling.output_processors import output_processors
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import LogitsProcessor
 from specport.core.sampling.sampler import Sampler
@@ -89,9 +90,10 @@ class Generation:
     inbox: deque[Commit] = field(default_factory=deque, init=False)  # commits that were not fetched yet
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.params, self.processors, self.constraint)
-        self.acceptance = self.rule or rule_for(self.params)
         self.num_prompt_tokens = len(self.tokens)
+        implied = output_processors(self.params, self.num_prompt_tokens, self.eos_ids)
+        self.sampler = Sampler(self.params, (*implied, *self.processors), self.constraint)
+        self.acceptance = self.rule or rule_for(self.params)
         self.metrics.num_prompt_tokens = len(self.tokens)
         self._started = time.perf_counter()
         self._cancelled = False

@@ -45,7 +45,9 @@ def test_module_is_the_command():
     assert done.stdout.split() == [b"specport", specport.__version__.encode()]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["models", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["serve", "--help"], ["models", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys; from specport.cli import main\n"

@@ -8,12 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.processors import LogitsProcessor
 from specport.core.sampling.sampler import Sampler
 from support.toy_model import ToyModel
 
 
 def check_law(
-    counts: NDArray[np.float64], target: ToyModel, prompt: Sequence[int], params: SamplingParams
+    counts: NDArray[np.float64],
+    target: ToyModel,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> None:
     """Fails where the texts behind `prompt` are not distributed as plain decoding draws them (chi-square).
 
@@ -22,7 +27,7 @@ def check_law(
     from scipy.stats import chisquare  # type: ignore[import-untyped]
 
     law = np.zeros_like(counts)
-    sampler = Sampler(params)
+    sampler = Sampler(params, processors)
     for text in np.ndindex(law.shape):
         chance, prefix = 1.0, list(prompt)
         for token in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,12 @@ class SamplingParams:
     top_p: 1 = off, in (0, 1].        min_p: 0 = off, in [0, 1].
     repetition_penalty: 1 = off, > 0. seed: None = a random one.
 
+    The names of these are OpenAI's; they look at the output only, not at the prompt:
+    frequency_penalty, presence_penalty: 0 = off, between -2 and 2; subtracted from the logit of a token for
+                    each time that it occurs, and once.
+    logit_bias:     token id -> amount between -100 and 100 that is added to its logit; kept as pairs.
+    min_new_tokens: the text does not end with an end token before it has this many tokens.
+
     Raises InvalidInput when a value is outside its range.
     """
 
@@ -30,6 +37,10 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         def require(good: bool, name: str, range_: str) -> None:
@@ -39,6 +50,9 @@ class SamplingParams:
         object.__setattr__(self, "top_k", whole_number("top_k", self.top_k))
         if self.seed is not None:
             object.__setattr__(self, "seed", whole_number("seed", self.seed))
+        least = whole_number("min_new_tokens", self.min_new_tokens)
+        object.__setattr__(self, "min_new_tokens", least)
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         # Comparisons with nan are False, so nan is rejected too.
         require(0 <= self.temperature < math.inf, "temperature", "0 or more")
         require(self.top_k >= 0, "top_k", "a whole number, 0 or more")
@@ -46,6 +60,9 @@ class SamplingParams:
         require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
         require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0")
         require(self.seed is None or self.seed >= 0, "seed", "a whole number, 0 or more")
+        require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
+        require(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2")
+        require(self.min_new_tokens >= 0, "min_new_tokens", "a whole number, 0 or more")
 
     @property
     def seeded(self) -> bool:
@@ -66,3 +83,18 @@ def whole_number(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise InvalidInput(f"{name} is {value!r}; it must be a whole number") from None
+
+
+def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    """Return a bias by token id as pairs in the order of the ids. Raises InvalidInput where it is none."""
+    pairs = bias.items() if isinstance(bias, Mapping) else bias
+    try:
+        found = {whole_number("a token id of logit_bias", token): float(amount) for token, amount in pairs}
+    except (TypeError, ValueError):
+        raise InvalidInput(f"logit_bias is {bias!r}; it must be numbers by token id") from None
+    for token, amount in found.items():
+        if token < 0 or not -100 <= amount <= 100:
+            raise InvalidInput(
+                f"logit_bias has {amount} for token {token}; ids are 0 or more, amounts between -100 and 100"
+            )
+    return tuple(sorted(found.items()))

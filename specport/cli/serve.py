@@ -1,0 +1,127 @@
+"""`specport serve`: OpenAI's HTTP API over one model."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import specport
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from specport.pipeline import Pipeline
+
+EXAMPLES = """\
+examples:
+  specport serve                                   SmolLM2-135M-Instruct on http://127.0.0.1:8000/v1
+  specport serve --model Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct --port 8080
+  specport serve --host 0.0.0.0 --api-key-file keys.txt
+  specport serve --metrics-prefix vllm             for dashboards that were made for vLLM
+
+GET /health says when the model is ready. Ctrl-C lets running requests finish; a second one cancels them.
+"""
+INSTALL = "pip install 'specport[serve]'"
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "serve", help="serve a model over OpenAI's HTTP API", epilog=EXAMPLES,
+        description="Serve one model over OpenAI's HTTP API, with streaming, batching and metrics.",
+    )  # fmt: skip
+    options.add_model_options(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    group.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port; 0 = a free one (default: 8000)"
+    )
+    group.add_argument(
+        "--api-key-file", metavar="FILE", help="file of keys, one a line; who has none is refused"
+    )
+    group.add_argument(
+        "--allowed-host", action="append", metavar="NAME",
+        help="answer under this host name, too, on a server without keys for this machine only; repeatable",
+    )  # fmt: skip
+    group.add_argument("--served-model-name", metavar="NAME", help="name of the model for clients")
+    group.add_argument(
+        "--metrics-prefix", default="specport", metavar="NAME",
+        help="prefix of the metrics; vllm gives them vLLM's names (default: specport)",
+    )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="no line for each request")
+    limits = parser.add_argument_group("limits")
+    for name, kind, unit, text in LIMITS:
+        limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=unit, help=text)
+    sampling = parser.add_argument_group("sampling of requests that do not say how")
+    for name, kind, text in SAMPLING:
+        sampling.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
+
+
+# The fields of Limits and Sampling that are options. A test compares the defaults with theirs.
+LIMITS = (
+    ("max_running", int, "N", "sequences that run at once (default: 64)"),
+    ("max_queue", int, "N", "sequences that may wait; more are refused with status 429 (default: 256)"),
+    ("max_choices", int, "N", "sequences of one request, prompts times n (default: 16)"),
+    ("request_seconds", float, "S", "most time for a request (default: 600.0)"),
+    ("shutdown_seconds", float, "S", "most time for running requests to finish at the end (default: 60.0)"),
+)
+SAMPLING = (
+    ("temperature", float, "0 = greedy (default: 1.0)"),
+    ("top_p", float, "(default: 1.0)"),
+    ("top_k", int, "0 = off (default: 0)"),
+    ("min_p", float, "0 = off (default: 0.0)"),
+    ("repetition_penalty", float, "1 = off (default: 1.0)"),
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from specport.serve import guard, metrics, server, settings
+    except ImportError as error:
+        raise InvalidInput(f"the server needs a package that is not here: {error.name}", INSTALL) from error
+    # Reject bad options now, not after a model was downloaded and converted.
+    limits = settings.Limits(**options.given(args, tuple(name for name, *_ in LIMITS)))
+    sampling = settings.Sampling(**options.given(args, tuple(f.name for f in fields(settings.Sampling))))
+    metrics.check_prefix(args.metrics_prefix)
+    keys = guard.read_keys(Path(args.api_key_file)) if args.api_key_file else []
+    hosts = None
+    if not keys and guard.is_loopback(args.host):
+        hosts = {args.host.lower(), "127.0.0.1", "::1", "localhost", *(args.allowed_host or ())}
+    listening = server.bind(args.host, args.port)
+    try:
+        with closing(_load(args)) as pipeline:
+            return _serve(args, pipeline, listening, limits=limits, sampling=sampling, keys=keys, hosts=hosts)
+    finally:
+        listening.close()
+
+
+def _load(args: argparse.Namespace) -> Pipeline:
+    with terminal.progress(args.quiet) as progress:
+        return specport.load(args.model, **options.given(args, options.LOAD_OPTIONS), progress=progress)
+
+
+def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **settings: Any) -> int:
+    from specport.serve import app, metrics, server, service
+
+    limits = settings.pop("limits")
+    name = args.served_model_name or pipeline.model_name
+    served = service.Service(pipeline, limits, metrics.ServerMetrics(name, args.metrics_prefix))
+    running = server.make_server(app.make_app(served, name, **settings), served, limits, not args.quiet)
+    host, port = listening.getsockname()[:2]
+    mode = "exact" if pipeline.exact else "fast"
+    terminal.say(f"{name} on {pipeline.device_name}, draft {pipeline.draft_name}, {mode}")
+    for note in pipeline.notes:
+        terminal.say(f"note: {note}")
+    if not settings["keys"] and settings["hosts"] is None:
+        terminal.say("note: other machines can use this server, and there are no keys (--api-key-file)")
+    server.listen(listening)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    terminal.say(f"listening on {url}/v1; Ctrl-C ends it")
+    asyncio.run(running.serve([listening]))
+    return 130 if running.signal == signal.SIGINT else 0

@@ -1,0 +1,203 @@
+"""The application: routes of OpenAI's API over a service."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from specport.serve import metrics
+from specport.serve.answer import Answer, Failed, TimedOut
+from specport.serve.guard import CLIENT, Guard
+from specport.serve.openai.body import BodyReader, parse
+from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, response
+from specport.serve.openai.generation import Asked, read_chat, read_completion, unknown_model
+from specport.serve.openai.replies import Replies
+from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
+from specport.serve.service import Busy, NotReady, Service
+from specport.serve.settings import Sampling
+
+GONE = 499  # nginx's status for a client that did not wait; nobody reads it
+_log = logging.getLogger(__name__)
+Reader = Callable[..., Asked]
+
+
+def make_app(
+    service: Service,
+    name: str,
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    keys: Sequence[str] = (),
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
+    """Return the application. Its lifespan starts and stops the service.
+
+    name: of the model, as clients ask for it. keys, hosts: see `Guard`.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="specport", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    api = _Api(service, name, sampling)
+    get, post = ["GET"], ["POST"]
+    app.add_api_route("/health", api.health, methods=get)
+    app.add_api_route("/metrics", api.metrics, methods=get)
+    app.add_api_route("/v1/models", api.models, methods=get)
+    app.add_api_route("/v1/models/{asked:path}", api.model, methods=get)
+    app.add_api_route("/v1/chat/completions", api.chat, methods=post)
+    app.add_api_route("/v1/completions", api.completions, methods=post)
+    app.add_api_route("/v1/embeddings", api.embeddings, methods=post)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
+    app.add_middleware(Guard, keys=keys, hosts=hosts)
+    return app
+
+
+class _Api:
+    """The routes."""
+
+    def __init__(self, service: Service, name: str, sampling: Sampling) -> None:
+        self._service, self._name, self._sampling = service, name, sampling
+        limits = service.limits
+        self._bodies = BodyReader(limits.max_body, limits.max_bodies, limits.body_seconds)
+        self._created = int(time.time())
+
+    async def health(self) -> Response:
+        """Say whether requests are taken: 200, or 503 while the server warms up or shuts down."""
+        state = self._service.state
+        return JsonResponse({"status": state, "model": self._name}, 200 if state == "ready" else 503)
+
+    async def metrics(self) -> Response:
+        return Response(self._service.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+    async def models(self) -> Response:
+        return JsonResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, asked: str) -> Response:
+        if asked != self._name:
+            raise unknown_model(asked, self._name)
+        return JsonResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._name, "object": "model", "created": self._created, "owned_by": "specport",
+            "max_model_len": self._service.pipeline.engine.model.max_context,
+        }  # fmt: skip
+
+    async def embeddings(self) -> Response:
+        raise bad_request(
+            "this server generates text and has no embeddings; use /v1/chat/completions or /v1/completions",
+            code="unsupported_endpoint",
+        )
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answered(request, read_chat)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._answered(request, read_completion)
+
+    async def _answered(self, request: Request, read: Reader) -> Response:
+        try:
+            return await self._answer(request, read)
+        except (ClientDisconnect, ClientGone):
+            return Response(status_code=GONE)
+        except NotReady as error:
+            raise ApiError(
+                503, f"the server is {error}", code="unavailable", headers={"retry-after": "2"}
+            ) from None
+        except Busy as error:
+            raise ApiError(
+                429, "too many requests wait; try again later", code="rate_limit_exceeded",
+                headers={"retry-after": str(error.seconds)},
+            ) from None  # fmt: skip
+
+    async def _answer(self, request: Request, read: Reader) -> Response:
+        service = self._service
+        data = await self._bodies.read(request)
+        asked = await service.prepared(
+            lambda: read(
+                parse(data, service.limits.max_depth),
+                service.pipeline,
+                self._name,
+                service.limits,
+                self._sampling,
+            )
+        )
+        prompts = [ids for ids in asked.prompts for _ in range(asked.n)]
+        answer = service.answer(request.scope[CLIENT], prompts, asked.options, asked.max_draft_tokens)
+        drafts = asked.max_draft_tokens != 0 and service.pipeline.engine.policy is not None
+        replies = Replies(self._name, chat=asked.chat, n=asked.n, speculative=drafts)
+        if asked.stream:
+            return EventStream(_events(answer, replies, asked), answer.close)
+        try:
+            await unless_gone(request.receive, _finish(answer))
+        except (TimedOut, Failed) as error:
+            raise _ended_early(error) from error
+        finally:
+            answer.close()
+        return JsonResponse(replies.whole(answer.results))
+
+
+async def _finish(answer: Answer) -> None:
+    async for _ in answer.events():
+        pass
+
+
+async def _events(answer: Answer, replies: Replies, asked: Asked) -> AsyncIterator[bytes]:
+    """Yield the events of a stream. An error in its middle is an event, too, as with OpenAI."""
+    more: Mapping[str, Any] = {"usage": None} if asked.include_usage else {}
+    try:
+        if asked.chat:
+            for choice in answer.choices:
+                yield event({**replies.role(choice.index), **more})
+        async for new in answer.events():
+            if new is None:
+                yield BEAT
+                continue
+            if new.text:
+                yield event({**replies.chunk(new.choice.index, new.text), **more})
+            if new.last:
+                reason = new.choice.generation.finish_reason
+                yield event({**replies.chunk(new.choice.index, "", reason), **more})
+        if asked.include_usage:
+            yield event(replies.usage(answer.results))
+    except (TimedOut, Failed) as error:
+        yield event(_ended_early(error).body())
+    yield DONE
+
+
+def _ended_early(error: TimedOut | Failed) -> ApiError:
+    if isinstance(error, TimedOut):
+        # The client would else send the same request again, which takes as long.
+        return ApiError(
+            408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
+        )
+    return ApiError(500 if error.__cause__ is not None else 503, str(error))
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Say in OpenAI's shape that there is no such route or method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path}: {error.detail}"
+    return response(ApiError(error.status_code, what, headers=error.headers))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return response(ApiError(500, "internal error; see the server's log"))

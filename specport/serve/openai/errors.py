@@ -1,0 +1,100 @@
+"""Errors as OpenAI's API returns them: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from specport.errors import InvalidInput, PromptTooLong
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """An error that ends a request.
+
+    param: the field that is wrong. code: OpenAI's name of the error.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
+        }
+
+
+class JsonResponse(Response):
+    """A reply in JSON. Lone surrogates, which a client may have sent, are written as escapes."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json_bytes(content)
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return compact JSON in UTF-8."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+def response(error: ApiError) -> JsonResponse:
+    """Return the reply for an error."""
+    return JsonResponse(error.body(), error.status, error.headers)
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def not_supported(name: str, why: str = "is not supported") -> ApiError:
+    """Return the error for a field that this server does not have."""
+    return bad_request(f"{name} {why}", name, "unsupported_parameter")
+
+
+def from_input(error: InvalidInput, param: str | None = None) -> ApiError:
+    """Return the error for what the library refused. Its hints are for the command line."""
+    code = "context_length_exceeded" if isinstance(error, PromptTooLong) else None
+    return bad_request(error.message, param, code)
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """Return the error for the first field that is wrong."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = _name(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return bad_request(f"unknown field: {name}", name, "unknown_parameter")
+    if first["type"] == "missing":
+        return bad_request(f"{name} is missing", name, "missing_required_parameter")
+    message = first["msg"].removeprefix("Value error, ")
+    return bad_request(f"{name}: {message}", name, "invalid_value")
+
+
+def _name(place: tuple[int | str, ...]) -> str:
+    """Return a place as in messages[0].content."""
+    name = ""
+    for part in place:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name
