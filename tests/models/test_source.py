@@ -7,7 +7,7 @@ import struct
 import time
 
 import pytest
-from support import tiny_models
+from support import tiny_gguf, tiny_models
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import hub, source
@@ -83,7 +83,7 @@ def test_folders_without_a_model(tmp_path):
 
 def test_bad_gguf_files(tmp_path):
     path = tmp_path / "m.gguf"
-    tiny_models.write_gguf(path)
+    tiny_gguf.write(path)
     whole = path.read_bytes()
     assert read_header(path).architecture == "llama"
     for data in (b"", b"PK\x03\x04", b"GGU", bytes(100)):
@@ -101,7 +101,7 @@ def test_bad_gguf_files(tmp_path):
 
 def test_a_converted_gguf_is_found_without_parsing_its_vocabulary(ir, tmp_path, monkeypatch):
     path = tmp_path / "m.gguf"
-    tiny_models.write_gguf(path)
+    tiny_gguf.write(path)
 
     def convert(given, target, *_, **__):
         shutil.copytree(ir, target, dirs_exist_ok=True)
@@ -120,12 +120,12 @@ def test_a_converted_gguf_is_found_without_parsing_its_vocabulary(ir, tmp_path, 
 
 
 def test_unsupported_gguf(tmp_path):
-    tiny_models.write_gguf(tmp_path / "m.gguf", "rwkv6")
+    tiny_gguf.write(tmp_path / "m.gguf", "rwkv6")
     assert "'rwkv6' is not supported" in refused(tmp_path / "m.gguf")
 
 
 def test_gguf_without_its_tokenizer(tmp_path):
-    tiny_models.write_gguf(tmp_path / "m.gguf")
+    tiny_gguf.write(tmp_path / "m.gguf")
     header = read_header(tmp_path / "m.gguf")
     write_without_tokenizer(header, tmp_path / "slim.gguf", 49)
     slim = read_header(tmp_path / "slim.gguf")

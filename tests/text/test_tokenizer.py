@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from support import tiny_models
+from support import tiny_gguf, tiny_models
 from tokenizers import AddedToken
 
 from specport.errors import InvalidInput, ModelError
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def from_gguf(tmp_path, **changes) -> Tokenizer:
-    tiny_models.write_gguf(tmp_path / "m.gguf", **changes)
+    tiny_gguf.write(tmp_path / "m.gguf", **changes)
     (tmp_path / "tok").mkdir(exist_ok=True)
     gguf_tokenizer.save(read_header(tmp_path / "m.gguf"), tmp_path / "tok")
     return load_tokenizer(tmp_path / "tok")

@@ -10,7 +10,7 @@ pytest.importorskip("optimum.intel")
 
 from specport.quantize.convert import gguf_weights
 from specport.quantize.convert.export import LIFTED, export, load_source
-from support import tiny_models
+from support import tiny_gguf, tiny_models
 
 from specport.errors import ModelError
 from specport.models import cache
@@ -60,7 +60,7 @@ KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3
 @pytest.mark.parametrize("kind", KINDS)
 def test_gguf_computes_what_the_model_computes(kind, tmp_path):
     model = tiny_models.hf_model(KINDS[kind])
-    tiny_models.write_gguf(tmp_path / "m.gguf", kind, model)
+    tiny_gguf.write(tmp_path / "m.gguf", kind, model)
     (tmp_path / "ir").mkdir()
     export(tmp_path / "m.gguf", tmp_path / "ir", "fp16")
     want, got = torch_logits(model), ir_logits(tmp_path / "ir")
@@ -73,7 +73,7 @@ def test_gguf_computes_what_the_model_computes(kind, tmp_path):
 def test_large_models_are_traced_in_16_bits(precision, tmp_path, monkeypatch):
     monkeypatch.setattr("specport.quantize.convert.export.FLOAT32_BYTES", 0)
     model = tiny_models.hf_model("llama")
-    tiny_models.write_gguf(tmp_path / "m.gguf", "llama", model)
+    tiny_gguf.write(tmp_path / "m.gguf", "llama", model)
     (tmp_path / "ir").mkdir()
     export(tmp_path / "m.gguf", tmp_path / "ir", precision)
     want, got = torch_logits(model), ir_logits(tmp_path / "ir")
@@ -109,7 +109,7 @@ def test_models_whose_limit_is_lifted_compute_the_same(kind, tmp_path):
 
 
 def test_resolve_converts_once_in_a_process_of_its_own(tmp_path):
-    tiny_models.write_gguf(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
+    tiny_gguf.write(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
     seen = []
     first = resolve(str(tmp_path / "tiny.gguf"), progress=lambda what, share: seen.append(what))
     assert "converting to OpenVINO" in seen
@@ -168,7 +168,7 @@ def test_llama3_rope_is_recovered_from_its_factors(tmp_path):
 def test_scaled_positions_are_read_from_the_file(kind, tmp_path):
     from transformers import AutoConfig
 
-    tiny_models.write_gguf(
+    tiny_gguf.write(
         tmp_path / "m.gguf",
         kind,
         **{f"{kind}.rope.scaling.type": "linear", f"{kind}.rope.scaling.factor": 8.0},
