@@ -14,13 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import (
-    broken_torchvision,
-    compress,
-    config_file,
-    gguf_config,
-    gguf_weights,
-)
+from specport.quantize.convert import broken_torchvision, compress, config_file
+from specport.quantize.convert.from_gguf import config as gguf_config
+from specport.quantize.convert.from_gguf import weights as gguf_weights
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
@@ -29,6 +25,7 @@ from specport.models.gguf import split as gguf_split
 from specport.models.json_file import read_json
 from specport.progress import Progress, silent
 from specport.text import gguf_tokenizer
+from specport.text.gguf_vocabulary import Vocabulary
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
@@ -67,6 +64,8 @@ def export(
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
     _as_plain(model)
+    if getattr(model.config, "attn_logit_softcapping", None):  # PyTorch's own attention leaves it out
+        model.set_attn_implementation("eager")
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
@@ -146,7 +145,7 @@ def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
 def _load_gguf(source: Path, target: Path) -> Any:
     """Load a GGUF model, dequantised exactly to float32 (float16 for large models)."""
     header = gguf_split.read(source)
-    gguf_tokenizer.build(gguf_tokenizer.Vocabulary(header))  # before minutes are spent on the weights
+    gguf_tokenizer.check_kind(Vocabulary(header))  # before minutes are spent on the weights
     entries = gguf_config.entries(header)
     slim = target / "weights.gguf"
     try:
@@ -158,7 +157,7 @@ def _load_gguf(source: Path, target: Path) -> Any:
         dtype = torch.float16 if big else torch.float32
         gguf_split.write_weights(header, slim, gguf_config.numbers(header, config))
         return gguf_weights.load(slim, header, config, dtype, half=big)
-    except ModelError:
+    except (ModelError, MemoryError, OSError):
         raise
     except Exception as error:  # transformers and gguf raise many kinds for files that they cannot use
         raise ModelError(
@@ -236,7 +235,7 @@ def _finish_gguf(source: Path, target: Path) -> None:
     """Write the GGUF file's tokenizer, and its token ids into the configs, where runtimes look for them."""
     header = gguf_split.read(source)
     gguf_tokenizer.save(header, target)
-    vocabulary = gguf_tokenizer.Vocabulary(header)
+    vocabulary = Vocabulary(header)
     ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.end_ids() or None}
     ids["pad_token_id"] = vocabulary.special("padding")
     _merge_json(target / "generation_config.json", ids)

@@ -24,7 +24,7 @@ from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.progress import Progress, part, silent
 
-# Those of `quantize.convert.gguf_config`.
+# Those of `quantize.convert.from_gguf.config`.
 GGUF_ARCHITECTURES = (
     "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "falcon", "bloom", "gpt2",
     "stablelm", "starcoder2", "nemotron", "mamba", "lfm2",

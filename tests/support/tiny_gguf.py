@@ -13,6 +13,22 @@ import numpy as np
 from support.tiny_models import MERGES, SPECIAL, TEMPLATE, vocabulary
 
 MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}  # others are alike
+_CHANGES: dict[str, dict[str, Any]] = {
+    "qwen2moe": {"num_experts": 4, "norm_topk_prob": False},
+    "qwen3moe": {"num_experts": 4, "norm_topk_prob": True},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {
+        "query_pre_attn_scalar": 16, "rope_local_base_freq": 10000.0, "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    },
+    "falcon": {"bias": False, "num_ln_in_parallel_attn": 2}, "phi3": {"partial_rotary_factor": 0.5},
+    "stablelm": {"use_qkv_bias": True}, "lfm2": {"block_auto_adjust_ff_dim": False, "norm_eps": 1e-4},
+    "mamba": {"time_step_rank": 6}, "gpt2": {"n_positions": 512}, "nemotron": {"norm_eps": 1e-4},
+}  # fmt: skip
+_NORMS = {  # names in configurations -> in metadata
+    "rms_norm_eps": "rms_", "layer_norm_eps": "", "layer_norm_epsilon": "", "norm_epsilon": "",
+    "norm_eps": "",
+}  # fmt: skip
 _EXPERT = re.compile(r"(?P<layer>.+\.mlp)\.experts\.(\d+\.)?(?P<part>\w+?)(_proj)?(\.weight)?")
 
 
@@ -24,16 +40,7 @@ def hf_config(arch: str) -> dict[str, Any]:
     # A tiny vocabulary, few experts; tied where the real ones are.
     tied = {"gemma2", "gemma3", "bloom", "gpt2", "mamba", "lfm2", "starcoder2"}
     made |= {"tie_word_embeddings": arch in tied, "rope_theta": 5000.0}
-    made |= {
-        "qwen2moe": {"num_experts": 4, "norm_topk_prob": False}, "qwen3moe": {"num_experts": 4, "norm_topk_prob": True},
-        "gemma2": {"query_pre_attn_scalar": 16}, "gemma3": {
-            "query_pre_attn_scalar": 16, "rope_local_base_freq": 10000.0, "num_hidden_layers": 6,
-            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
-        },
-        "falcon": {"bias": False, "num_ln_in_parallel_attn": 2}, "phi3": {"partial_rotary_factor": 0.5},
-        "stablelm": {"use_qkv_bias": True}, "lfm2": {"block_auto_adjust_ff_dim": False, "norm_eps": 1e-4},
-        "mamba": {"time_step_rank": 6}, "gpt2": {"n_positions": 512}, "nemotron": {"norm_eps": 1e-4},
-    }.get(arch, {})  # fmt: skip
+    made |= _CHANGES.get(arch, {})
     if arch in ("bloom", "gpt2", "mamba"):
         del made["rope_theta"]
     if arch == "falcon":
@@ -74,9 +81,11 @@ def write(
         values |= {f"{arch}.{key}": value for key, value in _metadata(arch, model).items()}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     for key, value in values.items():
-        _add(writer, key, value)
+        add(writer, key, value)
     rounded = gguf.GGMLQuantizationType[kind]
-    tensors = {"token_embd.weight": np.zeros((64, 32), np.float32)} if model is None else _tensors(arch, model)
+    tensors = (
+        {"token_embd.weight": np.zeros((64, 32), np.float32)} if model is None else _tensors(arch, model)
+    )
     for name, array in tensors.items():
         if without and re.fullmatch(without, name):
             continue
@@ -94,7 +103,7 @@ def write(
     writer.close()
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
+def add(writer: Any, key: str, value: Any) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -123,19 +132,21 @@ def _metadata(arch: str, model: Any) -> dict[str, Any]:
     config = model.config
     heads = config.num_attention_heads if arch != "mamba" else 0
     groups = getattr(config, "num_kv_heads", getattr(config, "num_key_value_heads", heads))
+    if arch in ("bloom", "gpt2"):
+        groups = heads
     inner = {"falcon": "ffn_hidden_size", "gpt2": "n_inner"}.get(arch, "intermediate_size")
-    size = getattr(config, inner, None) or 4 * config.hidden_size
+    size = None if arch == "bloom" else getattr(config, inner, None)
+    size = size or 4 * config.hidden_size
     made: dict[str, Any] = {
         "embedding_length": config.hidden_size, "block_count": config.num_hidden_layers,
         "feed_forward_length": 0 if arch == "mamba" else size, "attention.head_count": heads,
         "attention.head_count_kv": groups,
         "context_length": getattr(config, "max_position_embeddings", 512),
     }  # fmt: skip
-    for name, key in (("rms_norm_eps", "rms_"), ("layer_norm_eps", ""), ("layer_norm_epsilon", ""),
-                      ("norm_epsilon", ""), ("norm_eps", "")):  # fmt: skip
+    for name, kind in _NORMS.items():
         if hasattr(config, name):
-            key = "rms_" if arch in ("mamba", "lfm2") else key
-            made[f"attention.layer_norm_{key}epsilon"] = float(getattr(config, name))
+            rms = "rms_" if arch in ("mamba", "lfm2") else kind
+            made[f"attention.layer_norm_{rms}epsilon"] = float(getattr(config, name))
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     if arch in ("llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "nemotron"):
         made |= {"attention.key_length": width, "attention.value_length": width}
@@ -173,11 +184,10 @@ def _tensors(arch: str, model: Any) -> dict[str, np.ndarray]:
     for name, array in _merged(model):
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        if arch == "bloom":
-            name = name.removeprefix("transformer.")
-        stem, dot, suffix = name.rpartition(".")
+        known = name.removeprefix("transformer.") if arch == "bloom" else name
+        stem, dot, suffix = known.rpartition(".")
         if suffix not in ("weight", "bias"):
-            stem, dot, suffix = name, "", ""
+            stem, dot, suffix = known, "", ""
         found = names.get_name(stem)
         assert found, name
         out[f"{found}{dot}{suffix}"] = _ordered(arch, found, suffix, array, model.config)

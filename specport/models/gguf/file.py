@@ -223,9 +223,7 @@ class _Parser:
         start = -(-self.at // alignment) * alignment
         self.check_complete(tensors, start)
         size = -(-max(len(self.data) - start, 0) // alignment) * alignment
-        return GgufHeader(
-            self.path, self.version, metadata, spans, tensors, (Data(self.path, start, size),)
-        )
+        return GgufHeader(self.path, self.version, metadata, spans, tensors, (Data(self.path, start, size),))
 
     def check_complete(self, tensors: Mapping[str, Tensor], start: int) -> None:
         for name, tensor in tensors.items():

@@ -53,7 +53,7 @@ def stem(path: Path) -> str:
 
 
 def first_of(files: Sequence[Path]) -> Path | None:
-    """Return the only model among the .gguf files of a folder: a single file or the first part of one, else None.
+    """Return the only model among the .gguf files of a folder: a single file or a part of it, else None.
 
     Parts that are missing are reported by `parts`.
     """
@@ -70,8 +70,9 @@ def read(path: Path) -> GgufHeader:
     if len(files) == 1 and total <= 1:
         return first
     if total != len(files):
-        named = f"its name says {len(files)}" if len(files) > 1 else "its name is not NAME-00001-of-0000N.gguf"
-        raise ModelError(f"{first.path} is of a model in {total} parts, but {named}", _AGAIN)
+        named = f"says {len(files)}" if len(files) > 1 else "is not NAME-00001-of-0000N.gguf"
+        count = f"{total} parts" if total > 1 else "one file"
+        raise ModelError(f"{first.path} is of a model in {count}, but its name {named}", _AGAIN)
     tensors: dict[str, Tensor] = {}
     shift = 0
     for number, header in enumerate(headers):
@@ -119,7 +120,9 @@ def write_weights(header: GgufHeader, out: Path, numbers: Mapping[str, int]) -> 
     added = {f"{architecture}.{key}": value for key, value in numbers.items()}
     keeps = (ARCHITECTURE, gguf_file.ALIGNMENT)
     kept = [
-        key for key in header.spans if key not in added and (key in keeps or key.startswith(f"{architecture}."))
+        key
+        for key in header.spans
+        if key not in added and (key in keeps or key.startswith(f"{architecture}."))
     ]
     with open(header.path, "rb") as source, open(out, "wb") as target:
         counts = len(header.tensors), len(kept) + len(added)

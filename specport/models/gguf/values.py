@@ -1,4 +1,4 @@
-"""Read metadata of a GGUF file by type. The file is untrusted: a value may be missing or of any other type."""
+"""Read metadata of a GGUF file by type. The file is untrusted: values may be missing or of other types."""
 
 from __future__ import annotations
 

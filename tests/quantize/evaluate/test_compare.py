@@ -335,7 +335,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("openvino")
     pytest.importorskip("optimum.intel")
     from specport.quantize.convert import export
-    from support import tiny_models
+    from support import tiny_gguf, tiny_models
 
     from specport.runtime import conversion
 

@@ -44,7 +44,9 @@ def load(slim: Path, header: GgufHeader, config: Any, dtype: Any, half: bool) ->
             slim.parent, gguf_file=slim.name, config=config, dtype=dtype, local_files_only=True,
             trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
-    tied = {*(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())}
+    tied = {
+        *(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    }
     missing = sorted({*told["missing_keys"]} - (tied if config.tie_word_embeddings else set()))
     if missing:
         raise ModelError(f"{header.path}: transformers found no weights for {_names(missing)}", _HINT)
@@ -110,10 +112,13 @@ def _check_whole(header: GgufHeader, empty: Any) -> None:
     missing = sorted(names.keys() - header.tensors.keys(), key=_natural)
     if missing:
         raise ModelError(f"{header.path} is not whole; missing: {_names(missing)}", _HINT)
-    unknown = sorted((n for n in header.tensors.keys() - names.keys() if not _UNUSED.fullmatch(n)), key=_natural)
+    unknown = sorted(
+        (n for n in header.tensors.keys() - names.keys() if not _UNUSED.fullmatch(n)), key=_natural
+    )
     if unknown:
         raise ModelError(
-            f"{header.path} has tensors that {empty.config.model_type} models have not: {_names(unknown)}", _HINT
+            f"{header.path} has tensors that {empty.config.model_type} models have not: {_names(unknown)}",
+            _HINT,
         )
     wanted: dict[str, list[tuple[int, ...]]] = {}
     for name, parameter in empty.named_parameters():

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from specport.quantize.convert import gguf_rope
+from specport.quantize.convert.from_gguf import neutral, rope
 
 from specport.errors import ModelError
 from specport.models.gguf.file import GgufHeader
@@ -19,35 +19,30 @@ from specport.models.gguf.values import Values
 
 Entries = dict[str, Any]
 
+_FOLDER = "use the model's Hugging Face folder"
 _RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 _GEMMA_LOCAL_BASE = 10_000.0  # of gemma3's sliding layers, which files do not name
 _GEMMA_PATTERN = 6  # one layer in so many attends to all tokens
 
-# Keys that change what a model computes, with the values that change nothing. Where an architecture does not
-# read one and the file has another value, the file is refused.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "expert_count": (0,), "expert_shared_count": (0,), "nextn_predict_layers": (0,),
-    "leading_dense_block_count": (0,), "expert_weights_scale": (0.0, 1.0), "expert_weights_norm": (False, True),
-    "expert_gating_func": (0, 1), "moe_every_n_layers": (0, 1), "interleave_moe_layer_step": (0, 1),
-    "attention.scale": (), "logit_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0),
-    "embedding_scale": (0.0, 1.0), "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,),
-    "attn_logit_softcapping": (0.0,), "final_logit_softcapping": (0.0,), "router_logit_softcapping": (0.0,),
-    "attention.causal": (True,), "pooling_type": (0,), "attention.sliding_window": (0,),
-    "attention.sliding_window_pattern": (0, 1), "attention.temperature_scale": (0.0,),
-    "attention.shared_kv_layers": (0,), "rope.scale_linear": (0.0, 1.0), "rope.scaling.alpha": (0.0, 1.0),
-    "rope.scaling.attn_factor": (0.0, 1.0), "rope.scaling.yarn_log_multiplier": (0.0,),
-    "rope.scaling.yarn_ext_factor": (-1.0, 1.0), "rope.scaling.yarn_attn_factor": (0.0, 1.0),
-    "rope.freq_base_swa": (), "ssm.dt_b_c_rms": (False,), "ssm.group_count": (0, 1),
-}  # fmt: skip
-
 
 def entries(header: GgufHeader) -> Entries:
     """Return the entries of a config.json, `model_type` among them. Raises ModelError."""
+    if header.architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"{header.path}: GGUF architecture {header.architecture!r} is not supported", _FOLDER
+        )
+    kind = str(header.metadata.get("general.type", "model"))
+    if kind != "model":
+        raise ModelError(f"{header.path} holds an {kind[:20]}, not a model", "name the model")
     model_type, make = ARCHITECTURES[header.architecture]
     values = Values(header, header.architecture)
     embeddings = header.tensors.get("token_embd.weight")
     if embeddings is None or len(embeddings.shape) != 2:
         raise ModelError(f"{header.path} has no embeddings (token_embd.weight)", "download the file again")
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > embeddings.shape[1]:
+        count = f"{len(tokens)} tokens but {embeddings.shape[1]} embeddings"
+        raise ModelError(f"{header.path}: {count}", "use another file of this model")
     made = {
         "model_type": model_type, "vocab_size": embeddings.shape[1],
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -55,12 +50,7 @@ def entries(header: GgufHeader) -> Entries:
         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
         **make(values),
     }  # fmt: skip
-    for key, neutral in _NEUTRAL.items():
-        value = values.header.metadata.get(f"{values.prefix}.{key}")
-        if value is not None and key not in values.read and not any(value is n or value == n for n in neutral):
-            raise ModelError(
-                f"{header.path}: {values.prefix}.{key} is not supported", "use the model's Hugging Face folder"
-            )
+    neutral.check(values)
     return made
 
 
@@ -93,7 +83,7 @@ def _heads(values: Values) -> tuple[int, int, int]:
     if heads % groups or values.whole("attention.value_length", width) != width:
         raise ModelError(
             f"{values.header.path}: {heads} heads of queries, {groups} of keys and values that are not alike",
-            "use the model's Hugging Face folder",
+            _FOLDER,
         )
     return heads, groups, width
 
@@ -111,14 +101,14 @@ def _decoder(values: Values, *, norm: str = "rms_norm_eps", partial: bool = Fals
         "num_hidden_layers": _size(values, "block_count"),
         "num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": width,
         "max_position_embeddings": _size(values, "context_length"),
-        norm: _norm(values), "rope_theta": values.real("rope.freq_base", gguf_rope.DEFAULT_BASE),
+        norm: _norm(values), "rope_theta": values.real("rope.freq_base", rope.DEFAULT_BASE),
     }  # fmt: skip
     rotated = _size(values, "rope.dimension_count", width)
     if partial and rotated <= width:
-        made["partial_rotary_factor"] = _share(rotated, width)
+        made["partial_rotary_factor"] = share(rotated, width)
     elif rotated != width:
         raise values.wrong("rope.dimension_count", rotated)
-    scaling = gguf_rope.scaling(values)
+    scaling = rope.scaling(values)
     return {**made, "rope_scaling": scaling} if scaling else made
 
 
@@ -128,7 +118,7 @@ def _norm(values: Values) -> float:
     return values.real(_LAYER) if rms is None else rms
 
 
-def _share(part: int, whole: int) -> float:
+def share(part: int, whole: int) -> float:
     """Return a factor with which `int(whole * factor)` is `part`."""
     factor = part / whole
     return factor if int(whole * factor) == part else math.nextafter(factor, math.inf)
@@ -260,7 +250,7 @@ def _gemma3(values: Values) -> Entries:
 
 
 def _queries(made: Entries, layers_of_27b: int) -> int:
-    """Return by the root of what the gemma models divide queries. Files do not say it; the 27B ones differ."""
+    """Return by the root of what gemma models divide queries. Files do not say it; those of 27B differ."""
     if made["num_hidden_layers"] == layers_of_27b:
         return int(made["hidden_size"] // made["num_attention_heads"])
     return int(made["head_dim"])
@@ -285,12 +275,12 @@ def _lfm2(values: Values) -> Entries:
         "num_attention_heads": heads, "num_key_value_heads": max(groups),
         "layer_types": ["full_attention" if count else "conv" for count in groups],
         "max_position_embeddings": _size(values, "context_length"), "norm_eps": _norm(values),
-        "rope_theta": values.real("rope.freq_base", gguf_rope.DEFAULT_BASE),
+        "rope_theta": values.real("rope.freq_base", rope.DEFAULT_BASE),
         "conv_L_cache": _size(values, "shortconv.l_cache"), "conv_bias": _has(values, "shortconv.conv.bias"),
     }  # fmt: skip
 
 
-# GGUF architecture -> transformers' model_type and its configuration. `models.source` names them to users.
+# GGUF architecture -> transformers' model_type and its configuration. `models.source` lists them, too.
 ARCHITECTURES: Mapping[str, tuple[str, Callable[[Values], Entries]]] = {
     "llama": ("llama", _llama), "qwen2": ("qwen2", _qwen2), "qwen2moe": ("qwen2_moe", _qwen2moe),
     "qwen3": ("qwen3", _qwen3), "qwen3moe": ("qwen3_moe", _qwen3moe), "gemma2": ("gemma2", _gemma2),
