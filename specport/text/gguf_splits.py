@@ -30,6 +30,7 @@ _PUNCTUATED = (
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _WIDE = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+_CASED_LETTERS = "\\s?(?:(?![\U0001d400-\U0001d7ff])[\\p{Lu}\\p{Ll}\\p{Lt}])+"  # but those of mathematics
 _SENTENCES = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 # Expressions are applied in order, each to the pieces left by the one before.
@@ -48,7 +49,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     "gpt-4o": (_CASED % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}"),),
     "deepseek-v3": (r"\p{N}{1,3}", _KANA, _PUNCTUATED),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}"),
-    "deepseek-llm": (r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", _WIDE, r"\s+$", _HAN, r"\p{N}+"),
+    "deepseek-llm": (r"[\r\n]", _CASED_LETTERS, _WIDE, r"\s+$", _HAN, r"\p{N}+"),
     "bloom": (_SENTENCES,),
     "viking": (_SENTENCES, r"\p{N}"),
 }

@@ -84,7 +84,9 @@ def write(
         add(writer, key, value)
     rounded = gguf.GGMLQuantizationType[kind]
     tensors = (
-        {"token_embd.weight": np.zeros((64, 32), np.float32)} if model is None else _tensors(arch, model)
+        {"token_embd.weight": np.zeros((len(tokens), 32), np.float32)}
+        if model is None
+        else _tensors(arch, model)
     )
     for name, array in tensors.items():
         if without and re.fullmatch(without, name):
