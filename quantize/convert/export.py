@@ -14,15 +14,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import compress, config_file, gguf_weights, package_faults, refusals
+from specport.quantize.convert import compress, config_file, package_faults, refusals
+from specport.quantize.convert.from_gguf import config as gguf_config
+from specport.quantize.convert.from_gguf import weights as gguf_weights
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models.atomic import write_json
-from specport.models.gguf import file as gguf_file
+from specport.models.gguf import split as gguf_split
 from specport.models.json_file import read_json
 from specport.progress import Progress, silent
 from specport.text import gguf_tokenizer
+from specport.text.gguf_vocabulary import Vocabulary
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
@@ -61,6 +64,8 @@ def export(
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
     _as_plain(model)
+    if getattr(model.config, "attn_logit_softcapping", None):  # PyTorch's own attention leaves it out
+        model.set_attn_implementation("eager")
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
@@ -139,46 +144,28 @@ def finish(source: Path, target: Path, trust_remote_code: bool) -> None:
 
 
 def _load_gguf(source: Path, target: Path) -> Any:
-    """Load a GGUF file, dequantised exactly to float32 (float16 for large models)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    header = gguf_file.read_header(source)
+    """Load a GGUF model, dequantised exactly to float32 (float16 for large models)."""
+    header = gguf_split.read(source)
+    gguf_tokenizer.check_kind(Vocabulary(header))  # before minutes are spent on the weights
+    entries = gguf_config.entries(header)
     slim = target / "weights.gguf"
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list):
-        raise ModelError(f"{source} has no vocabulary", "use a GGUF file that holds its tokenizer")
-    gguf_file.write_without_tokenizer(header, slim, len(tokens))
     try:
         import torch
+        from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(
-            target, gguf_file=slim.name, local_files_only=True, trust_remote_code=False
-        )
-        gguf_weights.complete_config(config, header)
-        big = 4 * sum(_count(shape) for shape, _, _ in header.tensors.values()) > FLOAT32_BYTES
+        config = AutoConfig.for_model(**entries)
+        big = 4 * sum(tensor.elements for tensor in header.tensors.values()) > FLOAT32_BYTES
         dtype = torch.float16 if big else torch.float32
-        with gguf_weights.lean_loader(half=big):
-            return AutoModelForCausalLM.from_pretrained(
-                target,
-                gguf_file=slim.name,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        gguf_split.write_weights(header, slim, gguf_config.numbers(header, config))
+        return gguf_weights.load(slim, header, config, dtype, half=big)
+    except (ModelError, MemoryError, OSError):
+        raise
+    except Exception as error:  # transformers and gguf raise many kinds for files that they cannot use
         raise ModelError(
-            f"{source} cannot be read: {error}", "use the model's Hugging Face folder"
+            f"{source} cannot be read: {_reason(error)}", "use the model's Hugging Face folder"
         ) from error
     finally:
-        slim.unlink()
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    elements = 1
-    for extent in shape:
-        elements *= extent
-    return elements
+        slim.unlink(missing_ok=True)
 
 
 def _load_folder(source: Path, trust_remote_code: bool) -> Any:
@@ -196,11 +183,15 @@ def _load_folder(source: Path, trust_remote_code: bool) -> Any:
             local_files_only=True,
         )
     except Exception as error:  # transformers raises many kinds for files that it cannot use
-        text = str(error).strip().splitlines()
-        reason = text[0][:300] if text else type(error).__name__
         raise ModelError(
-            f"{source} cannot be read: {reason}", "check that it is a complete language model"
+            f"{source} cannot be read: {_reason(error)}", "check that it is a complete language model"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error."""
+    text = str(error).strip().splitlines()
+    return text[0][:300] if text else type(error).__name__
 
 
 def _lift_limit(model_type: str) -> None:
@@ -243,9 +234,9 @@ def _check_config(config: Any, source: Path) -> None:
 
 def _finish_gguf(source: Path, target: Path) -> None:
     """Write the GGUF file's tokenizer, and its token ids into the configs, where runtimes look for them."""
-    header = gguf_file.read_header(source)
+    header = gguf_split.read(source)
     gguf_tokenizer.save(header, target)
-    vocabulary = gguf_tokenizer.Vocabulary(header)
+    vocabulary = Vocabulary(header)
     ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.end_ids() or None}
     ids["pad_token_id"] = vocabulary.special("padding")
     _merge_json(target / "generation_config.json", ids)

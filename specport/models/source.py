@@ -17,13 +17,18 @@ from specport.models import bundle, cache, download, hub, mtp, shipped
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.gguf import file as gguf_file
+from specport.models.gguf import split as gguf_split
 from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
 from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.progress import Progress, part, silent
 
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+# Those of `quantize.convert.from_gguf.config`.
+GGUF_ARCHITECTURES = (
+    "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "falcon", "bloom", "gpt2",
+    "stablelm", "starcoder2", "nemotron", "mamba", "lfm2",
+)  # fmt: skip
 RECIPE = 1  # increase when the same model would convert to different files
 IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -84,7 +89,7 @@ def resolve_with(
     """Return the model that `spec` names, downloaded where needed, and converted by `convert`.
 
     spec:      None or "default" (the embedded model), a Hugging Face folder, a folder with OpenVINO IR, a
-               .gguf file, or a hub id (`org/name`, `org/name@revision`).
+               .gguf file or any part of a split one, or a hub id (`org/name`, `org/name@revision`).
     precision: as `specport.models.precision` parses it; must be available for `weights`.
     weights:   "ir" for OpenVINO, "huggingface" for a folder with safetensors (`registry.Backend.weights`).
     trust_remote_code: let a Hugging Face model run its own Python code during conversion.
@@ -117,8 +122,10 @@ def original(spec: str | None, progress: Progress = silent) -> Path:
             f"{path} holds converted weights only",
             "name the GGUF file or Hugging Face folder from which it was converted",
         )
-    ggufs = [] if path.is_file() or [*path.glob("*.safetensors")] else sorted(path.glob("*.gguf"))
-    return ggufs[0] if len(ggufs) == 1 else path
+    if path.is_file():
+        return gguf_split.parts(path)[0] if path.suffix == ".gguf" else path
+    only = None if [*path.glob("*.safetensors")] else gguf_split.first_of([*path.glob("*.gguf")])
+    return path if only is None else gguf_split.parts(only)[0]
 
 
 def _located(spec: str, progress: Progress) -> Path:
@@ -154,18 +161,21 @@ def _from_default(options: _Options) -> ModelFiles:
 
 
 def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
-    architecture = gguf_file.read_architecture(path)
+    files = gguf_split.parts(path)
+    architecture = gguf_file.read_architecture(files[0])
     if architecture not in GGUF_ARCHITECTURES:
         raise ModelError(
             f"{path}: GGUF architecture {architecture!r} is not supported",
-            f"use one of {', '.join(GGUF_ARCHITECTURES)}, or the model's Hugging Face folder",
+            f"use the model's Hugging Face folder; GGUF files work of {', '.join(GGUF_ARCHITECTURES)}",
         )
+    name = gguf_split.stem(path)
 
     def build(work: Path) -> Mapping[str, Any]:
-        gguf_file.read_header(path)  # an incomplete file is reported before the converter is loaded
-        return _convert(path, work, path.stem, spec, options)
+        gguf_split.read(path)  # an incomplete file is reported before the converter is loaded
+        return _convert(files[0], work, name, spec, options)
 
-    return _cached(path.stem, fingerprint(path.parent, [], [path.name]), spec, options, build)
+    identity = fingerprint(path.parent, [], [file.name for file in files])
+    return _cached(name, identity, spec, options, build)
 
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
@@ -192,8 +202,9 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
         return ModelFiles(path, name, precision, spec, ir_fingerprint(path), found)
     if not (path / "config.json").is_file() or not weights:
         ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return _from_gguf(ggufs[0], spec, options)
+        only = gguf_split.first_of(ggufs)
+        if only is not None:
+            return _from_gguf(only, spec, options)
         what = f"{len(ggufs)} .gguf files" if ggufs else "no config.json with .safetensors, no IR, no .gguf"
         raise ModelError(f"{path} holds {what}", "name the model's folder or one .gguf file")
     _check_weights(path, weights)

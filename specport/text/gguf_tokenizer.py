@@ -1,7 +1,6 @@
 """Build a `tokenizers` tokenizer from the vocabulary in a GGUF file, with llama.cpp's token ids.
 
-The pre-tokenizers and flags are those of llama.cpp (src/llama-vocab.cpp). The result is saved as an ordinary
-Hugging Face tokenizer, so that transformers reads it too.
+The result is saved as an ordinary Hugging Face tokenizer, so that transformers reads it too.
 """
 
 from __future__ import annotations
@@ -17,108 +16,65 @@ from tokenizers.processors import TemplateProcessing
 from specport.errors import ModelError
 from specport.models.atomic import write_atomically, write_json
 from specport.models.gguf.file import GgufHeader
+from specport.models.gguf.values import Values
+from specport.text import gguf_splits
+from specport.text.chat_template import ChatTemplate
+from specport.text.gguf_vocabulary import CONTROL, END_OF_TURN, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
-
-_CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_WORDS = _CONTRACTIONS + (
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CASED = r"[^\r\n\p{L}\p{N}]?(?:(?=\p{L})[^a-z])*(?:(?=\p{L})[^A-Z])+%s|" + (
-    r"[^\r\n\p{L}\p{N}]?(?:(?=\p{L})[^a-z])+(?:(?=\p{L})[^A-Z])*%s|\p{N}%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Expressions are applied in order, each to the pieces left by the one before.
-PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "qwen2": (_WORDS % "",),
-    "llama-bpe": (_WORDS % "{1,3}",),
-    "tekken": (_CASED % ("", "", ""),),
-    "gpt-4o": (_CASED % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}"),),
-}
-ALIASES = {
-    "": "default",
-    **dict.fromkeys(("phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum"), "gpt-2"),
-    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "smollm"),
-    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open"), "qwen2"),
-    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "dbrx", "smaug-bpe"), "llama-bpe"),
-    **dict.fromkeys(("llama4", "kanana2"), "gpt-4o"),
-}
-IGNORE_MERGES = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken"}
-BOS_BY_DEFAULT = IGNORE_MERGES
-
-# Texts that end a turn or a text regardless of the metadata (llama.cpp has a similar list).
-END_OF_TURN = frozenset({
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-})  # fmt: skip
+_HINT = "use the model's Hugging Face folder"
+# A text that every vocabulary has to give back as it was.
+_ASCII = "".join(map(chr, range(ord(" ") + 1, 127))) + "\n a"
+_SHOWN = 40
 
 
-class Vocabulary:
-    """Hold the `tokenizer.ggml.*` metadata of a GGUF file, checked."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        self.path, self._data = header.path, header.metadata
-        tokens = self.get("tokens")
-        if not isinstance(tokens, list) or not tokens:
-            raise ModelError(f"{self.path} has no vocabulary", "use a GGUF file that holds its tokenizer")
-        types, scores = self.get("token_type"), self.get("scores")
-        for name, values in (("token types", types), ("scores", scores)):
-            if values is not None and len(values) < len(tokens):
-                raise ModelError(f"{self.path}: {len(tokens)} tokens but {len(values)} {name}")
-        self.tokens: list[str] = tokens
-        self.types: list[int] = [1] * len(tokens) if types is None else [int(t) for t in types]
-        self.scores: list[float] = [] if scores is None else [float(s) for s in scores]
-        self.kind = str(self.get("model", ""))
-        self.pre = str(self.get("pre", ""))
-        self.spm = self.kind == "llama"
-        bos_default = self.spm or self.pre in BOS_BY_DEFAULT
-        self.add_bos = bool(self.get("add_bos_token", bos_default))
-        self.add_eos = bool(self.get("add_eos_token", False))
-        self.add_space_prefix = bool(self.get("add_space_prefix", self.spm))
-        self.chat_template = self._data.get("tokenizer.chat_template")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._data.get(f"tokenizer.ggml.{key}", default)
-
-    def special(self, name: str, default: int | None = None) -> int | None:
-        """Return the id of the `bos`, `eos`, `eot`, `eom`, `unknown` or `padding` token, or None."""
-        value = self.get(f"{name}_token_id", default)
-        return int(value) if value is not None and 0 <= int(value) < len(self.tokens) else None
-
-    @property
-    def bos(self) -> int | None:
-        return self.special("bos", 1 if self.spm else None)
-
-    @property
-    def eos(self) -> int | None:
-        return self.special("eos", 2 if self.spm else None)
-
-    def end_ids(self) -> list[int]:
-        """Return every id that ends a turn or a text."""
-        ids = {self.eos, self.special("eot"), self.special("eom")}
-        ids.update(i for i, text in enumerate(self.tokens) if text in END_OF_TURN and self.types[i] != 1)
-        return sorted(i for i in ids if i is not None)
+def check_kind(vocabulary: Vocabulary) -> None:
+    """Raise ModelError for a kind of tokenizer that `build` refuses, or a broken chat template. Fast."""
+    if vocabulary.kind == "gpt2":
+        if not vocabulary.pre:
+            raise ModelError(
+                f"{vocabulary.path} does not say how it splits words (tokenizer.ggml.pre)",
+                "use a newer GGUF file of this model, or its Hugging Face folder",
+            )
+        if gguf_splits.NAMES.get(vocabulary.pre, vocabulary.pre) not in gguf_splits.SPLITS:
+            raise ModelError(
+                f"{vocabulary.path}: pre-tokenizer {vocabulary.pre[:_SHOWN]!r} is not supported", _HINT
+            )
+    elif not vocabulary.spm:
+        raise ModelError(
+            f"{vocabulary.path}: tokenizer model {vocabulary.kind[:_SHOWN]!r} is not supported",
+            "use a GGUF file with a 'gpt2' or 'llama' tokenizer, or the model's Hugging Face folder",
+        )
+    if vocabulary.chat_template:
+        try:
+            ChatTemplate(vocabulary.chat_template)
+        except ModelError as error:
+            raise ModelError(f"{vocabulary.path}: {error.message}", _HINT) from error
 
 
 def build(vocabulary: Vocabulary) -> Tokenizer:
-    """Return the tokenizer of a GGUF vocabulary. Raises ModelError for an unsupported kind."""
-    if vocabulary.spm:
-        tokenizer = _sentencepiece(vocabulary)
-    elif vocabulary.kind == "gpt2":
-        tokenizer = _byte_level(vocabulary)
-    else:
-        raise ModelError(
-            f"{vocabulary.path}: tokenizer model {vocabulary.kind!r} is not supported",
-            "use a GGUF file with a 'gpt2' or 'llama' tokenizer, or the model's Hugging Face folder",
-        )
+    """Return the tokenizer of a GGUF vocabulary, checked against it.
+
+    Raises ModelError for an unsupported kind, and where an id would have another meaning than in the file.
+    """
+    check_kind(vocabulary)
+    tokenizer = _sentencepiece(vocabulary) if vocabulary.spm else _byte_level(vocabulary)
     _add_special_tokens(tokenizer, vocabulary)
+    _check(tokenizer, vocabulary)
     _add_template(tokenizer, vocabulary)
     return tokenizer
+
+
+def _check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Raise ModelError where ids, special tokens or plain texts are not those of the file."""
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    for text, i in _real_tokens(vocabulary).items():
+        control = vocabulary.types[i] == CONTROL
+        if known.get(text) != i or (control and tokenizer.encode(text, add_special_tokens=False).ids != [i]):
+            raise ModelError(
+                f"{vocabulary.path}: token {i}, {text[:_SHOWN]!r}, cannot be kept as it is", _HINT
+            )
+    if tokenizer.decode(tokenizer.encode(_ASCII, add_special_tokens=False).ids) != _ASCII:
+        raise ModelError(f"{vocabulary.path}: the vocabulary does not hold all of ASCII", _HINT)
 
 
 def _real_tokens(vocabulary: Vocabulary) -> dict[str, int]:
@@ -132,15 +88,10 @@ def _real_tokens(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
-    merges = vocabulary.get("merges")
+    merges = vocabulary.values.get("merges")
     if not isinstance(merges, list):
-        raise ModelError(f"{vocabulary.path} has no tokenizer merges")
-    name = ALIASES.get(vocabulary.pre, vocabulary.pre)
-    if name not in PRE_TOKENIZERS:
-        raise ModelError(
-            f"{vocabulary.path}: pre-tokenizer {vocabulary.pre!r} is not supported",
-            "use the model's Hugging Face folder instead",
-        )
+        raise ModelError(f"{vocabulary.path} has no tokenizer merges", _HINT)
+    name = gguf_splits.NAMES.get(vocabulary.pre, vocabulary.pre)
     tokens = _real_tokens(vocabulary)
     pairs = []
     for merge in merges:
@@ -150,9 +101,9 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
         left = merge[:1] + left
         if left in tokens and right in tokens and left + right in tokens:
             pairs.append((left, right))
-    model = BPE(vocab=tokens, merges=pairs, ignore_merges=vocabulary.pre in IGNORE_MERGES)
+    model = BPE(vocab=tokens, merges=pairs, ignore_merges=vocabulary.pre in gguf_splits.IGNORE_MERGES)
     tokenizer = Tokenizer(model)
-    splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in PRE_TOKENIZERS[name]]
+    splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in gguf_splits.SPLITS[name]]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
@@ -162,7 +113,7 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
 def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     tokens = _real_tokens(vocabulary)
     if not vocabulary.scores:
-        raise ModelError(f"{vocabulary.path} has no token scores")
+        raise ModelError(f"{vocabulary.path} has no token scores", _HINT)
     unknown = vocabulary.special("unknown", 0)
     model = BPE(
         vocab=tokens,
@@ -232,11 +183,11 @@ def save(header: GgufHeader, folder: Path) -> None:
         "add_bos_token": vocabulary.add_bos,
         "add_eos_token": vocabulary.add_eos,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": int(header.metadata.get(f"{header.architecture}.context_length", 1 << 30)),
+        "model_max_length": Values(header, header.architecture).whole("context_length", 1 << 30),
     }
     named = {"bos": vocabulary.bos, "eos": vocabulary.eos}
     named |= {"unk": vocabulary.special("unknown"), "pad": vocabulary.special("padding")}
     config |= {f"{name}_token": vocabulary.tokens[i] for name, i in named.items() if i is not None}
     write_json(folder / "tokenizer_config.json", config, indent=2)
-    if isinstance(vocabulary.chat_template, str) and vocabulary.chat_template:
+    if vocabulary.chat_template:
         write_atomically(folder / "chat_template.jinja", vocabulary.chat_template)

@@ -17,7 +17,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import MAX_FILE_BYTES, TOKENIZER_FILE, read_json
 from specport.models.safe_files import UnsafeFile, regular
 from specport.text.chat_template import ChatTemplate
-from specport.text.gguf_tokenizer import END_OF_TURN
+from specport.text.gguf_vocabulary import END_OF_TURN
 
 
 def _gpt2_bytes() -> dict[int, int]:

@@ -7,11 +7,12 @@ import struct
 import time
 
 import pytest
-from support import tiny_models
+from support import tiny_gguf, tiny_models
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import hub, source
-from specport.models.gguf.file import read_architecture, read_header, write_without_tokenizer
+from specport.models.gguf import split
+from specport.models.gguf.file import read_architecture, read_header
 from specport.models.source import original
 from specport.runtime.conversion import resolve
 
@@ -83,7 +84,7 @@ def test_folders_without_a_model(tmp_path):
 
 def test_bad_gguf_files(tmp_path):
     path = tmp_path / "m.gguf"
-    tiny_models.write_gguf(path)
+    tiny_gguf.write(path)
     whole = path.read_bytes()
     assert read_header(path).architecture == "llama"
     for data in (b"", b"PK\x03\x04", b"GGU", bytes(100)):
@@ -101,13 +102,14 @@ def test_bad_gguf_files(tmp_path):
 
 def test_a_converted_gguf_is_found_without_parsing_its_vocabulary(ir, tmp_path, monkeypatch):
     path = tmp_path / "m.gguf"
-    tiny_models.write_gguf(path)
+    tiny_gguf.write(path)
 
     def convert(given, target, *_, **__):
         shutil.copytree(ir, target, dirs_exist_ok=True)
         return {}
 
     found = source.resolve_with(convert, str(path))
+    monkeypatch.setattr(source.gguf_split, "read", pytest.fail)
     monkeypatch.setattr(source.gguf_file, "read_header", pytest.fail)
     assert source.resolve_with(pytest.fail, str(path)) == found
 
@@ -119,20 +121,23 @@ def test_a_converted_gguf_is_found_without_parsing_its_vocabulary(ir, tmp_path, 
         read_architecture(path)
 
 
-def test_unsupported_gguf(tmp_path):
-    tiny_models.write_gguf(tmp_path / "m.gguf", "rwkv6")
-    assert "'rwkv6' is not supported" in refused(tmp_path / "m.gguf")
+@pytest.mark.parametrize("arch", ["rwkv6", "qwen35", "gpt-oss", "t5", "deci", "bert", "clip"])
+def test_unsupported_gguf(arch, tmp_path):
+    tiny_gguf.write(tmp_path / "m.gguf", arch)
+    text = refused(tmp_path / "m.gguf")
+    assert f"GGUF architecture {arch!r} is not supported (use the model's Hugging Face folder; " in text
 
 
 def test_gguf_without_its_tokenizer(tmp_path):
-    tiny_models.write_gguf(tmp_path / "m.gguf")
+    tiny_gguf.write(tmp_path / "m.gguf")
     header = read_header(tmp_path / "m.gguf")
-    write_without_tokenizer(header, tmp_path / "slim.gguf", 49)
+    split.write_weights(header, tmp_path / "slim.gguf", {"vocab_size": 49})
     slim = read_header(tmp_path / "slim.gguf")
     assert slim.tensors == header.tensors
     assert slim.metadata["llama.vocab_size"] == 49
-    assert not [key for key in slim.metadata if key.startswith("tokenizer.")]
-    original, copy = ((h.path.read_bytes()[h.data_start :]) for h in (header, slim))
+    assert {key.partition(".")[0] for key in slim.metadata} == {"general", "llama"}
+    assert "general.name" not in slim.metadata
+    original, copy = ((h.path.read_bytes()[h.data[0].start :]) for h in (header, slim))
     assert original == copy
 
     import gguf

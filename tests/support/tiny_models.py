@@ -1,11 +1,9 @@
-"""Tiny random models for the tests: a byte-level tokenizer, Hugging Face folders, GGUF files."""
+"""Tiny random models for the tests: a byte-level tokenizer, Hugging Face folders."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld", "1 2", "Ċ Ċ"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -70,83 +68,3 @@ def save_kinds(root: Path, kinds: Sequence[str]) -> dict[str, Path]:
     for kind in kinds:
         save_hf(root / kind, kind)
     return {kind: root / kind for kind in kinds}
-
-
-def write_gguf(path: Path, kind: str = "llama", model: Any = None, **changes: Any) -> None:
-    """A GGUF file with float32 weights of `model` (none: one small tensor) and the tiny tokenizer.
-
-    `changes` replaces metadata by key, with "__" for "."; None leaves the key out.
-    """
-    import gguf
-
-    writer = gguf.GGUFWriter(str(path), kind)
-    tokens = vocabulary()
-    values: dict[str, Any] = {
-        "general.name": "tiny", f"{kind}.context_length": 256, f"{kind}.vocab_size": len(tokens),
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)),
-        "tokenizer.ggml.merges": MERGES, "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.padding_token_id": 0,
-        "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": TEMPLATE,
-    }  # fmt: skip
-    if model is not None:
-        values |= {f"{kind}.{key}": value for key, value in _shape(model.config).items()}
-    values |= {key.replace("__", "."): value for key, value in changes.items()}
-    for key, value in values.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        elif value is not None:
-            writer.add_array(key, value)
-    for name, array in _tensors(kind, model).items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def rope_base(config: Any) -> float:
-    """Return the base of the rotary frequencies, that of full attention where layers differ."""
-    parameters = getattr(config, "rope_parameters", None)  # since transformers 5
-    if parameters is None:
-        return float(config.rope_theta)
-    return float(parameters.get("full_attention", parameters)["rope_theta"])
-
-
-def _shape(config: Any) -> dict[str, Any]:
-    return {
-        "embedding_length": config.hidden_size, "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size, "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads, "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim, "rope.freq_base": rope_base(config),
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps), "attention.sliding_window": 128,
-    }  # fmt: skip
-
-
-def _tensors(kind: str, model: Any) -> dict[str, Any]:
-    import gguf
-
-    if model is None:
-        return {"token_embd.weight": np.zeros((64, 32), np.float32)}
-    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
-    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
-    out = {}
-    for name, tensor in model.state_dict().items():
-        array = tensor.numpy().copy()
-        if name == "lm_head.weight":
-            continue
-        heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
-        for part, count in heads.items():
-            if kind == "llama" and part in name:  # llama.cpp interleaves the halves of each head
-                array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        if kind == "gemma3" and name.endswith("norm.weight"):
-            array = array + 1
-        stem, suffix = name.rsplit(".", 1)
-        out[f"{names.get_name(stem)}.{suffix}"] = array
-    return out

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from support import tiny_models
+from support import tiny_gguf, tiny_models
 from tokenizers import AddedToken
 
 from specport.errors import InvalidInput, ModelError
 from specport.models.gguf.file import read_header
 from specport.text import gguf_tokenizer
+from specport.text.gguf_vocabulary import Vocabulary
 from specport.text.tokenizer import Tokenizer, load_beside, load_tokenizer
 
 
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def from_gguf(tmp_path, **changes) -> Tokenizer:
-    tiny_models.write_gguf(tmp_path / "m.gguf", **changes)
+    tiny_gguf.write(tmp_path / "m.gguf", **changes)
     (tmp_path / "tok").mkdir(exist_ok=True)
     gguf_tokenizer.save(read_header(tmp_path / "m.gguf"), tmp_path / "tok")
     return load_tokenizer(tmp_path / "tok")
@@ -74,6 +75,67 @@ def test_end_ids(folder):
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     (folder / "config.json").write_text('{"eos_token_id": 11}')
     assert load_tokenizer(folder).eos_ids == {0, 2, 7, 9, 11}
+
+
+def test_end_ids_of_a_gguf_file(tmp_path):
+    tokens = tiny_models.vocabulary()
+    ids = {"eos": 0, "eot": tokens.index("a"), "eom": tokens.index("b")}
+    tokenizer = from_gguf(tmp_path, **{f"tokenizer__ggml__{k}_token_id": v for k, v in ids.items()})
+    config = json.loads((tmp_path / "tok" / "tokenizer_config.json").read_text())
+    assert config["eos_token"] == "<|endoftext|>"
+    vocabulary = Vocabulary(read_header(tmp_path / "m.gguf"))
+    assert vocabulary.end_ids() == sorted({*ids.values(), 2})  # and <|im_end|>
+    assert tokenizer.eos_ids == {0, 2}  # the other ids stand in generation_config.json
+    outside = from_gguf(tmp_path, tokenizer__ggml__eos_token_id=4_000_000_000)
+    assert outside.eos_ids == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("templates", "text"),
+    [
+        ({"": "plain", "default": "named", "tool_use": "tools"}, "plain"),
+        ({"": None, "default": "named", "tool_use": "tools"}, "named"),
+        ({"": None, "rag": "alone"}, "alone"),
+        ({"": "", "rag": "alone"}, "alone"),
+        ({"": None, "rag": "one", "tool_use": "two"}, None),
+        ({"": None}, None),
+    ],
+)
+def test_chat_templates_by_name(templates, text, tmp_path):
+    changes = {f"tokenizer__chat_template{name and '__' + name}": each for name, each in templates.items()}
+    tokenizer = from_gguf(tmp_path, **changes, tokenizer__chat_templates=[n for n in templates if n] or None)
+    assert tokenizer.has_chat_template == (text is not None)
+    assert text is None or tokenizer.render([{"role": "user", "content": "x"}]) == text
+
+
+@pytest.mark.parametrize(("arch", "name"), [("qwen2", "qwen2"), ("llama", None), ("gpt2", "gpt-2")])
+def test_old_files_that_do_not_say_how_words_are_split(arch, name, tmp_path):
+    tiny_gguf.write(tmp_path / "m.gguf", arch, tokenizer__ggml__pre=None)
+    vocabulary = Vocabulary(read_header(tmp_path / "m.gguf"))
+    if name is None:
+        with pytest.raises(ModelError, match="does not say how it splits words"):
+            gguf_tokenizer.build(vocabulary)
+    else:
+        assert vocabulary.pre == name
+        gguf_tokenizer.build(vocabulary)
+
+
+def test_every_id_of_the_file_keeps_its_meaning(tmp_path):
+    """Tokens that stand twice, empty ones, control tokens inside of others, tokens with spaces."""
+    tokens = [*tiny_models.vocabulary(), "", "a", "<|im_start|>user", "<|two words|>", "[PAD274]"]
+    types = [3] * 3 + [1] * (len(tokens) - 8) + [1, 1, 3, 3, 5]
+    changes = {"tokenizer__ggml__tokens": tokens, "tokenizer__ggml__token_type": types}
+    tokenizer = from_gguf(tmp_path, **changes)
+    for text in ("<|im_start|>user", "<|two words|>", "<|im_start|>"):
+        assert tokenizer.encode(text) == [tokens.index(text)]
+        assert tokenizer.token_bytes(tokens.index(text)) == text.encode()
+    assert tokenizer.encode("a") == [tokens.index("a")]
+
+
+def test_a_vocabulary_without_a_letter_is_refused(tmp_path):
+    tokens = ["<|other|>" if token == "Z" else token for token in tiny_models.vocabulary()]
+    with pytest.raises(ModelError, match="does not hold all of ASCII"):
+        from_gguf(tmp_path, tokenizer__ggml__tokens=tokens)
 
 
 def test_sentencepiece_vocabulary(tmp_path):

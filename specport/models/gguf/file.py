@@ -1,4 +1,4 @@
-"""Read the header of a GGUF file: metadata and tensor table. Never reads or interprets weights.
+"""Read the header of one GGUF file: metadata and tensor table. Never reads or interprets weights.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the `gguf` package makes a
 NumPy view of every string, which takes seconds for a vocabulary of 150,000 tokens; this one takes tenths. The
@@ -7,28 +7,29 @@ file is untrusted: every length is checked against the file's size before it is 
 
 from __future__ import annotations
 
+import math
 import mmap
-import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specport.errors import ModelError
 from specport.models.safe_files import UnsafeFile, regular
 
-Tensor = tuple[tuple[int, ...], int, int]  # shape in ggml order, ggml type, offset from the start of the data
-
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 HEAD_BYTES = 20  # version and numbers of entries, behind the magic
-ARCHITECTURE = "general.architecture"
+ARCHITECTURE, ALIGNMENT = "general.architecture", "general.alignment"
 MAX_ENTRIES = 1 << 20  # more metadata keys or tensors than any real model has
+MAX_AXES = 4  # as in ggml
 STRING, ARRAY = 8, 9
+FLOAT32 = 0
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 # ggml type -> (elements per block, bytes per block): only to check that the file is complete.
@@ -41,25 +42,72 @@ BLOCKS = {
 }  # fmt: skip
 
 
+class Tensor(NamedTuple):
+    """Hold a row of the tensor table.
+
+    shape:  in ggml's order, the fastest axis first.
+    kind:   ggml type.
+    offset: in bytes from the start of the data; that of all parts of a split model, one after the other.
+    """
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        block, size = BLOCKS[self.kind]
+        return self.elements // block * size
+
+
+class Data(NamedTuple):
+    """Hold where the tensor data of a file begins and how many bytes it has, rounded up to the alignment."""
+
+    path: Path
+    start: int
+    size: int
+
+
 @dataclass(frozen=True)
 class GgufHeader:
-    """Hold everything before the weights of a GGUF file.
+    """Hold everything before the weights of a GGUF file, or of all parts of a split model.
 
     metadata: key -> value; arrays of numbers are NumPy arrays, arrays of strings are lists.
-    data_start: byte offset of the tensor data.
+    spans:    key -> its bytes in the file `path`.
+    data:     the tensor data of each part.
     """
 
     path: Path
     version: int
     metadata: Mapping[str, Any]
-    spans: Mapping[str, tuple[int, int]]  # key -> its bytes in the file
+    spans: Mapping[str, tuple[int, int]]
     tensors: Mapping[str, Tensor]
-    tensor_table: tuple[int, int]  # bytes of the tensor table in the file
-    data_start: int
+    data: tuple[Data, ...]
 
     @property
     def architecture(self) -> str:
         return str(self.metadata.get(ARCHITECTURE, ""))
+
+    @property
+    def alignment(self) -> int:
+        return int(self.metadata.get(ALIGNMENT, 32))
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """Return a tensor of type float32, flat. Raises ModelError for another type."""
+        tensor = self.tensors[name]
+        if tensor.kind != FLOAT32:
+            raise ModelError(f"{self.path}: tensor {name} is not float32")
+        offset = tensor.offset
+        for part in self.data:
+            if offset < part.size:
+                return np.fromfile(part.path, "<f4", tensor.elements, offset=part.start + offset)
+            offset -= part.size
+        raise ModelError(f"{self.path}: tensor {name} is outside of the file")
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -161,52 +209,31 @@ class _Parser:
         for key, value in self.entries():
             metadata[key] = value
             spans[key], end = (end, self.at), self.at
-        table_start = self.at
         tensors: dict[str, Tensor] = {}
         for _ in range(self.tensor_count):
             name = self.string()
-            shape = tuple(self.number("Q") for _ in range(min(self.number("I"), 8)))
-            tensors[name] = (shape, self.number("I"), self.number("Q"))
-        table = (table_start, self.at)
-        alignment = metadata.get("general.alignment", 32)
+            axes = self.number("I")
+            if axes > MAX_AXES or name in tensors:
+                raise self.damaged(f"tensor {name} has {axes} axes or stands there twice")
+            shape = tuple(self.number("Q") for _ in range(axes))
+            tensors[name] = Tensor(shape, self.number("I"), self.number("Q"))
+        alignment = metadata.get(ALIGNMENT, 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:
             raise self.damaged(f"alignment {alignment!r}")
-        data_start = -(-self.at // alignment) * alignment
-        self.check_complete(tensors, data_start)
-        return GgufHeader(self.path, self.version, metadata, spans, tensors, table, data_start)
+        start = -(-self.at // alignment) * alignment
+        self.check_complete(tensors, start)
+        size = -(-max(len(self.data) - start, 0) // alignment) * alignment
+        return GgufHeader(self.path, self.version, metadata, spans, tensors, (Data(self.path, start, size),))
 
-    def check_complete(self, tensors: Mapping[str, Tensor], data_start: int) -> None:
-        for name, (shape, kind, offset) in tensors.items():
-            if kind not in BLOCKS:
+    def check_complete(self, tensors: Mapping[str, Tensor], start: int) -> None:
+        for name, tensor in tensors.items():
+            if tensor.kind not in BLOCKS:
                 raise ModelError(
-                    f"{self.path}: tensor {name} has the unknown ggml type {kind}",
+                    f"{self.path}: tensor {name} has the unknown ggml type {tensor.kind}",
                     "use a file with another quantisation",
                 )
-            elements = 1
-            for extent in shape:
-                elements *= extent
-            block, size = BLOCKS[kind]
-            end = data_start + offset + elements // block * size
+            if tensor.shape and tensor.shape[0] % BLOCKS[tensor.kind][0]:
+                raise self.damaged(f"tensor {name} has rows of {tensor.shape[0]} weights")
+            end = start + tensor.offset + tensor.size
             if end > len(self.data):
                 raise self.damaged(f"tensor {name} ends at byte {end} of {len(self.data)}")
-
-
-def write_without_tokenizer(header: GgufHeader, out: Path, vocab_size: int) -> None:
-    """Copy a GGUF file without its tokenizer; `{architecture}.vocab_size` replaces the vocabulary.
-
-    transformers parses the metadata twice before it reads the weights. Almost all of that time goes into the
-    strings of the tokenizer, which it does not need there.
-    """
-    size_key = f"{header.architecture}.vocab_size"
-    kept = [key for key in header.spans if not key.startswith("tokenizer.") and key != size_key]
-    encoded = size_key.encode()
-    with open(header.path, "rb") as source, open(out, "wb") as target:
-        target.write(MAGIC + struct.pack("<IQQ", header.version, len(header.tensors), len(kept) + 1))
-        target.write(struct.pack("<Q", len(encoded)) + encoded + struct.pack("<II", 4, vocab_size))
-        for start, end in [*(header.spans[key] for key in kept), header.tensor_table]:
-            source.seek(start)
-            target.write(source.read(end - start))
-        alignment = int(header.metadata.get("general.alignment", 32))
-        target.write(b"\0" * (-target.tell() % alignment))
-        source.seek(header.data_start)
-        shutil.copyfileobj(source, target, 1 << 24)

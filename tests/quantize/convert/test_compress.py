@@ -20,7 +20,7 @@ pytest.importorskip("optimum.intel")
 import openvino as ov
 from specport.backends.openvino.load import load
 from specport.quantize.convert import compress, export
-from support import tiny_models
+from support import tiny_gguf, tiny_models
 
 from specport.cli import main
 from specport.core.ports import Block, Row
@@ -352,7 +352,7 @@ def test_a_model_without_a_layer_that_int4_fits_is_refused(
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Return a tiny GGUF file, with an empty cache."""
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
-    tiny_models.write_gguf(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
+    tiny_gguf.write(tmp_path / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
     return tmp_path / "tiny.gguf"
 
 

@@ -335,12 +335,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("openvino")
     pytest.importorskip("optimum.intel")
     from specport.quantize.convert import export
-    from support import tiny_models
+    from support import tiny_gguf, tiny_models
 
     from specport.runtime import conversion
 
     folder = tmp_path_factory.mktemp("compare")
-    tiny_models.write_gguf(folder / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
+    tiny_gguf.write(folder / "tiny.gguf", "llama", tiny_models.hf_model("llama"))
 
     def convert(source: Path, work: Path, precision: str, **_: object) -> dict[str, str]:
         return export.export(source, work, precision)

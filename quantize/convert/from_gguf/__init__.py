@@ -1,0 +1,1 @@
+"""Read GGUF models with transformers: configuration and weights, whole or not at all."""
