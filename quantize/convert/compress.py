@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from specport.quantize.convert import nncf_pieces, nncf_progress
+from specport.quantize.convert import disk, nncf_pieces, nncf_progress
 from specport.quantize.text.prompts import CHOOSING
 
 from specport.errors import ModelError
@@ -71,7 +71,8 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
             "take int8, or int4:channel",
         )
     progress("saving", 0.9)
-    openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    with disk.writing(target):
+        openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     del model
     gc.collect()
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import broken_torchvision, compress, config_file, gguf_weights
+from specport.quantize.convert import broken_torchvision, compress, config_file, disk, gguf_weights
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
@@ -61,19 +61,23 @@ def export(
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
     _as_plain(model)
+    weights = [*model.parameters()]
+    stored = sum(weight.numel() * weight.element_size() for weight in weights)
+    disk.check_room(target, sum(weight.numel() for weight in weights), stored, wanted)
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
-    export_from_model(
-        model,
-        draft if compressed else target,
-        task="text-generation-with-past",
-        ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
-        stateful=True,
-        patch_16bit_model=_is_16bit(model),
-        trust_remote_code=trust_remote_code,
-    )
-    del model
+    with disk.writing(target):
+        export_from_model(
+            model,
+            draft if compressed else target,
+            task="text-generation-with-past",
+            ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
+            stateful=True,
+            patch_16bit_model=_is_16bit(model),
+            trust_remote_code=trust_remote_code,
+        )
+    del model, weights
     gc.collect()
     for path in draft.glob("*.json"):
         shutil.copyfile(path, target / path.name)

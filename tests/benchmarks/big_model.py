@@ -2,9 +2,9 @@
 
     python tests/benchmarks/big_model.py OUT --shape 7b --tokenizer MODEL.gguf
 
-The shapes are Qwen2.5's. The folder is what a hub holds of such a model: shards of bfloat16 weights, their index,
-config.json and tokenizer. No more than one matrix's rows are in memory at a time. Matrices keep the size of
-what they multiply, so that texts vary and nothing overflows. Every seed gives the same bytes.
+The shapes are Qwen2.5's. The folder is what a hub holds of such a model: shards of bfloat16 weights, their
+index, config.json and tokenizer. Only some rows of one matrix are in memory at a time. Matrices keep the size
+of what they multiply, so that texts vary and nothing overflows. A seed always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from specport.progress import Progress, progress_bar, silent
 from specport.text import gguf_tokenizer
 
 _COMMON: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "bfloat16", "hidden_act": "silu",
-    "vocab_size": 152064, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768,
-    "use_sliding_window": False, "tie_word_embeddings": False, "bos_token_id": 151643, "eos_token_id": 151643,
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "bfloat16",
+    "hidden_act": "silu", "vocab_size": 152064, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "max_position_embeddings": 32768, "use_sliding_window": False, "tie_word_embeddings": False,
+    "bos_token_id": 151643, "eos_token_id": 151643,
 }  # fmt: skip
-# 7b is Qwen2.5-7B; 2b is as deep as need be for a model that is read in 16 bits; small is for trying this out.
+# 7b is Qwen2.5-7B; 2b is still large enough to be read in 16 bits; small is for trying this out.
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
            "num_attention_heads": 28, "num_key_value_heads": 4},
@@ -37,7 +38,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
               "num_attention_heads": 4, "num_key_value_heads": 2},
 }  # fmt: skip
-_ROWS_AT_ONCE = 1 << 24  # elements that are drawn at a time
+_AT_ONCE = 1 << 24  # elements that are drawn at a time
 _GAIN = 1.3
 
 
@@ -76,7 +77,8 @@ def tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         found[f"{attention}.o_proj.weight"] = (width, width)
         found[f"{layer}.mlp.gate_proj.weight"] = found[f"{layer}.mlp.up_proj.weight"] = (inner, width)
         found[f"{layer}.mlp.down_proj.weight"] = (width, inner)
-        found[f"{layer}.input_layernorm.weight"] = found[f"{layer}.post_attention_layernorm.weight"] = (width,)
+        for name in ("input", "post_attention"):
+            found[f"{layer}.{name}_layernorm.weight"] = (width,)
     return found | {"model.norm.weight": (width,), "lm_head.weight": (vocab, width)}
 
 
@@ -116,7 +118,7 @@ def _random(name: str, extents: Sequence[int], rng: np.random.Generator) -> Iter
     scale = np.float32(1.0 if "embed" in name else _GAIN * extents[-1] ** -0.5)
     left = math.prod(extents)
     while left:
-        count = min(left, _ROWS_AT_ONCE)
+        count = min(left, _AT_ONCE)
         yield rng.standard_normal(count, dtype=np.float32) * scale
         left -= count
 

@@ -23,6 +23,11 @@ def test_shares_are_of_what_is_free() -> None:
     assert (memory.default_share("target"), memory.default_share("draft")) == (4 * 10**9, 2 * 10**9)
 
 
+def test_weights_that_are_still_to_be_read_are_not_free() -> None:
+    assert memory.default_share("target", 5 * 10**9) == 2 * 10**9
+    assert memory.default_share("target", 11 * 10**9) == 4 * 10**8
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

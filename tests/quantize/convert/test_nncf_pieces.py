@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-nncf = pytest.importorskip("nncf")
+pytest.importorskip("nncf")
 
+import nncf
 import openvino as ov
 from nncf.quantization.algorithms.weight_compression import openvino_backend as backend
 from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
@@ -39,7 +40,9 @@ def parts(found: Any) -> list[tuple[tuple[int, ...], bytes]]:
 
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("kind", ["numpy", "float32", "float16", "bf16"])
-@pytest.mark.parametrize(("mode", "group"), [("INT4_SYM", 64), ("INT4_ASYM", 32), ("INT8_ASYM", -1), ("INT8_SYM", -1)])
+@pytest.mark.parametrize(
+    ("mode", "group"), [("INT4_SYM", 64), ("INT4_ASYM", 32), ("INT8_ASYM", -1), ("INT8_SYM", -1)]
+)
 def test_pieces_have_the_bits_of_the_whole(
     mode: str, group: int, kind: str, reference: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
