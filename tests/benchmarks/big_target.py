@@ -32,6 +32,7 @@ from memory_peak import sampled
 from specport.backends.openvino.paged.cache import BLOCK_SIZE
 from specport.backends.openvino.paged.model import PagedModel, PagedSequence
 
+from specport.core.arrays import Array
 from specport.core.engine import Engine
 from specport.core.policies.drafting import Drafting
 from specport.core.ports import Block, Row
@@ -152,11 +153,24 @@ def context_facts(model: PagedModel, first: PagedSequence, context: int, count: 
         }  # fmt: skip
 
 
-def written(engine: Engine, handle: PagedSequence, tokens: list[int], count: int) -> tuple[list[int], Facts]:
+class Repeat:
+    """Logits processor: the text goes on as it did PROMPT tokens before, as where a model quotes."""
+
+    is_identity = False
+
+    def __call__(self, logits: Array, prefix: Sequence[int]) -> Array:
+        changed = np.array(logits)
+        changed[prefix[len(prefix) - PROMPT]] += 1e4
+        return changed
+
+
+def written(
+    engine: Engine, handle: PagedSequence, tokens: list[int], count: int, quotes: bool
+) -> tuple[list[int], Facts]:
     """Write behind a filled cache; the engine takes it for that of an earlier turn."""
     kept = KeptCache()
     engine._scheduler.caches.keep(kept, handle, tokens[: handle.length])
-    text = Generation(tokens, SamplingParams(), count, kept=kept)
+    text = Generation(tokens, SamplingParams(), count, kept=kept, processors=[Repeat()] if quotes else ())
     began = time.perf_counter()
     for _ in engine.run([text]):
         pass
@@ -174,21 +188,27 @@ def written(engine: Engine, handle: PagedSequence, tokens: list[int], count: int
 def planned(
     loader: Loader, target: Loaded, files: ModelFiles, first: PagedSequence, context: int, count: int
 ) -> Facts:
-    """Return what the planner does at a context, and whether the texts are that of plain decoding."""
+    """Return what the planner does at a context, and whether the texts are that of plain decoding.
+
+    Of two texts one is the random model's own, which no drafter foresees, and one quotes the context.
+    """
     model = target.model
     assert isinstance(model, PagedModel)
     tokenizer = load_tokenizer(files.folder)
     found: Facts = {"context": context}
-    texts = []
     tokens = (ids(model, PROMPT) * -(-context // PROMPT))[:context]
-    for name in ("none", "ngram", "suffix"):
-        policy = build_policy(
-            parse(name), model, tokenizer, {}, drafting=Drafting("planned"), costs=loader.costs(target)
-        )
-        with filled(model, first, context) as handle:
-            text, found[name] = written(Engine(model, policy), handle, [*tokens, tokens[0]], count)
-        texts.append(text)
-    return {**found, "same_text": all(text == texts[0] for text in texts)}
+    for quotes in (False, True):
+        texts, rows = [], {}
+        for name in ("none", "ngram", "suffix"):
+            policy = build_policy(
+                parse(name), model, tokenizer, {}, drafting=Drafting("planned"), costs=loader.costs(target)
+            )
+            with filled(model, first, context) as handle:
+                engine = Engine(model, policy)
+                text, rows[name] = written(engine, handle, [*tokens, tokens[0]], count, quotes)
+            texts.append(text)
+        found["quotes" if quotes else "own text"] = rows | {"same": all(text == texts[0] for text in texts)}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

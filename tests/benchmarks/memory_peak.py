@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 _EVERY = 0.2  # seconds
+_SPARING = 10  # a sample takes long where much is mapped: it waits this many times as long
 _LINE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 
@@ -65,8 +66,11 @@ def sampled() -> Iterator[Peak]:
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:
-        while not done.wait(_EVERY):
+        took = 0.0
+        while not done.wait(max(_EVERY, _SPARING * took)):
+            start = time.perf_counter()
             peak.sample()
+            took = time.perf_counter() - start
 
     began = time.perf_counter()
     peak.sample()
