@@ -111,7 +111,7 @@ def load(
         loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == AUTO else None
     )
     spec, target, tokenizer = together.spec, together.target, together.tokenizer
-    notes += [*together.notes, *target.notes]
+    notes += [*together.notes, *target.notes, *_short_of_memory(target.model)]
     for name, used in ((device, loader), (draft_device, beside)):
         if name not in (None, "auto") and (note := used.profile.mismatch(cpu_name())):
             notes.append(note)
@@ -151,6 +151,17 @@ def _engine(
     verifier = TargetVerifier(target, policy.needs if policy else Needs(), recorder.watch)
     note = "texts are recorded for specport adapt; specport adapt off ends that"
     return Engine(target, policy, verifier, prefixes=prefixes, on_end=recorder.ended), [note]
+
+
+def _short_of_memory(target: Model) -> list[str]:
+    """Return a note for the user where a text of the model's whole context does not fit into its cache."""
+    room, limit = target.room(), target.max_context
+    if room >= limit:
+        return []
+    return [
+        f"there is memory for texts of {room:,} tokens; the model's context holds {limit:,}: free some, or "
+        "allow more with --cache-memory"
+    ]
 
 
 def _check_classifier(spec: DraftSpec) -> None:

@@ -30,6 +30,7 @@ from specport.backends.openvino.static.model import StaticModel
 from specport.backends.openvino.static.runner import StaticRunner
 
 from specport.errors import DeviceError, InvalidInput, ModelError
+from specport.models.source import IR_BIN
 from specport.runtime import memory
 from specport.runtime import numerics as exact
 from specport.runtime.profiles import Profile, cpu_flags
@@ -163,9 +164,9 @@ def _compile(
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
     if options.threads is not None and computes_on(options.profile) == "CPU":
         settings["INFERENCE_NUM_THREADS"] = options.threads
-    # Before the weights are read: mapped weights fill free memory page by page.
-    given = options.cache_bytes
-    cache_bytes = memory.default_share(options.role) if given is None else given
+    # Before the weights are read: mapped weights fill free memory page by page, and kernels repack them.
+    given, weights = options.cache_bytes, (files.folder / IR_BIN).stat().st_size
+    cache_bytes = memory.default_share(options.role, weights) if given is None else given
     model = graph.read_model(files.folder)
     if hybrid := has_recurrent_state(model):
         _check_recurrent(files, options)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from specport.quantize.convert import nncf_progress
+from specport.quantize.convert import disk, nncf_pieces, nncf_progress
 from specport.quantize.text.prompts import CHOOSING
 
 from specport.errors import ModelError
@@ -48,10 +48,10 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
             mode = modes.INT8_SYM if precision.symmetric else modes.INT8_ASYM
             # NNCF compiles a model for each weight to quantise it; NumPy is 4 times as fast, with the same
             # bits.
-            with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"):
+            with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"), nncf_pieces.by_pieces():
                 model = nncf.compress_weights(model, mode=mode)
         else:
-            with nncf_progress.reported(part(progress, 0.7, 0.9)):
+            with nncf_progress.reported(part(progress, 0.7, 0.9)), nncf_pieces.by_pieces():
                 model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
     except nncf.InvalidGroupSizeError as error:
         widths = ", ".join(sorted({*re.findall(r"channel size: (\d+)", str(error))}, key=int))
@@ -71,7 +71,8 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
             "take int8, or int4:channel",
         )
     progress("saving", 0.9)
-    openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    with disk.writing(target):
+        openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     del model
     gc.collect()
 

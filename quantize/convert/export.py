@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import compress, config_file, package_faults, refusals
+from specport.quantize.convert import compress, config_file, disk, package_faults, refusals
 from specport.quantize.convert.from_gguf import config as gguf_config
 from specport.quantize.convert.from_gguf import weights as gguf_weights
 
@@ -66,10 +66,13 @@ def export(
     _as_plain(model)
     if getattr(model.config, "attn_logit_softcapping", None):  # PyTorch's own attention leaves it out
         model.set_attn_implementation("eager")
+    weights = [*model.parameters()]
+    stored = sum(weight.numel() * weight.element_size() for weight in weights)
+    disk.check_room(target, sum(weight.numel() for weight in weights), stored, wanted)
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
-    with refusals.explained(model.config.model_type):
+    with disk.writing(target), refusals.explained(model.config.model_type):
         export_from_model(
             model,
             draft if compressed else target,
@@ -79,7 +82,7 @@ def export(
             patch_16bit_model=_is_16bit(model),
             trust_remote_code=trust_remote_code,
         )
-    del model
+    del model, weights
     gc.collect()
     for path in draft.glob("*.json"):
         shutil.copyfile(path, target / path.name)

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import disk, package_faults
 
 from specport.errors import SpecportError
 from specport.models.bundle import BUNDLE_FILE
@@ -38,7 +38,8 @@ def genai(folder: Path, out: Path, *, link: bool = False) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         converted = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
         for name, model in zip(("tokenizer", "detokenizer"), converted, strict=True):
-            ov.save_model(model, out / f"openvino_{name}.xml")
+            with disk.writing(out):
+                ov.save_model(model, out / f"openvino_{name}.xml")
     return out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import openvino as ov
 from specport.backends.openvino.graph import layers, surgery
+from specport.quantize.convert import disk
 
 from specport.models.atomic import write_json
 from specport.models.json_file import read_json
@@ -26,7 +27,8 @@ def drop_layers(source: Path, target: Path, dropped: Collection[int]) -> None:
             shutil.copyfile(path, target / path.name)
     model = surgery.read_model(source)
     layers.drop(model, dropped)
-    ov.save_model(model, target / IR_XML, compress_to_fp16=False)
+    with disk.writing(target):
+        ov.save_model(model, target / IR_XML, compress_to_fp16=False)
     config = read_json(source / "config.json")
     text = config.get("text_config")
     for table in (config, text if isinstance(text, dict) else {}):

@@ -114,6 +114,9 @@ class Scheduler:
                 if not self._reclaim(generation.kept):
                     if self.running:
                         return
+                    if not self._readable(generation):
+                        generation.finish_reason = "length"  # before hours are spent on what is read
+                        return  # the next round admits others
                     break  # a single sequence gets all the memory
             generation.admitted(self._opened(generation))
             self.running.append(self.waiting.popleft())
@@ -127,6 +130,12 @@ class Scheduler:
         if handle is None and prefixes is not None:
             held = prefixes.held(generation.known)
         return self._model.room(handle) >= min(wanted, self._model.max_context) - held
+
+    def _readable(self, generation: Generation) -> bool:
+        """Return whether the free memory holds the sequence's tokens."""
+        handle = generation.kept.handle if generation.kept else None
+        held = handle.length if handle is not None else 0
+        return self._model.room(handle) + held >= len(generation.tokens)
 
     def _opened(self, generation: Generation) -> CacheHandle:
         """Return the sequence's kept cache, cut to the common prefix with its tokens, or a new cache.

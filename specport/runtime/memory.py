@@ -13,6 +13,7 @@ from specport.errors import InvalidInput
 
 # A target's cache holds whole conversations. A draft is smaller, and is loaded after its target.
 _SHARES = {"target": 0.4, "draft": 0.2}
+_LEAST_SHARE = 0.1  # of free memory that is counted as free beside the weights
 _UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
@@ -82,9 +83,14 @@ def _left(group: Path, limit_name: str, usage_name: str, dropped_name: str) -> i
         return None
 
 
-def default_share(role: Literal["target", "draft"]) -> int:
-    """Return the bytes that the cache of a model in this role may take: a share of what is free now."""
-    return int(_SHARES[role] * free_bytes())
+def default_share(role: Literal["target", "draft"], weights: int = 0) -> int:
+    """Return the bytes that the cache of a model in this role may take: a share of what is free.
+
+    weights: bytes of its weights, where they are not in memory yet. A model that takes all that is free gets
+    a small cache rather than none, as estimates of free memory are rough.
+    """
+    free = free_bytes()
+    return int(_SHARES[role] * max(free - weights, free * _LEAST_SHARE))
 
 
 def kept_share(cache_bytes: int) -> int:

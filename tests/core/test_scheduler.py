@@ -132,6 +132,7 @@ def test_a_prompt_that_the_cache_cannot_hold_ends_and_those_behind_it_go_on() ->
     generations = [begin(long(60)), begin([1], 20), begin([2], 20)]
     assert run(Engine(target), *generations) == [[], target.greedy([1], 20), target.greedy([2], 20)]
     assert generations[0].finish_reason == "length" and target.num_open == 0
+    assert {*target.widths} == {1}  # those of the other two: nothing of the first was read
 
 
 def test_admission_waits_until_there_is_room() -> None:

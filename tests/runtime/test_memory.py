@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from support.toy_backend import toy_backend  # noqa: F401  (a fixture)
 
+import specport
 from specport.errors import InvalidInput
 from specport.runtime import memory
 
@@ -21,6 +23,11 @@ def _free(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shares_are_of_what_is_free() -> None:
     assert memory.free_bytes() == 10**10
     assert (memory.default_share("target"), memory.default_share("draft")) == (4 * 10**9, 2 * 10**9)
+
+
+def test_weights_that_are_still_to_be_read_are_not_free() -> None:
+    assert memory.default_share("target", 5 * 10**9) == 2 * 10**9
+    assert memory.default_share("target", 11 * 10**9) == 4 * 10**8
 
 
 @pytest.mark.parametrize(
@@ -109,3 +116,12 @@ def test_the_limit_of_a_container_counts_on_linux(
     for platform, free in (("linux", expected), ("win32", 10**10)):
         monkeypatch.setattr(memory.sys, "platform", platform)
         assert memory.free_bytes() == free
+
+
+@pytest.mark.usefixtures("toy_backend")
+def test_who_has_no_memory_for_the_whole_context_is_told() -> None:
+    with specport.load(device="xeon", draft="none", cache_memory="1KB") as pipeline:
+        (note,) = pipeline.notes
+        assert "texts of 1,000 tokens" in note and "holds 2,300" in note and "--cache-memory" in note
+    with specport.load(device="xeon", draft="none", cache_memory="3KB") as pipeline:
+        assert pipeline.notes == []

@@ -30,9 +30,9 @@ def texts() -> tuple[list[str], list[str]]:
 def files(folder: Path) -> None:
     sys.path.insert(0, str(HERE.parent))
     import torch
-    from specport.quantize.convert import broken_torchvision
+    from specport.quantize.convert import package_faults
 
-    broken_torchvision.hide()
+    package_faults.mend()
     from specport.quantize.convert.from_gguf import config as gguf_config
 
     from specport.text import gguf_splits

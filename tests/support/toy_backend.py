@@ -21,7 +21,7 @@ class Tokenizer(ToyTokenizer):
 
 
 class ToyBackend:
-    """Loads a toy for any name; a draft is a noisier one.
+    """Loads a toy for any name; a draft is a noisier one. A token takes a byte of the cache's memory.
 
     keyed:   whether costs can be kept. step_seconds: of a target.
     prepare: called as `Loaded.prepare` with the model's name; None = there is nothing to prepare.
@@ -38,7 +38,9 @@ class ToyBackend:
         self.loaded.append(files.name)
         noise = 0.4 if options.role == "draft" else 0.0
         seconds = 0.0002 if options.role == "draft" else self.step_seconds
-        model = ToyModel(noise=noise, max_context=2300, step_seconds=seconds)
+        model = ToyModel(
+            noise=noise, max_context=2300, step_seconds=seconds, cache_tokens=options.cache_bytes
+        )
         if options.exit_layer:  # the later the exit, the better it guesses
             layer = options.exit_layer
             model = ToyExitModel(
