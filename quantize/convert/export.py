@@ -64,8 +64,6 @@ def export(
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
     _as_plain(model)
-    if getattr(model.config, "attn_logit_softcapping", None):  # PyTorch's own attention leaves it out
-        model.set_attn_implementation("eager")
     weights = [*model.parameters()]
     stored = sum(weight.numel() * weight.element_size() for weight in weights)
     disk.check_room(target, sum(weight.numel() for weight in weights), stored, wanted)
