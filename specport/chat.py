@@ -10,6 +10,7 @@ from specport.core.engine import Engine
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import InvalidInput
 from specport.options import GenerationOptions
+from specport.request import TextRequest
 from specport.stream import Result, Stream, finished
 from specport.text.detokenize import TextStream
 
@@ -27,11 +28,11 @@ class Speaker(Protocol):
     @property
     def engine(self) -> Engine: ...
 
-    def encode(self, prompt: Sequence[Message], options: GenerationOptions) -> list[int]: ...
+    def request(self, prompt: Sequence[Message], options: GenerationOptions) -> TextRequest: ...
 
-    def begin(
-        self, ids: list[int], options: GenerationOptions, text: TextStream, kept: KeptCache | None = None
-    ) -> Generation: ...
+    def text_of(self, request: TextRequest) -> TextStream: ...
+
+    def begin(self, request: TextRequest, text: TextStream, kept: KeptCache | None = None) -> Generation: ...
 
 
 @dataclass
@@ -88,9 +89,9 @@ class Chat:
         if self._turn is not None:
             raise InvalidInput("the last answer is still being written", "read or close its stream first")
         asked = [*self._messages, {"role": "user", "content": text}]
-        ids = self._pipeline.encode(asked, self._options)
-        output = TextStream(self._pipeline.tokenizer, self._options.stop)
-        generation = self._pipeline.begin(ids, self._options, output, self._kept)
+        request = self._pipeline.request(asked, self._options)
+        output = self._pipeline.text_of(request)
+        generation = self._pipeline.begin(request, output, self._kept)
         self._turn = turn = _Turn(asked, generation, output)
 
         def record(result: Result) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -13,23 +13,14 @@ from specport.core.policies.drafting import Drafting
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import InvalidInput, PromptTooLong
 from specport.options import GenerationOptions
+from specport.request import TextRequest
 from specport.stream import Result, Stream, finished
 from specport.text.detokenize import TextStream
 from specport.text.grammar.matcher import GrammarConstraint, Vocabulary
 from specport.text.tokenizer import Tokenizer
-from specport.text.tools.session import ToolSession, prepare
+from specport.text.tools.session import prepare
 
 Prompt = str | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Hold a prompt's token ids, how to answer it, and where its answer's text is collected."""
-
-    ids: list[int]
-    options: GenerationOptions
-    text: TextStream
-    tools: ToolSession | None = None
 
 
 class Pipeline:
@@ -89,9 +80,10 @@ class Pipeline:
         if not _is_batch(prompt):
             return self.stream(prompt, **options).result
         parsed = GenerationOptions.parse(options)
-        asked = [self._asked(p, parsed) for p in prompt]  # check all prompts before any generation starts
+        asked = [self.request(p, parsed) for p in prompt]  # check all prompts before any generation starts
         engine = self.engine
-        generations = [self.begin(a.ids, a.options, a.text) for a in asked]
+        texts = [self.text_of(request) for request in asked]
+        generations = [self.begin(request, text) for request, text in zip(asked, texts, strict=True)]
         try:
             for _ in engine.run(generations):
                 pass
@@ -99,13 +91,16 @@ class Pipeline:
             for generation in generations:
                 generation.cancel()
             engine.tidy()
-        return [finished(g, a.text, a.tools) for g, a in zip(generations, asked, strict=True)]
+        return [
+            finished(generation, text, request.tools)
+            for generation, text, request in zip(generations, texts, asked, strict=True)
+        ]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Generate for one prompt and return a stream of chunks, one per commit."""
-        asked = self._asked(prompt, GenerationOptions.parse(options))
-        generation = self.begin(asked.ids, asked.options, asked.text)
-        return Stream(self.engine, generation, asked.text, tools=asked.tools)
+        request = self.request(prompt, GenerationOptions.parse(options))
+        text = self.text_of(request)
+        return Stream(self.engine, self.begin(request, text), text, tools=request.tools)
 
     def chat(self, system: str | None = None, **options: Any) -> Chat:
         """Start a conversation that keeps its cache between turns."""
@@ -114,19 +109,15 @@ class Pipeline:
             raise InvalidInput("a chat has no tools", "use generate or stream with the list of messages")
         return Chat(self, parsed, system)
 
-    def encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
-        """Return the token ids of a prompt. Raises InvalidInput when it is empty or too long."""
-        return self._asked(prompt, options).ids
-
-    def _asked(self, prompt: Prompt, options: GenerationOptions) -> _Asked:
-        text = TextStream(self.tokenizer, options.stop)
+    def request(self, prompt: Prompt, options: GenerationOptions) -> TextRequest:
+        """Return a prompt in tokens. Raises InvalidInput when it is empty or too long."""
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise InvalidInput("the prompt is empty", 'give a text, as in: specport run "Hello"')
             if options.raw or not self.tokenizer.has_chat_template:
                 if options.tools:
                     raise InvalidInput("tools need a chat template", "leave out raw, or choose a chat model")
-                return _Asked(self.fitting(self.tokenizer.encode(prompt)), options, text)
+                return TextRequest(self.fitting(self.tokenizer.encode(prompt)), options)
             prompt = [{"role": "user", "content": prompt}]
             if options.system is not None:
                 prompt = [{"role": "system", "content": options.system}, *prompt]
@@ -138,14 +129,17 @@ class Pipeline:
                 'a message is {"role": "user", "content": "..."}; a batch is a list of either',
             )
         if not options.tools and not any(m.get("role") == "tool" or m.get("tool_calls") for m in prompt):
-            return _Asked(self.fitting(self.tokenizer.chat(prompt)), options, text)
+            return TextRequest(self.fitting(self.tokenizer.chat(prompt)), options)
         tools = prepare(
             prompt, options.tools, options.tool_choice, self.tokenizer,
             parallel=options.parallel_tool_calls, grammar=options.grammar,
         )  # fmt: skip
-        text = TextStream(self.tokenizer, options.stop, tools.shown)
-        ids = self.fitting(tools.prompt)
-        return _Asked(ids, replace(options, grammar=tools.grammar), text, tools)
+        return TextRequest(self.fitting(tools.prompt), replace(options, grammar=tools.grammar), tools)
+
+    def text_of(self, request: TextRequest) -> TextStream:
+        """Return where the text of an answer is collected."""
+        shown = request.tools.shown if request.tools else frozenset[int]()
+        return TextStream(self.tokenizer, request.options.stop, shown)
 
     def fitting(self, ids: list[int]) -> list[int]:
         """Return the ids of a prompt. Raises PromptTooLong where the context has no room for an answer."""
@@ -159,8 +153,7 @@ class Pipeline:
 
     def begin(
         self,
-        ids: list[int],
-        options: GenerationOptions,
+        request: TextRequest,
         text: TextStream,
         kept: KeptCache | None = None,
         max_draft_tokens: int | None = None,
@@ -169,6 +162,7 @@ class Pipeline:
 
         max_draft_tokens: see `Generation`; 0 = plain decoding.
         """
+        ids, options = request.ids, request.options
         return Generation(
             tokens=list(ids),
             params=options,

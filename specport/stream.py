@@ -61,6 +61,32 @@ class Result:
         return explain(self.metrics)
 
 
+class Chunks:
+    """Make chunks of what has become final since the last one."""
+
+    def __init__(self, generation: Generation, text: TextStream) -> None:
+        self._generation, self._text = generation, text
+        self._num_given = 0  # tokens whose log-probabilities were given out
+
+    def take(self) -> Chunk | None:
+        """Return the next chunk; None where no text has become final."""
+        return self._chunk(self._text.take())
+
+    def finish(self) -> Chunk | None:
+        """Return the last chunk of a generation that has ended; None where nothing is left."""
+        return self._chunk(self._text.finish())
+
+    def _chunk(self, spans: tuple[Span, ...]) -> Chunk | None:
+        if not spans:
+            return None
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self._generation.logprobs is not None:
+            given = self._text.num_given
+            logprobs = tuple(self._generation.token_logprobs[self._num_given : given])
+            self._num_given = given
+        return Chunk("".join(text for text, _ in spans), spans, logprobs)
+
+
 class Stream:
     """Iterate over the chunks of one generation. `result` is available at the end.
 
@@ -83,7 +109,7 @@ class Stream:
         self._engine, self._text, self._on_end = engine, text, on_end
         self._commits = engine.run([generation])
         self._result: Result | None = None
-        self._num_given = 0  # tokens whose log-probabilities were given out
+        self._chunks = Chunks(generation, text)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -93,23 +119,15 @@ class Stream:
             raise StopIteration
         try:
             for _ in self._commits:
-                if spans := self._text.take():
-                    return self._chunk(spans)
+                if chunk := self._chunks.take():
+                    return chunk
         except BaseException:  # Ctrl-C too: the text so far becomes the result
             self.close()
             raise
-        if spans := self._text.finish():
-            return self._chunk(spans)
+        if chunk := self._chunks.finish():
+            return chunk
         self.close()
         raise StopIteration
-
-    def _chunk(self, spans: tuple[Span, ...]) -> Chunk:
-        logprobs: tuple[TokenLogprob, ...] = ()
-        if self._generation.logprobs is not None:
-            given = self._text.num_given
-            logprobs = tuple(self._generation.token_logprobs[self._num_given : given])
-            self._num_given = given
-        return Chunk("".join(text for text, _ in spans), spans, logprobs)
 
     def cancel(self) -> None:
         """Stop before the next step. The text up to then becomes the result."""
