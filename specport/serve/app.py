@@ -18,7 +18,7 @@ from specport.serve.answer import Answer, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.body import BodyReader, parse
 from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, response
-from specport.serve.openai.generation import Asked, read_chat, read_completion, unknown_model
+from specport.serve.openai.generation import Asked, RequestReader
 from specport.serve.openai.replies import Replies
 from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.service import Busy, NotReady, Service
@@ -26,7 +26,7 @@ from specport.serve.settings import Sampling
 
 GONE = 499  # nginx's status for a client that did not wait; nobody reads it
 _log = logging.getLogger(__name__)
-Reader = Callable[..., Asked]
+Reader = Callable[[dict[str, Any]], Asked]
 
 
 def make_app(
@@ -69,8 +69,9 @@ class _Api:
     """The routes."""
 
     def __init__(self, service: Service, name: str, sampling: Sampling) -> None:
-        self._service, self._name, self._sampling = service, name, sampling
         limits = service.limits
+        self._service, self._name = service, name
+        self._reader = RequestReader(service.pipeline, name, limits, sampling)
         self._bodies = BodyReader(limits.max_body, limits.max_bodies, limits.body_seconds)
         self._created = int(time.time())
 
@@ -87,7 +88,7 @@ class _Api:
 
     async def model(self, asked: str) -> Response:
         if asked != self._name:
-            raise unknown_model(asked, self._name)
+            raise self._reader.unknown_model(asked)
         return JsonResponse(self._card())
 
     def _card(self) -> dict[str, Any]:
@@ -103,10 +104,10 @@ class _Api:
         )
 
     async def chat(self, request: Request) -> Response:
-        return await self._answered(request, read_chat)
+        return await self._answered(request, self._reader.chat)
 
     async def completions(self, request: Request) -> Response:
-        return await self._answered(request, read_completion)
+        return await self._answered(request, self._reader.completion)
 
     async def _answered(self, request: Request, read: Reader) -> Response:
         try:
@@ -126,17 +127,9 @@ class _Api:
     async def _answer(self, request: Request, read: Reader) -> Response:
         service = self._service
         data = await self._bodies.read(request)
-        asked = await service.prepared(
-            lambda: read(
-                parse(data, service.limits.max_depth),
-                service.pipeline,
-                self._name,
-                service.limits,
-                self._sampling,
-            )
-        )
-        prompts = [ids for ids in asked.prompts for _ in range(asked.n)]
-        answer = service.answer(request.scope[CLIENT], prompts, asked.options, asked.max_draft_tokens)
+        asked = await service.prepared(lambda: read(parse(data, service.limits.max_depth)))
+        client = request.scope[CLIENT]
+        answer = service.answer(client, asked.prompts, asked.options, asked.max_draft_tokens)
         drafts = asked.max_draft_tokens != 0 and service.pipeline.engine.policy is not None
         replies = Replies(self._name, chat=asked.chat, n=asked.n, speculative=drafts)
         if asked.stream:

@@ -124,7 +124,7 @@ class Service:
             text = TextStream(self.pipeline.tokenizer, each.stop)
             generation = self.pipeline.begin(ids, each, text, max_draft_tokens=max_draft_tokens)
             choices.append(Choice(index, generation, text))
-        self.metrics.request(len(choices), options[0].max_new_tokens)
+        self.metrics.request(len(choices), choices[0].generation.max_new_tokens)
         self._num_answers += 1
         self._idle.clear()
         return Answer(

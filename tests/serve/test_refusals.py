@@ -121,7 +121,7 @@ def test_fields_that_change_no_answer_are_ignored() -> None:
         (b'{"prompt": [[]]}', "prompt"), (b'{"prompt": ["a", 3]}', "prompt"),
         (b'{"prompt": [1, true]}', "prompt"),
         (b'{"prompt": [11]}', "below 11"), (b'{"prompt": [-1]}', "below 11"), (b'{"prompt": 7}', "prompt"),
-        (b'{"prompt": ["a", "b", "c", "d", "e"]}', "more than 4"), (b'{"prompt": {"a": 1}}', "prompt"),
+        (b'{"prompt": ["a", "b", "c", "d", "e"]}', "at most 4"), (b'{"prompt": {"a": 1}}', "prompt"),
     ],
 )  # fmt: skip
 def test_bodies_that_are_no_request(body: bytes, said: str) -> None:

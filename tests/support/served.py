@@ -119,6 +119,7 @@ def listening(
     limits = limits or Limits()
     service = Service(pipeline, limits, ServerMetrics(NAME))
     bound = server.bind("127.0.0.1", 0)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # a reader that stops is noticed soon
     server.listen(bound)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     made = server.make_server(make_app(service, NAME, **options), service, limits, access_log=False)

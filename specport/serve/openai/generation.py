@@ -25,83 +25,117 @@ _Request = TypeVar("_Request", ChatRequest, CompletionRequest)
 class Asked:
     """Hold a request that was checked.
 
-    prompts: token ids; each is answered by `n` sequences with these options. They are numbered by prompt.
+    prompts: token ids, one prompt for each sequence. options: of each sequence.
     chat:    whether it came with messages.
+    n:       sequences with the same prompt, which stand side by side.
     max_draft_tokens: see `Generation`.
     """
 
     prompts: tuple[list[int], ...]
     options: tuple[GenerationOptions, ...]
     chat: bool
-    n: int = 1
-    max_draft_tokens: int | None = None
-    stream: bool = False
-    include_usage: bool = False
+    n: int
+    max_draft_tokens: int | None
+    stream: bool
+    include_usage: bool
 
 
-def read_chat(
-    body: Mapping[str, Any], pipeline: Pipeline, name: str, limits: Limits, sampling: Sampling
-) -> Asked:
-    """Check a request with messages. Raises ApiError."""
-    request = _validated(ChatRequest, body, name)
-    if not request.messages:
-        raise bad_request("messages is empty", "messages", "invalid_value")
-    if not pipeline.tokenizer.has_chat_template:
-        raise bad_request("this model has no chat template; use /v1/completions", "messages")
-    # Templates know system; developer is OpenAI's newer name for it.
-    messages = [
-        {
-            **message.model_dump(exclude={"refusal"}, exclude_none=True),
-            "content": message.content if message.content is not None else message.refusal or "",
-            "role": "system" if message.role == "developer" else message.role,
-        }
-        for message in request.messages
-    ]
-    ids = _encoded(partial(pipeline.encode, messages, GenerationOptions()), "messages")
-    room = pipeline.engine.model.max_context - len(ids)
-    return _asked(request, (ids,), request.most_tokens or room, pipeline, limits, sampling)
+class RequestReader:
+    """Check requests to one model. Thread-safe.
 
+    name: of the model, as clients ask for it. sampling: of requests that do not say how.
+    """
 
-def read_completion(
-    body: Mapping[str, Any], pipeline: Pipeline, name: str, limits: Limits, sampling: Sampling
-) -> Asked:
-    """Check a request with prompts. Raises ApiError."""
-    request = _validated(CompletionRequest, body, name)
-    if len(request.prompt) > limits.choices:
-        raise bad_request(f"prompt has more than {limits.choices} texts", "prompt", "invalid_value")
-    vocab, raw = pipeline.engine.model.vocab_size, GenerationOptions(raw=True)
-    prompts = []
-    for prompt in request.prompt:
+    def __init__(self, pipeline: Pipeline, name: str, limits: Limits, sampling: Sampling) -> None:
+        self.name = name
+        self._pipeline, self._limits, self._sampling = pipeline, limits, sampling
+        self._model = pipeline.engine.model
+
+    def chat(self, body: Mapping[str, Any]) -> Asked:
+        """Check a request with messages. Raises ApiError."""
+        request = self._validated(ChatRequest, body)
+        if not request.messages:
+            raise bad_request("messages is empty", "messages", "invalid_value")
+        if not self._pipeline.tokenizer.has_chat_template:
+            raise bad_request("this model has no chat template; use /v1/completions", "messages")
+        options = self._options(request, 1, request.most_tokens or self._model.max_context)
+        messages = [message.for_template() for message in request.messages]
+        ids = _encoded(partial(self._pipeline.encode, messages, options[0]), "messages")
+        return _asked(request, [ids], options, chat=True)
+
+    def completion(self, body: Mapping[str, Any]) -> Asked:
+        """Check a request with prompts. Raises ApiError."""
+        request = self._validated(CompletionRequest, body)
+        options = self._options(request, len(request.prompt), request.most_tokens or COMPLETION_TOKENS)
+        prompts = [self._prompt(prompt) for prompt in request.prompt]
+        return _asked(request, prompts, options, chat=False)
+
+    def unknown_model(self, asked: str) -> ApiError:
+        """Return the error for a model that is not this one."""
+        message = f"there is no model {asked!r} here; this server has {self.name!r}"
+        return ApiError(404, message, code="model_not_found", param="model")
+
+    def _validated(self, kind: type[_Request], body: Mapping[str, Any]) -> _Request:
+        try:
+            request = kind.model_validate(without_unsupported(body))
+        except ValidationError as error:
+            raise from_validation(error) from None
+        if request.model is not None and request.model != self.name:
+            raise self.unknown_model(request.model)
+        if request.stream_options is not None and not request.stream:
+            raise bad_request("stream_options needs stream: true", "stream_options", "invalid_value")
+        return request
+
+    def _prompt(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            prompts.append(_encoded(partial(pipeline.encode, prompt, raw), "prompt"))
-        elif not all(0 <= token < vocab for token in prompt):
-            raise bad_request(f"prompt: token ids must be below {vocab}", "prompt", "invalid_value")
-        else:
-            prompts.append(_encoded(partial(pipeline.fitting, prompt), "prompt"))
-    most = request.most_tokens or COMPLETION_TOKENS
-    return _asked(request, tuple(prompts), most, pipeline, limits, sampling)
+            return _encoded(partial(self._pipeline.encode, prompt, GenerationOptions(raw=True)), "prompt")
+        if not all(0 <= token < self._model.vocab_size for token in prompt):
+            below = f"prompt: token ids must be below {self._model.vocab_size}"
+            raise bad_request(below, "prompt", "invalid_value")
+        return _encoded(partial(self._pipeline.fitting, prompt), "prompt")
 
+    def _options(self, request: Request, num_prompts: int, most: int) -> tuple[GenerationOptions, ...]:
+        """Return the options of each sequence. Raises ApiError where a limit is passed."""
+        count = num_prompts * (request.n or 1)
+        self._check(request, count)
+        common = self._common(request) | {"max_new_tokens": most}
+        first = request.seed
+        # Each sequence has a seed of its own; else all answers to a prompt would be the same.
+        seeds = [None if first is None else (first + i) % 2**64 for i in range(count)]
+        try:
+            return tuple(GenerationOptions.parse({**common, "seed": seed}) for seed in seeds)
+        except InvalidInput as error:
+            raise from_input(error) from error
 
-def _validated(kind: type[_Request], body: Mapping[str, Any], name: str) -> _Request:
-    """Return the request. Raises ApiError where a field is wrong, or where it asks for another model."""
-    try:
-        request = kind.model_validate(without_unsupported(body))
-    except ValidationError as error:
-        raise from_validation(error) from None
-    if request.model is not None and request.model != name:
-        raise unknown_model(request.model, name)
-    if request.stream_options is not None and not request.stream:
-        raise bad_request("stream_options needs stream: true", "stream_options", "invalid_value")
-    return request
+    def _check(self, request: Request, count: int) -> None:
+        limits, vocab = self._limits, self._model.vocab_size
+        longest = max(map(len, request.stop), default=0)
+        for wrong, name, rule in (
+            (count > limits.choices, "n", f"at most {limits.choices} answers to a request"),
+            (len(request.stop) > limits.max_stop, "stop", f"at most {limits.max_stop} texts"),
+            (longest > limits.max_stop_length, "stop", f"at most {limits.max_stop_length} characters"),
+            (len(request.logit_bias) > limits.max_bias, "logit_bias", f"at most {limits.max_bias} entries"),
+            (any(t >= vocab for t in request.logit_bias), "logit_bias", f"token ids must be below {vocab}"),
+        ):
+            if wrong:
+                raise bad_request(f"{name}: {rule}", name, "invalid_value")
 
-
-def unknown_model(asked: str, name: str) -> ApiError:
-    return ApiError(
-        404,
-        f"there is no model {asked!r} here; this server has {name!r}",
-        code="model_not_found",
-        param="model",
-    )
+    def _common(self, request: Request) -> dict[str, Any]:
+        """Return the options that all sequences of a request share. None = the library's default."""
+        chosen = vars(self._sampling).copy()
+        chosen.update({name: getattr(request, name) for name in chosen if getattr(request, name) is not None})
+        if chosen["top_p"] == 0:  # OpenAI's API allows it: only the likeliest token is left
+            chosen["top_p"], chosen["temperature"] = 1.0, 0.0
+        return {
+            **chosen,
+            "top_k": max(0, chosen["top_k"]),  # vLLM's -1 is off, too
+            "frequency_penalty": request.frequency_penalty,
+            "presence_penalty": request.presence_penalty,
+            "logit_bias": request.logit_bias,
+            "min_new_tokens": request.min_tokens,
+            "ignore_eos": request.ignore_eos,
+            "stop": tuple(request.stop),
+        }
 
 
 def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:
@@ -112,66 +146,18 @@ def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:
 
 
 def _asked(
-    request: Request,
-    prompts: tuple[list[int], ...],
-    most: int,
-    pipeline: Pipeline,
-    limits: Limits,
-    sampling: Sampling,
+    request: Request, prompts: list[list[int]], options: tuple[GenerationOptions, ...], *, chat: bool
 ) -> Asked:
-    n = request.n or 1
-    vocab = pipeline.engine.model.vocab_size
-    for wrong, name, rule in (
-        (n * len(prompts) > limits.choices, "n", f"at most {limits.choices} answers to a request"),
-        (len(request.stop) > limits.max_stop, "stop", f"at most {limits.max_stop} texts"),
-        (
-            any(len(text) > limits.max_stop_length for text in request.stop),
-            "stop",
-            f"at most {limits.max_stop_length} characters",
-        ),
-        (len(request.logit_bias) > limits.max_bias, "logit_bias", f"at most {limits.max_bias} entries"),
-        (any(t >= vocab for t in request.logit_bias), "logit_bias", f"token ids must be below {vocab}"),
-    ):
-        if wrong:
-            raise bad_request(f"{name}: {rule}", name, "invalid_value")
-    common = _options(request, most, sampling)
-    try:
-        # Each sequence has a seed of its own; else all answers to a prompt would be the same.
-        seeds = [
-            None if request.seed is None else (request.seed + i) % 2**64 for i in range(n * len(prompts))
-        ]
-        options = tuple(GenerationOptions.parse({**common, "seed": seed}) for seed in seeds)
-    except InvalidInput as error:
-        raise from_input(error) from error
-    speculative = request.speculative
-    plain = speculative is not None and speculative.draft == "none"
+    n, speculative = request.n or 1, request.speculative
+    drafts = None if speculative is None else speculative.num_draft_tokens
+    if speculative is not None and speculative.draft == "none":
+        drafts = 0
     return Asked(
-        prompts,
-        options,
-        isinstance(request, ChatRequest),
-        n,
-        0 if plain else speculative.num_draft_tokens if speculative is not None else None,
-        bool(request.stream),
-        bool(request.stream_options and request.stream_options.include_usage),
+        prompts=tuple(ids for ids in prompts for _ in range(n)),
+        options=options,
+        chat=chat,
+        n=n,
+        max_draft_tokens=drafts,
+        stream=bool(request.stream),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
-
-
-def _options(request: Request, most: int, sampling: Sampling) -> dict[str, Any]:
-    """Return the fields of `GenerationOptions` but the seed. None = its own default."""
-    given = {name: getattr(request, name) for name in vars(sampling)}
-    chosen = {
-        name: default if given[name] is None else given[name] for name, default in vars(sampling).items()
-    }
-    if chosen["top_p"] == 0:  # OpenAI's API allows it: only the likeliest token is left
-        chosen["top_p"], chosen["temperature"] = 1.0, 0.0
-    return {
-        **chosen,
-        "top_k": max(0, chosen["top_k"]),  # vLLM's -1 is off, too
-        "frequency_penalty": request.frequency_penalty,
-        "presence_penalty": request.presence_penalty,
-        "logit_bias": request.logit_bias,
-        "min_new_tokens": request.min_tokens,
-        "ignore_eos": request.ignore_eos,
-        "max_new_tokens": most,
-        "stop": tuple(request.stop),
-    }

@@ -98,6 +98,13 @@ class Message(_Strict):
     name: str | None = None
     refusal: str | None = None
 
+    def for_template(self) -> dict[str, Any]:
+        """Return the message as chat templates know it: OpenAI's newer role developer is the old system."""
+        found = self.model_dump(exclude={"refusal"}, exclude_none=True)
+        found["role"] = "system" if self.role == "developer" else self.role
+        found["content"] = self.content if self.content is not None else self.refusal or ""
+        return found
+
 
 class Request(_Strict):
     """What both endpoints take. None = the server's default."""
