@@ -64,20 +64,23 @@ def export(
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
     _as_plain(model)
-    if getattr(model.config, "attn_logit_softcapping", None):  # PyTorch's own attention leaves it out
-        model.set_attn_implementation("eager")
     progress("converting to OpenVINO", 0.4)
     draft = target / "uncompressed"
     compressed = wanted.base.startswith("int")
-    export_from_model(
-        model,
-        draft if compressed else target,
-        task="text-generation-with-past",
-        ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
-        stateful=True,
-        patch_16bit_model=_is_16bit(model),
-        trust_remote_code=trust_remote_code,
-    )
+    try:
+        export_from_model(
+            model,
+            draft if compressed else target,
+            task="text-generation-with-past",
+            ov_config=OVConfig(dtype="fp32" if compressed else wanted.base),
+            stateful=True,
+            patch_16bit_model=_is_16bit(model),
+            trust_remote_code=trust_remote_code,
+        )
+    except (ValueError, NotImplementedError) as error:  # an architecture that it does not know
+        raise ModelError(
+            f"{source} cannot be converted to OpenVINO: {_reason(error)}", "try --device torch-cpu"
+        ) from error
     del model
     gc.collect()
     for path in draft.glob("*.json"):

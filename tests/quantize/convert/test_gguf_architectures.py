@@ -72,7 +72,10 @@ CHANGED = {  # what transformers' own loader leaves out
     "llama all heads alike": ("llama", {"num_key_value_heads": 4}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "qwen2moe wide": ("qwen2moe", {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 64}),
-    "falcon 7B": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 1}),
+    "falcon 7B": (
+        "falcon",
+        {"new_decoder_architecture": False, "num_kv_heads": 1, "num_ln_in_parallel_attn": None},
+    ),
     "falcon one norm": ("falcon", {"num_ln_in_parallel_attn": 1}),
     "stablelm in sequence": ("stablelm", {"use_parallel_residual": False, "partial_rotary_factor": 0.25}),
     "stablelm in parallel": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": False}),
