@@ -117,7 +117,6 @@ def _has(values: Values, ending: str) -> bool:
 
 
 def _llama(values: Values) -> Entries:
-    values.get("attention.sliding_window")  # Mistral's; llama.cpp does not apply it either
     biases = {"attention_bias": _has(values, "attn_q.bias"), "mlp_bias": _has(values, "ffn_up.bias")}
     return {**_decoder(values), **biases}
 

@@ -137,7 +137,6 @@ def test_a_model_that_is_not_whole_is_refused(arch, tmp_path):
         ("llama", {"llama__expert_count": 8}, "llama.expert_count is not supported"),
         ("llama", {"llama__attention__scale": 0.5}, "llama.attention.scale is not supported"),
         ("llama", {"llama__logit_scale": 0.5}, "llama.logit_scale is not supported"),
-        ("qwen2", {"qwen2__attention__sliding_window": 32}, "sliding_window is not supported"),
         ("mamba", {"mamba__ssm__dt_b_c_rms": True}, "ssm.dt_b_c_rms is not supported"),
         ("llama", {"llama__rope__scaling__type": "mrope"}, "rope scaling 'mrope' is not supported"),
         ("llama", {"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8"),
