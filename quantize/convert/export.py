@@ -157,7 +157,7 @@ def _load_gguf(source: Path, target: Path) -> Any:
         config = AutoConfig.for_model(**entries)
         big = 4 * sum(tensor.elements for tensor in header.tensors.values()) > FLOAT32_BYTES
         dtype = torch.float16 if big else torch.float32
-        gguf_split.write_weights(header, slim, gguf_config.numbers(header, config))
+        gguf_split.write_weights(header, slim, config.vocab_size)
         return gguf_weights.load(slim, header, config, dtype, half=big)
     except (ModelError, MemoryError, OSError):
         raise

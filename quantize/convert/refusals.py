@@ -26,6 +26,8 @@ def explained(kind: str) -> Iterator[None]:
         yield
     except (SpecportError, MemoryError, OSError):
         raise
+    except (ValueError, NotImplementedError) as error:
+        raise _refusal(str(error), kind) from error
     except RuntimeError as error:
         found = _CAUSE.search(str(error))
         if found is None:
@@ -33,13 +35,9 @@ def explained(kind: str) -> Iterator[None]:
         raise ModelError(
             f"{kind} models like this one cannot be traced: {found[1]}", _OTHER_RUNTIME
         ) from error
-    except ValueError as error:
-        if (refusal := _refusal(str(error), kind)) is None:
-            raise
-        raise refusal from error
 
 
-def _refusal(text: str, kind: str) -> ModelError | None:
+def _refusal(text: str, kind: str) -> ModelError:
     optimum = f"optimum-intel {metadata.version('optimum-intel')}"
     if found := _VERSION.search(text):
         sign = ">=" if found[1] == "Minimum" else "<="
@@ -50,4 +48,5 @@ def _refusal(text: str, kind: str) -> ModelError | None:
         )
     if any(words in text for words in _UNKNOWN):
         return ModelError(f"{optimum} does not convert {kind} models", _OTHER_RUNTIME)
-    return None
+    reason = (text.strip().splitlines() or ["no reason is given"])[0][:300]
+    return ModelError(f"{kind} models like this one cannot be converted: {reason}", _OTHER_RUNTIME)

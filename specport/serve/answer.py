@@ -11,11 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sequence import Generation
+from specport.request import TextRequest
 from specport.serve.admission import Admission, Ticket
 from specport.serve.worker import Job
-from specport.stream import Result, finished
+from specport.stream import Chunk, Chunks, Result, finished
 from specport.text.detokenize import TextStream
+from specport.text.tools.parser import CallDelta, TextDelta
 
 
 class TimedOut(Exception):
@@ -29,23 +32,41 @@ class Failed(Exception):
 class Choice(Job):
     """One sequence of a request, and its text. index: its place in the request."""
 
-    def __init__(self, index: int, generation: Generation, text: TextStream) -> None:
+    def __init__(self, index: int, request: TextRequest, generation: Generation, text: TextStream) -> None:
         super().__init__(generation)
         self.index, self.text = index, text
         self.answer: Answer | None = None
+        self._tools = request.tools
+        self._parser = request.tools.parser() if request.tools else None
+        self._chunks = Chunks(generation, text)
 
-    def news(self) -> str:
-        """Return the text that is final and was not given out before."""
-        spans = self.text.finish() if self.done else self.text.take()
-        return "".join(text for text, _ in spans)
+    def news(self) -> Event | None:
+        """Return what is final and was not given out before; None = nothing."""
+        last = self.done
+        chunk = (self._chunks.finish() if last else self._chunks.take()) or Chunk("", ())
+        parts: list[TextDelta | CallDelta] = [TextDelta(chunk.text)] if chunk.text else []
+        if self._parser is not None:
+            parts = [*self._parser.feed(chunk.text), *(self._parser.finish() if last else ())]
+        return Event(self, parts, chunk.logprobs, last) if parts or chunk.logprobs or last else None
+
+    @property
+    def result(self) -> Result:
+        """The result, once it has ended."""
+        return finished(self.generation, self.text, self._tools)
+
+    @property
+    def num_calls(self) -> int:
+        """The number of complete calls of tools in what was given out."""
+        return len(self._parser.calls) if self._parser is not None else 0
 
 
 @dataclass(frozen=True)
 class Event:
-    """Hold new text of a choice. `last`: no more comes, and its generation has a finish reason."""
+    """Hold what is new of a choice. `last`: no more comes, and its generation has a finish reason."""
 
     choice: Choice
-    text: str
+    parts: Sequence[TextDelta | CallDelta]
+    logprobs: Sequence[TokenLogprob]
     last: bool
 
 
@@ -91,7 +112,7 @@ class Answer:
     @property
     def results(self) -> list[Result]:
         """The results of all choices, once they have ended."""
-        return [finished(choice.generation, choice.text) for choice in self.choices]
+        return [choice.result for choice in self.choices]
 
     async def events(self) -> AsyncIterator[Event | None]:
         """Wait for admission, and yield the choices' text until all have ended.
@@ -110,13 +131,13 @@ class Answer:
                 continue
             self._changed.clear()
             for choice in tuple(going):
-                last = choice.done
-                if last:
+                new = choice.news()
+                if new is None:
+                    continue
+                if new.last:
                     going.remove(choice)
                     self._check(choice)
-                text = choice.news()
-                if text or last:
-                    yield Event(choice, text, last)
+                yield new
 
     def close(self) -> None:
         """Cancel what still runs, and give up the place in the queue."""

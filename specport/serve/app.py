@@ -14,12 +14,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from specport.serve import metrics
-from specport.serve.answer import Answer, Failed, TimedOut
+from specport.serve.answer import Answer, Choice, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.body import BodyReader, parse
 from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, response
 from specport.serve.openai.generation import Asked, RequestReader
-from specport.serve.openai.replies import Replies
+from specport.serve.openai.replies import Replies, finish_reason
 from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.service import Busy, NotReady, Service
 from specport.serve.settings import Sampling
@@ -127,11 +127,16 @@ class _Api:
     async def _answer(self, request: Request, read: Reader) -> Response:
         service = self._service
         data = await self._bodies.read(request)
-        asked = await service.prepared(lambda: read(parse(data, service.limits.max_depth)))
-        client = request.scope[CLIENT]
-        answer = service.answer(client, asked.prompts, asked.options, asked.max_draft_tokens)
-        drafts = asked.max_draft_tokens != 0 and service.pipeline.engine.policy is not None
-        replies = Replies(self._name, chat=asked.chat, n=asked.n, speculative=drafts)
+
+        def prepare() -> tuple[Asked, list[Choice]]:
+            asked = read(parse(data, service.limits.max_depth))
+            return asked, service.choices(asked.requests, asked.max_draft_tokens)
+
+        asked, choices = await service.prepared(prepare)
+        answer = service.answer(request.scope[CLIENT], choices)
+        pipeline = service.pipeline
+        drafts = asked.max_draft_tokens != 0 and pipeline.engine.policy is not None
+        replies = Replies(self._name, pipeline.tokenizer, chat=asked.chat, n=asked.n, speculative=drafts)
         if asked.stream:
             return EventStream(_events(answer, replies, asked), answer.close)
         try:
@@ -159,11 +164,11 @@ async def _events(answer: Answer, replies: Replies, asked: Asked) -> AsyncIterat
             if new is None:
                 yield BEAT
                 continue
-            if new.text:
-                yield event({**replies.chunk(new.choice.index, new.text), **more})
+            for chunk in replies.chunks(new.choice.index, new.parts, new.logprobs):
+                yield event({**chunk, **more})
             if new.last:
-                reason = new.choice.generation.finish_reason
-                yield event({**replies.chunk(new.choice.index, "", reason), **more})
+                reason = finish_reason(new.choice.generation.finish_reason, new.choice.num_calls)
+                yield event({**replies.last(new.choice.index, reason), **more})
         if asked.include_usage:
             yield event(replies.usage(answer.results))
     except (TimedOut, Failed) as error:

@@ -10,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 
 from specport.core.sequence import Generation
-from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
+from specport.request import TextRequest
 from specport.serve.admission import Admission, QueueFull
 from specport.serve.answer import Answer, Choice
 from specport.serve.metrics import ServerMetrics
 from specport.serve.settings import Limits
 from specport.serve.worker import Job, Worker
-from specport.text.detokenize import TextStream
 
 State = Literal["warming up", "ready", "shutting down"]
 PREPARERS = 2  # threads that read and tokenize requests
@@ -102,28 +101,26 @@ class Service:
         self._check()
         return await asyncio.get_running_loop().run_in_executor(self._preparers, work)
 
-    def answer(
-        self,
-        client: str,
-        prompts: Sequence[list[int]],
-        options: Sequence[GenerationOptions],
-        max_draft_tokens: int | None = None,
-    ) -> Answer:
-        """Return an answer with one choice for each prompt and its options; reading its events runs it.
+    def choices(self, requests: Sequence[TextRequest], max_draft_tokens: int | None = None) -> list[Choice]:
+        """Return the sequences of these requests. A large grammar takes a while: call it with `prepared`."""
+        found = []
+        for index, request in enumerate(requests):
+            text = self.pipeline.text_of(request)
+            generation = self.pipeline.begin(request, text, max_draft_tokens=max_draft_tokens)
+            found.append(Choice(index, request, generation, text))
+        return found
+
+    def answer(self, client: str, choices: Sequence[Choice]) -> Answer:
+        """Return an answer with these choices; reading its events runs it.
 
         client: clients take turns. Raises NotReady and Busy.
         """
         self._check()
         try:
-            ticket = self._admission.enter(client, len(prompts))
+            ticket = self._admission.enter(client, len(choices))
         except QueueFull:
             waiting = self._admission.num_waiting / self.limits.max_running
             raise Busy(min(60, math.ceil(self._seconds * (1 + waiting)))) from None
-        choices = []
-        for index, (ids, each) in enumerate(zip(prompts, options, strict=True)):
-            text = TextStream(self.pipeline.tokenizer, each.stop)
-            generation = self.pipeline.begin(ids, each, text, max_draft_tokens=max_draft_tokens)
-            choices.append(Choice(index, generation, text))
         self.metrics.request(len(choices), choices[0].generation.max_new_tokens)
         self._num_answers += 1
         self._idle.clear()

@@ -52,7 +52,7 @@ def test_parts_are_joined(parts, tmp_path):
         assert [*header.tensors] == [f"t{i}" for i in range(5)]
         for i, values in enumerate(VALUES):
             assert (header.floats(f"t{i}") == values).all()
-    split.write_weights(header, tmp_path / "joined.gguf", {"vocab_size": 7})
+    split.write_weights(header, tmp_path / "joined.gguf", 7)
     joined = read_header(tmp_path / "joined.gguf")
     assert joined.metadata["llama.vocab_size"] == 7
     assert joined.metadata["llama.context_length"] == 64

@@ -131,7 +131,7 @@ def test_unsupported_gguf(arch, tmp_path):
 def test_gguf_without_its_tokenizer(tmp_path):
     tiny_gguf.write(tmp_path / "m.gguf")
     header = read_header(tmp_path / "m.gguf")
-    split.write_weights(header, tmp_path / "slim.gguf", {"vocab_size": 49})
+    split.write_weights(header, tmp_path / "slim.gguf", 49)
     slim = read_header(tmp_path / "slim.gguf")
     assert slim.tensors == header.tensors
     assert slim.metadata["llama.vocab_size"] == 49

@@ -79,9 +79,7 @@ def test_unknown_fields_are_named() -> None:
 
 
 ASKS = {
-    "logprobs": True, "top_logprobs": 3, "response_format": {"type": "json_object"},
-    "tools": [{"type": "function"}],
-    "tool_choice": "required", "parallel_tool_calls": "x", "functions": [{}], "function_call": {"name": "f"},
+    "functions": [{}], "function_call": {"name": "f"},
     "modalities": ["audio"], "reasoning_effort": "high", "verbosity": "low", "store": True, "best_of": 2,
     "echo": True, "suffix": "x",
 }  # fmt: skip

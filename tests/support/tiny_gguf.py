@@ -83,11 +83,9 @@ def write(
     for key, value in values.items():
         add(writer, key, value)
     rounded = gguf.GGMLQuantizationType[kind]
-    tensors = (
-        {"token_embd.weight": np.zeros((len(tokens), 32), np.float32)}
-        if model is None
-        else _tensors(arch, model)
-    )
+    tensors = {"token_embd.weight": np.zeros((len(tokens), 32), np.float32)}
+    if model is not None:
+        tensors = _tensors(arch, model)
     for name, array in tensors.items():
         if without and re.fullmatch(without, name):
             continue

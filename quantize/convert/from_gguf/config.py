@@ -54,19 +54,6 @@ def entries(header: GgufHeader) -> Entries:
     return made
 
 
-def numbers(header: GgufHeader, config: Any) -> dict[str, int]:
-    """Return metadata that transformers takes from the file itself to undo llama.cpp's order of weights.
-
-    Files may leave it out where it follows from the rest, or write it for each layer.
-    """
-    made = {"vocab_size": int(config.vocab_size)}
-    groups = getattr(config, "num_kv_heads", getattr(config, "num_key_value_heads", None))
-    if groups is not None and header.architecture != "lfm2":  # there it differs by layer
-        made["attention.head_count_kv"] = int(groups)
-        made["attention.head_count"] = int(config.num_attention_heads)
-    return made
-
-
 def _size(values: Values, key: str, default: int | None = None) -> int:
     """Return a number that must be positive and of a size that a model can have."""
     number = values.whole(key) if default is None else values.whole(key, default)
@@ -130,7 +117,6 @@ def _has(values: Values, ending: str) -> bool:
 
 
 def _llama(values: Values) -> Entries:
-    values.get("attention.sliding_window")  # Mistral's; llama.cpp does not apply it either
     biases = {"attention_bias": _has(values, "attn_q.bias"), "mlp_bias": _has(values, "ffn_up.bias")}
     return {**_decoder(values), **biases}
 
@@ -211,8 +197,9 @@ def _starcoder2(values: Values) -> Entries:
 
 def _mamba(values: Values) -> Entries:
     width, inner = _size(values, "embedding_length"), _size(values, "ssm.inner_size")
+    expand = inner / width if inner % width else inner // width
     return {
-        "hidden_size": width, "expand": inner / width, "intermediate_size": inner,
+        "hidden_size": width, "expand": expand, "intermediate_size": inner,
         "num_hidden_layers": _size(values, "block_count"), "layer_norm_epsilon": _norm(values),
         "conv_kernel": _size(values, "ssm.conv_kernel"), "state_size": _size(values, "ssm.state_size"),
         "time_step_rank": _size(values, "ssm.time_step_rank"), "use_bias": _has(values, "ssm_in.bias"),

@@ -9,7 +9,8 @@ from specport.errors import ModelError
 from specport.models.gguf.values import Values
 
 # Keys that change what a model computes, with the values that change nothing. Where an architecture does not
-# read one and the file has another value, the file is refused.
+# read one and the file has another value, the file is refused. Sliding windows are no part of it: where an
+# architecture does not read one, llama.cpp does not apply it either (Mistral's in files of llama).
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "expert_count": (0,), "expert_shared_count": (0,), "nextn_predict_layers": (0,),
     "leading_dense_block_count": (0,), "expert_weights_scale": (0.0, 1.0),
@@ -17,8 +18,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.scale": (), "logit_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0), "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,),
     "attn_logit_softcapping": (0.0,), "final_logit_softcapping": (0.0,), "router_logit_softcapping": (0.0,),
-    "attention.causal": (True,), "pooling_type": (0,), "attention.sliding_window": (0,),
-    "attention.sliding_window_pattern": (0, 1), "attention.temperature_scale": (0.0,),
+    "attention.causal": (True,), "pooling_type": (0,), "attention.temperature_scale": (0.0,),
     "attention.shared_kv_layers": (0,), "rope.scale_linear": (0.0, 1.0), "rope.scaling.alpha": (0.0, 1.0),
     "rope.scaling.attn_factor": (0.0, 1.0), "rope.scaling.yarn_log_multiplier": (0.0,),
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0), "rope.scaling.yarn_attn_factor": (0.0, 1.0),

@@ -7,6 +7,7 @@ whole or not run: both are refused before the weights are read.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from specport.models.gguf.file import GgufHeader
 _UNUSED = re.compile(  # tensors that say nothing beyond the configuration, or that it was read from
     r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd(\.weight)?"
 )
+_EXPERT = re.compile(r"(?<=mlp\.)experts\.\d+\.")  # transformers 4 has experts one by one
 _HINT = "use another file of this model, or its Hugging Face folder"
 _SHOWN = 3
 
@@ -36,7 +38,7 @@ def load(slim: Path, header: GgufHeader, config: Any, dtype: Any, half: bool) ->
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _lean_loader(half):
+    with _lean_loader(half, config):
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
         _check_whole(header, empty)
@@ -54,12 +56,13 @@ def load(slim: Path, header: GgufHeader, config: Any, dtype: Any, half: bool) ->
 
 
 @contextmanager
-def _lean_loader(half: bool) -> Iterator[None]:
-    """Make transformers' GGUF loader cheaper, and complete for falcon, while the context lasts.
+def _lean_loader(half: bool, config: Any) -> Iterator[None]:
+    """Make transformers' GGUF loader cheaper, and complete, while the context lasts.
 
     The loader rebuilds gguf's table of tensor names for each module of the model; here it is cached. The
     loader also holds all tensors in float32 until the last is read; with `half`, matrices are held in
-    float16.
+    float16. Numbers of heads and experts, which the loader may not find in the metadata, come from `config`.
+    falcon's order of weights, which it does not know, is undone.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
@@ -76,10 +79,14 @@ def _lean_loader(half: bool) -> Iterator[None]:
                 weights = _grouped(weights, self.config)
             return loader.GGUFTensor(weights, name, {})
 
-    known = loader.TENSOR_PROCESSORS
+    def informed(kind: Any) -> Any:
+        return lambda config: kind(config={**config, **numbers})
+
+    known, numbers = loader.TENSOR_PROCESSORS, config.to_dict()
     gguf.get_tensor_name_map = functools.cache(name_map)
     gguf.dequantize = halved if half else dequantize
-    loader.TENSOR_PROCESSORS = {"falcon": Falcon, **known}
+    kinds = {"falcon": Falcon, **known}
+    loader.TENSOR_PROCESSORS = {name: informed(kind) for name, kind in kinds.items()}
     try:
         yield
     finally:
@@ -92,7 +99,7 @@ def _grouped(weights: Any, config: Mapping[str, Any]) -> Any:
 
     llama.cpp's converter puts all queries before all keys and all values, which transformers does not undo.
     """
-    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads", 1)
+    heads, groups = config["num_attention_heads"], config["num_kv_heads"]
     width = weights.shape[0] // (heads + 2 * groups)
     rest = weights.shape[1:]
     queries, keys, values = np.split(weights, [heads * width, (heads + groups) * width])
@@ -104,8 +111,10 @@ def _check_whole(header: GgufHeader, empty: Any) -> None:
     """Raise ModelError where tensors of the file are not exactly those of the model, by name and shape."""
     from transformers import modeling_gguf_pytorch_utils as loader
 
+    known = loader.get_gguf_hf_weights_map
+    # transformers 4 knows the architecture by the model alone.
     processor = loader.TENSOR_PROCESSORS.get(header.architecture, loader.TensorProcessor)({})
-    found_names = loader.get_gguf_hf_weights_map(empty, processor)
+    found_names = known(*(empty, processor)[: 1 + ("processor" in inspect.signature(known).parameters)])
     names = {f"{name}.weight" if name.endswith("_exps") else name: to for name, to in found_names.items()}
     if empty.config.tie_word_embeddings:
         names.pop("output.weight", None)
@@ -122,7 +131,7 @@ def _check_whole(header: GgufHeader, empty: Any) -> None:
         )
     wanted: dict[str, list[tuple[int, ...]]] = {}
     for name, parameter in empty.named_parameters():
-        wanted.setdefault(processor.preprocess_name(name), []).append(tuple(parameter.shape))
+        wanted.setdefault(_EXPERT.sub("experts.", name), []).append(tuple(parameter.shape))
     found: dict[str, list[str]] = {}
     for name, hf_name in names.items():
         found.setdefault(hf_name, []).append(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,27 +108,21 @@ def _number(header: GgufHeader, key: str, default: int) -> int:
     return value
 
 
-def write_weights(header: GgufHeader, out: Path, numbers: Mapping[str, int]) -> None:
+def write_weights(header: GgufHeader, out: Path, vocab_size: int) -> None:
     """Write the model into one file without its tokenizer and descriptions, which transformers does not need.
 
-    numbers: metadata of the architecture that is added or replaced, by key without its prefix.
+    `{architecture}.vocab_size` replaces the vocabulary.
 
     transformers parses the metadata twice before it reads the weights. Almost all of that time goes into the
     strings of the tokenizer. A model's name may change how transformers reads it, so that is left out, too.
     """
-    architecture = header.architecture
-    added = {f"{architecture}.{key}": value for key, value in numbers.items()}
-    keeps = (ARCHITECTURE, gguf_file.ALIGNMENT)
-    kept = [
-        key
-        for key in header.spans
-        if key not in added and (key in keeps or key.startswith(f"{architecture}."))
-    ]
+    size_key, keeps = f"{header.architecture}.vocab_size", (ARCHITECTURE, gguf_file.ALIGNMENT)
+    own = [key for key in header.spans if key.startswith(f"{header.architecture}.") and key != size_key]
+    kept = [*(key for key in keeps if key in header.spans), *own]
     with open(header.path, "rb") as source, open(out, "wb") as target:
-        counts = len(header.tensors), len(kept) + len(added)
+        counts = len(header.tensors), len(kept) + 1
         target.write(gguf_file.MAGIC + struct.pack("<IQQ", header.version, *counts))
-        for key, value in added.items():
-            target.write(_string(key) + struct.pack("<II", _UINT32, value))
+        target.write(_string(size_key) + struct.pack("<II", _UINT32, vocab_size))
         for start, end in (header.spans[key] for key in kept):
             source.seek(start)
             target.write(source.read(end - start))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,12 +12,15 @@ from pydantic import ValidationError
 from specport.errors import InvalidInput
 from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
+from specport.request import TextRequest
 from specport.serve.openai.errors import ApiError, bad_request, from_input, from_validation
 from specport.serve.openai.schema import ChatRequest, CompletionRequest, Request
+from specport.serve.openai.structure import held_to, tools_of
 from specport.serve.openai.supported import without_unsupported
 from specport.serve.settings import Limits, Sampling
 
 COMPLETION_TOKENS = 16  # of a completion that does not say how many, as in OpenAI's API
+_T = TypeVar("_T")
 _Request = TypeVar("_Request", ChatRequest, CompletionRequest)
 
 
@@ -25,14 +28,13 @@ _Request = TypeVar("_Request", ChatRequest, CompletionRequest)
 class Asked:
     """Hold a request that was checked.
 
-    prompts: token ids, one prompt for each sequence. options: of each sequence.
+    requests: one for each sequence.
     chat:    whether it came with messages.
     n:       sequences with the same prompt, which stand side by side.
     max_draft_tokens: see `Generation`.
     """
 
-    prompts: tuple[list[int], ...]
-    options: tuple[GenerationOptions, ...]
+    requests: tuple[TextRequest, ...]
     chat: bool
     n: int
     max_draft_tokens: int | None
@@ -60,15 +62,18 @@ class RequestReader:
             raise bad_request("this model has no chat template; use /v1/completions", "messages")
         options = self._options(request, 1, request.most_tokens or self._model.max_context)
         messages = [message.for_template() for message in request.messages]
-        ids = _encoded(partial(self._pipeline.encode, messages, options[0]), "messages")
-        return _asked(request, [ids], options, chat=True)
+        first = _checked(partial(self._pipeline.request, messages, options[0]), "messages")
+        return _asked(request, [first], options, chat=True)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
         """Check a request with prompts. Raises ApiError."""
         request = self._validated(CompletionRequest, body)
         options = self._options(request, len(request.prompt), request.most_tokens or COMPLETION_TOKENS)
-        prompts = [self._prompt(prompt) for prompt in request.prompt]
-        return _asked(request, prompts, options, chat=False)
+        firsts = [
+            self._prompt(prompt, replace(each, raw=True))
+            for prompt, each in zip(request.prompt, options[:: request.n or 1], strict=True)
+        ]
+        return _asked(request, firsts, options, chat=False)
 
     def unknown_model(self, asked: str) -> ApiError:
         """Return the error for a model that is not this one."""
@@ -84,15 +89,17 @@ class RequestReader:
             raise self.unknown_model(request.model)
         if request.stream_options is not None and not request.stream:
             raise bad_request("stream_options needs stream: true", "stream_options", "invalid_value")
+        if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
+            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
         return request
 
-    def _prompt(self, prompt: str | list[int]) -> list[int]:
+    def _prompt(self, prompt: str | list[int], options: GenerationOptions) -> TextRequest:
         if isinstance(prompt, str):
-            return _encoded(partial(self._pipeline.encode, prompt, GenerationOptions(raw=True)), "prompt")
+            return _checked(partial(self._pipeline.request, prompt, options), "prompt")
         if not all(0 <= token < self._model.vocab_size for token in prompt):
             below = f"prompt: token ids must be below {self._model.vocab_size}"
             raise bad_request(below, "prompt", "invalid_value")
-        return _encoded(partial(self._pipeline.fitting, prompt), "prompt")
+        return TextRequest(_checked(partial(self._pipeline.fitting, prompt), "prompt"), options)
 
     def _options(self, request: Request, num_prompts: int, most: int) -> tuple[GenerationOptions, ...]:
         """Return the options of each sequence. Raises ApiError where a limit is passed."""
@@ -135,26 +142,33 @@ class RequestReader:
             "min_new_tokens": request.min_tokens,
             "ignore_eos": request.ignore_eos,
             "stop": tuple(request.stop),
+            "logprobs": request.num_logprobs,
+            "grammar": held_to(request),
+            **(tools_of(request) if isinstance(request, ChatRequest) else {}),
         }
 
 
-def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:
+def _checked(work: Callable[[], _T], param: str) -> _T:
     try:
-        return encode()
+        return work()
     except InvalidInput as error:
         raise from_input(error, param) from error
 
 
 def _asked(
-    request: Request, prompts: list[list[int]], options: tuple[GenerationOptions, ...], *, chat: bool
+    request: Request, firsts: list[TextRequest], options: tuple[GenerationOptions, ...], *, chat: bool
 ) -> Asked:
+    """Return what is asked. firsts: the first sequence of each prompt. options: of all sequences."""
     n, speculative = request.n or 1, request.speculative
     drafts = None if speculative is None else speculative.num_draft_tokens
     if speculative is not None and speculative.draft == "none":
         drafts = 0
     return Asked(
-        prompts=tuple(ids for ids in prompts for _ in range(n)),
-        options=options,
+        requests=tuple(
+            # Tools have a grammar of their own, which is in the first one's options.
+            replace(firsts[i // n], options=replace(each, grammar=firsts[i // n].options.grammar))
+            for i, each in enumerate(options)
+        ),
         chat=chat,
         n=n,
         max_draft_tokens=drafts,

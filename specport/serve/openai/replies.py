@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from specport.core.metrics import Metrics
+from specport.core.sampling.logprobs import TokenLogprob
 from specport.runtime.versions import VERSION
+from specport.serve.openai.logprobs import ChatLogprobs, CompletionLogprobs
 from specport.stream import Result
+from specport.text.detokenize import Detokenizer
+from specport.text.tools.parser import CallDelta, TextDelta
 
 Json = dict[str, Any]
 FINGERPRINT = f"specport-{VERSION}"
@@ -21,21 +25,26 @@ class Replies:
     n: sequences for each prompt, whose tokens count once. speculative: whether drafts were allowed.
     """
 
-    def __init__(self, model: str, *, chat: bool, n: int = 1, speculative: bool = True) -> None:
+    def __init__(
+        self, model: str, tokenizer: Detokenizer, *, chat: bool, n: int = 1, speculative: bool = True
+    ) -> None:
         self._chat, self._n, self._speculative = chat, n, speculative
         self._object = "chat.completion" if chat else "text_completion"
         self._common = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()),
             "model": model, "system_fingerprint": FINGERPRINT,
         }  # fmt: skip
+        self._logprobs = ChatLogprobs(tokenizer) if chat else CompletionLogprobs(tokenizer)
 
     def whole(self, results: Sequence[Result]) -> Json:
         """Return the whole reply."""
         choices = []
         for index, result in enumerate(results):
-            choice: Json = {"index": index, "logprobs": None, "finish_reason": result.finish_reason}
+            reason = finish_reason(result.finish_reason, len(result.tool_calls))
+            logprobs = self._logprobs.of(index, result.logprobs)
+            choice: Json = {"index": index, "logprobs": logprobs, "finish_reason": reason}
             if self._chat:
-                choice["message"] = {"role": "assistant", "content": result.text, "refusal": None}
+                choice["message"] = _message(result)
             else:
                 choice["text"] = result.text
             choices.append(choice)
@@ -43,21 +52,34 @@ class Replies:
 
     def role(self, index: int) -> Json:
         """Return the first chunk of a choice of a chat."""
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None)
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def chunk(self, index: int, text: str, finish_reason: str | None = None) -> Json:
-        """Return a chunk with new text, and at the end with the reason for it."""
-        piece: Json = {"text": text}
-        if self._chat:
-            piece = {"delta": {"content": text} if text else {}}
-        return self._chunk(index, piece, finish_reason)
+    def chunks(
+        self, index: int, parts: Sequence[TextDelta | CallDelta], logprobs: Sequence[TokenLogprob]
+    ) -> Iterator[Json]:
+        """Yield a chunk for each new part of a choice; the first tells the log-probabilities of all."""
+        pieces: list[Json] = [
+            {"delta": part.as_openai()} if self._chat else {"text": part.text} for part in parts
+        ]
+        if logprobs and not pieces:
+            pieces = [{"delta": {}} if self._chat else {"text": ""}]
+        told = self._logprobs.of(index, logprobs)
+        for piece in pieces:
+            yield self._chunk(index, piece, logprobs=told)
+            told = None
+
+    def last(self, index: int, reason: str | None) -> Json:
+        """Return the last chunk of a choice, with the reason for its end."""
+        return self._chunk(index, {"delta": {}} if self._chat else {"text": ""}, reason)
 
     def usage(self, results: Sequence[Result]) -> Json:
         """Return the last chunk, where the client asked for it."""
         return {**self._head(), "choices": [], **self._account(results)}
 
-    def _chunk(self, index: int, piece: Json, finish_reason: str | None) -> Json:
-        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self, index: int, piece: Json, finish_reason: str | None = None, logprobs: Json | None = None
+    ) -> Json:
+        choice = {"index": index, **piece, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head(), "choices": [choice]}
 
     def _head(self) -> Json:
@@ -75,6 +97,19 @@ class Replies:
             # vLLM, too, tells these of single sequences only.
             "metrics": timing(results[0].metrics, self._speculative) if len(results) == 1 else None,
         }  # fmt: skip
+
+
+def finish_reason(reason: str | None, num_calls: int) -> str | None:
+    """Return why a text ended, in OpenAI's words."""
+    return "tool_calls" if reason == "stop" and num_calls else reason
+
+
+def _message(result: Result) -> Json:
+    """Return the answer as a message. Its content is null where there are calls and nothing else."""
+    message = {**result.message, "refusal": None}
+    if result.tool_calls and not message["content"]:
+        message["content"] = None
+    return message
 
 
 def timing(m: Metrics, speculative: bool) -> Json:

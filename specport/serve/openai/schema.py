@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from specport.core.sampling.logprobs import MOST
+
 INT64 = 2**63
 
 
@@ -97,6 +99,8 @@ class Message(_Strict):
     content: Annotated[str | None, BeforeValidator(_content)] = None
     name: str | None = None
     refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
     def for_template(self) -> dict[str, Any]:
         """Return the message as chat templates know it: OpenAI's newer role developer is the old system."""
@@ -104,6 +108,17 @@ class Message(_Strict):
         found["role"] = "system" if self.role == "developer" else self.role
         found["content"] = self.content if self.content is not None else self.refusal or ""
         return found
+
+
+class StructuredOutputs(_Strict):
+    """What the answer is held to, in vLLM's words: one of these. An extension for what OpenAI does not have.
+
+    json: a JSON schema. regex: a regular expression. grammar: a Lark grammar.
+    """
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    grammar: str | None = None
 
 
 class Request(_Strict):
@@ -126,12 +141,24 @@ class Request(_Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     logit_bias: Annotated[dict[int, float], BeforeValidator(_bias)] = Field(default_factory=dict)
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
     speculative: Speculative | None = None
 
 
 class ChatRequest(Request):
     messages: list[Message]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=INT64)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Return how many likeliest tokens to tell of, beside each token's own; None = nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def most_tokens(self) -> int | None:
@@ -141,6 +168,12 @@ class ChatRequest(Request):
 
 class CompletionRequest(Request):
     prompt: Annotated[list[str] | list[list[int]], BeforeValidator(_prompts)]
+    logprobs: Annotated[int, Field(ge=0, le=MOST)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Return how many likeliest tokens to tell of, beside each token's own; None = nothing."""
+        return self.logprobs
 
     @property
     def most_tokens(self) -> int | None:

@@ -12,12 +12,6 @@ from specport.serve.openai.errors import not_supported
 
 # field -> values that ask for nothing, which pass. null always passes.
 NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "audio": (),
@@ -34,8 +28,6 @@ NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 # The same for the fields of a message.
 NOT_SUPPORTED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
-    "tool_call_id": (),
     "function_call": (),
     "audio": (),
 }
@@ -60,12 +52,6 @@ def without_unsupported(body: Mapping[str, Any]) -> dict[str, Any]:
             for i, message in enumerate(messages)
         ]
     return {name: value for name, value in left.items() if name not in IGNORED}
-
-
-def _checked_message(index: int, message: Any) -> Any:
-    if not isinstance(message, dict):
-        return message
-    return _checked(message, NOT_SUPPORTED_IN_MESSAGES, f"messages[{index}].")
 
 
 def _checked(given: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]], where: str) -> dict[str, Any]:

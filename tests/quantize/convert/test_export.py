@@ -56,6 +56,7 @@ def weight_types(folder: Path) -> set[str]:
 def test_gguf_computes_what_the_model_computes(arch, tmp_path):
     """tests/quantize/convert/test_gguf_architectures.py tries all architectures, without OpenVINO."""
     model = tiny_gguf.hf_model(arch)
+    model.set_attn_implementation("sdpa")  # as it is exported; it has no soft caps
     tiny_gguf.write(tmp_path / "m.gguf", arch, model)
     (tmp_path / "ir").mkdir()
     export(tmp_path / "m.gguf", tmp_path / "ir", "fp32")
@@ -63,6 +64,24 @@ def test_gguf_computes_what_the_model_computes(arch, tmp_path):
     assert np.abs(want - got).max() < 1e-4 * np.abs(want).max()
     assert ir_problem(tmp_path / "ir") is None
     assert not list((tmp_path / "ir").glob("*.gguf"))
+
+
+def test_what_optimum_does_not_export_is_refused_or_computes_the_same(tmp_path):
+    """Which architectures it knows depends on its version."""
+    model = tiny_gguf.hf_model("nemotron")
+    tiny_gguf.write(tmp_path / "m.gguf", "nemotron", model)
+    (tmp_path / "ir").mkdir()
+    try:
+        export(tmp_path / "m.gguf", tmp_path / "ir", "fp32")
+    except ModelError as error:
+        refusal = str(error)
+    else:
+        want, got = torch_logits(model), ir_logits(tmp_path / "ir")
+        assert np.abs(want - got).max() < 1e-3 * np.abs(want).max()
+        return
+    assert "cannot be converted to OpenVINO: " in refusal
+    assert "--device torch-cpu" in refusal
+    assert "\n" not in refusal
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

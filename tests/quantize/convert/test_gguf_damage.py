@@ -17,16 +17,21 @@ SHAPE = {
 }  # fmt: skip
 
 
-def read(path) -> None:
-    header = split.read(path)
-    config.entries(header)
-    gguf_tokenizer.build(Vocabulary(header))
+def read(path) -> str:
+    """The error in one line, "" for none."""
+    try:
+        header = split.read(path)
+        config.entries(header)
+        gguf_tokenizer.build(Vocabulary(header))
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture
 def whole(tmp_path) -> bytes:
     tiny_gguf.write(tmp_path / "m.gguf", **SHAPE)
-    read(tmp_path / "m.gguf")
+    assert not read(tmp_path / "m.gguf")
     return (tmp_path / "m.gguf").read_bytes()
 
 
@@ -40,12 +45,9 @@ def test_bytes_that_are_changed(seed, whole, tmp_path):
         for _ in range(rng.choice((1, 1, 2, 8))):
             data[rng.randrange(4, end)] = rng.choice((0, 1, 2, 8, 9, 127, 255, rng.randrange(256)))
         path.write_bytes(data)
-        try:
-            read(path)
-            outcomes["read"] += 1
-        except ModelError as error:
-            assert "\n" not in str(error)
-            outcomes["refused"] += 1
+        said = read(path)
+        assert "\n" not in said
+        outcomes["refused" if said else "read"] += 1
     assert min(outcomes.values()) > 5
 
 
@@ -62,7 +64,4 @@ def test_values_of_the_wrong_kind(value, whole, tmp_path):
             tiny_gguf.write(tmp_path / "m.gguf", **{**SHAPE, key: value})
         except Exception:  # the writer itself refuses
             continue
-        try:
-            read(tmp_path / "m.gguf")
-        except ModelError as error:
-            assert "\n" not in str(error)
+        assert "\n" not in read(tmp_path / "m.gguf")

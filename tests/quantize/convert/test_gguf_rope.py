@@ -38,7 +38,7 @@ def test_llama3_is_recovered_from_its_factors(tmp_path):
 
     scaling = {"rope_type": "llama3", "factor": 32.0, **rope.LLAMA3}
     shape = {"hidden_size": 256, "num_attention_heads": 4, "rope_theta": 500000.0}
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**shape, rope_scaling=scaling), "cpu")
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**shape, rope_scaling={**scaling}), "cpu")
     plain = 1.0 / 500000.0 ** (np.arange(0, 64, 2) / 64)
     for factors, fits in ((plain / scaled.numpy(), True), (np.linspace(1, 9, 32), False)):
         tensors = {rope.FACTORS: factors.astype(np.float32)}
