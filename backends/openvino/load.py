@@ -89,9 +89,9 @@ def _exact(
     """Return the model with these properties, or None where its logits depend on the split."""
     model = _compile(files, options, properties, exact_mode=True)
     key = _key(files, options, properties, padded=True)
-    if not exact.checked(model, key):
+    if not exact.checked(model, key, progress=options.progress):
         return None
-    if isinstance(model, PagedModel) and not exact.checked_wide(model, key):
+    if isinstance(model, PagedModel) and not exact.checked_wide(model, key, progress=options.progress):
         model.widest = exact.NARROW
     # Outputs of hidden states may decide how kernels are fused, but hardly what a step costs.
     costs_key = _key(files, replace(options, hidden_layers=()), properties, padded=True)

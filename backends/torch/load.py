@@ -128,14 +128,16 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         widths = Widths(scheme.decode or buckets, (stateful and scheme.decode) or pieces, 2)
         key = _key(files, options, widths, scheme)
         found = build(widths, scheme)
-        if numerics.checked(found, key, _PAST) and (
+        if numerics.checked(found, key, _PAST, progress=options.progress) and (
             # Layers with states may round differently from some width on, which the other steps do not reach.
-            not stateful or scheme.decode or numerics.checked_wide(found, key, _NARROW)
+            not stateful
+            or scheme.decode
+            or numerics.checked_wide(found, key, _NARROW, progress=options.progress)
         ):
             if scheme.decode:
                 how = f"{max(scheme.decode)} tokens of one sequence"
                 notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
-            elif not profile.buckets and not numerics.checked_wide(found, key):
+            elif not profile.buckets and not numerics.checked_wide(found, key, progress=options.progress):
                 found = build(replace(widths, read=(numerics.NARROW,)), scheme)
             return Loaded(found, notes, _key(files, costs_as, widths, scheme), options.head_tokens)
     raise DeviceError(

@@ -59,22 +59,45 @@ def _joined(whole: Any, weight: Any, axes: Any, config: Any, rows: int) -> Any:
     total = int(weight.shape[0])
     parts: dict[str, Any] = {}
     found: Any = None
-    for start in range(0, total - rows + 1, rows):
-        # The last piece has the rest as well: NNCF takes another function for very small weights.
-        end = start + rows if start + 2 * rows <= total else total
-        found = whole(Tensor(_slice(weight.data, start, end)), axes, config, None)
-        for name in ("tensor", "scale", "zero_point"):
-            piece = getattr(found, name)
-            if piece is None:
-                continue
-            if name not in parts:
-                parts[name] = _empty(piece.data, total)
-            bits, piece_bits = _bytes(parts[name]), _bytes(piece.data)
-            begin = start * piece_bits.size // (end - start)
-            bits[begin : begin + piece_bits.size] = piece_bits
+    with _compiled_once():
+        for start in range(0, total - rows + 1, rows):
+            # The last piece has the rest as well: NNCF takes another function for very small weights.
+            end = start + rows if start + 2 * rows <= total else total
+            found = whole(Tensor(_slice(weight.data, start, end)), axes, config, None)
+            for name in ("tensor", "scale", "zero_point"):
+                piece = getattr(found, name)
+                if piece is None:
+                    continue
+                if name not in parts:
+                    parts[name] = _empty(piece.data, total)
+                bits, piece_bits = _bytes(parts[name]), _bytes(piece.data)
+                begin = start * piece_bits.size // (end - start)
+                bits[begin : begin + piece_bits.size] = piece_bits
     for name, value in parts.items():
         setattr(found, name, Tensor(value))
     return found
+
+
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """Let NNCF compile its graph once for all pieces of a weight.
+
+    It compiles anew for each weight, since weights are left in the memory of the graph's request. Pieces are
+    copied from there at once.
+    """
+    try:
+        from nncf.openvino.optimized_functions.models import OV_MODEL_CACHE as compiled
+    except ImportError:
+        yield
+        return
+    enabled = compiled.enabled()
+    compiled.enable()
+    try:
+        yield
+    finally:
+        if not enabled:
+            compiled.disable()
+        compiled.clear()
 
 
 def _slice(data: Any, start: int, end: int) -> Any:

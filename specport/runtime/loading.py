@@ -114,6 +114,7 @@ class Loader:
             mtp_tokens=mtp_tokens,
             exit_layer=exit_layer,
             cache_bytes=None if self.cache_memory is None else memory.parse(self.cache_memory),
+            progress=self.progress,
         )
         loaded = self.backend.load(files, options)
         if _layer_of(loaded) != exit_layer:

@@ -21,8 +21,10 @@ from specport.core.tree import TokenTree
 from specport.errors import ContextFull
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
+from specport.progress import Progress, part, silent
 
 CHECK = 5  # increase when an answer's meaning or a model's layout changes; it voids stored answers
+_CHECKING = "checking exact mode, once only"
 _PAST, _NEW = 37, 11  # the second block of OpenVINO's cache is partly filled, so that forks copy it
 NARROW, _WIDE = 64, 200  # without AVX-512, OpenVINO's matrix products round differently from about 96 rows on
 
@@ -156,21 +158,26 @@ def _forked(model: Model, prompt: list[int], rest: list[int]) -> NDArray[np.floa
     return np.concatenate(parts)
 
 
-def checked(model: Model, key: str, past: int = _PAST) -> bool:
-    """Return `is_invariant`, or the answer stored under this key (`registry.settings_key`)."""
-    return _answered(key, lambda: is_invariant(model, past))
+def checked(model: Model, key: str, past: int = _PAST, *, progress: Progress = silent) -> bool:
+    """Return `is_invariant`, or the answer stored under this key (`registry.settings_key`).
+
+    progress: told before the check, which takes minutes for a large model.
+    """
+    return _answered(key, lambda: is_invariant(model, past), part(progress, 0.0, 0.5))
 
 
-def checked_wide(model: Model, key: str, narrow: int = 40) -> bool:
-    """Return `is_wide`, or the answer stored under this key."""
-    return _answered(f"{key}-wide-{narrow}", lambda: is_wide(model, narrow))
+def checked_wide(model: Model, key: str, narrow: int = 40, *, progress: Progress = silent) -> bool:
+    """Return `is_wide`, or the answer stored under this key. progress: as for `checked`."""
+    return _answered(f"{key}-wide-{narrow}", lambda: is_wide(model, narrow), part(progress, 0.5, 1.0))
 
 
-def _answered(key: str, ask: Callable[[], bool]) -> bool:
+def _answered(key: str, ask: Callable[[], bool], progress: Progress) -> bool:
     answers = Answers(cache_root() / "exact.json")
     answer = answers.get(key)
     if answer is None:
+        progress(_CHECKING, 0.0)
         answer = ask()
+        progress(_CHECKING, 1.0)
         answers.put(key, answer)
     return answer
 

@@ -19,6 +19,7 @@ import numpy as np
 from specport.core.block import Block
 from specport.core.ports import Model, Row
 from specport.errors import DeviceError
+from specport.progress import Progress, silent
 from specport.runtime.profiles import Profile, cpu_flags
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class LoadOptions:
                    (`Model.early_exit`); 0 = none. A backend without support loads a model without an exit.
     cache_bytes:   most memory of the key/value cache; None = a share of free memory
                    (`memory.default_share`).
+    progress:      told of what takes long.
     """
 
     profile: Profile
@@ -74,6 +76,7 @@ class LoadOptions:
     max_context: int | None = None
     exit_layer: int = 0
     cache_bytes: int | None = None
+    progress: Progress = field(default=silent, compare=False)
 
 
 @dataclass(frozen=True)

@@ -500,8 +500,14 @@ def test_fallback_to_f32_is_said(files: ModelFiles, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path)
     answers = iter([False, True, False, False])
     monkeypatch.setattr(numerics, "is_invariant", lambda model, past: next(answers))
-    loaded = load(files, LoadOptions(load_profile("xeon")))
+    told: list[str] = []
+    options = LoadOptions(load_profile("xeon"), progress=lambda what, share: told.append(what))
+    loaded = load(files, options)
     assert loaded.model.capabilities.exact and "f32" in loaded.notes[0]
+    assert {*told} == {"checking exact mode, once only"}
+    told.clear()
+    load(files, options)  # the answers are stored
+    assert not told
     monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path / "other")
     with pytest.raises(DeviceError, match="no exact mode"):
         load(files, LoadOptions(load_profile("xeon")))
