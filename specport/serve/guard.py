@@ -28,7 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str] = (), hosts: Collection[str] | None = None) -> None:
         self._app = app
-        self._keys = [_digest(key) for key in keys]
+        self._keys = [_digest(key.encode("utf-8", "surrogateescape")) for key in keys]
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +43,7 @@ class Guard:
                 403, "this server answers under its own address only (specport serve --allowed-host NAME)"
             )
         elif self._keys and scope["path"] not in OPEN:
-            key = _digest(_bearer(headers.get("authorization", "")))
+            key = _digest(_bearer(headers.get("authorization", "")).encode("latin-1"))
             # Every key is compared, so that the time tells nothing.
             if any([hmac.compare_digest(key, each) for each in self._keys]):  # noqa: C419
                 scope[CLIENT] = key.hex()
@@ -85,8 +85,8 @@ def _bearer(header: str) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _host(header: str) -> str:

@@ -27,18 +27,20 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal,
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket with this address; port 0 = a free one. Raises InvalidInput."""
+    if not 0 <= port < 1 << 16:  # some systems take the last 16 bits
+        raise InvalidInput(f"cannot use the address {host}:{port}: ports are 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise InvalidInput(f"cannot use the address {host}:{port}: {_reason(error)}") from error
     try:
         if os.name == "posix":  # elsewhere it would allow two servers on one port
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         bound.close()
         raise InvalidInput(
             f"cannot use the address {host}:{port}: {_reason(error)}", "choose another with --port"

@@ -28,7 +28,7 @@ def test_a_client_that_goes_away_frees_its_sequence_within_a_round() -> None:
                 client.sendall(request({**LONG, "stream": stream}))
                 if stream:
                     assert b"200 OK" in client.recv(100)
-                wait_for(lambda: unfinished(service) == 1)
+                wait_for(lambda: pipeline.engine.model.num_open == 1)
                 (open_one,) = [handle for handle in pipeline.engine.model.handles if not handle.closed]
             steps = len(pipeline.engine.model.steps)
             wait_for(lambda handle=open_one: handle.closed)
