@@ -81,7 +81,8 @@ def measure(
             row["constrained" if constrained else "free"] = {
                 "valid": f"{valid}/{len(asked)}", "ended": ended,
                 "tokens_per_second": round(tokens / seconds, 1), "tokens": tokens, "steps": steps,
-                "accepted_forced": forced, "constraint_ms_per_step": round(1e3 * clock.seconds / max(steps, 1), 2),
+                "accepted_forced": forced,
+                "constraint_ms_per_step": round(1e3 * clock.seconds / max(steps, 1), 2),
             }  # fmt: skip
     return row, texts
 
