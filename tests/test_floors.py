@@ -102,6 +102,11 @@ def test_vendors_stay_in_their_rooms(house: Package) -> None:
     assert imports.outside(house, "core", CORE) == []
 
 
+def test_one_module_knows_the_grammar_library(house: Package) -> None:
+    found = {i.importer for i in house.imports if i.imported.split(".")[0] == "llguidance"}
+    assert found == {"specport.text.grammar.matcher"}
+
+
 def test_no_backend_imports_another(house: Package) -> None:
     assert imports.across(house, "backends") == []
 

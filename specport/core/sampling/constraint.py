@@ -60,7 +60,10 @@ def allows(mask: Mask | None, token: int) -> bool:
 
 
 def masked(logits: Array, mask: Mask | None) -> Array:
-    """Return the [vocab] logits with -inf at all tokens that may not follow; unchanged where mask is None.
+    """Return the [vocab] logits with -inf at all tokens that may not follow; unchanged where none may.
+
+    None may follow behind the end of a text, or behind a prefix that is not allowed: what is chosen there is
+    never committed.
 
     A draft's cut head may lack all allowed tokens. They all get the logit 0 then: any distribution that
     keeps to the constraint will do for a draft.
@@ -70,10 +73,12 @@ def masked(logits: Array, mask: Mask | None) -> Array:
     xp, vocab = array_namespace(logits), int(logits.shape[0])
     bits = np.unpackbits(mask[: vocab // 8 + 1], count=vocab, bitorder="little")
     ids = np.flatnonzero(bits)
+    if not len(ids):
+        return logits
     if is_numpy_array(logits) and len(ids) <= _FEW:
         out = np.full_like(logits, -np.inf)
         picked = logits[ids]
-        out[ids] = picked if len(ids) == 0 or picked.max() > -np.inf else 0.0
+        out[ids] = picked if picked.max() > -np.inf else 0.0
         return out
     allowed = xp.asarray(bits.astype(np.bool_), device=device(logits))
     out = xp.where(allowed, logits, -xp.inf)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from specport.errors import InvalidInput
 from specport.text.tools.definitions import Tool
 from specport.text.tools.syntax import GENERIC
 
 Message = Mapping[str, Any]
+_SHAPE = 'a call is {"id": ..., "type": "function", "function": {"name": ..., "arguments": "{...}"}}'
 _INSTRUCTIONS = """\
 You may call functions to answer the user. These functions are available, one a line:
 {tools}
@@ -52,31 +55,38 @@ def as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[str
 
 def _message(message: Message) -> dict[str, Any]:
     out = dict(message)
-    content = out.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, str):  # parts, as OpenAI's API has them
-        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
-    out["content"] = "" if content is None else content
-    if isinstance(calls := out.get("tool_calls"), Sequence) and calls:
+    out["content"] = _text(out.get("content"))
+    calls = out.pop("tool_calls", None)
+    if calls:
+        if not isinstance(calls, Sequence) or isinstance(calls, str):
+            raise InvalidInput("tool_calls of a message is no list", _SHAPE)
         out["tool_calls"] = [_call(call) for call in calls]
-    else:
-        out.pop("tool_calls", None)
     return out
 
 
-def _call(call: Any) -> Any:
+def _text(content: Any) -> str:
+    """Return the text of a message's content: a string, None, or the parts of OpenAI's API."""
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if all(isinstance(text, str) for text in content):
+            return "".join(content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise InvalidInput("the content of a message is no text")
+
+
+def _call(call: Any) -> dict[str, Any]:
     """Return a call whose arguments are an object: templates write them as JSON."""
-    if not isinstance(call, Mapping) or not isinstance(function := call.get("function"), Mapping):
-        return call
-    arguments = function.get("arguments")
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidInput("a call of a message has no function", _SHAPE)
+    arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            return call
+        with suppress(ValueError, RecursionError):  # broken text of the model stays: templates may take it
+            arguments = json.loads(arguments)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _written(call: Any) -> str:
-    function = call.get("function", {}) if isinstance(call, Mapping) else {}
-    body = {"name": function.get("name"), "arguments": function.get("arguments", {})}
+def _written(call: Mapping[str, Any]) -> str:
+    body = {name: call["function"][name] for name in ("name", "arguments")}
     return f"{GENERIC.opening}\n{json.dumps(body, ensure_ascii=False)}\n{GENERIC.closing}"

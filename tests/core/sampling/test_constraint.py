@@ -9,7 +9,7 @@ import array_api_strict
 import numpy as np
 import pytest
 from support.automaton import Automaton, Moves
-from support.generations import PROMPT, begin, drafted, run
+from support.generations import PROMPT, begin, drafted, output, run
 from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
 
@@ -19,11 +19,12 @@ from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.first_proposal import FirstProposal
 from specport.core.policies.length_rules import Fixed
-from specport.core.ports import Drafter, PlannedDrafter
+from specport.core.ports import Drafter, DraftRequest, PlannedDrafter
 from specport.core.sampling.constraint import allows, masked
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import Prefix
 from specport.core.sampling.sampler import Sampler
+from specport.core.tree import TokenTree
 from specport.core.verify.rules import rule_for
 from specport.drafters.forced import ForcedDrafter
 from specport.drafters.model.drafter import ModelDrafter
@@ -52,7 +53,8 @@ def test_masked_logits(xp: object) -> None:
     logits = xp.asarray(np.arange(11, dtype=np.float32))
     kept = np.asarray(masked(logits, bits(2, 9, 15)))
     assert kept[[2, 9]].tolist() == [2.0, 9.0] and np.isneginf(np.delete(kept, [2, 9])).all()
-    assert masked(logits, None) is logits
+    assert masked(logits, None) is logits and masked(logits, bits()) is logits
+    assert masked(logits, bits(13)) is logits  # the end, which this model has no token for
     # A draft's vocabulary may be wider than the mask: what is beyond is not allowed.
     wide = np.asarray(masked(xp.asarray(np.arange(40, dtype=np.float32)), bits(2)))
     assert np.flatnonzero(wide > -np.inf).tolist() == [2]
@@ -153,8 +155,8 @@ def test_forced_tokens_come_as_accepted_drafts() -> None:
 
 def test_drafts_that_are_not_allowed_cost_no_step() -> None:
     toy = ToyModel()
-    wild = ToyDrafter(ToyModel(), drawn=False)
-    for engine in (drafted(toy, wild), Engine(toy, Planner([Source(wild)], COSTS))):
+    wild = Wild()
+    for engine in (drafted(toy, wild), Engine(toy, Planner([Source(wild)], COSTS, toy.capabilities))):
         constraint = Automaton(MOVES, len(PROMPT))
         seen: list[tuple[int, ...]] = []
         generation = begin(constraint=constraint)
@@ -167,19 +169,20 @@ def test_drafts_that_are_not_allowed_cost_no_step() -> None:
             )
             or inner(requests)
         )
-        wild.propose = _unmasked(wild)  # type: ignore[method-assign]
-        run(engine, generation)
+        assert run(engine, generation) == [plain(toy, MOVES, 40)]
         assert seen and all(constraint.state(text) is not None for text in seen)
 
 
-def _unmasked(drafter: ToyDrafter) -> Callable:
-    """Return a `propose` that does not know of constraints, as retrieval does not."""
+class Wild(NgramDrafter):
+    """Proposes every token below the root, and every token below each of these, allowed or not."""
 
-    def propose(requests: Sequence) -> list:
-        free = [replace(r, sampler=Sampler(r.sampler.params)) for r in requests]
-        return [drafter._tree(request) for request in free]
+    name = "wild"
 
-    return propose
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        parents = (*[-1] * 7, *(i for i in range(7) for _ in range(8)))
+        tokens = (1, 2, 3, 4, 5, 6, 9, *[*range(2, 10)] * 7)
+        tree = TokenTree(tokens, parents, confidence=(0.9,) * 63, sources=("wild",) * 63)
+        return [tree if request.plan.depth > 1 else TokenTree() for request in requests]
 
 
 @pytest.mark.parametrize("rule", ["rejection", "block"])
@@ -248,4 +251,6 @@ def test_a_constraint_that_fails_ends_its_own_text_only() -> None:
     with pytest.raises(InvalidInput, match="too complex"):
         run(engine, failing)
     assert failing.finish_reason == "cancelled"
-    assert run(engine, other) == [toy.greedy(PROMPT, 40)]
+    while not other.ended:
+        engine.step()
+    assert output(other) == toy.greedy(PROMPT, 40)

@@ -194,6 +194,20 @@ def test_what_cannot_be_used_is_refused(tools: Any, choice: Any, message: str) -
         prepare(ASK, tools, choice, tokenizer("hermes"))
 
 
+@pytest.mark.parametrize("name", ["hermes", "generic"])
+def test_messages_that_cannot_be_used(name: str) -> None:
+    words = tokenizer(name)
+    for wrong in (
+        {"content": 3}, {"content": [{"type": "image_url", "image_url": {}}]}, {"tool_calls": "x"},
+        {"tool_calls": [3]}, {"tool_calls": [{"function": 3}]}, {"tool_calls": [{"function": {"name": 3}}]},
+    ):  # fmt: skip
+        with pytest.raises(InvalidInput):
+            prepare([*ASK, {"role": "assistant", **wrong}], [NOW], None, words)
+    # Arguments that the model itself has broken are given back to it as they are.
+    broken = {"function": {"name": "now", "arguments": '{"a'}}
+    assert '{\\"a' in prompt(prepare([{"role": "assistant", "tool_calls": [broken]}], [], None, words), words)
+
+
 def test_a_grammar_of_the_answer() -> None:
     words, grammar = tokenizer("hermes"), Grammar.regex("[a-z]+")
     assert prepare(ASK, [NOW], "auto", words, grammar=grammar).grammar is grammar
