@@ -11,6 +11,7 @@ import pytest
 
 from specport import cli
 from specport.errors import InvalidInput
+from specport.models.source import GGUF_ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -94,3 +95,12 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 130
+
+
+def test_the_page_on_gguf_names_every_architecture() -> None:
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`([\w-]+)`", "".join(table))) == sorted(GGUF_ARCHITECTURES)
+    count = re.search(r"\[(\d+) architectures\]", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert count is not None
+    assert int(count[1]) == len(GGUF_ARCHITECTURES)

@@ -129,6 +129,14 @@ def test_wrong_numbers_are_refused(parts, tmp_path):
     assert "hold 5 tensors instead of 6" in refused(parts[0])
 
 
+@pytest.mark.parametrize(("name", "value"), [("split.count", "three"), ("split.no", [1, 2])])
+def test_numbers_of_the_wrong_kind(name, value, tmp_path):
+    for i in (1, 2):
+        changes = {"split.count": 2, "split.no": i - 1, name: value}
+        tiny_gguf.write(tmp_path / f"m-0000{i}-of-00002.gguf", **changes)
+    assert f"{name} is" in refused(tmp_path / "m-00001-of-00002.gguf")
+
+
 def test_names_that_are_not_of_parts(parts, tmp_path):
     lone = tmp_path / "lone.gguf"
     shutil.copyfile(parts[0], lone)

@@ -16,8 +16,9 @@ from pathlib import Path
 from specport.errors import ModelError
 from specport.models.gguf import file as gguf_file
 from specport.models.gguf.file import ARCHITECTURE, GgufHeader, Tensor
+from specport.models.gguf.values import Values
 
-NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+NUMBER, COUNT, TENSORS = "no", "count", "tensors.count"  # below "split."
 MAX_PARTS = 10_000
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _AGAIN = "download all parts of the model again, into one folder"
@@ -94,18 +95,15 @@ def _check_part(header: GgufHeader, first: GgufHeader, number: int, total: int) 
     if says != (number, total):
         what = f"part {says[0] + 1} of {says[1]}" if min(says) >= 0 else "no part of a split model"
         raise ModelError(f"{header.path} is {what}, not part {number + 1} of {total}", _AGAIN)
-    same = (ARCHITECTURE, TENSORS)
-    if any(key in header.metadata and header.metadata[key] != first.metadata.get(key) for key in same):
+    others = header.architecture not in ("", first.architecture)
+    if others or _number(header, TENSORS, -1) != _number(first, TENSORS, -1):
         raise ModelError(f"{header.path} is a part of another model than {first.path.name}", _AGAIN)
     if header.alignment != first.alignment:
         raise ModelError(f"{header.path} is aligned otherwise than {first.path.name}", _AGAIN)
 
 
 def _number(header: GgufHeader, key: str, default: int) -> int:
-    value = header.metadata.get(key, default)
-    if not isinstance(value, int):
-        raise ModelError(f"{header.path}: {key} is {value!r}", _AGAIN)
-    return value
+    return Values(header, "split").whole(key, default)
 
 
 def write_weights(header: GgufHeader, out: Path, vocab_size: int) -> None:
