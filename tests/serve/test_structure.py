@@ -119,10 +119,8 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
     for choice in (first, second):
         told = choice.logprobs
         assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 8
-        assert "".join(told.tokens) == choice.text
-        assert all(
-            choice.text[at:].startswith(t) for at, t in zip(told.text_offset, told.tokens, strict=True)
-        )
+        whole = [(a, t) for a, t in zip(told.text_offset, told.tokens, strict=True) if "bytes:" not in t]
+        assert whole and all(choice.text[start:].startswith(token) for start, token in whole)
         for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
             assert top[token] == logprob and 2 <= len(top) <= 3
     offsets: dict[int, list[int]] = {0: [], 1: []}
