@@ -155,6 +155,20 @@ class Part:
     hidden: list[int]
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Say what a step is padded to, so that its rows round as those of any other step.
+
+    head:  fewest rows of logits.
+    apart: the graph chooses the rows of attention, where alone a lone token of a segment stands twice.
+    rows:  fewest rows of the other layers, where the graph does that.
+    """
+
+    head: int = 1
+    apart: bool = False
+    rows: int = 1
+
+
 class Wishes:
     """Tokens of a step that an output is wanted of, and where each row's begin in that output."""
 
@@ -205,37 +219,34 @@ class Batch:
         self.logits.add("none", ())
         self.hidden.add("none", ())
 
-    def inputs(self, *, pad_head: bool, apart: bool = False) -> Inputs:
-        """Return the runtime's inputs.
-
-        pad_head: a lone row of logits gets a throw-away companion too.
-        apart:    the graph chooses the rows of attention, which alone are padded.
-        """
+    def inputs(self, padding: Padding) -> Inputs:
+        """Return the runtime's inputs."""
         segments = [segment for row in self.segments for segment in row]
-        return _inputs(segments, self.logits.tokens, self.hidden.tokens, pad_head, apart)
+        return _inputs(segments, self.logits.tokens, self.hidden.tokens, padding)
 
-    def parts(self, widest: int, *, pad_head: bool, apart: bool = False) -> Iterator[Part]:
+    def parts(self, widest: int, padding: Padding) -> Iterator[Part]:
         """Yield the step as several of at most `widest` tokens, each to be run behind the one before."""
         group: list[Segment] = []
         start = size = 0
         for segment in (piece for row in self.segments for s in row for piece in _cut(s, widest)):
             if size + len(segment.tokens) > widest:
-                yield self._part(group, start, size, pad_head, apart)
+                yield self._part(group, start, size, padding)
                 group, start, size = [], start + size, 0
             group.append(segment)
             size += len(segment.tokens)
-        yield self._part(group, start, size, pad_head, apart)
+        yield self._part(group, start, size, padding)
 
-    def _part(self, group: Sequence[Segment], start: int, size: int, pad_head: bool, apart: bool) -> Part:
+    def _part(self, group: Sequence[Segment], start: int, size: int, padding: Padding) -> Part:
         logits, scored = self.logits.within(start, start + size)
         hidden, seen = self.hidden.within(start, start + size)
-        return Part(_inputs(group, scored, seen, pad_head, apart), logits, hidden)
+        return Part(_inputs(group, scored, seen, padding), logits, hidden)
 
 
 def _inputs(
-    segments: Sequence[Segment], logits: Sequence[int], hidden: Sequence[int], pad_head: bool, apart: bool
+    segments: Sequence[Segment], logits: Sequence[int], hidden: Sequence[int], padding: Padding
 ) -> Inputs:
-    logits = [*logits, *logits] if pad_head and len(logits) == 1 else logits
+    if logits:
+        logits = [*logits, *logits[-1:] * (padding.head - len(logits))]
     types = [s.ahead for s in segments for _ in s.tokens] if any(s.ahead for s in segments) else []
     inputs: Inputs = {
         "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),
@@ -253,7 +264,7 @@ def _inputs(
     }
     if any(s.states for s in segments):
         inputs |= _state_inputs(segments)
-    return _padded_in_attention(inputs, segments) if apart else inputs
+    return _padded_in_attention(inputs, segments, padding.rows) if padding.apart else inputs
 
 
 def _state_inputs(segments: Sequence[Segment]) -> Inputs:
@@ -266,16 +277,17 @@ def _state_inputs(segments: Sequence[Segment]) -> Inputs:
     }
 
 
-def _padded_in_attention(inputs: Inputs, segments: Sequence[Segment]) -> Inputs:
-    """Return inputs whose padding is in attention only.
+def _padded_in_attention(inputs: Inputs, segments: Sequence[Segment], fewest: int) -> Inputs:
+    """Return inputs whose padding is in attention only, and `fewest` rows at least in the other layers.
 
     A step whose segments bring one token together keeps its padding everywhere: the matrix products of a lone
-    row round differently.
+    row round differently. More rows than that are copies of the last one, which attention leaves out.
     """
     real = np.array([i < len(s.nodes) for s in segments for i in range(len(s.tokens))])
     if real.sum() == 1:
         real[:] = True
     rows, kept = (np.cumsum(real) - 1).astype(np.int32), np.flatnonzero(real).astype(np.int32)
+    kept = np.append(kept, np.repeat(kept[-1:], max(fewest - len(kept), 0)))
     return {
         **inputs,
         "input_ids": inputs["input_ids"][kept],

@@ -15,7 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from specport.backends.openvino.graph.halves import STREAM_IN, STREAM_OUT
 from specport.backends.openvino.graph.surgery import LOGITS_INDICES
-from specport.backends.openvino.paged.batch import Batch, Segment, chain_segment
+from specport.backends.openvino.paged.batch import Batch, Padding, Segment, chain_segment
 from specport.backends.openvino.paged.model import PagedModel, PagedSequence
 from specport.backends.openvino.request import Request
 
@@ -107,7 +107,7 @@ class ExitModel(PagedModel):
                     batch.skip()
             if not batch.num_tokens:
                 return self._result(batch, refused, {}, 0.0)
-            inputs = batch.inputs(pad_head=self._exact)
+            inputs = batch.inputs(self._padding)
             seconds = self._front(inputs)
             stream, start = self._front.output(STREAM_OUT), 0
             for row, segments in zip(rows, batch.segments, strict=True):
@@ -163,8 +163,8 @@ class ExitModel(PagedModel):
                     ahead.add(row, row.handle.segments)
             if not any(map(len, known)) or self._too_wide(batch.num_tokens):
                 return self._run(batch, refused)
-            inputs = batch.inputs(pad_head=self._exact)
-            seconds = self._front(ahead.inputs(pad_head=False)) if ahead.num_tokens else 0.0
+            inputs = batch.inputs(self._padding)
+            seconds = self._front(ahead.inputs(Padding())) if ahead.num_tokens else 0.0
             joined = self._joined(batch, ahead, known)
             self._back.bind(STREAM_IN, ov.Tensor(joined, ov.Shape(joined.shape), self._element))
             seconds += self._back(inputs)

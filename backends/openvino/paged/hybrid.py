@@ -57,6 +57,9 @@ class HybridModel(PagedModel):
             cache_bytes -= self.states.bytes_for(self.states.max_blocks)
         super().__init__(request, cache_bytes=cache_bytes, **options)
 
+    def widen(self, fewest: int) -> bool:
+        return False  # the operators of states write no rows beyond those of the segments
+
     def room(self, handle: PagedSequence | None = None) -> int:
         held = handle is not None and self._of(handle).history.marks
         return super().room(handle) if held or self.states.has_room() else 0

@@ -17,6 +17,7 @@ import numpy as np
 from specport.backends.openvino.graph.surgery import ATTENTION_ROWS, HEAD_INPUT, TOKEN_TYPES
 from specport.backends.openvino.paged.batch import (
     Batch,
+    Padding,
     Segment,
     chain_segment,
     fork_segments,
@@ -91,19 +92,25 @@ class PagedModel(CheckedModel[PagedSequence]):
         # Quantised rows share scales within a block and cannot be moved to where the path belongs.
         self._masks = self.can_mask and not exact and kinds <= _PLAIN_ROWS
         inputs = {name for part in (*cached, request) for port in part.compiled.inputs for name in port.names}
-        self._apart = ATTENTION_ROWS in inputs
+        self._padding = Padding(2 if exact else 1, ATTENTION_ROWS in inputs)
         # Outputs with a row for each token whose logits, and whose hidden states, are wanted.
         self._scored = ["logits", *([HEAD_INPUT] if head_rows else [])]
         self._seen = [f"hidden.{layer}" for layer in hidden_layers]
         self.capabilities = Capabilities(
             visibility="any" if self._masks and TOKEN_TYPES in inputs else "tree",
             forked_trees=not self._masks,
-            min_width=2 if exact and not self._apart else 1,
+            min_width=2 if exact and not self._padding.apart else 1,
             batch=True,
             exact=exact,
             gather=self._masks,
             hidden_layers=hidden_layers,
         )
+
+    def widen(self, fewest: int) -> bool:
+        """Compute at least so many rows in every step. Return whether this graph can."""
+        if self._padding.apart:
+            self._padding = Padding(fewest, True, fewest)
+        return self._padding.apart
 
     def room(self, handle: PagedSequence | None = None) -> int:
         sequence = handle or self._new()
@@ -248,7 +255,7 @@ class PagedModel(CheckedModel[PagedSequence]):
         seconds, found = 0.0, dict[str, Array]()
         num_logits, num_hidden = batch.logits.offsets[-1], batch.hidden.offsets[-1]
         if self._too_wide(batch.num_tokens):
-            for part in batch.parts(self.widest, pad_head=self._exact, apart=self._apart):
+            for part in batch.parts(self.widest, self._padding):
                 seconds += self._infer(part.inputs)
                 scored, seen = (self._scored, part.logits, num_logits), (self._seen, part.hidden, num_hidden)
                 for names, places, total in (scored, seen):
@@ -256,7 +263,7 @@ class PagedModel(CheckedModel[PagedSequence]):
                         whole = found.setdefault(name, np.empty((total, *rows.shape[1:]), rows.dtype))
                         whole[places] = rows
         elif batch.num_tokens:
-            seconds = self._infer(batch.inputs(pad_head=self._exact, apart=self._apart))
+            seconds = self._infer(batch.inputs(self._padding))
             found = self._outputs(self._scored, num_logits) | self._outputs(self._seen, num_hidden)
         return self._result(batch, refused, found, seconds)
 

@@ -376,3 +376,15 @@ def test_a_draft_that_fails_is_as_if_nobody_had_asked(
         model.widest = 0
         for handle in (first, second):
             model.close(handle)
+
+
+def test_steps_can_have_a_fewest_number_of_rows() -> None:
+    """What is added is computed outside of attention only, and changes neither the cache nor any output."""
+    lone = batch.chain_segment([3], 7, Block.chain([11]), pad_single=True)
+    two = batch.chain_segment([4, 5], 40, Block.chain([12, 13]), pad_single=True)
+    plain, wide = (batch._inputs([lone, two], [0, 3], [], batch.Padding(2, True, rows)) for rows in (1, 5))
+    assert plain["input_ids"].tolist() == [11, 12, 13] and wide["input_ids"].tolist() == [11, 12, 13, 13, 13]
+    assert wide["kept_rows"].tolist() == [0, 2, 3, 3, 3]
+    assert wide["position_ids"].tolist() == [7, 40, 41, 41, 41]
+    for name in {*plain} - {"input_ids", "position_ids", "kept_rows"}:
+        assert plain[name].tolist() == wide[name].tolist(), name

@@ -10,7 +10,7 @@ import pytest
 
 ov = pytest.importorskip("openvino")
 
-from specport.backends.openvino.paged.batch import Segment, _cut, _inputs  # noqa: E402
+from specport.backends.openvino.paged.batch import Padding, Segment, _cut, _inputs  # noqa: E402
 from specport.backends.openvino.paged.states import EMPTY, WASTE, History, Mark, StateCache  # noqa: E402
 
 
@@ -111,7 +111,7 @@ def test_what_the_runtime_is_told() -> None:
     prompt = Segment([4], 0, [5] * 20, range(20), range(20), states=(EMPTY, 13))
     lone = Segment([5], 8, [5, 5], range(1), range(8, 10))
     lone.writes(14, [15], WASTE)
-    inputs = _inputs([verify, prompt, lone], [], [], False, False)
+    inputs = _inputs([verify, prompt, lone], [], [], Padding())
     told = {name: inputs[f"la.{name}"].tolist() for name in ("block_indices", "cache_interval", "past_lens")}
     assert told == {
         "block_indices": [9, 10, 11, 12, EMPTY, 13, 14, 15, WASTE],
@@ -120,7 +120,7 @@ def test_what_the_runtime_is_told() -> None:
     }
     assert inputs["la.block_indices_begins"].tolist() == [0, 4, 6, 9]
     assert inputs["la.subsequence_begins"].tolist() == [0, 3, 23, 25]
-    apart = _inputs([verify, prompt, lone], [], [], False, True)  # the padding is in attention only
+    apart = _inputs([verify, prompt, lone], [], [], Padding(apart=True))  # the padding is in attention only
     assert apart["la.subsequence_begins"].tolist() == [0, 3, 23, 24]
     assert apart["subsequence_begins"].tolist() == [0, 3, 23, 25]
     plain = Segment([3], 0, [5], range(1), range(1))

@@ -155,3 +155,20 @@ def test_the_check_of_wide_steps_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(model, "step", worse)
     assert not numerics.is_wide(model)
+
+
+def test_where_narrow_steps_round_differently_more_rows_are_computed(
+    monkeypatch: pytest.MonkeyPatch, early: PagedModel
+) -> None:
+    """As for Qwen2.5-Coder-0.5B in INT4 on a processor with AVX2: steps of up to 4 rows."""
+    usual = loaded()
+    asked = []
+    monkeypatch.setattr(numerics, "checked", lambda model, key, **_: asked.append(key) or "rows" in key)
+    found = load(resolve(), LoadOptions(load_profile("xeon"), max_context=512))
+    assert len(asked) == 2 and asked[1] == f"{asked[0]}-rows-5" and found.key.endswith("-rows-5")
+    assert any("5 rows" in note for note in found.notes)
+    model = found.model
+    assert isinstance(model, PagedModel)
+    sizes = [1, 1, 2, 3, 1, 4, 8, 30, 1]
+    assert np.array_equal(feed(model, sizes)[0], feed(usual, sizes)[0])
+    assert not early.widen(5)  # its graph has no rows of attention apart from the others
