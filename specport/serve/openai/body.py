@@ -86,7 +86,7 @@ def _deeper(value: Any, depth: int) -> bool:
     """Return whether a value is nested deeper than this. Goes down level by level, without recursion."""
     level = [value]
     while level:
-        if depth < 0:
+        if depth <= 0:
             return True
         depth -= 1
         level = [
