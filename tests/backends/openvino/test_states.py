@@ -124,7 +124,7 @@ def test_what_the_runtime_is_told() -> None:
     assert apart["la.subsequence_begins"].tolist() == [0, 3, 23, 24]
     assert apart["subsequence_begins"].tolist() == [0, 3, 23, 25]
     plain = Segment([3], 0, [5], range(1), range(1))
-    assert "la.block_indices" not in _inputs([plain], [], [], False, False)
+    assert "la.block_indices" not in _inputs([plain], [], [], Padding())
 
 
 def test_a_wide_step_is_cut_with_its_states() -> None:
