@@ -51,7 +51,7 @@ def _restore_loggers() -> None:
     kind = logging.getLoggerClass()
     if kind.__module__.partition(".")[0] != "nncf":
         return
-    logging.setLoggerClass(kind.__base__ or logging.Logger)
+    logging.setLoggerClass(logging.Logger)
     for name, logger in [*logging.Logger.manager.loggerDict.items()]:
         if type(logger) is kind and name.partition(".")[0] != "nncf":
-            logger.__class__ = kind.__base__
+            logger.__class__ = logging.Logger

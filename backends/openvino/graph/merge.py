@@ -38,7 +38,7 @@ def merge_products(model: ov.Model, fewest: int) -> int:
 
 def _is_matrix(product: ov.Node) -> bool:
     """Whether the weights are one matrix; those of a mixture of experts are one for each."""
-    return product.input_value(1).get_partial_shape().rank.get_length() == 2
+    return len(product.input_value(1).get_partial_shape()) == 2
 
 
 def _merged(products: Sequence[ov.Node]) -> bool:

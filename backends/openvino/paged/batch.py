@@ -246,7 +246,7 @@ def _inputs(
     segments: Sequence[Segment], logits: Sequence[int], hidden: Sequence[int], padding: Padding
 ) -> Inputs:
     if logits:
-        logits = [*logits, *logits[-1:] * (padding.head - len(logits))]
+        logits = [*logits, *[logits[-1]] * (padding.head - len(logits))]
     types = [s.ahead for s in segments for _ in s.tokens] if any(s.ahead for s in segments) else []
     inputs: Inputs = {
         "input_ids": np.array([t for s in segments for t in s.tokens], dtype=np.int64),

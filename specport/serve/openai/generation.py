@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -69,9 +69,10 @@ class RequestReader:
         """Check a request with prompts. Raises ApiError."""
         request = self._validated(CompletionRequest, body)
         options = self._options(request, len(request.prompt), request.most_tokens or COMPLETION_TOKENS)
+        prompts: Sequence[str | list[int]] = request.prompt
         firsts = [
             self._prompt(prompt, replace(each, raw=True))
-            for prompt, each in zip(request.prompt, options[:: request.n or 1], strict=True)
+            for prompt, each in zip(prompts, options[:: request.n or 1], strict=True)
         ]
         return _asked(request, firsts, options, chat=False)
 

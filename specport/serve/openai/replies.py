@@ -58,9 +58,10 @@ class Replies:
         self, index: int, parts: Sequence[TextDelta | CallDelta], logprobs: Sequence[TokenLogprob]
     ) -> Iterator[Json]:
         """Yield a chunk for each new part of a choice; the first tells the log-probabilities of all."""
-        pieces: list[Json] = [
-            {"delta": part.as_openai()} if self._chat else {"text": part.text} for part in parts
-        ]
+        if self._chat:
+            pieces: list[Json] = [{"delta": part.as_openai()} for part in parts]
+        else:  # has no tools
+            pieces = [{"text": part.text} for part in parts if isinstance(part, TextDelta)]
         if logprobs and not pieces:
             pieces = [{"delta": {}} if self._chat else {"text": ""}]
         told = self._logprobs.of(index, logprobs)
