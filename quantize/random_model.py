@@ -62,7 +62,14 @@ def logits(folder: Path, ids: Sequence[int], attention: str = "eager") -> NDArra
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
     for module in model.modules():
         if hasattr(module, "chunk_gated_delta_rule"):
             module.chunk_gated_delta_rule = module.recurrent_gated_delta_rule

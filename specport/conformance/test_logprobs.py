@@ -46,4 +46,6 @@ def test_they_are_those_of_plain_decoding(
     for generation in generations:
         assert len(generation.token_logprobs) == NUM_TOKENS
         assert generation.token_logprobs == plain(probe, generation.tokens, generation.num_prompt_tokens)
-    assert not name or sum(g.metrics.num_draft_tokens for g in generations) > 0
+    # A sampled text may repeat nothing that could be drafted from.
+    if name and (params.greedy or name == "model"):
+        assert sum(g.metrics.num_draft_tokens for g in generations) > 0

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.real_model
 EXAMPLES = Path(__file__).parents[2] / "examples" / "prompts.jsonl"
 
 
-@pytest.mark.stack
 def test_bench_beside_its_peers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "specport", "bench", "--device", "xeon", "--prompts", str(EXAMPLES)]
     command += ["--out", str(tmp_path / "out"), "--max-new-tokens", "24", "--per-category", "1"]

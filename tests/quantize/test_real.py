@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
+from specport.quantize import build
 from specport.quantize.prune.probe import Probe
 
 import specport
@@ -27,6 +28,7 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = ["--layers", "24", "--by", "block", "--head-tokens", "16384", "--draft-precision", "int8"]
     with pytest.MonkeyPatch.context() as patch:  # the user's own `--draft auto` is not ours to change
         patch.setattr(bundle, "register", lambda *_: None)
+        patch.setattr(build, "CHOOSING_TOKENS", 24)
         assert main(["quantize", "--device", "xeon", *wanted, "--quiet", "--out", str(folder)]) == 0
     return folder
 

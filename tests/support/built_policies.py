@@ -16,11 +16,12 @@ from specport.core.policies.length_rules import (
     LengthRule,
 )
 from specport.core.ports import Drafter
+from specport.drafters.forced import ForcedDrafter
 
 
 @dataclass(frozen=True)
 class Built:
-    """The parts of one policy.
+    """The parts of one policy, without the drafter of forced tokens, which each has.
 
     costs, draft_costs: of the target's steps and of each drafter's; None where a length rule drafts.
     make_rule:          the length rule's maker; None for a planner.
@@ -38,13 +39,15 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Built]:
     found: list[Built] = []
 
     def planner(sources: Sequence[Source], costs: StepCosts, *rest: Any, **options: Any) -> Planner:
-        found.append(Built([s.drafter for s in sources], costs, [s.costs for s in sources]))
+        told = [source for source in sources if not isinstance(source.drafter, ForcedDrafter)]
+        found.append(Built([s.drafter for s in told], costs, [s.costs for s in told]))
         return Planner(sources, costs, *rest, **options)
 
     def first_proposal(
         drafters: Sequence[Drafter], make_rule: Callable[[], LengthRule], **options: Any
     ) -> FirstProposal:
-        found.append(Built([*drafters], make_rule=make_rule))
+        told = [drafter for drafter in drafters if not isinstance(drafter, ForcedDrafter)]
+        found.append(Built(told, make_rule=make_rule))
         return FirstProposal(drafters, make_rule, **options)
 
     monkeypatch.setattr("specport.drafters.build.Planner", planner)

@@ -368,7 +368,7 @@ def test_calibration_cuts_the_head_and_times_it(
     pipeline = load_pipeline(target, draft="mtp", device="xeon")
     module = module_of(pipeline._engine.model)
     assert 200 <= module.vocab_size < 210 and module.head_rows is not None
-    (source,) = pipeline._engine.policy._sources  # type: ignore[union-attr]
+    _, source = pipeline._engine.policy._sources  # type: ignore[union-attr]
     assert source.costs.measured
     plain = load_pipeline(target, draft="none", device="xeon").generate("hello world", max_new_tokens=20)
     assert pipeline.generate("hello world", max_new_tokens=20).token_ids == plain.token_ids

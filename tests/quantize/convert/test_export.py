@@ -80,7 +80,7 @@ def test_what_optimum_does_not_export_is_refused_or_computes_the_same(tmp_path):
         assert np.abs(want - got).max() < 1e-3 * np.abs(want).max()
         return
     assert "does not convert nemotron models" in refusal
-    assert "--device torch-cpu" in refusal
+    assert "torch-cpu" in refusal
     assert "\n" not in refusal
 
 

@@ -96,7 +96,6 @@ print(type(logging.getLogger("nncf")).__name__)
     assert "no transformers.before here" in done.stderr and "no transformers.after here" in done.stderr
 
 
-@pytest.mark.stack
 def test_models_run_beside_it(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversion in a process of its own, and the torch backend in this one."""
     pytest.importorskip("optimum.intel")
