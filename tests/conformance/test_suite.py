@@ -63,14 +63,20 @@ HERE: dict[str, set[str]] = {
 }  # fmt: skip
 
 
+# What takes long in emulation, and is the same code as on torch-cpu.
+SLOW = {"gaudi-emulated": ("leaks", "room")}
+
+
 @pytest.mark.parametrize("device", HERE)
 def test_what_is_here_passes(device: str, tmp_path: Path) -> None:
     wanted = load_profile(device)
     pytest.importorskip(wanted.backend)
-    code, output, results = run_suite(tmp_path, os.environ, "--specport-device", device)
+    wanted_checks = [check for check in CHECKS if check not in SLOW.get(device, ())]
+    tests = [f"specport.conformance.test_{check}" for check in wanted_checks]
+    code, output, results = run_suite(tmp_path, os.environ, "--specport-device", device, tests=tests)
     assert code == 0, output
     passed = {result["check"] for result in results.values() if result["outcome"] == "passed"}
-    assert passed >= {*CHECKS} - HERE[device]
+    assert passed >= {*wanted_checks} - HERE[device]
     assert {result["outcome"] for result in results.values()} <= {"passed", "skipped"}
     assert f"specport device: {device}" in output and "processor:" in output
     assert ("EMULATED" in output) == wanted.emulated

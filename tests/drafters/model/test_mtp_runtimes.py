@@ -198,7 +198,7 @@ def written(target: Model, policy: FirstProposal | None, params: SamplingParams 
 
 @pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize(
-    ("device", "precision"), [("xeon", "int8"), *((device, "fp32") for device in DEVICES)]
+    ("device", "precision"), [("xeon", "int8"), *((device, "fp32") for device in DEVICES if device != "xeon")]
 )
 def test_greedy_texts_are_those_of_plain_decoding(
     device: str, precision: str, tree: bool, models: Any
