@@ -71,12 +71,12 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         model = _compile(files, options, profile.fast, exact_mode=False)
         plain = replace(options, hidden_layers=())
         return _loaded(model, notes, _key(files, plain, profile.fast, padded=False), options)
-    if found := _exact(files, options, profile.exact, notes):
-        return found
-    if profile.fallback:
-        note = "exact mode runs in f32 here: the default kernels are not split-invariant"
-        if found := _exact(files, options, profile.fallback, (*notes, note)):
-            return found
+    in_f32 = "exact mode runs in f32 here: the default kernels are not split-invariant"
+    ways = [(profile.exact, notes), *([(profile.fallback, (*notes, in_f32))] if profile.fallback else [])]
+    for fewest in (1, _FEWEST):
+        for properties, told in ways:
+            if found := _exact(files, options, properties, told, fewest):
+                return found
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps"
         + (", even in f32" if profile.fallback else ""),
@@ -85,19 +85,27 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 
 
 def _exact(
-    files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], notes: tuple[str, ...]
+    files: ModelFiles,
+    options: LoadOptions,
+    properties: Mapping[str, Any],
+    notes: tuple[str, ...],
+    fewest: int,
 ) -> Loaded | None:
-    """Return the model with these properties, or None where its logits depend on the split."""
+    """Return the model with these properties, or None where its logits depend on the split.
+
+    fewest: rows that each of its steps computes at least.
+    """
+    rows = "" if fewest == 1 else f"-rows-{fewest}"
+    key = _key(files, options, properties, padded=True) + rows
+    if exact.refuted(key):
+        return None
     model = _compile(files, options, properties, exact_mode=True)
-    key, rows = _key(files, options, properties, padded=True), ""
+    if rows:
+        if not isinstance(model, PagedModel) or not model.widen(fewest):
+            return None
+        notes = (*notes, f"exact mode computes {fewest} rows a step here: fewer are rounded differently")
     if not exact.checked(model, key, progress=options.progress):
-        if not isinstance(model, PagedModel) or not model.widen(_FEWEST):
-            return None
-        rows = f"-rows-{_FEWEST}"
-        key += rows
-        if not exact.checked(model, key, progress=options.progress):
-            return None
-        notes = (*notes, f"exact mode computes {_FEWEST} rows a step here: fewer are rounded differently")
+        return None
     if isinstance(model, PagedModel) and not exact.checked_wide(model, key, progress=options.progress):
         model.widest = exact.NARROW
     # Outputs of hidden states may decide how kernels are fused, but hardly what a step costs.

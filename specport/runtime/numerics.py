@@ -166,6 +166,11 @@ def checked(model: Model, key: str, past: int = _PAST, *, progress: Progress = s
     return _answered(key, lambda: is_invariant(model, past), part(progress, 0.0, 0.5))
 
 
+def refuted(key: str) -> bool:
+    """Return whether an earlier `checked` found that a model is not invariant; it need not be loaded then."""
+    return Answers(cache_root() / "exact.json").get(key) is False
+
+
 def checked_wide(model: Model, key: str, narrow: int = 40, *, progress: Progress = silent) -> bool:
     """Return `is_wide`, or the answer stored under this key. progress: as for `checked`."""
     return _answered(f"{key}-wide-{narrow}", lambda: is_wide(model, narrow), part(progress, 0.5, 1.0))

@@ -498,7 +498,7 @@ def test_answers_are_kept_and_a_damaged_file_only_costs_a_check(tmp_path: Path) 
 
 def test_fallback_to_f32_is_said(files: ModelFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path)
-    answers = iter([False, False, True, False, False])
+    answers = iter([False, True, *[False] * 4])
     monkeypatch.setattr(numerics, "is_invariant", lambda model, past: next(answers))
     told: list[str] = []
     options = LoadOptions(load_profile("xeon"), progress=lambda what, share: told.append(what))

@@ -165,7 +165,7 @@ def test_where_narrow_steps_round_differently_more_rows_are_computed(
     asked = []
     monkeypatch.setattr(numerics, "checked", lambda model, key, **_: asked.append(key) or "rows" in key)
     found = load(resolve(), LoadOptions(load_profile("xeon"), max_context=512))
-    assert len(asked) == 2 and asked[1] == f"{asked[0]}-rows-5" and found.key.endswith("-rows-5")
+    assert len(asked) == 3 and asked[2] == f"{asked[0]}-rows-5" and found.key.endswith("-rows-5")
     assert any("5 rows" in note for note in found.notes)
     model = found.model
     assert isinstance(model, PagedModel)
