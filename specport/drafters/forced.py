@@ -5,40 +5,22 @@ The target verifies these tokens as any draft, so the text is that of plain deco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
+from specport.core.ports import DraftRequest, Needs
 from specport.core.sampling.processors import Prefix
 from specport.core.tree import TokenTree
+from specport.drafters.text_drafter import TextDrafter
 
 # A certain token is accepted always. A likely one is the usual token for bytes that must follow, but the
 # target may choose a longer one. The planner measures how often it does.
 _CERTAIN, _LIKELY = 0.999, 0.85
 
 
-class ForcedDrafter:
+class ForcedDrafter(TextDrafter):
     """Propose the tokens that the constraint of a text forces; nothing in texts without a constraint."""
 
     name = "forced"
     needs = Needs()
     prior = (0.1, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.95, 0.99)
-    parallel = 0
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [self._propose(request) for request in requests]
-
-    def behind(self, request: DraftRequest) -> int:
-        """Return 0: there is no model to feed."""
-        return 0
-
-    def prefilled(self, events: Sequence[Prefilled]) -> None:
-        """Do nothing: the constraint knows the text."""
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Do nothing: the constraint knows the text."""
-
-    def forget(self, key: int) -> None:
-        """Do nothing: there is no state."""
 
     def _propose(self, request: DraftRequest) -> TokenTree:
         constraint, depth = request.sampler.constraint, request.plan.depth

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
+from specport.core.ports import DraftRequest, Needs
 from specport.core.tree import TokenTree
 from specport.core.tree_builder import TreeBuilder
+from specport.drafters.text_drafter import TextDrafter
 
 _LONGEST = 32  # maximum matched tokens; longer matches are not more reliable
 _LOOKED_AT = 64  # number of most recent matches of the last two tokens that are compared
@@ -35,7 +36,7 @@ class _Index:
         self.num_indexed = max(1, len(context))
 
 
-class NgramDrafter:
+class NgramDrafter(TextDrafter):
     """Propose the continuation of the longest, then most recent, earlier match.
 
     min_ngram: minimum match length.
@@ -53,7 +54,6 @@ class NgramDrafter:
     # Acceptance after matches of 1, 2, 3, 4 to 8, 9 to 18 and more tokens, measured on 4,300 tokens of a
     # 1.5B model over six kinds of prompts. No match has a confidence below one half.
     prior = (0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.5, 0.63, 0.73, 0.87, 0.95, 0.97)
-    parallel = 0
 
     def __init__(self, min_ngram: int = 1, tokens_per_match: float | None = 1.5) -> None:
         if min_ngram < 1:
@@ -61,19 +61,6 @@ class NgramDrafter:
         self._min = min_ngram
         self._tokens_per_match = tokens_per_match
         self._indices: dict[int, _Index] = {}
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [self._propose(request) for request in requests]
-
-    def behind(self, request: DraftRequest) -> int:
-        """Return 0: there is no model to feed."""
-        return 0
-
-    def prefilled(self, events: Sequence[Prefilled]) -> None:
-        """Do nothing: the context is indexed at the next proposal."""
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Do nothing: the context is indexed at the next proposal."""
 
     def forget(self, key: int) -> None:
         self._indices.pop(key, None)

@@ -16,9 +16,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
+from specport.core.ports import DraftRequest, Needs, Outcome
 from specport.core.tree import TokenTree
 from specport.core.tree_builder import TreeBuilder
+from specport.drafters.text_drafter import TextDrafter
 
 SUCCESSORS = 8  # kept per token; the paper's value
 MAX_DEPTH = 6  # of the paper's template; deeper nodes are hardly ever accepted
@@ -62,7 +63,7 @@ class SuccessorTable:
                 self._rows[token, : len(kept)] = kept
 
 
-class RecycleDrafter:
+class RecycleDrafter(TextDrafter):
     """Propose the root token's successors and their successors; chains where the plan has no branches.
 
     vocab:     width of the target's logits.
@@ -79,7 +80,6 @@ class RecycleDrafter:
     name = "recycle"
     # Acceptance by bin of confidence; here a bin is a rank or several, from 0.05 to 0.45.
     prior = (0.04, 0.15, 0.2, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.92, 0.96, 0.98)
-    parallel = 0
 
     def __init__(self, vocab: int, k: int = SUCCESSORS, *, branching: bool = False) -> None:
         if not 1 <= k <= len(RANK_PROBABILITIES):
@@ -92,8 +92,8 @@ class RecycleDrafter:
         self._own: dict[int, SuccessorTable] = {}  # of sequences with a seed
         self._warmed: set[int] = set()
 
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [self.below(request, ()) for request in requests]
+    def _propose(self, request: DraftRequest) -> TokenTree:
+        return self.below(request, ())
 
     def below(self, request: DraftRequest, path: Sequence[int]) -> TokenTree:
         """Return the proposal for the context followed by the drafted tokens `path`."""
@@ -107,13 +107,6 @@ class RecycleDrafter:
             template(plan.max_nodes, depth, self._num_successors) if branching else template(depth, depth, 1)
         )
         return self._fill(table, slots, path[-1] if path else context[-1])
-
-    def behind(self, request: DraftRequest) -> int:
-        """Return 0: there is no model to feed."""
-        return 0
-
-    def prefilled(self, events: Sequence[Prefilled]) -> None:
-        """Do nothing: tables are warmed with the context at the next proposal."""
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:

@@ -18,11 +18,12 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from specport.core.estimates.acceptance_rates import CENTRES
-from specport.core.ports import DraftRequest, Needs, Outcome, Prefilled
+from specport.core.ports import DraftRequest, Needs
 from specport.core.tree import TokenTree
 from specport.core.tree_builder import TreeBuilder
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import GAP, LONGEST, Ending, Matches, SuffixIndex
+from specport.drafters.text_drafter import TextDrafter
 
 # Pseudo-count of uncounted continuations after a match of one token, in this text and in others; divided by L
 # for a match of L tokens. Fitted to 20,000 tokens that a 1.5B model wrote: a token that had followed once
@@ -62,7 +63,7 @@ class _Draft(TreeBuilder):
     expected: float = 0.0
 
 
-class SuffixDrafter:
+class SuffixDrafter(TextDrafter):
     """Propose the likeliest continuations by their counts after the text's end.
 
     history:   earlier texts; this sequence's output is added when it ends. None = no history.
@@ -82,7 +83,6 @@ class SuffixDrafter:
     name = "suffix"
     needs = Needs()
     prior = CENTRES  # the confidence is an estimate of the acceptance
-    parallel = 0
 
     def __init__(
         self,
@@ -99,19 +99,6 @@ class SuffixDrafter:
         self._least = least
         self._branching = branching
         self._texts: dict[int, _Text] = {}
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [self._propose(request) for request in requests]
-
-    def behind(self, request: DraftRequest) -> int:
-        """Return 0: there is no model to feed."""
-        return 0
-
-    def prefilled(self, events: Sequence[Prefilled]) -> None:
-        """Do nothing: the context is indexed at the next proposal."""
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Do nothing: the context is indexed at the next proposal, and joins the history at its end."""
 
     def forget(self, key: int) -> None:
         text = self._texts.pop(key, None)
