@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from specport.errors import InvalidInput, PromptTooLong
 
+_T = TypeVar("_T")
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -78,6 +79,14 @@ def from_input(error: InvalidInput, param: str | None = None) -> ApiError:
     """Return the error for what the library refused. Its hints are for the command line."""
     code = "context_length_exceeded" if isinstance(error, PromptTooLong) else None
     return bad_request(error.message, param, code)
+
+
+def naming(param: str, work: Callable[[], _T]) -> _T:
+    """Return what `work` returns. Raises ApiError, which names the field, for what the library refuses."""
+    try:
+        return work()
+    except InvalidInput as error:
+        raise from_input(error, param) from error
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,15 +13,15 @@ from specport.errors import InvalidInput
 from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
 from specport.request import TextRequest
-from specport.serve.openai.errors import ApiError, bad_request, from_input, from_validation
+from specport.serve.openai.errors import ApiError, bad_request, from_input, from_validation, naming
 from specport.serve.openai.schema import ChatRequest, CompletionRequest, Request
 from specport.serve.openai.structure import held_to, tools_of
 from specport.serve.openai.supported import without_unsupported
 from specport.serve.settings import Limits, Sampling
 
 COMPLETION_TOKENS = 16  # of a completion that does not say how many, as in OpenAI's API
-_T = TypeVar("_T")
 _Request = TypeVar("_Request", ChatRequest, CompletionRequest)
+_Either = ChatRequest | CompletionRequest
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RequestReader:
             raise bad_request("this model has no chat template; use /v1/completions", "messages")
         options = self._options(request, 1, request.most_tokens or self._model.max_context)
         messages = [message.for_template() for message in request.messages]
-        first = _checked(partial(self._pipeline.request, messages, options[0]), "messages")
+        first = naming("messages", partial(self._pipeline.request, messages, options[0]))
         return _asked(request, [first], options, chat=True)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
@@ -96,13 +96,13 @@ class RequestReader:
 
     def _prompt(self, prompt: str | list[int], options: GenerationOptions) -> TextRequest:
         if isinstance(prompt, str):
-            return _checked(partial(self._pipeline.request, prompt, options), "prompt")
+            return naming("prompt", partial(self._pipeline.request, prompt, options))
         if not all(0 <= token < self._model.vocab_size for token in prompt):
             below = f"prompt: token ids must be below {self._model.vocab_size}"
             raise bad_request(below, "prompt", "invalid_value")
-        return TextRequest(_checked(partial(self._pipeline.fitting, prompt), "prompt"), options)
+        return TextRequest(naming("prompt", partial(self._pipeline.fitting, prompt)), options)
 
-    def _options(self, request: Request, num_prompts: int, most: int) -> tuple[GenerationOptions, ...]:
+    def _options(self, request: _Either, num_prompts: int, most: int) -> tuple[GenerationOptions, ...]:
         """Return the options of each sequence. Raises ApiError where a limit is passed."""
         count = num_prompts * (request.n or 1)
         self._check(request, count)
@@ -128,7 +128,7 @@ class RequestReader:
             if wrong:
                 raise bad_request(f"{name}: {rule}", name, "invalid_value")
 
-    def _common(self, request: Request) -> dict[str, Any]:
+    def _common(self, request: _Either) -> dict[str, Any]:
         """Return the options that all sequences of a request share. None = the library's default."""
         chosen = vars(self._sampling).copy()
         chosen.update({name: getattr(request, name) for name in chosen if getattr(request, name) is not None})
@@ -147,13 +147,6 @@ class RequestReader:
             "grammar": held_to(request),
             **(tools_of(request) if isinstance(request, ChatRequest) else {}),
         }
-
-
-def _checked(work: Callable[[], _T], param: str) -> _T:
-    try:
-        return work()
-    except InvalidInput as error:
-        raise from_input(error, param) from error
 
 
 def _asked(

@@ -145,11 +145,6 @@ class Request(_Strict):
     structured_outputs: StructuredOutputs | None = None
     speculative: Speculative | None = None
 
-    @property
-    def num_logprobs(self) -> int | None:
-        """Return how many likeliest tokens to tell of, beside each token's own; None = nothing."""
-        raise NotImplementedError
-
 
 class ChatRequest(Request):
     messages: list[Message]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from specport.errors import InvalidInput
-from specport.serve.openai.errors import bad_request, from_input
+from specport.serve.openai.errors import bad_request, naming
 from specport.serve.openai.schema import ChatRequest, Request
 from specport.text.grammar.grammar import Grammar, from_response_format
 from specport.text.tools.definitions import parse_choice, parse_tools
 
-_T = TypeVar("_T")
-
 
 def held_to(request: Request) -> Grammar | None:
     """Return the grammar that a request asks for; None = any text. Raises ApiError."""
-    found = _named("response_format", lambda: from_response_format(request.response_format))
+    found = naming("response_format", lambda: from_response_format(request.response_format))
     asked = request.structured_outputs
     if asked is None:
         return found
@@ -27,26 +24,18 @@ def held_to(request: Request) -> Grammar | None:
     if len(given) != 1 or found is not None:
         raise bad_request("an answer is held to one grammar only", "structured_outputs", "invalid_value")
     ((value, make),) = given
-    return _named("structured_outputs", lambda: make(value))
+    return naming("structured_outputs", lambda: make(value))
 
 
 def tools_of(request: ChatRequest) -> dict[str, Any]:
     """Return the options for tools. Raises ApiError."""
     tools = request.tools or []
-    known = _named("tools", lambda: parse_tools(tools))
+    known = naming("tools", lambda: parse_tools(tools))
     if request.tool_choice not in (None, "none", "auto") and not known:
         raise bad_request("tool_choice needs tools", "tool_choice", "invalid_value")
-    _named("tool_choice", lambda: parse_choice(request.tool_choice, known))
+    naming("tool_choice", lambda: parse_choice(request.tool_choice, known))
     return {
         "tools": tuple(tools),
         "tool_choice": request.tool_choice,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
     }
-
-
-def _named(param: str, work: Callable[[], _T]) -> _T:
-    """Return what `work` returns; its error names the field."""
-    try:
-        return work()
-    except InvalidInput as error:
-        raise from_input(error, param) from error
