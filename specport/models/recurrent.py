@@ -23,11 +23,6 @@ WEIGHTS = "head.safetensors"
 EPSILON = 1e-6  # in every RMS norm of the head
 SCALE = ".scale"  # suffix of a matrix's name, for its scales
 MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH, MAX_DEPTH = 8, 8, 1 << 16, 16
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "I8": np.dtype("<i1"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-}
 
 Array = NDArray[Any]
 
@@ -121,9 +116,9 @@ def read_weights(folder: Path, shape: Recurrent) -> dict[str, Array]:
         raise ModelError(f"{folder / WEIGHTS} cannot be read: {error}", "build the head again") from error
     wanted: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     for name, (rows, columns) in shape.matrices.items():
-        wanted[name] = _DTYPES["I8"], (rows, columns)
-        wanted[name + SCALE] = _DTYPES["F16"], (rows, 1)
-    wanted |= {name: (_DTYPES["F32"], (length,)) for name, length in shape.vectors.items()}
+        wanted[name] = tensors.DTYPES["I8"], (rows, columns)
+        wanted[name + SCALE] = tensors.DTYPES["F16"], (rows, 1)
+    wanted |= {name: (tensors.DTYPES["F32"], (length,)) for name, length in shape.vectors.items()}
     for name, facts in wanted.items():
         array = found.get(name)
         if array is None or (array.dtype, array.shape) != facts or not np.isfinite(array).all():

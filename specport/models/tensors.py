@@ -20,7 +20,7 @@ ITEM_BYTES = {
     "BOOL": 1, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "I8": np.dtype("<i1"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -59,9 +59,9 @@ class Stored:
         if self.kind == "BF16":
             wide = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
             return wide.reshape(self.shape)
-        if self.kind not in _DTYPES:
+        if self.kind not in DTYPES:
             raise ValueError(f"a tensor of type {self.kind}")
-        return np.frombuffer(data, _DTYPES[self.kind]).reshape(self.shape)
+        return np.frombuffer(data, DTYPES[self.kind]).reshape(self.shape)
 
 
 def header(path: Path) -> dict[str, Stored]:
@@ -113,7 +113,7 @@ def write(path: Path, tensors: Mapping[str, Stored | Array]) -> None:
 
 
 def _kind(array: Array) -> str:
-    return next(kind for kind, dtype in _DTYPES.items() if dtype == array.dtype)
+    return next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
 
 
 def _pieces(tensor: Stored | Array) -> Iterable[bytes]:
