@@ -23,9 +23,7 @@ class Metrics:
     """Hold the counters of one sequence. Times are wall-clock seconds; rows of a batch share step times."""
 
     num_prompt_tokens: int = 0
-    num_cached_tokens: int = (
-        0  # prompt tokens that were not read: a chat's cache or the prefix cache had them
-    )
+    num_cached_tokens: int = 0  # prompt tokens that a chat's cache or the prefix cache already held
     num_output_tokens: int = 0
     num_steps: int = 0  # target calls after the prompt's
     num_drafts: int = 0

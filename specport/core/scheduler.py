@@ -123,18 +123,16 @@ class Scheduler:
 
     def _fits(self, generation: Generation) -> bool:
         """Return whether there is room for the sequence's tokens and for every running sequence to grow."""
-        handle = generation.kept.handle if generation.kept else None
+        handle, held = _kept(generation)
         wanted = len(generation.tokens) + _RESERVE * (1 + len(self.running))
         prefixes = self._prefixes(generation)
-        held = handle.length if handle is not None else 0
         if handle is None and prefixes is not None:
             held = prefixes.held(generation.known)
         return self._model.room(handle) >= min(wanted, self._model.max_context) - held
 
     def _readable(self, generation: Generation) -> bool:
         """Return whether the free memory holds the sequence's tokens."""
-        handle = generation.kept.handle if generation.kept else None
-        held = handle.length if handle is not None else 0
+        handle, held = _kept(generation)
         return self._model.room(handle) + held >= len(generation.tokens)
 
     def _opened(self, generation: Generation) -> CacheHandle:
@@ -219,3 +217,9 @@ class Scheduler:
             self._cramped = None
         if handle is not None:
             self._model.close(handle)
+
+
+def _kept(generation: Generation) -> tuple[CacheHandle | None, int]:
+    """Return the cache that an earlier turn left for a sequence, and how many tokens it holds."""
+    handle = generation.kept.handle if generation.kept else None
+    return handle, handle.length if handle is not None else 0

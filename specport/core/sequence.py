@@ -165,9 +165,7 @@ class Generation:
             try:
                 stop = self.on_token is not None and self.on_token(token, source)
                 stop = stop or token in self.eos_ids or self._complete()
-            except (
-                Exception
-            ) as error:  # user code, or a constraint: it must not end the round of the other sequences
+            except Exception as error:  # user code or a constraint: it must not end the others' round
                 fault, self.finish_reason = error, "cancelled"
                 break
             if stop:

@@ -136,10 +136,7 @@ class TargetVerifier:
         tokens = (*(tree.tokens[node] for node in verdict.path), verdict.token)
         logprobs: tuple[TokenLogprob, ...] = ()
         if request.logprobs is not None:
-            rows = (
-                0,
-                *(node + 1 for node in verdict.path),
-            )  # behind the root token, behind each accepted one
+            rows = (0, *(node + 1 for node in verdict.path))  # behind the root, behind each accepted token
             logprobs = tuple(
                 token_logprob(logits[row, :], token, request.logprobs)
                 for row, token in zip(rows, tokens, strict=True)
