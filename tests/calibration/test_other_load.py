@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from support.toy_model import ToyModel
 
 from specport.calibration.measure import measure
 from specport.calibration.other_load import OtherLoad
+from specport.core.ports import Row, StepOutput
 
 
 def burn(end: float) -> None:
@@ -35,9 +36,17 @@ def burning(processes: int, seconds: float = 60.0) -> Iterator[None]:
             burner.join()
 
 
+class SlowModel(ToyModel):
+    """Steps that last as long as real ones: the system counts a processor's time in hundredths of a second."""
+
+    def step(self, rows: Sequence[Row]) -> StepOutput:
+        time.sleep(0.01)
+        return super().step(rows)
+
+
 def test_a_busy_machine_is_noticed() -> None:
     with burning(os.cpu_count() or 1):
-        found = measure(ToyModel(max_context=256), widths=(1, 32), contexts=(64,), budget_s=1.0)
+        found = measure(SlowModel(max_context=256), widths=(1, 32), contexts=(64,), budget_s=1.0)
     assert found.busy
 
 
