@@ -3,9 +3,12 @@
     python tests/benchmarks/serve_load.py --clients 8 --seconds 30 -- --model MODEL --draft DRAFT
     python tests/benchmarks/serve_load.py --url http://127.0.0.1:8000 --pid 4711
 
-Without --url it starts `specport serve` with the options behind --. Every request is greedy and is asked once
-alone first; then the texts under load must be the same. Prints errors, TTFT, TPOT, throughput, memory, and
-writes them as JSON with --out. Exit code 1 = an error, another text, or something left behind.
+Without --url it starts `specport serve` with the options behind --. Every request is greedy and is asked alone
+first, whole and streamed (which show a call that breaks off differently); then the texts under load must be the
+same. With --structured, that share of the requests asks for
+a JSON schema or a call of a tool. Prints errors, TTFT, TPOT, throughput, memory, and writes them as JSON with
+--out. Exit code 1 = an error, another text, or something left behind. Other servers with OpenAI's API are
+measured by --url: llama-server, or `genai_server.py`; they may change texts in batches, which is counted only.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,21 +40,42 @@ TASKS = (
 )
 FILLER = "The quick brown fox jumps over the lazy dog near the old mill by the stream. " * 12
 LENGTHS = (8, 32, 96)
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+# What a kind of request adds to its body.
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "schema": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "someone", "schema": SCHEMA}}
+    },
+    "tool": {
+        "tools": [{"type": "function", "function": {"name": "save_person", "parameters": SCHEMA}}],
+        "tool_choice": "required",
+    },
+}
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One kind of request."""
+    """One request. kind: of `KINDS`."""
 
     prompt: str
     max_tokens: int
+    kind: str = "text"
 
     def body(self, *, stream: bool) -> dict[str, Any]:
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": self.prompt}], "temperature": 0,
-            "max_tokens": self.max_tokens, "stream": stream,
+            "max_tokens": self.max_tokens, "stream": stream, **KINDS[self.kind],
         }  # fmt: skip
         return body | ({"stream_options": {"include_usage": True}} if stream else {})
+
+
+Wanted = dict[tuple[Ask, bool], str]  # (request, whether streamed) -> its text
 
 
 @dataclass
@@ -68,12 +92,25 @@ class Tally:
     memory: list[float] = field(default_factory=list)
 
 
-def asks(seed: int, count: int) -> list[Ask]:
+def asks(seed: int, count: int, structured: float = 0.0) -> list[Ask]:
     rng = random.Random(seed)
-    return [
+    texts = [
         Ask(rng.choice(TASKS).format(rng.choice(TOPICS), text=FILLER), rng.choice(LENGTHS))
         for _ in range(count)
     ]
+    other = round(count * structured)
+    kinds = [kind for kind in KINDS if kind != "text"]
+    return texts[other:] + [
+        Ask(f"Someone on {rng.choice(TOPICS)}: invent a person {i}.", 64, kinds[i % len(kinds)])
+        for i in range(other)
+    ]
+
+
+def said(part: dict[str, Any]) -> str:
+    """Return what a message or a piece of one says: its text, and what it calls."""
+    calls = (call["function"] for call in part.get("tool_calls") or ())
+    called = "".join((call.get("name") or "") + (call.get("arguments") or "") for call in calls)
+    return (part.get("content") or "") + called
 
 
 async def whole(client: httpx.AsyncClient, ask: Ask) -> tuple[str, int]:
@@ -81,7 +118,7 @@ async def whole(client: httpx.AsyncClient, ask: Ask) -> tuple[str, int]:
     reply = await client.post("/v1/chat/completions", json=ask.body(stream=False))
     reply.raise_for_status()
     found = reply.json()
-    return found["choices"][0]["message"]["content"], found["usage"]["completion_tokens"]
+    return said(found["choices"][0]["message"]), found["usage"]["completion_tokens"]
 
 
 async def chunks(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
@@ -101,7 +138,7 @@ async def streamed(client: httpx.AsyncClient, ask: Ask, tally: Tally, leave_afte
         async for chunk in chunks(reply):
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
-            new = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            new = "".join(said(choice["delta"]) for choice in chunk["choices"])
             if new:
                 last = time.perf_counter()
                 first = first or last
@@ -118,15 +155,15 @@ async def streamed(client: httpx.AsyncClient, ask: Ask, tally: Tally, leave_afte
 
 
 async def one_client(
-    number: int, client: httpx.AsyncClient, wanted: dict[Ask, str], tally: Tally, end: float, cancel: float
+    number: int, client: httpx.AsyncClient, wanted: Wanted, tally: Tally, end: float, cancel: float
 ) -> None:
     rng = random.Random(1000 + number)
     while time.perf_counter() < end:
-        ask = rng.choice([*wanted])
+        ask, stream = rng.choice([*wanted])
         try:
             if rng.random() < cancel:
                 text = await streamed(client, ask, tally, rng.randint(1, 4))
-            elif rng.random() < 0.5:
+            elif stream:
                 text = await streamed(client, ask, tally, None)
             else:
                 text, tokens = await whole(client, ask)
@@ -139,8 +176,8 @@ async def one_client(
             tally.cancelled += 1
             continue
         tally.done += 1
-        if text != wanted[ask]:
-            tally.different.append(f"{ask.prompt[:60]!r}: {text[:200]!r} instead of {wanted[ask][:200]!r}")
+        if text != (alone := wanted[ask, stream]):
+            tally.different.append(f"{ask.prompt[:60]!r}: {text[:200]!r} instead of {alone[:200]!r}")
 
 
 async def watch(pid: int | None, tally: Tally) -> None:
@@ -165,13 +202,18 @@ async def left_behind(client: httpx.AsyncClient) -> int:
 
 async def measure(args: argparse.Namespace, url: str, pid: int | None) -> dict[str, Any]:
     tally = Tally()
-    limits = httpx.Limits(max_connections=args.clients + 1)
+    # A connection for each request: servers differ in how long they keep one.
+    limits = httpx.Limits(max_connections=args.clients + 1, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         for _ in range(1200):
-            if (await client.get("/health")).status_code == 200:
-                break
+            with suppress(httpx.ConnectError):  # it is not up yet
+                if (await client.get("/health")).status_code == 200:
+                    break
             await asyncio.sleep(0.1)
-        wanted = {ask: (await whole(client, ask))[0] for ask in asks(args.seed, args.kinds)}
+        wanted: Wanted = {}
+        for ask in asks(args.seed, args.kinds, args.structured):
+            wanted[ask, False] = (await whole(client, ask))[0]
+            wanted[ask, True] = await streamed(client, ask, Tally(), None) or ""
         watching = asyncio.ensure_future(watch(pid, tally))
         began = time.perf_counter()
         end = began + args.seconds
@@ -186,6 +228,7 @@ async def measure(args: argparse.Namespace, url: str, pid: int | None) -> dict[s
         "cancelled": tally.cancelled,
         "errors": tally.errors, "different": tally.different, "left_behind": left,
         "tokens_per_second": round(tally.tokens / seconds, 1),
+        "requests_per_second": round(tally.done / seconds, 2),
         "ttft_ms": percentiles(tally.ttft), "tpot_ms": percentiles(tally.tpot),
         "memory_mib": {"first": round(tally.memory[0]), "most": round(max(tally.memory)),
                        "last": round(tally.memory[-1])} if tally.memory else None,
@@ -231,6 +274,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--cancel", type=float, default=0.15, help="share of requests whose client goes away")
     parser.add_argument("--kinds", type=int, default=16, help="different requests")
+    parser.add_argument("--structured", type=float, default=0.0, help="share of them with a schema or a tool")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the report as JSON, too")
     parser.add_argument("serve", nargs="*", metavar="-- OPTIONS", help="options of specport serve")

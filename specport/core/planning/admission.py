@@ -2,7 +2,8 @@
 
 Each row's tree was chosen as if the other rows had their root tokens only. All trees together may be too
 wide to pay. So nodes are admitted over all rows, likeliest first, while that raises the step's expected
-tokens per second. Pure functions over trees, probabilities and a cost curve.
+tokens per second. Of two widths that are nearly as good the narrower one is taken: a shorter step serves
+prompts and texts that wait sooner. Pure functions over trees, probabilities and a cost curve.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import numpy as np
 
 from specport.core.planning.tree_pruning import Curve, row_widths, subtree
 from specport.core.tree import TokenTree
+
+
+# A wider step of several rows must be better by this share; costs are not known more precisely.
+_GAIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ def admit(
     total_tokens = np.cumsum([tokens, *(probability for probability, _, _ in offers)])
     fits = max(1, int(np.searchsorted(total_width, len(curve))))
     seconds = curve[np.minimum(total_width[:fits], len(curve) - 1)]
-    taken = int(np.argmin(seconds / total_tokens[:fits]))
+    rates = total_tokens[:fits] / seconds
+    alone = len(bids) == 1 and not num_prefill_tokens
+    taken = int(np.argmax(rates if alone else rates >= rates.max() / (1.0 + _GAIN)))
     counts = [len(order) if bid.whole else 0 for bid, order in zip(bids, orders, strict=True)]
     for _, row, _ in offers[:taken]:
         counts[row] += 1

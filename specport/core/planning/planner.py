@@ -25,7 +25,7 @@ from specport.core.planning.constrained import held
 from specport.core.planning.lengths import Lengths
 from specport.core.planning.model_draft import ModelDraft
 from specport.core.planning.row_plan import RowPlan, Source, TextState, count_call
-from specport.core.planning.step_costs import MAX_WIDTH, StepCosts
+from specport.core.planning.step_costs import MAX_WIDTH, WIDEST, StepCosts
 from specport.core.planning.tree_pruning import best_cut, row_widths
 from specport.core.planning.width_changes import WidthChanges
 from specport.core.planning.worth import Worth
@@ -33,7 +33,6 @@ from specport.core.policies.length_rules import CAP, require_at_least
 from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan, Prefilled
 from specport.core.tree import TokenTree
 
-WIDEST = 1024  # most new tokens of a step, over all rows, for which costs are evaluated
 
 
 class Planner:

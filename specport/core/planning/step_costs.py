@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_WIDTH = 64  # widest step of one sequence
+WIDEST = 1024  # most new tokens of a step, over all sequences, for which costs are kept
 _DRIFT = 0.1  # learning rate of the global factor
 # A width's factor is the mean over its observed steps, the table's entry counting as this many of them. Its
 # learning rate has a lower bound, so that it follows the text's growing context.
@@ -34,6 +35,9 @@ class StepCosts:
               token: the runtime prepares its kernels again.
     measured: whether the table was measured on this machine, so that its entries are seconds.
 
+    Beyond the last width the table goes on with the slope of its last segment, in doubled widths up to WIDEST:
+    steps of many sequences are wider than any that is measured, and are learnt from as they come.
+
     Raises ValueError for a table of another shape or with entries that are not positive.
     """
 
@@ -44,6 +48,7 @@ class StepCosts:
     measured: bool = False
     known: bool = field(init=False, repr=False)  # in seconds, by measurement or by an observed step
     _drift: float = field(init=False, default=0.0, repr=False)  # log
+    _widths: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # [w] with those beyond the table
     _shape: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] log
     _seen: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] number of observed steps
 
@@ -53,8 +58,13 @@ class StepCosts:
         good = self._table.shape[1] == len(self.widths) and np.isfinite(self._table).all()
         if not rising or not good or self.widths[:1] != (1,) or not (self._table > 0).all():
             raise ValueError("a cost table needs rising widths from 1, rising contexts and positive seconds")
-        self._shape = np.zeros(len(self.widths))
-        self._seen = np.zeros(len(self.widths))
+        self._widths = np.asarray(self.widths)
+        while len(self.widths) > 1 and self._widths[-1] < WIDEST:
+            slope = np.maximum(0.0, np.diff(self._table[:, -2:])[:, 0]) / (self._widths[-1] - self._widths[-2])
+            self._table = np.column_stack([self._table, self._table[:, -1] + slope * self._widths[-1]])
+            self._widths = np.append(self._widths, 2 * self._widths[-1])
+        self._shape = np.zeros(len(self._widths))
+        self._seen = np.zeros(len(self._widths))
         self.known = self.measured
 
     @classmethod
@@ -85,11 +95,11 @@ class StepCosts:
         return self.change * self.step(1, context)
 
     def observe(self, width: int, context: int, seconds: float, *, changed: bool = False) -> None:
-        """Learn from a timed step; steps wider than the table are ignored.
+        """Learn from a timed step; steps wider than WIDEST are ignored.
 
         changed: whether the previous step had another width.
         """
-        if not 1 <= width <= self.widths[-1] or seconds <= 0:
+        if not 1 <= width <= self._widths[-1] or seconds <= 0:
             return
         expected = self.step(width, context) + (self.change_seconds(context) if changed else 0.0)
         ratio = math.log(seconds / expected)
@@ -97,19 +107,21 @@ class StepCosts:
             self._drift, self.known = self._drift + ratio, True
             return
         surprise = min(max(ratio, -_SURPRISE), _SURPRISE)
-        self._drift += _DRIFT * surprise
-        place = float(np.interp(width, self.widths, np.arange(len(self.widths))))
-        weights = np.maximum(0.0, 1.0 - np.abs(np.arange(len(self.widths)) - place))  # the widths around it
+        inside = width <= self.widths[-1]
+        if inside:  # a guess beyond the table says nothing of the machine
+            self._drift += _DRIFT * surprise
+        place = float(np.interp(width, self._widths, np.arange(len(self._widths))))
+        weights = np.maximum(0.0, 1.0 - np.abs(np.arange(len(self._widths)) - place))  # the widths around it
         self._seen += weights
-        prior = _MEASURED_WEIGHT if self.measured else _PRIOR_WEIGHT
+        prior = _MEASURED_WEIGHT if self.measured and inside else _PRIOR_WEIGHT
         self._shape += weights * np.maximum(_LEAST_RATE, 1.0 / (prior + self._seen)) * surprise
 
     def _interpolated(self, at: NDArray[np.int64], context: int) -> NDArray[np.float64]:
         row = self._row(context) * np.exp(self._shape + self._drift)
-        values: NDArray[np.float64] = np.interp(at, self.widths, row)
-        if len(row) > 1:  # beyond the last width, extrapolate with the slope of the last segment
-            slope = (row[-1] - row[-2]) / (self.widths[-1] - self.widths[-2])
-            values += slope * np.maximum(at - self.widths[-1], 0)
+        values: NDArray[np.float64] = np.interp(at, self._widths, row)
+        if len(row) > 1:  # beyond WIDEST
+            slope = (row[-1] - row[-2]) / (self._widths[-1] - self._widths[-2])
+            values += slope * np.maximum(at - self._widths[-1], 0)
         return values
 
     def _row(self, context: int) -> NDArray[np.float64]:

@@ -23,6 +23,15 @@ def test_beyond_the_widest_step_the_last_slope_goes_on() -> None:
     assert TABLE.fixed().step(108, 0) == pytest.approx(2.4 + 100 * 0.2)
 
 
+def test_steps_of_many_sequences_are_learnt_from_beyond_the_table() -> None:
+    costs = TABLE.fixed()
+    before = costs.step(8, 0)
+    for _ in range(100):
+        costs.observe(300, 0, 200.0)  # 60.8 by the slope
+    assert costs.step(300, 0) == pytest.approx(200.0, rel=0.1)
+    assert costs.step(8, 0) == before  # of narrow steps it says nothing
+
+
 def test_a_wider_step_is_never_cheaper() -> None:
     bumpy = StepCosts((1, 2, 3), (0,), ((1.0, 1.5, 1.2),), measured=True)
     assert (np.diff(bumpy.curve(0)) >= 0).all()
@@ -71,7 +80,7 @@ def test_fixed_forgets_what_was_observed() -> None:
 
 def test_steps_that_say_nothing_are_ignored() -> None:
     costs = TABLE.fixed()
-    for width, seconds in ((0, 1.0), (9, 1.0), (512, 60.0), (1, 0.0)):
+    for width, seconds in ((0, 1.0), (2000, 60.0), (1, 0.0)):
         costs.observe(width, 0, seconds)
     assert costs.step(1, 0) == 1.0
 
