@@ -37,7 +37,7 @@ def burning(processes: int, seconds: float = 60.0) -> Iterator[None]:
 
 
 class SlowModel(ToyModel):
-    """Steps that last as long as real ones: the system counts a processor's time in hundredths of a second."""
+    """Steps as long as real ones: the system counts processor time in hundredths of a second."""
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         time.sleep(0.01)

@@ -34,7 +34,6 @@ from specport.core.ports import Capabilities, DraftRequest, Needs, Outcome, Plan
 from specport.core.tree import TokenTree
 
 
-
 class Planner:
     """Choose among drafters and cut their trees, to maximize expected tokens per second.
 

@@ -48,7 +48,9 @@ class StepCosts:
     measured: bool = False
     known: bool = field(init=False, repr=False)  # in seconds, by measurement or by an observed step
     _drift: float = field(init=False, default=0.0, repr=False)  # log
-    _widths: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # [w] with those beyond the table
+    _widths: NDArray[np.int64] = field(
+        init=False, repr=False, compare=False
+    )  # [w] with those beyond the table
     _shape: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] log
     _seen: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] number of observed steps
 
@@ -60,7 +62,9 @@ class StepCosts:
             raise ValueError("a cost table needs rising widths from 1, rising contexts and positive seconds")
         self._widths = np.asarray(self.widths)
         while len(self.widths) > 1 and self._widths[-1] < WIDEST:
-            slope = np.maximum(0.0, np.diff(self._table[:, -2:])[:, 0]) / (self._widths[-1] - self._widths[-2])
+            slope = np.maximum(0.0, np.diff(self._table[:, -2:])[:, 0]) / (
+                self._widths[-1] - self._widths[-2]
+            )
             self._table = np.column_stack([self._table, self._table[:, -1] + slope * self._widths[-1]])
             self._widths = np.append(self._widths, 2 * self._widths[-1])
         self._shape = np.zeros(len(self._widths))
