@@ -25,9 +25,9 @@ import openvino as ov
 import openvino_genai
 import uvicorn
 from fastapi import FastAPI, Request
+from specport.quantize.convert.to_genai import genai
 from starlette.responses import JSONResponse, StreamingResponse
 
-from specport.quantize.convert.to_genai import genai
 from specport.text.detokenize import Span, TextStream
 from specport.text.tokenizer import load_tokenizer
 

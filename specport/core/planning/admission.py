@@ -16,7 +16,6 @@ import numpy as np
 from specport.core.planning.tree_pruning import Curve, row_widths, subtree
 from specport.core.tree import TokenTree
 
-
 # A wider step of several rows must be better by this share; costs are not known more precisely.
 _GAIN = 0.03
 

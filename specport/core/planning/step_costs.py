@@ -48,9 +48,7 @@ class StepCosts:
     measured: bool = False
     known: bool = field(init=False, repr=False)  # in seconds, by measurement or by an observed step
     _drift: float = field(init=False, default=0.0, repr=False)  # log
-    _widths: NDArray[np.int64] = field(
-        init=False, repr=False, compare=False
-    )  # [w] with those beyond the table
+    _widths: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # [w], with those beyond
     _shape: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] log
     _seen: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] number of observed steps
 
