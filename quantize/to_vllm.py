@@ -19,7 +19,7 @@ from specport.quantize.train.layerskip import about
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, download, mtp, source
-from specport.models.atomic import write_json
+from specport.models.atomic import write_atomically, write_json
 from specport.models.bundle import BUNDLE_FILE, Bundle
 from specport.models.json_file import read_json
 from specport.models.manifest import MANIFEST_FILE
@@ -98,7 +98,7 @@ def to_vllm(
         else:
             made = _alone(spec, work, draft, tokens, progress)
         write_json(work / CONFIG_FILE, dict(made.speculative), indent=2)
-        (work / "README.md").write_text(_readme(made), encoding="utf-8")
+        write_atomically(work / "README.md", _readme(made))
     progress("done", 1.0)
     return Exported(out, made.model, made.speculative, made.notes)
 
