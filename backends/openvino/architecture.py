@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from specport.errors import ModelError
-from specport.models.json_file import read_json
 
 # The paged form replaces the mask of attention, and with it what these decoders add to theirs (2026.4).
 _DROPPED = {
@@ -14,9 +14,9 @@ _DROPPED = {
 }
 
 
-def check(folder: Path, name: str) -> None:
-    """Raise ModelError for a model whose text would be wrong."""
-    kind = read_json(folder / "config.json").get("model_type")
+def check(config: Mapping[str, Any], name: str) -> None:
+    """Raise ModelError for a model whose text would be wrong. config: its config.json."""
+    kind = config.get("model_type")
     if isinstance(kind, str) and kind in _DROPPED:
         raise ModelError(
             f"{name} ({kind}) does not run on OpenVINO: {_DROPPED[kind]}",
@@ -24,9 +24,9 @@ def check(folder: Path, name: str) -> None:
         )
 
 
-def notes(folder: Path) -> tuple[str, ...]:
+def notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what to tell the user of a model whose logits differ a little from those of transformers."""
-    cap = read_json(folder / "config.json").get("attn_logit_softcapping")
+    cap = config.get("attn_logit_softcapping")
     if not isinstance(cap, (int, float)) or not cap:
         return ()
     return (

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from specport.errors import ModelError
-from specport.models.json_file import read_json
 
 _DEFAULT = 2048  # for a config.json that names no limit
 
 
-def context_limit(folder: Path, most: int | None) -> int:
+def context_limit(config: Mapping[str, Any], most: int | None) -> int:
     """Return the model's own limit in tokens, or `most` where that is less.
 
-    Raises ModelError where config.json holds a limit that is no number.
+    config: the model's config.json. Raises ModelError where config.json holds a limit that is no number.
     """
-    config = read_json(folder / "config.json")
     text = config.get("text_config")  # multimodal configurations keep the limit one level down
     tables = (config, text if isinstance(text, dict) else {})
     found = (table.get("max_position_embeddings") for table in tables)

@@ -29,7 +29,7 @@ from specport.text.gguf_vocabulary import Vocabulary
 
 PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
-LIFTED = ("gemma", "gemma2", "gemma3_text")
+LIFTED = ("gemma", "gemma2", "gemma3_text", "gemma3n_text")
 # Models above this many bytes in float32 are traced with 16-bit weights, to save memory and disk.
 FLOAT32_BYTES = 4 << 30
 # Kinds of hybrid decoders -> kinds with the same inputs and caches where all attention is full.

@@ -108,7 +108,7 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
             del weights[_HEAD]
         else:  # compressed separately, embedding and head are no longer equal
             config["tie_word_embeddings"] = False
-    with _new_folder(out) as work:
+    with new_folder(out) as work:
         for path in folder.iterdir():
             if path.suffix in _COPIED and path.name not in _WRITTEN:
                 shutil.copyfile(path, work / path.name)
@@ -250,7 +250,7 @@ def _compare(folder: Path, made: Path) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder that is renamed to `out` at the end, and removed after an error."""
     work = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from specport.cli import (
     options,
     quantize_compare,
+    quantize_export,
     quantize_head,
     quantize_inspect,
     quantize_layers,
@@ -35,7 +36,7 @@ examples:
                                                           all layers, trained to draft 6 tokens in one pass
   specport run --model MODEL --draft draft "Hello."       `--draft auto` uses the one built last
   specport quantize inspect draft
-  specport quantize export draft --to genai --out folder  or --to hf
+  specport quantize export draft --to genai --out folder  or --to hf, vllm
   specport quantize head --distil 300000 --out draft      a small head on the target's hidden states
   specport quantize layers                                measure the importance of each layer
   specport quantize compare --precision int4:128,awq      compare weight formats
@@ -57,14 +58,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (without one: build)")
     quantize_inspect.add_parser(actions)
-    export = actions.add_parser("export", help="write a bundle in the layout of another runtime")
-    export.add_argument("folder", type=Path, metavar="DIR")
-    export.add_argument(
-        "--to", required=True, metavar="{genai,hf}",
-        help="openvino-genai's folder layout, or a Hugging Face folder with float16 weights",
-    )  # fmt: skip
-    export.add_argument("--out", dest="exported", required=True, type=Path, metavar="DIR")
-    export.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="no progress bar")
+    quantize_export.add_parser(actions)
     quantize_layers.add_parser(actions)
     quantize_compare.add_parser(actions)
     quantize_layerskip.add_parser(actions)
@@ -176,34 +170,9 @@ def _without(gone: Sequence[Sequence[int]], count: int) -> str:
     return f"{layers[0]}-{layers[-1]}" if consecutive else ", ".join(map(str, layers))
 
 
-def _export(args: argparse.Namespace) -> int:
-    from specport.models import bundle
-
-    folder, to, out = args.folder, args.to, args.exported
-    if to not in ("genai", "hf"):
-        raise InvalidInput(f"unknown layout {to!r}", "choose genai or hf")
-    if out.exists():
-        raise InvalidInput(f"{out} is there already", "choose another --out")
-    bundle.check_is_model(bundle.read(folder, thorough=True), folder)
-    with terminal.progress(args.quiet) as progress:
-        if to == "genai":
-            from specport.quantize.convert import to_genai
-
-            progress("converting the tokenizer", 0.0)
-            to_genai.genai(folder, out)
-            use = f"openvino_genai.draft_model({str(out)!r}, ...)"
-        else:
-            from specport.quantize.convert.to_huggingface import to_hugging_face
-
-            to_hugging_face(folder, out, progress)
-            use = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
-    terminal.say(f"written: {out}, for {use}")
-    return 0
-
-
 ACTIONS = {
     "inspect": quantize_inspect.run,
-    "export": _export,
+    "export": quantize_export.run,
     "layers": quantize_layers.run,
     "compare": quantize_compare.run,
     "layerskip": quantize_layerskip.run,

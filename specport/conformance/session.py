@@ -34,7 +34,7 @@ class Result:
     seconds: float
 
 
-@dataclass(eq=False)  # a plugin is hashed by pytest
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class Conformance:
     """The plugin that is registered when a device is given.
 

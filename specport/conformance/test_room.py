@@ -118,17 +118,17 @@ def test_a_refused_row_leaves_the_others_alone(
     tight.check(tight.feed(one, [ids[40:45]]), whole[40:45])
 
 
-def test_refusals_of_both_kinds_in_one_step(tight: Probe, ids: list[int], whole: Array) -> None:
-    model = tight.model
+def test_refusals_of_both_kinds_in_one_step(
+    tight: Probe, pair_of: tuple[CacheHandle, CacheHandle], ids: list[int], whole: Array
+) -> None:
+    model, (other, one) = tight.model, pair_of
     if not model.capabilities.batch:
         pytest.skip("the device has no capability 'batch'")
-    one, other = tight.opened(ids[:20]), tight.opened(ids[:30])
     far = Row(one, Block.chain([*ids, 5][: model.max_context - 19]), logits="none")
     output = model.step([far, over(model, other, ids), Row(third := model.open(), Block.chain(ids[:3]))])
     assert dict(output.refused) == {0: "context", 1: "cache"}
     tight.check(tight.split(output)[2], whole[:3])
-    for handle in (one, other, third):
-        model.close(handle)
+    model.close(third)
 
 
 def test_refused_rows_leave_nothing_behind(

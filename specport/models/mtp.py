@@ -38,7 +38,6 @@ from specport.models.tensors import Stored
 JOIN = "mtp.safetensors"
 VOCAB = 8
 _WEIGHT, _TOKEN, _STATE = "join", "token.gain", "state.gain"  # tensors of JOIN
-_FLOATS = ("F32", "F16", "BF16")
 _ANY = re.compile(r"(^|[._])(mtp|nextn)([._]|$)|\.mtp_|eh_proj")
 _LAYER = re.compile(r"(?P<stem>(?:[\w]+\.)*?layers\.)(?P<number>\d+)\.(?P<rest>.+)")
 # Kinds of models whose norms multiply by 1 + weight. The norms of their decoder layers do that by themselves.
@@ -174,7 +173,7 @@ def _unknown(folder: Path, why: str) -> ModelError:
 def _known(folder: Path, form: _Form, part: Stored | None) -> Stored:
     if part is None:
         raise _unknown(folder, f"they have {form.stem}{form.join}, but not all that belongs to it")
-    if part.kind not in _FLOATS:
+    if part.kind not in tensors.FLOATS:
         raise _unknown(folder, f"they are stored as {part.kind}")
     return part
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +56,14 @@ class ModelFiles:
     fingerprint: str
     bundle: Bundle | None = None
     origin: Path | None = None
+
+    @cached_property
+    def own_module(self) -> mtp.Module | None:
+        """The model's own module for multi-token prediction; None where there is none.
+
+        Headers of the weights are read at the first use. Raises ModelError as `mtp.find` does.
+        """
+        return None if self.origin is None else mtp.find(self.origin)
 
 
 class Convert(Protocol):

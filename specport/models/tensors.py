@@ -25,6 +25,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
+FLOATS = ("F32", "F16", "BF16")
 
 Array = NDArray[Any]
 

@@ -6,7 +6,6 @@ safetensors and files converted from GGUF share them. A model that was trained f
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -15,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from specport.models import tensors
 from specport.models.safe_files import UnsafeFile, regular
+from specport.models.tensors import Stored
 
 SIZE = 64  # number of weights in a sketch
 # Allowed mean difference of two sketches, in standard deviations of the weights, plus the effect of
@@ -26,8 +27,6 @@ _XML, _BIN = "openvino_model.xml", "openvino_model.bin"
 _MOST_BYTES = 1 << 28
 _NORM = re.compile(r"(?:[\w]+\.)*?(?:model|language_model)\.norm")
 _OPERATION = re.compile(rf"__module\.{_NORM.pattern}/aten::mul/Multiply\w*")
-_DTYPES = {"F32": "<f4", "F16": "<f2", "f32": "<f4", "f16": "<f2"}
-_BFLOAT16 = ("BF16", "bf16")
 
 Array = NDArray[np.float32]
 
@@ -84,31 +83,22 @@ def _of_ir(folder: Path) -> Array | None:
             data = found.find("data")
             if found.get("type") == "Const" and data is not None and int(data.attrib["size"]) >= SIZE:
                 start, size = int(data.attrib["offset"]), int(data.attrib["size"])
-                return _read(folder / _BIN, start, size, data.attrib["element_type"])
+                kind = data.attrib["element_type"].upper()
+                count = size // tensors.ITEM_BYTES[kind]
+                return _floats(Stored(regular(folder / _BIN), kind, (count,), start, size))
     return None
 
 
 def _of_safetensors(folder: Path) -> Array | None:
     for path in sorted(folder.glob("*.safetensors")):
-        with open(regular(path), "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MOST_BYTES:
-                raise ValueError("the header is too long")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
+        for name, stored in tensors.header(path).items():
             if name.endswith(".weight") and _NORM.fullmatch(name.removesuffix(".weight")):
-                first, end = entry["data_offsets"]
-                return _read(path, 8 + length + int(first), int(end) - int(first), entry["dtype"])
+                return _floats(stored)
     return None
 
 
-def _read(path: Path, start: int, size: int, dtype: str) -> Array:
-    """Return a vector of floating-point numbers in a file, as float32."""
-    if not (start >= 0 and 0 <= size <= _MOST_BYTES):
-        raise ValueError("outside of the file")
-    with open(regular(path), "rb") as file:
-        file.seek(start)
-        data = file.read(size)
-    if dtype in _BFLOAT16:
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
-    return np.frombuffer(data, _DTYPES[dtype]).astype(np.float32)
+def _floats(stored: Stored) -> Array:
+    """Return a vector of floating-point numbers in a file, as float32. Raises ValueError for another kind."""
+    if stored.kind not in tensors.FLOATS or not (stored.start >= 0 and 0 <= stored.size <= _MOST_BYTES):
+        raise ValueError(f"{stored.path} has no such vector")
+    return stored.array().astype(np.float32)

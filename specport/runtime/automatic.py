@@ -5,7 +5,6 @@ from __future__ import annotations
 from specport.drafters.registry import AUTO, MTP
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import ModelError
-from specport.models import mtp
 from specport.models.bundle import registered
 from specport.models.shipped import shipped_head
 from specport.models.source import ModelFiles
@@ -27,7 +26,7 @@ def drafters(kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]
     if built:
         return default.with_model(str(built)), notes
     try:
-        module = None if files.origin is None else mtp.find(files.origin)
+        module = files.own_module
     except ModelError as error:
         return default, [*notes, f"no multi-token prediction: {error}"]
     return (default if module is None else default.with_part(MTP)), notes

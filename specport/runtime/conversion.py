@@ -68,7 +68,7 @@ def mtp_module(
     None where its folder has none. Weights that are rounded are rounded to INT8: the module is small.
     Raises ModelError for a module of an unknown form, or one that cannot be converted.
     """
-    module = None if target.origin is None else mtp.find(target.origin)
+    module = target.own_module
     if module is None:
         return None
     found, wanted = module, precisions.parse(target.precision)

@@ -12,6 +12,7 @@ import pytest
 from specport.errors import ModelError
 from specport.models import mtp, tensors
 from specport.models.recurrent import EPSILON
+from specport.models.source import ModelFiles
 
 WIDTH, LAYERS = 16, 3
 SHAPES = {
@@ -104,6 +105,21 @@ def test_the_layer_that_is_alike_says_what_kind_it_is(tmp_path: Path) -> None:
     assert found is not None and found.like == 1
     mtp.write(found, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["first_k_dense_replace"] == 0
+
+
+def test_a_models_headers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, *model("qwen"))
+    asked: list[Path] = []
+    inner = mtp.find
+
+    def counting(folder: Path) -> mtp.Module | None:
+        asked.append(folder)
+        return inner(folder)
+
+    monkeypatch.setattr(mtp, "find", counting)
+    files = ModelFiles(tmp_path, "m", "fp32", "m", "0", origin=tmp_path)
+    assert files.own_module is not None and files.own_module is files.own_module and asked == [tmp_path]
+    assert ModelFiles(tmp_path, "m", "fp32", "m", "0").own_module is None  # of another format
 
 
 def test_a_model_without_a_module(tmp_path: Path) -> None:

@@ -258,6 +258,11 @@ def test_the_command_line_writes_both_layouts(
     assert config.num_hidden_layers == 2 and str(config.dtype) == "torch.float16"
     assert config.architectures == ["LlamaForCausalLM"]
     assert hf_logits(out).shape[1] == len(tiny_models.vocabulary())  # the head is whole
+    served, own = tmp_path / "served", str(out)  # the model beside itself
+    words = ["quantize", "export", str(folder), "--to", "vllm", "--target", own, "--out", str(served)]
+    bundle.write(folder, replace(MADE, target_shape=bundle.shape(out)))
+    assert main(words) == 0 and "vllm serve" in capsys.readouterr().err
+    assert off(ir_logits(folder), hf_logits(served / "draft")) < 0.02
     names = {path.name for path in out.iterdir()}
     assert names >= {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert [name for name in names if "openvino" in name or "specport" in name] == [bundle.BUNDLE_FILE]
@@ -272,9 +277,9 @@ def test_the_command_line_writes_both_layouts(
 def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "draft").mkdir()
     for to, out, says in [
-        ("gguf", "new", "choose genai or hf"),
+        ("gguf", "new", "choose one of genai, hf, vllm"),
         ("hf", "draft", "is there already"),
-        ("hf", "new", "is damaged"),
+        ("hf", "new", "is not a draft bundle"),
     ]:
         arguments = ["quantize", "export", str(tmp_path / "draft"), "--to", to, "--out", str(tmp_path / out)]
         assert main(arguments) == 2

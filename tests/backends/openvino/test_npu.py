@@ -35,7 +35,7 @@ ov = pytest.importorskip("openvino")
 torch = pytest.importorskip("torch")
 pytest.importorskip("optimum.intel")
 
-from specport.backends.openvino import drivers  # noqa: E402
+from specport.backends.openvino import compiling, drivers  # noqa: E402
 from specport.backends.openvino import load as loading  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.static import runner  # noqa: E402
@@ -342,13 +342,13 @@ def test_drafted_text_equals_plain_text_and_compiles_nothing_more(
     kind: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = []
-    inner = loading.compile_on_device
+    inner = compiling.compile_on_device
 
     def counting(model: Any, *arguments: Any) -> Any:
         compiled.append(model)
         return inner(model, *arguments)
 
-    monkeypatch.setattr(loading, "compile_on_device", counting)
+    monkeypatch.setattr(compiling, "compile_on_device", counting)
     target = static(folders[kind])
     drafts = [static(folders[name], role="draft") for name in ("llama", "qwen2")]
     buckets = load_profile(DEVICE).buckets
@@ -374,7 +374,7 @@ def test_default_context_threads_and_emulation_are_notes(folders: dict[str, Path
     assert found.model.max_context == 1024
     assert "emulated" in found.notes[0] and "--max-context" in found.notes[1] and len(found.notes) == 2
     on_npu = LoadOptions(load_profile("core-ultra-npu"), threads=1, max_context=200)
-    assert loading.notes_for(source, on_npu) == (
+    assert loading.notes_for(compiling.Job.of(source, on_npu)) == (
         "NPU has no setting for the number of threads: --threads is ignored",
     )
     with pytest.raises(DeviceError, match="cannot load llama on NPU"):

@@ -9,24 +9,30 @@ from typing import Any
 import pytest
 
 from specport.models.source import ModelFiles
-from specport.runtime.profiles import load_profile
+from specport.runtime.profiles import Profile, load_profile
 from specport.runtime.registry import LoadOptions
 
 pytest.importorskip("openvino")
 
+from specport.backends.openvino import exact_mode
 from specport.backends.openvino import load as loading
+from specport.backends.openvino.compiling import Job
 
 
 def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16, OpenVINO's MLP kernel would divide by zero there."""
     monkeypatch.setattr(loading, "cpu_flags", lambda: ("amx_bf16",))
     profile = load_profile("xeon")
-    one, two = (LoadOptions(profile, threads=threads) for threads in (1, 2))
     f32 = {"INFERENCE_PRECISION_HINT": "f32"}
-    assert loading.for_processor(one, "fp16").exact == {**profile.exact, **f32}
-    assert loading.for_processor(two, "fp16") == profile
-    for options in (one, two):
-        assert loading.for_processor(options, "int4").draft == {**profile.draft, **profile.amx}
+
+    def fitting(threads: int, precision: str) -> Profile:
+        files = ModelFiles(Path(), "m", precision, "m", "0")
+        return loading.for_processor(Job(files, LoadOptions(profile, threads=threads), {}))
+
+    assert fitting(1, "fp16").exact == {**profile.exact, **f32}
+    assert fitting(2, "fp16") == profile
+    for threads in (1, 2):
+        assert fitting(threads, "int4").draft == {**profile.draft, **profile.amx}
 
 
 @pytest.mark.parametrize(("shape", "group"), [("64, 12, 128", 128), ("64, 576", 256), ("64, 9, 64", 64)])
@@ -36,10 +42,11 @@ def test_every_role_gets_the_group_of_activations_that_fits(
     class Compiled(Exception):
         pass
 
-    def compiled(files: object, options: object, properties: Mapping[str, Any], **_: object) -> None:
+    def compiled(job: object, properties: Mapping[str, Any], **_: object) -> None:
         raise Compiled(properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"])
 
-    monkeypatch.setattr(loading, "_compile", compiled)
+    for module in (loading, exact_mode):
+        monkeypatch.setattr(module, "compiled", compiled)
     (tmp_path / "openvino_model.xml").write_text(f'<data element_type="i4" shape="{shape}" />')
     files = ModelFiles(tmp_path, "m", "ir", "m", "0")  # a user's own IR, of unknown precision
     profile = load_profile("xeon")

@@ -115,9 +115,19 @@ def test_folder_is_compressed(precision, types, error, tmp_path):
 @pytest.mark.parametrize("kind", LIFTED)
 def test_models_whose_limit_is_lifted_compute_the_same(kind, tmp_path):
     # Two windows in the prompt, and layers with and without one.
-    tiny_models.save_hf(
-        tmp_path / "hf", kind, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
-    )
+    layers = ["sliding_attention", "full_attention"]
+    changes = {"sliding_window": 4, "layer_types": layers}
+    if kind == "gemma3n_text":
+        model_configs = pytest.importorskip("optimum.exporters.openvino.model_configs")
+        if not hasattr(model_configs, "Gemma3nTextOpenVINOConfig"):
+            pytest.skip("optimum-intel 1.27 does not convert it")
+        # Its last layers read the keys and values of earlier ones.
+        changes |= {
+            "layer_types": layers * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tiny_models.vocabulary()),
+            "laurel_rank": 8, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4,
+        }  # fmt: skip
+    tiny_models.save_hf(tmp_path / "hf", kind, **changes)
     (tmp_path / "ir").mkdir()
     export(tmp_path / "hf", tmp_path / "ir", "fp32")
     want, got = torch_logits(load_source(tmp_path / "hf", tmp_path, False)), ir_logits(tmp_path / "ir")
