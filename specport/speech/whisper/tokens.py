@@ -43,7 +43,8 @@ class WhisperTokens:
         self.timestamp_begin = self.no_timestamps + 1
         found = (tokenizer.special_id(name) for name in _NO_SPEECH)
         self.no_speech: int | None = next((i for i in found if i is not None), None)
-        self.multilingual = vocab >= _MULTILINGUAL
+        told = self._generation.get("is_multilingual")
+        self.multilingual = told if isinstance(told, bool) else vocab >= _MULTILINGUAL
         if not self.eot < self.sot < self.timestamp_begin < vocab:
             raise ModelError(f"the tokenizer does not fit a model of {vocab} ids", "copy its files again")
 
