@@ -17,7 +17,7 @@ DEVICES = ("xeon", "torch-cpu")
 
 @dataclass(frozen=True)
 class Models:
-    """Folders: a target, a smaller model of its own encoder and one with another, and one that knows English."""
+    """Folders: a target, smaller models of its own encoder and with another, and one that knows English."""
 
     target: Path
     same_encoder: Path

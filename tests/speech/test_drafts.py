@@ -96,7 +96,7 @@ def test_drawn_texts_keep_the_law(plain: WhisperModel, models, device: str) -> N
         pytest.skip("the law is the core's; one runtime shows that the rules are used on both sides")
     window = replace(windows(plain, 0.7)[1], max_new_tokens=3)
     law = _law(plain, window)
-    assert 5 < len(law)
+    assert len(law) > 5
     drafted = load(
         str(models.target), draft=str(models.same_encoder), device=device, precision="fp32",
         draft_precision="fp32", policy="fixed", num_draft_tokens=2, batch=16,

@@ -42,7 +42,9 @@ def _texts(tokens: WhisperTokens, rng: np.random.Generator) -> list[list[int]]:
 def test_they_are_those_of_transformers(tokens: WhisperTokens) -> None:
     prompt = [tokens.sot, tokens.languages["en"], tokens.transcribe]
     begin = len(prompt)
-    config = GenerationConfig(no_timestamps_token_id=tokens.no_timestamps, eos_token_id=tokens.eot, bos_token_id=tokens.eot)
+    config = GenerationConfig(
+        no_timestamps_token_id=tokens.no_timestamps, eos_token_id=tokens.eot, bos_token_id=tokens.eot
+    )
     config.max_initial_timestamp_index = 50
     theirs = [
         SuppressTokensAtBeginLogitsProcessor([*tokens.suppressed_first], begin),
@@ -95,4 +97,4 @@ def test_the_default_suppresses_signs_and_control_tokens(models) -> None:
     assert {found.sot, found.transcribe, found.no_speech} <= {*found.suppressed}
     assert found.encode("#")[0] in found.suppressed and found.encode("a")[0] not in found.suppressed
     assert found.suppressed_first == (*found.encode(" "), found.eot)
-    assert tiny_whisper.STAMPS == config["vocab_size"] - found.timestamp_begin
+    assert config["vocab_size"] - found.timestamp_begin == tiny_whisper.STAMPS

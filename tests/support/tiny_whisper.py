@@ -13,7 +13,14 @@ import tokenizers
 
 MELS, FRAMES, CONTEXT, STAMPS = 8, 16, 64, 40
 _BEGIN = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>"]
-_REST = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+_REST = [
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+]
 MERGES = 30  # tokens of two letters
 
 
@@ -81,9 +88,7 @@ def _tokenizer(folder: Path, english: bool) -> int:
     letters = "etaoinshr" if english else "nseitarho"
     pairs = [(a, b) for a in letters for b in letters][:MERGES]
     tokens = [*alphabet, *(a + b for a, b in pairs)]
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs)
-    )
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     special = [*_BEGIN, *_REST]

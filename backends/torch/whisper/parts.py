@@ -19,8 +19,9 @@ from specport.models.precision import TORCH_DTYPES
 from specport.models.whisper import WhisperShape, read_shape
 
 if TYPE_CHECKING:
-    from specport.models.source import ModelFiles
     from torch import Tensor
+
+    from specport.models.source import ModelFiles
 
 _attend = torch.nn.functional.scaled_dot_product_attention
 

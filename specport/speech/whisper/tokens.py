@@ -17,7 +17,7 @@ _MULTILINGUAL = 51865  # smallest vocabulary of a multilingual model
 
 # Signs that no one speaks, and that begin or end remarks on sounds, as in OpenAI's whisper/tokenizer.py.
 _SIGNS = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』']
-_SIGNS += "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()
+_SIGNS += "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()  # noqa: SIM905
 _MUSIC = "♩♪♫♬♭♮♯"
 
 
@@ -56,7 +56,7 @@ class WhisperTokens:
 
     @cached_property
     def languages(self) -> dict[str, int]:
-        """Return language code -> id; empty for an English-only model, whose ids of languages mean nothing."""
+        """Return language code -> id; empty for an English-only model, whose ids of them mean nothing."""
         return self._named if self.multilingual else {}
 
     @cached_property
@@ -77,7 +77,7 @@ class WhisperTokens:
 
     def _signs(self) -> set[int]:
         found = set()
-        for sign in _SIGNS + [*_MUSIC]:
+        for sign in (*_SIGNS, *_MUSIC):
             for text in (sign, f" {sign}"):
                 ids = self.encode(text)
                 # Signs of music have several tokens, whose first one no other text has.
