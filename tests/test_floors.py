@@ -28,6 +28,7 @@ FLOORS: imports.Floors = (
         # It uses OpenVINO's graph surgery (backends.openvino.graph), one way: no backend knows of it.
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
+        "speech": ("speech",),
     },
     {"bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     {"tune": ("tune",)},

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import openvino as ov
+from specport.backends.openvino import whisper
 from specport.backends.openvino.context_limit import context_limit
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.graph.halves import split
@@ -31,6 +32,7 @@ from specport.backends.openvino.static.runner import StaticRunner
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.json_file import read_json
 from specport.models.source import IR_BIN
+from specport.models.whisper import is_whisper
 from specport.runtime import memory
 from specport.runtime.registry import Loaded, LoadOptions, first_step, settings_key
 
@@ -73,12 +75,15 @@ class Job:
 def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> PagedModel | StaticModel:
     """Return the model, ready to step. Raises ModelError, DeviceError and InvalidInput (`load.load`)."""
     files, options = job.files, job.options
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
-    if options.threads is not None and job.on_cpu:
-        settings["INFERENCE_NUM_THREADS"] = options.threads
+    settings = _settings(job, properties)
     # Before the weights are read: mapped weights fill free memory page by page, and kernels repack them.
     given, weights = options.cache_bytes, (files.folder / IR_BIN).stat().st_size
     cache_bytes = memory.default_share(options.role, weights) if given is None else given
+    if is_whisper(files.folder):
+        compile_ = partial(compile_on_device, job=job, settings=settings)
+        return _with_room(
+            whisper.load_decoder(files, options, compile_, cache_bytes, exact=exact_mode, on_cpu=job.on_cpu)
+        )
     model = graph.read_model(files.folder)
     if hybrid := has_recurrent_state(model):
         _check_recurrent(job)
@@ -120,8 +125,18 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
 
 def loaded(model: PagedModel | StaticModel, notes: tuple[str, ...], key: str, job: Job) -> Loaded:
     """Return a model with what its users are told, and the key of its measurements."""
+    encoder = partial(compile_on_device, job=job, settings=_settings(job, job.options.profile.exact))
     # The runtime repacks weights at the first step: 1.9 s for a draft of 0.5B in INT4, 2 cores.
-    return Loaded(model, notes, key, job.options.head_tokens, prepare=partial(first_step, model))
+    prepare = partial(first_step, whisper.unconditioned(model))
+    speech = whisper.speech(model, job.files, encoder)
+    return Loaded(model, notes, key, job.options.head_tokens, prepare=prepare, speech=speech)
+
+
+def _settings(job: Job, properties: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
+    if job.options.threads is not None and job.on_cpu:
+        settings["INFERENCE_NUM_THREADS"] = job.options.threads
+    return settings
 
 
 def key_of(job: Job, properties: Mapping[str, Any], *, padded: bool, hidden: bool = True) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from specport.backends.openvino import whisper
 from specport.backends.openvino.compiling import Job, compiled, key_of, loaded
 from specport.backends.openvino.paged.model import PagedModel
 
@@ -49,8 +50,9 @@ def _way(job: Job, properties: Mapping[str, Any], notes: tuple[str, ...], fewest
         if not isinstance(model, PagedModel) or not model.widen(fewest):
             return None
         notes = (*notes, f"exact mode computes {fewest} rows a step here: fewer are rounded differently")
-    if not numerics.checked(model, key, progress=job.options.progress):
+    seen, progress = whisper.unconditioned(model), job.options.progress
+    if not numerics.checked(seen, key, progress=progress):
         return None
-    if isinstance(model, PagedModel) and not numerics.checked_wide(model, key, progress=job.options.progress):
+    if isinstance(model, PagedModel) and not numerics.checked_wide(seen, key, progress=progress):
         model.widest = numerics.NARROW
     return loaded(model, notes, key_of(job, properties, padded=True, hidden=False) + rows, job)

@@ -26,7 +26,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     """
     job = Job.of(files, options)
     architecture.check(job.config, files.name)
-    profile = for_processor(job).fitted(files.folder)
+    job = replace(job, options=replace(options, profile=for_processor(job)))
+    profile = job.options.profile.fitted(files.folder)
     notes = notes_for(job)
     if files.precision == "fp32" and profile.fallback:
         # fp32 weights imply f32 arithmetic.

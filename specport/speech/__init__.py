@@ -1,0 +1,1 @@
+"""Speech: Whisper behind the model port, with drafts."""
