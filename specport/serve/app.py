@@ -19,8 +19,9 @@ from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.body import BodyReader, parse
 from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, response
 from specport.serve.openai.generation import Asked, RequestReader
-from specport.serve.openai.replies import Replies, finish_reason
+from specport.serve.openai.replies import Replies, finish_reason, speculation_of
 from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
+from specport.serve.playground import add_playground
 from specport.serve.service import Busy, NotReady, Service
 from specport.serve.settings import Sampling
 
@@ -36,10 +37,11 @@ def make_app(
     sampling: Sampling = Sampling(),  # noqa: B008
     keys: Sequence[str] = (),
     hosts: Collection[str] | None = None,
+    page: bool = True,
 ) -> FastAPI:
     """Return the application. Its lifespan starts and stops the service.
 
-    name: of the model, as clients ask for it. keys, hosts: see `Guard`.
+    name: of the model, as clients ask for it. keys, hosts: see `Guard`. page: serve the playground at "/".
     """
 
     @asynccontextmanager
@@ -61,7 +63,8 @@ def make_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Guard, keys=keys, hosts=hosts)
+    open_paths = ("/health", *(add_playground(app) if page else ()))  # load balancers have no key
+    app.add_middleware(Guard, keys=keys, hosts=hosts, open_paths=open_paths)
     return app
 
 
@@ -92,9 +95,14 @@ class _Api:
         return JsonResponse(self._card())
 
     def _card(self) -> dict[str, Any]:
+        pipeline = self._service.pipeline
         return {
             "id": self._name, "object": "model", "created": self._created, "owned_by": "specport",
-            "max_model_len": self._service.pipeline.engine.model.max_context,
+            "max_model_len": pipeline.engine.model.max_context,
+            "specport": {
+                "device": pipeline.device_name, "draft": pipeline.draft_name, "exact": pipeline.exact,
+                "chat_template": pipeline.tokenizer.has_chat_template,
+            },
         }  # fmt: skip
 
     async def embeddings(self) -> Response:
@@ -164,7 +172,8 @@ async def _events(answer: Answer, replies: Replies, asked: Asked) -> AsyncIterat
             if new is None:
                 yield BEAT
                 continue
-            for chunk in replies.chunks(new.choice.index, new.parts, new.logprobs):
+            told = speculation_of(new.spans, new.steps) if asked.include_speculation else None
+            for chunk in replies.chunks(new.choice.index, new.parts, new.logprobs, told):
                 yield event({**chunk, **more})
             if new.last:
                 reason = finish_reason(new.choice.generation.finish_reason, new.choice.num_calls)

@@ -40,6 +40,7 @@ class Asked:
     max_draft_tokens: int | None
     stream: bool
     include_usage: bool
+    include_speculation: bool
 
 
 class RequestReader:
@@ -153,7 +154,7 @@ def _asked(
     request: Request, firsts: list[TextRequest], options: tuple[GenerationOptions, ...], *, chat: bool
 ) -> Asked:
     """Return what is asked. firsts: the first sequence of each prompt. options: of all sequences."""
-    n, speculative = request.n or 1, request.speculative
+    n, speculative, streamed = request.n or 1, request.speculative, request.stream_options
     drafts = None if speculative is None else speculative.num_draft_tokens
     if speculative is not None and speculative.draft == "none":
         drafts = 0
@@ -167,5 +168,6 @@ def _asked(
         n=n,
         max_draft_tokens=drafts,
         stream=bool(request.stream),
-        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        include_usage=bool(streamed and streamed.include_usage),
+        include_speculation=bool(streamed and streamed.include_speculation),
     )

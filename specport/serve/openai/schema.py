@@ -79,7 +79,10 @@ def _bias(value: Any) -> dict[int, float]:
 
 
 class StreamOptions(_Strict):
+    """What a stream tells. include_speculation: who proposed each piece of text; an extension of specport."""
+
     include_usage: bool | None = None
+    include_speculation: bool | None = None
     include_obfuscation: bool | None = None  # OpenAI pads its events; there is nothing to hide here
 
 
