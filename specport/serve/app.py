@@ -163,21 +163,27 @@ async def _finish(answer: Answer) -> None:
 
 async def _events(answer: Answer, replies: Replies, asked: Asked) -> AsyncIterator[bytes]:
     """Yield the events of a stream. An error in its middle is an event, too, as with OpenAI."""
-    more: Mapping[str, Any] = {"usage": None} if asked.include_usage else {}
+
+    def usage() -> Mapping[str, Any]:
+        if not asked.include_usage:
+            return {}
+        metrics = [choice.generation.metrics for choice in answer.choices]
+        return {"usage": replies.spent(metrics) if asked.continuous_usage else None}
+
     try:
         if asked.chat:
             for choice in answer.choices:
-                yield event({**replies.role(choice.index), **more})
+                yield event({**replies.role(choice.index), **usage()})
         async for new in answer.events():
             if new is None:
                 yield BEAT
                 continue
             told = speculation_of(new.spans, new.steps) if asked.include_speculation else None
             for chunk in replies.chunks(new.choice.index, new.parts, new.logprobs, told):
-                yield event({**chunk, **more})
+                yield event({**chunk, **usage()})
             if new.last:
                 reason = finish_reason(new.choice.generation.finish_reason, new.choice.num_calls)
-                yield event({**replies.last(new.choice.index, reason), **more})
+                yield event({**replies.last(new.choice.index, reason), **usage()})
         if asked.include_usage:
             yield event(replies.usage(answer.results))
     except (TimedOut, Failed) as error:

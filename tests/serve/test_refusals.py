@@ -56,7 +56,7 @@ FIELDS = [
     ("logit_bias", [1]), ("stream", "yes"), ("ignore_eos", 1), ("speculative", {"draft": "ngram"}),
     ("speculative", {"num_draft_tokens": -1}), ("speculative", "none"),
     ("stream_options", {"include_usage": True}),
-    ("stream_options", {"x": 1}), ("model", 3),
+    ("stream_options", {"x": 1}), ("stream_options", {"include_speculation": "yes"}), ("model", 3),
 ]  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class Asked:
     max_draft_tokens: int | None
     stream: bool
     include_usage: bool
+    continuous_usage: bool
     include_speculation: bool
 
 
@@ -169,5 +170,6 @@ def _asked(
         max_draft_tokens=drafts,
         stream=bool(request.stream),
         include_usage=bool(streamed and streamed.include_usage),
+        continuous_usage=bool(streamed and streamed.include_usage and streamed.continuous_usage_stats),
         include_speculation=bool(streamed and streamed.include_speculation),
     )

@@ -96,16 +96,21 @@ class Replies:
         return {"object": "chat.completion.chunk" if self._chat else self._object, **self._common}
 
     def _account(self, results: Sequence[Result]) -> Json:
-        prompt = sum(len(result.prompt_token_ids) for result in results[:: self._n])
-        output = sum(len(result.token_ids) for result in results)
-        cached = sum(result.metrics.num_cached_tokens for result in results[:: self._n])
+        metrics = [result.metrics for result in results]
+        # vLLM, too, tells of times and drafts of single sequences only.
         return {
-            "usage": {
-                "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
-                "prompt_tokens_details": {"cached_tokens": cached},
-            },
-            # vLLM, too, tells these of single sequences only.
-            "metrics": timing(results[0].metrics, self._speculative) if len(results) == 1 else None,
+            "usage": self.spent(metrics),
+            "metrics": timing(metrics[0], self._speculative) if len(metrics) == 1 else None,
+        }
+
+    def spent(self, metrics: Sequence[Metrics]) -> Json:
+        """Return the object `usage` for the sequences so far."""
+        prompt = sum(m.num_prompt_tokens for m in metrics[:: self._n])
+        output = sum(m.num_output_tokens for m in metrics)
+        cached = sum(m.num_cached_tokens for m in metrics[:: self._n])
+        return {
+            "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ async function compare(prompt, signal) {
       view.add(run, tallies[run], []);
     }
     view.end(tallies, { ...settings(), exact: card.specport.exact });
-    panel.show(tallies[0]);
+    panel.show(tallies[0], `${RUNS[0].name} answer`);
     panel.add(tallies[0], tallies[0].steps);
   } catch (error) {
     view.stop();
@@ -181,8 +181,10 @@ function anew() {
   $("start").hidden = false;
   panel.show(null);
   fail(null);
+  for (const intro of document.querySelectorAll("[data-mode]"))
+    intro.hidden = comparing() !== (intro.dataset.mode === "compare");
   $("anew").textContent = comparing() ? "Clear" : "New chat";
-  $("prompt").placeholder = comparing() ? "Write a prompt to answer twice" : "Write a message";
+  $("prompt").placeholder = comparing() ? "A prompt to answer twice" : "Write a message";
   $("prompt").focus();
 }
 

@@ -8,9 +8,10 @@ export class Panel {
   #tally = null;
   #waiting = false;
 
-  // Show this answer from now on.
-  show(tally) {
+  // Show this answer from now on; null = none.
+  show(tally, title = "This answer") {
     this.#tally = tally;
+    $("figures-title").textContent = title;
     this.#strip.clear();
     $("step").textContent = "Each column is one step of the model.";
     this.draw();
