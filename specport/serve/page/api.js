@@ -56,7 +56,8 @@ async function ask(path, options = {}) {
   }
   if (response.ok) return response;
   const told = await response.json().catch(() => null);
-  throw new ApiError(response.status, told?.error?.message ?? `The server answers with status ${response.status}.`);
+  const message = told?.error?.message ?? `The server answers with status ${response.status}.`;
+  throw new ApiError(response.status, message);
 }
 
 // Yield the data of server-sent events up to [DONE]; comments are skipped.

@@ -2,7 +2,7 @@
 
 import { answer, key, model, setKey } from "./api.js";
 import { Comparison, RUNS } from "./compare.js";
-import { $, appendPieces, duration, make, number, percent, plural } from "./look.js";
+import { $, appendPieces, make, percent, times } from "./look.js";
 import { Panel } from "./panel.js";
 import { Tally } from "./tally.js";
 
@@ -47,7 +47,8 @@ async function connect() {
     return;
   }
   const { device, draft, exact } = card.specport;
-  $("model").textContent = [card.id, device, `drafts: ${draft}`, exact ? "" : "fast mode"].filter(Boolean).join(" · ");
+  const parts = [card.id, device, `drafts: ${draft}`, ...(exact ? [] : ["fast mode"])];
+  $("model").textContent = parts.filter(Boolean).join(" · ");
   document.title = `${card.id} · specport`;
   fail(null);
 }
@@ -85,14 +86,14 @@ async function chat(prompt, signal) {
   };
   try {
     const tally = await write(withSystem(messages), settings(), take, signal);
-    if (tally.reason === "length") text.append(make("span", { className: "cut", text: " … cut at the limit of tokens" }));
+    if (tally.reason === "length") end(text, "cut at the limit of tokens");
   } catch (error) {
     if (!signal.aborted) {
       messages.pop(); // so that it can be sent again
       figures.textContent = "no answer";
       throw error;
     }
-    text.append(make("span", { className: "cut", text: " … stopped" }));
+    end(text, "stopped");
   }
   figures.textContent = seen ? line(seen) : "no answer";
   if (seen?.text) messages.push({ role: "assistant", content: seen.text });
@@ -101,8 +102,13 @@ async function chat(prompt, signal) {
   $("news").textContent = figures.textContent;
 }
 
+// Say at a text's end why it ended there.
+function end(text, why) {
+  text.append(make("span", { className: "cut", text: ` … ${why}` }));
+}
+
 function line(tally) {
-  const parts = [plural(tally.tokens, "token"), `${number(tally.speed)} a second`, `first after ${duration(tally.firstSeconds)}`];
+  const parts = times(tally);
   if (tally.drafted) parts.push(`${percent(tally.rate)} of ${tally.drafted} draft tokens accepted`);
   else parts.push("nothing drafted");
   const cached = tally.usage?.prompt_tokens_details?.cached_tokens;
@@ -162,7 +168,7 @@ async function send(prompt) {
   } finally {
     running = null;
     busy(false);
-    $("prompt").focus();
+    if (matchMedia("(pointer: fine)").matches) $("prompt").focus(); // on a phone it would open the keyboard
   }
 }
 

@@ -1,6 +1,6 @@
 // Plain against speculative: the same prompt twice, one after the other.
 
-import { appendPieces, duration, make, number, plural } from "./look.js";
+import { appendPieces, make, number, times } from "./look.js";
 
 // The speculative answer comes first: drafters may learn from answers, and must not learn from the plain one.
 export const RUNS = [
@@ -16,7 +16,8 @@ export class Comparison {
       const title = make("h3", { text: name }, make("small", { text: about }));
       return { text, figures, root: make("section", { "aria-label": name }, title, text, figures) };
     });
-    this.verdict = make("p", { className: "verdict", text: "Reading the prompt once, so that both begin alike …" });
+    const text = "Reading the prompt once, so that both begin alike …";
+    this.verdict = make("p", { className: "verdict", text });
     this.element = make(
       "article",
       { className: "comparison" },
@@ -32,8 +33,7 @@ export class Comparison {
 
   add(run, tally, pieces) {
     appendPieces(this.columns[run].text, pieces);
-    const parts = [plural(tally.tokens, "token"), `${number(tally.speed)} a second`, `first after ${duration(tally.firstSeconds)}`];
-    this.columns[run].figures.textContent = parts.join(" · ");
+    this.columns[run].figures.textContent = times(tally).join(" · ");
   }
 
   // Say what came out. exact: whether the server computes bit for bit alike with and without drafts.
@@ -52,15 +52,16 @@ export class Comparison {
 }
 
 function why(temperature, exact) {
-  if (temperature !== 0) return "With a temperature above 0 each is drawn by chance; 0 makes them comparable.";
-  if (!exact) return "This device computes in fast mode, where two tokens that are almost equally likely may change places.";
+  if (temperature !== 0) return "Above temperature 0 each is drawn by chance.";
+  if (!exact) return "In fast mode two tokens that are almost equally likely may change places.";
   return "That must not happen at temperature 0: please report it.";
 }
 
 function ratio(speculative, plain) {
   if (!speculative.speed || !plain.speed) return "They are too short to compare times.";
   const times = speculative.speed / plain.speed;
-  const both = `${number(speculative.speed)} against ${number(plain.speed)} tokens a second after the first token`;
+  const speeds = `${number(speculative.speed)} against ${number(plain.speed)}`;
+  const both = `${speeds} tokens a second after the first token`;
   if (Math.abs(times - 1) < 0.03) return `Speculation made no difference: ${both}.`;
   return `Speculation was ${times.toFixed(2)} times as fast: ${both}.`;
 }

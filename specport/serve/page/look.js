@@ -25,7 +25,10 @@ export function colour(drafter) {
 export function appendPieces(element, pieces) {
   for (const { text, drafter } of pieces) {
     if (drafter === null) element.append(text);
-    else element.append(make("span", { className: `piece ${colour(drafter)}`, text, title: `proposed by ${drafter}` }));
+    else {
+      const look = { className: `piece ${colour(drafter)}`, title: `proposed by ${drafter}` };
+      element.append(make("span", { ...look, text }));
+    }
   }
 }
 
@@ -37,4 +40,8 @@ export function duration(seconds) {
   return seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(2)} s`;
 }
 
-export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+// Return the length and the times of an answer, as parts of a line.
+export function times({ tokens, speed, firstSeconds }) {
+  const count = `${tokens} token${tokens === 1 ? "" : "s"}`;
+  return [count, `${number(speed)} a second`, `first after ${duration(firstSeconds)}`];
+}

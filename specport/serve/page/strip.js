@@ -11,7 +11,9 @@ const GAP = 2;
 export function sentence(step, index) {
   const names = Object.entries(step.drafted);
   if (!names.length) return `Step ${index + 1}: nothing drafted`;
-  const told = names.map(([name, count]) => `${name} drafted ${count}, accepted ${step.accepted[name] ?? 0}`);
+  const told = names.map(
+    ([name, count]) => `${name} drafted ${count}, accepted ${step.accepted[name] ?? 0}`,
+  );
   return `Step ${index + 1}: ${told.join("; ")}`;
 }
 
@@ -47,10 +49,9 @@ export class Strip {
     // In the group a token is one unit high, and up is up.
     const scale = Math.min(12, height / this.#tallest);
     this.#columns.setAttribute("transform", `translate(0 ${height}) scale(1 ${-scale})`);
-    this.#place.setAttribute(
-      "aria-label",
-      `${this.#count} steps; ${tally.accepted} of ${tally.drafted} draft tokens accepted. ${sentence(steps.at(-1), this.#count - 1)}`,
-    );
+    const last = sentence(steps.at(-1), this.#count - 1);
+    const sum = `${this.#count} steps; ${tally.accepted} of ${tally.drafted} draft tokens accepted`;
+    this.#place.setAttribute("aria-label", `${sum}. ${last}`);
     if (atEnd) this.#place.scrollLeft = this.#place.scrollWidth;
   }
 
