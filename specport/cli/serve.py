@@ -97,7 +97,16 @@ def run(args: argparse.Namespace) -> int:
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:
-            return _serve(args, pipeline, listening, limits=limits, sampling=sampling, keys=keys, hosts=hosts, page=not args.no_page)
+            return _serve(
+                args,
+                pipeline,
+                listening,
+                limits=limits,
+                sampling=sampling,
+                keys=keys,
+                hosts=hosts,
+                page=not args.no_page,
+            )
     finally:
         listening.close()
 

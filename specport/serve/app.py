@@ -13,11 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from specport.errors import InvalidInput
 from specport.serve import metrics
 from specport.serve.answer import Answer, Choice, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.body import BodyReader, parse
-from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, response
+from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, response
 from specport.serve.openai.generation import Asked, RequestReader
 from specport.serve.openai.replies import Replies, finish_reason, speculation_of
 from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
@@ -197,7 +198,10 @@ def _ended_early(error: TimedOut | Failed) -> ApiError:
         return ApiError(
             408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
         )
-    return ApiError(500 if error.__cause__ is not None else 503, str(error))
+    cause = error.__cause__
+    if isinstance(cause, InvalidInput):  # a grammar that grew too large while it was followed
+        return from_input(cause)
+    return ApiError(500 if cause is not None else 503, str(error))
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -123,6 +123,11 @@ def test_a_stream_has_a_role_first_and_usage_last_where_asked_for(pipeline: Pipe
             options = {"include_usage": True}
             full = events(await s.chat("hello world", max_tokens=8, stream=True, stream_options=options))
             assert all(e["usage"] is None for e in full[:-1]) and full[-1]["choices"] == []
+            options["continuous_usage_stats"] = True
+            each = events(await s.chat("hello world", max_tokens=8, stream=True, stream_options=options))
+            counts = [e["usage"]["completion_tokens"] for e in each]
+            assert counts == sorted(counts) and counts[0] < counts[-1] == 8
+            assert each[-1]["usage"]["total_tokens"] == full[-1]["usage"]["total_tokens"]
             whole = (await s.chat("hello world", max_tokens=8)).json()
             assert full[-1]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
             assert full[-1]["metrics"]["speculative_decoding"] == whole["metrics"]["speculative_decoding"]

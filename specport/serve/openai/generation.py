@@ -108,6 +108,9 @@ class RequestReader:
         """Return the options of each sequence. Raises ApiError where a limit is passed."""
         count = num_prompts * (request.n or 1)
         self._check(request, count)
+        if (request.min_tokens or 0) > most:
+            message = f"min_tokens: at most as many as the answer may have, {most}"
+            raise bad_request(message, "min_tokens", "invalid_value")
         common = self._common(request) | {"max_new_tokens": most}
         first = request.seed
         # Each sequence has a seed of its own; else all answers to a prompt would be the same.

@@ -36,6 +36,8 @@ class Grammar:
         name = _NAMES[self.kind]
         if len(self.source) > MAX_SOURCE:
             raise InvalidInput(f"{name} has {len(self.source)} characters; {MAX_SOURCE} are allowed")
+        if any("\ud800" <= character <= "\udfff" for character in self.source):
+            raise InvalidInput(f"{name} cannot be used: it has half of a character (a lone surrogate)")
         if problem := matcher.problem(self.compiled()):
             raise InvalidInput(f"{name} cannot be used: {problem}")
 
@@ -103,7 +105,7 @@ def from_response_format(value: Mapping[str, Any] | None) -> Grammar | None:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if value is None:
         return None
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise InvalidInput(f"response_format is of type {kind!r}", "use text, json_object or json_schema")
     _only(value, ("type", *_FIELDS[kind]), "response_format")
     if kind == "text":
