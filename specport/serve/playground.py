@@ -1,4 +1,4 @@
-"""The playground: a page that talks to this server, from the package's data. It holds nothing of the server."""
+"""The playground: a page that talks to this server, from the package's data. It holds no data of its own."""
 
 from __future__ import annotations
 

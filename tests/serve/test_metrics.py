@@ -15,7 +15,8 @@ from specport.serve.metrics import ServerMetrics
 # What dashboards for vLLM read, as the one in its examples, and its benchmark of servers.
 OF_VLLM = {
     "num_requests_running", "num_requests_waiting", "prompt_tokens_total", "generation_tokens_total",
-    "num_preemptions_total", "prompt_tokens_cached_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "request_success_total",
+    "prompt_tokens_cached_total",
+    "num_preemptions_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "request_success_total",
     "spec_decode_num_drafts_total", "spec_decode_num_draft_tokens_total",
     "spec_decode_num_accepted_tokens_total", "spec_decode_num_accepted_tokens_per_pos_total",
     "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_sum",

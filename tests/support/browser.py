@@ -18,9 +18,14 @@ def executable() -> str | None:
     for name in NAMES:
         path = shutil.which(name)
         # Ubuntu has a command of this name that only says how to install a browser.
-        if path and not subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode:
+        if path and _says_its_version(path):
             return path
     return None
+
+
+def _says_its_version(path: str) -> bool:
+    told = subprocess.run([path, "--version"], check=False, capture_output=True, timeout=60)
+    return not told.returncode
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class BlockCache:
 
     @property
     def usage(self) -> float:
-        """Return the share of `max_blocks` that sequences hold: what is only kept for later ones is left out."""
+        """Return the share of `max_blocks` that sequences hold, without what is only kept for later ones."""
         used = self.num_used_blocks - self._pool.num_idle
         return min(1.0, max(0, used) / max(1, self.max_blocks))
 

@@ -40,7 +40,7 @@ class SlotPool:
 
     @property
     def usage(self) -> float | None:
-        """Return the share that slots in use take of the most that the cache may; None = no limit is known."""
+        """Return the share that used slots take of the most that the cache may; None = no limit is known."""
         budget = self._budget()
         if budget is None:
             return None

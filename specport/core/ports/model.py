@@ -236,9 +236,9 @@ class Model(Protocol):
 
     @property
     def cache_usage(self) -> float | None:
-        """Return the share, 0 to 1, that open sequences hold of the most that the cache may take; None = no limit.
+        """Return the share, 0 to 1, that open sequences hold of the most that the cache may take.
 
-        What is only kept for later sequences does not count. Any thread may ask, also during a step.
+        None = there is no known limit. What is only kept for later sequences does not count. Any thread may ask, also during a step.
         """
         ...
 
