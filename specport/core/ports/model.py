@@ -238,8 +238,8 @@ class Model(Protocol):
     def cache_usage(self) -> float | None:
         """Return the share, 0 to 1, that open sequences hold of the most that the cache may take.
 
-        None = there is no known limit. What is only kept for later sequences does not count. Any thread may ask,
-        also during a step.
+        None = there is no known limit. What is only kept for later sequences does not count. Any thread may
+        ask, also during a step.
         """
         ...
 
