@@ -53,6 +53,7 @@ class FirstLayers:
         self.early_exit = self.chain = self.head_rows = self.hidden_head = self.mtp = self.prefix_blocks = (
             None
         )
+        self.cache_usage = None
         self.open, self.close, self.room, self.fork = model.open, model.close, model.room, model.fork
         self.truncate = model.truncate
 

@@ -54,6 +54,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--metrics-prefix", default="specport", metavar="NAME",
         help="prefix of the metrics; vllm gives them vLLM's names (default: specport)",
     )  # fmt: skip
+    group.add_argument("--no-page", action="store_true", help="serve no page at /, the API only")
     group.add_argument("--quiet", action="store_true", help="no line for each request")
     limits = parser.add_argument_group("limits")
     for name, kind, unit, text in LIMITS:
@@ -96,7 +97,16 @@ def run(args: argparse.Namespace) -> int:
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:
-            return _serve(args, pipeline, listening, limits=limits, sampling=sampling, keys=keys, hosts=hosts)
+            return _serve(
+                args,
+                pipeline,
+                listening,
+                limits=limits,
+                sampling=sampling,
+                keys=keys,
+                hosts=hosts,
+                page=not args.no_page,
+            )
     finally:
         listening.close()
 
@@ -122,6 +132,7 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
         terminal.say("note: other machines can use this server, and there are no keys (--api-key-file)")
     server.listen(listening)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    terminal.say(f"listening on {url}/v1; Ctrl-C ends it")
+    where = f", page at {url}/" if settings["page"] else ""
+    terminal.say(f"listening on {url}/v1{where}; Ctrl-C ends it")
     asyncio.run(running.serve([listening]))
     return 130 if running.signal == signal.SIGINT else 0

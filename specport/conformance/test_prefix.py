@@ -108,9 +108,10 @@ def test_content_of_another_size_is_refused(any_probe: Probe, ids: list[int]) ->
 
 
 def test_dropped_blocks_give_their_room_back(model: Model, probe: Probe, ids: list[int]) -> None:
-    blocks, before = kept(model), model.room()
+    blocks, before, unused = kept(model), model.room(), model.cache_usage
     origin, found = read(probe, blocks, ids)
     model.close(origin)
+    assert model.cache_usage == unused  # what is only kept does not count
     freed = [blocks.drop(block) for block in found]
     assert model.room() == before
     assert all(freed) == blocks.shared

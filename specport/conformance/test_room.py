@@ -57,8 +57,12 @@ def leaves_nothing(model: Model, act: Callable[[], None], *handles: CacheHandle)
 def test_room_ends_with_the_context(model: Model, probe: Probe, ids: list[int]) -> None:
     limit = model.max_context
     assert 0 < model.room() <= limit
+    unused = model.cache_usage
     handle = probe.opened(ids[:50])
     assert 0 < model.room(handle) <= limit - 50
+    used = model.cache_usage
+    assert (used is None) == (unused is None)
+    assert used is None or unused is None or 0 <= unused < used <= 1
     probe.fill(handle, ids[50 : limit - 1])
     assert 0 <= model.room(handle) <= 1
     probe.fill(handle, ids[limit - 1 :])

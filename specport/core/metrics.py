@@ -12,10 +12,20 @@ Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from specport.core.ports import DraftingCounts, Outcome
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Hold the counts of one verify step of a sequence, by drafter; empty where nothing was drafted."""
+
+    drafted: Mapping[str, int]
+    accepted: Mapping[str, int]
 
 
 @dataclass
@@ -41,12 +51,12 @@ class Metrics:
     verify_s: float = 0.0  # in the target's inference call, after the prompt
     drafting: DraftingCounts = field(default_factory=DraftingCounts)  # by drafter
 
-    def record(self, outcome: Outcome) -> None:
-        """Count one verified tree."""
+    def record(self, outcome: Outcome) -> StepCounts:
+        """Count one verified tree; return its counts."""
         tree = outcome.tree
         self.num_steps += 1
         if not len(tree):
-            return
+            return StepCounts({}, {})
         self.num_drafts += 1
         self.num_draft_tokens += len(tree)
         self.num_accepted_tokens += len(outcome.path)
@@ -62,10 +72,12 @@ class Metrics:
             self.drafted_per_depth[depth - 1] += 1
         for node in outcome.path:
             self.accepted_per_depth[depths[node] - 1] += 1
-        for node, source in enumerate(tree.sources):
-            self.drafted_by[source] = self.drafted_by.get(source, 0) + 1
-            if node in outcome.path:
-                self.accepted_by[source] = self.accepted_by.get(source, 0) + 1
+        drafted = Counter(tree.sources)
+        accepted = Counter(tree.sources[node] for node in outcome.path if tree.sources)
+        for total, counts in ((self.drafted_by, drafted), (self.accepted_by, accepted)):
+            for source, count in counts.items():
+                total[source] = total.get(source, 0) + count
+        return StepCounts(drafted, accepted)
 
     @property
     def acceptance_rate(self) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from specport.core.metrics import Metrics
+from specport.core.metrics import Metrics, StepCounts
 from specport.core.ports import CacheHandle
 from specport.core.sampling.constraint import Constraint
 from specport.core.sampling.logprobs import TokenLogprob
@@ -42,12 +42,14 @@ class Commit:
     """Hold the output tokens of one sequence in one round.
 
     sources: name of the drafter that proposed each token; "" where the target itself chose it.
+    step:    what was drafted and accepted; None where the prompt was read.
     fault:   exception that `Generation.on_token` raised at the last of these tokens; it ended the text.
     """
 
     generation: Generation
     tokens: tuple[int, ...]
     sources: tuple[str, ...]
+    step: StepCounts | None = None
     fault: Exception | None = None
 
 
@@ -151,7 +153,11 @@ class Generation:
         return self.constraint is not None and self.constraint.complete(self.tokens)
 
     def append(
-        self, tokens: Sequence[int], sources: Sequence[str], logprobs: Sequence[TokenLogprob] = ()
+        self,
+        tokens: Sequence[int],
+        sources: Sequence[str],
+        logprobs: Sequence[TokenLogprob] = (),
+        step: StepCounts | None = None,
     ) -> Commit:
         """Append committed tokens up to the end of the text; return those that were appended."""
         now = time.perf_counter()
@@ -178,4 +184,4 @@ class Generation:
                 break
         self.metrics.num_output_tokens = self.num_output_tokens
         self.metrics.decode_s = now - self._started - self.metrics.ttft_s
-        return Commit(self, tuple(tokens[:taken]), tuple(sources[:taken]), fault)
+        return Commit(self, tuple(tokens[:taken]), tuple(sources[:taken]), step, fault)

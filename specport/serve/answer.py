@@ -11,13 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from specport.core.metrics import StepCounts
 from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sequence import Generation
 from specport.request import TextRequest
 from specport.serve.admission import Admission, Ticket
 from specport.serve.worker import Job
 from specport.stream import Chunk, Chunks, Result, finished
-from specport.text.detokenize import TextStream
+from specport.text.detokenize import Span, TextStream
 from specport.text.tools.parser import CallDelta, TextDelta
 
 
@@ -47,7 +48,10 @@ class Choice(Job):
         parts: list[TextDelta | CallDelta] = [TextDelta(chunk.text)] if chunk.text else []
         if self._parser is not None:
             parts = [*self._parser.feed(chunk.text), *(self._parser.finish() if last else ())]
-        return Event(self, parts, chunk.logprobs, last) if parts or chunk.logprobs or last else None
+        steps = [self.steps.popleft() for _ in range(len(self.steps))]
+        if not (parts or chunk.spans or chunk.logprobs or steps or last):
+            return None
+        return Event(self, parts, chunk.logprobs, last, chunk.spans, steps)
 
     @property
     def result(self) -> Result:
@@ -62,12 +66,19 @@ class Choice(Job):
 
 @dataclass(frozen=True)
 class Event:
-    """Hold what is new of a choice. `last`: no more comes, and its generation has a finish reason."""
+    """Hold what is new of a choice.
+
+    last:  no more comes, and its generation has a finish reason.
+    spans: the new text as the model wrote it, calls of tools included, with the drafter of each piece.
+    steps: the verify steps that ended.
+    """
 
     choice: Choice
     parts: Sequence[TextDelta | CallDelta]
     logprobs: Sequence[TokenLogprob]
     last: bool
+    spans: Sequence[Span]
+    steps: Sequence[StepCounts]
 
 
 class Answer:

@@ -13,14 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from specport.errors import InvalidInput
 from specport.serve import metrics
 from specport.serve.answer import Answer, Choice, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.body import BodyReader, parse
-from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, response
+from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, response
 from specport.serve.openai.generation import Asked, RequestReader
-from specport.serve.openai.replies import Replies, finish_reason
+from specport.serve.openai.replies import Replies, finish_reason, speculation_of
 from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
+from specport.serve.playground import add_playground
 from specport.serve.service import Busy, NotReady, Service
 from specport.serve.settings import Sampling
 
@@ -36,10 +38,11 @@ def make_app(
     sampling: Sampling = Sampling(),  # noqa: B008
     keys: Sequence[str] = (),
     hosts: Collection[str] | None = None,
+    page: bool = True,
 ) -> FastAPI:
     """Return the application. Its lifespan starts and stops the service.
 
-    name: of the model, as clients ask for it. keys, hosts: see `Guard`.
+    name: of the model, as clients ask for it. keys, hosts: see `Guard`. page: serve the playground at "/".
     """
 
     @asynccontextmanager
@@ -61,7 +64,8 @@ def make_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Guard, keys=keys, hosts=hosts)
+    open_paths = ("/health", *(add_playground(app) if page else ()))  # load balancers have no key
+    app.add_middleware(Guard, keys=keys, hosts=hosts, open_paths=open_paths)
     return app
 
 
@@ -92,9 +96,14 @@ class _Api:
         return JsonResponse(self._card())
 
     def _card(self) -> dict[str, Any]:
+        pipeline = self._service.pipeline
         return {
             "id": self._name, "object": "model", "created": self._created, "owned_by": "specport",
-            "max_model_len": self._service.pipeline.engine.model.max_context,
+            "max_model_len": pipeline.engine.model.max_context,
+            "specport": {
+                "device": pipeline.device_name, "draft": pipeline.draft_name, "exact": pipeline.exact,
+                "chat_template": pipeline.tokenizer.has_chat_template,
+            },
         }  # fmt: skip
 
     async def embeddings(self) -> Response:
@@ -155,20 +164,27 @@ async def _finish(answer: Answer) -> None:
 
 async def _events(answer: Answer, replies: Replies, asked: Asked) -> AsyncIterator[bytes]:
     """Yield the events of a stream. An error in its middle is an event, too, as with OpenAI."""
-    more: Mapping[str, Any] = {"usage": None} if asked.include_usage else {}
+
+    def usage() -> Mapping[str, Any]:
+        if not asked.include_usage:
+            return {}
+        metrics = [choice.generation.metrics for choice in answer.choices]
+        return {"usage": replies.spent(metrics) if asked.continuous_usage else None}
+
     try:
         if asked.chat:
             for choice in answer.choices:
-                yield event({**replies.role(choice.index), **more})
+                yield event({**replies.role(choice.index), **usage()})
         async for new in answer.events():
             if new is None:
                 yield BEAT
                 continue
-            for chunk in replies.chunks(new.choice.index, new.parts, new.logprobs):
-                yield event({**chunk, **more})
+            told = speculation_of(new.spans, new.steps) if asked.include_speculation else None
+            for chunk in replies.chunks(new.choice.index, new.parts, new.logprobs, told):
+                yield event({**chunk, **usage()})
             if new.last:
                 reason = finish_reason(new.choice.generation.finish_reason, new.choice.num_calls)
-                yield event({**replies.last(new.choice.index, reason), **more})
+                yield event({**replies.last(new.choice.index, reason), **usage()})
         if asked.include_usage:
             yield event(replies.usage(answer.results))
     except (TimedOut, Failed) as error:
@@ -182,7 +198,10 @@ def _ended_early(error: TimedOut | Failed) -> ApiError:
         return ApiError(
             408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
         )
-    return ApiError(500 if error.__cause__ is not None else 503, str(error))
+    cause = error.__cause__
+    if isinstance(cause, InvalidInput):  # a grammar that grew too large while it was followed
+        return from_input(cause)
+    return ApiError(500 if cause is not None else 503, str(error))
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from specport.errors import InvalidInput
 from specport.serve.openai.errors import ApiError, response
 
-OPEN = ("/health",)  # for load balancers, which have no key
 CLIENT = "specport.client"  # where the scope of a request says who asks
 
 
@@ -24,10 +23,17 @@ class Guard:
     keys:  () = no key is needed.
     hosts: names and addresses; None = any. A page of another site that the user's browser shows could
            otherwise ask a server on the same machine, under a name of its own (DNS rebinding).
+    open_paths: need no key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str] = (), hosts: Collection[str] | None = None) -> None:
-        self._app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str] = (),
+        hosts: Collection[str] | None = None,
+        open_paths: Collection[str] = (),
+    ) -> None:
+        self._app, self._open = app, frozenset(open_paths)
         self._keys = [_digest(key.encode("utf-8", "surrogateescape")) for key in keys]
         self._hosts = hosts
 
@@ -42,7 +48,7 @@ class Guard:
             error = ApiError(
                 403, "this server answers under its own address only (specport serve --allowed-host NAME)"
             )
-        elif self._keys and scope["path"] not in OPEN:
+        elif self._keys and scope["path"] not in self._open:
             key = _digest(_bearer(headers.get("authorization", "")).encode("latin-1"))
             # Every key is compared, so that the time tells nothing.
             if any([hmac.compare_digest(key, each) for each in self._keys]):  # noqa: C419

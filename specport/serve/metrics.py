@@ -54,6 +54,7 @@ class ServerMetrics:
         self._output = self._one(Counter, "generation_tokens", "Output tokens.")
         self._queries = self._one(Counter, "prefix_cache_queries", "Prompt tokens that were looked up.")
         self._hits = self._one(Counter, "prefix_cache_hits", "Prompt tokens that a cache already held.")
+        self._cached = self._one(Counter, "prompt_tokens_cached", "Prompt tokens that were not read again.")
         self._drafts = self._one(Counter, "spec_decode_num_drafts", "Verify steps with a draft.")
         self._drafted = self._one(Counter, "spec_decode_num_draft_tokens", "Draft tokens.")
         self._accepted = self._one(Counter, "spec_decode_num_accepted_tokens", "Accepted draft tokens.")
@@ -61,6 +62,7 @@ class ServerMetrics:
         self._by_position = self._more(
             Counter, "spec_decode_num_accepted_tokens_per_pos", "Accepted draft tokens by depth.", "position"
         )
+        self._rejections = self._more(Counter, "admission_rejections", "Requests refused at once.", "reason")
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to first token.", _FIRST)
         # The second name is the one that vLLM had before.
         self._between = [
@@ -91,15 +93,26 @@ class ServerMetrics:
             "spec_decode_draft_length", "Longest path of each draft.", _DRAFTS
         )
 
-    def watch(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Read these numbers whenever metrics are asked for."""
+    def watch(
+        self, running: Callable[[], int], waiting: Callable[[], int], usage: Callable[[], float | None]
+    ) -> None:
+        """Read these numbers whenever metrics are asked for. A usage that is not known (None) is left out."""
         self._running.set_function(running)
         self._waiting.set_function(waiting)
+        if usage() is not None:
+            name = "kv_cache_usage_perc"  # vLLM's name; it is a share all the same
+            self._one(Gauge, name, "Share of the cache that running sequences hold, 0 to 1.").set_function(
+                lambda: usage() or 0.0
+            )
 
     def request(self, num_choices: int, max_tokens: int) -> None:
         """Count a request that was let in."""
         self._choices.observe(num_choices)
         self._most.observe(max_tokens)
+
+    def rejected(self) -> None:
+        """Count a request for which the queue was full."""
+        self._rejections.labels(**self._labels, reason="max_num_queued_reqs").inc()
 
     def round(self, commits: Sequence[Commit]) -> None:
         if commits:
@@ -121,6 +134,7 @@ class ServerMetrics:
         self._prompt.inc(m.num_prompt_tokens)
         self._queries.inc(m.num_prompt_tokens)
         self._hits.inc(m.num_cached_tokens)
+        self._cached.inc(m.num_cached_tokens)
         prefill = max(0.0, m.ttft_s - m.queue_s)
         for histogram, value in (
             (self._ttft, m.ttft_s), (self._queue, m.queue_s), (self._prefill, prefill),

@@ -51,7 +51,7 @@ class Service:
         self._idle.set()
         self._num_answers = 0
         self._seconds = 1.0  # that a sequence takes, roughly
-        metrics.watch(self._num_running, self._num_waiting)
+        metrics.watch(self._num_running, self._num_waiting, self._usage)
 
     async def start(self) -> None:
         """Start the worker and the warm-up. `state` becomes "ready"."""
@@ -119,6 +119,7 @@ class Service:
         try:
             ticket = self._admission.enter(client, len(choices))
         except QueueFull:
+            self.metrics.rejected()
             waiting = self._admission.num_waiting / self.limits.max_running
             raise Busy(min(60, math.ceil(self._seconds * (1 + waiting)))) from None
         self.metrics.request(len(choices), choices[0].generation.max_new_tokens)
@@ -161,6 +162,9 @@ class Service:
 
     def _num_running(self) -> int:
         return self._admission.num_running
+
+    def _usage(self) -> float | None:
+        return self.pipeline.engine.model.cache_usage
 
     def _num_waiting(self) -> int:
         return self._admission.num_waiting

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from specport.core.engine import Engine
+from specport.core.metrics import StepCounts
 from specport.core.sequence import Commit, Generation
 
 MAX_FAULTS = 2  # rounds in a row that fail before the running sequences are given up
@@ -29,11 +30,13 @@ class Observer(Protocol):
 class Job:
     """A sequence in the worker's hands.
 
+    steps: counts of its verify steps, which the reader of its text takes out.
     fault: why it ended, where that was an exception. `done` is set last, after its cache was freed or kept.
     """
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
+        self.steps: deque[StepCounts] = deque()
         self.fault: Exception | None = None
         self.done = False
         self._last: float | None = None
@@ -44,6 +47,8 @@ class Job:
         commits = [inbox.popleft() for _ in range(len(inbox))]
         for commit in commits:
             self.fault = self.fault or commit.fault
+            if commit.step is not None:
+                self.steps.append(commit.step)
             observer.committed(len(commit.tokens), None if self._last is None else now - self._last)
             self._last = now
         return commits

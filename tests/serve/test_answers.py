@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,14 @@ def streamed(found: list[dict[str, Any]], index: int = 0) -> tuple[str, str]:
     reasons = [c["finish_reason"] for c in chunks]
     assert reasons[-1] and not any(reasons[:-1])
     return "".join(pieces), reasons[-1]
+
+
+def speculation(found: list[dict[str, Any]], index: int = 0) -> tuple[list[Any], list[Any]]:
+    """Return the pieces and the verify steps of a choice of a stream."""
+    told = [
+        c["speculation"] for e in found for c in e["choices"] if c["index"] == index and "speculation" in c
+    ]
+    return [p for t in told for p in t["pieces"]], [s for t in told for s in t["steps"]]
 
 
 def test_greedy_texts_are_those_of_the_library(pipeline: Pipeline) -> None:
@@ -114,6 +123,11 @@ def test_a_stream_has_a_role_first_and_usage_last_where_asked_for(pipeline: Pipe
             options = {"include_usage": True}
             full = events(await s.chat("hello world", max_tokens=8, stream=True, stream_options=options))
             assert all(e["usage"] is None for e in full[:-1]) and full[-1]["choices"] == []
+            options["continuous_usage_stats"] = True
+            each = events(await s.chat("hello world", max_tokens=8, stream=True, stream_options=options))
+            counts = [e["usage"]["completion_tokens"] for e in each]
+            assert counts == sorted(counts) and counts[0] < counts[-1] == 8
+            assert each[-1]["usage"]["total_tokens"] == full[-1]["usage"]["total_tokens"]
             whole = (await s.chat("hello world", max_tokens=8)).json()
             assert full[-1]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
             assert full[-1]["metrics"]["speculative_decoding"] == whole["metrics"]["speculative_decoding"]
@@ -143,6 +157,36 @@ def test_speculation_is_told_and_can_be_switched_off(pipeline: Pipeline) -> None
             assert without["metrics"]["speculative_decoding"] is None
             assert text(without) == text(shorter) == text(with_drafts)
             assert without["metrics"]["time_to_first_token_ms"] > 0
+
+    run(start())
+
+
+def test_a_stream_tells_who_proposed_each_piece_where_asked_for(pipeline: Pipeline) -> None:
+    async def start() -> None:
+        async with served(pipeline) as s:
+            fields = {"max_tokens": 40, "ignore_eos": True, "stream": True}
+            told = {**fields, "stream_options": {"include_speculation": True, "include_usage": True}}
+            found = events(await s.chat("hello world", **told))
+            pieces, steps = speculation(found)
+            assert "".join(p["text"] for p in pieces) == streamed(found)[0]
+            metrics = pipeline.generate("hello world", max_new_tokens=40, ignore_eos=True).metrics
+            assert {p["drafter"] for p in pieces} == {None, *metrics.accepted_by}
+            for name in ("drafted", "accepted"):
+                total = sum((Counter(step[name]) for step in steps), Counter())
+                assert total == Counter(vars(metrics)[f"{name}_by"]) and total
+            assert len(steps) == metrics.num_steps
+            # Calls aside, one token comes from the prompt, and each step adds one of the target's own.
+            assert 1 + sum(1 + sum(step["accepted"].values()) for step in steps) >= 40
+            plain = events(await s.chat("hello world", **told, speculative={"draft": "none"}))
+            pieces, steps = speculation(plain)
+            assert streamed(plain) == streamed(found)
+            assert {p["drafter"] for p in pieces} == {None}
+            assert steps == [{"drafted": {}, "accepted": {}}] * 39
+            two = events(await s.complete("hello world", **told, n=2))
+            for index in range(2):
+                assert "".join(p["text"] for p in speculation(two, index)[0]) == streamed(two, index)[0]
+            for options in ({}, {"stream_options": {"include_speculation": False}}):
+                assert '"speculation"' not in (await s.chat("hello world", **fields, **options)).text
 
     run(start())
 

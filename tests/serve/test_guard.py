@@ -32,7 +32,7 @@ def test_only_a_key_opens_the_server() -> None:
             for path in ("/v1/models", "/metrics", "/v1/nothing"):
                 assert {await status(path, header) for header in bad} == {401}
             assert {await status("/v1/models", header) for header in good} == {200}
-            assert await status("/health", None) == 200
+            assert await status("/health", None) == await status("/", None) == 200
             assert (await s.chat("abc", max_tokens=3)).status_code == 401
             assert s.service.pipeline.engine.num_unfinished == 0
 

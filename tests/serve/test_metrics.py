@@ -15,6 +15,7 @@ from specport.serve.metrics import ServerMetrics
 # What dashboards for vLLM read, as the one in its examples, and its benchmark of servers.
 OF_VLLM = {
     "num_requests_running", "num_requests_waiting", "prompt_tokens_total", "generation_tokens_total",
+    "prompt_tokens_cached_total",
     "num_preemptions_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "request_success_total",
     "spec_decode_num_drafts_total", "spec_decode_num_draft_tokens_total",
     "spec_decode_num_accepted_tokens_total", "spec_decode_num_accepted_tokens_per_pos_total",
@@ -53,7 +54,7 @@ def test_metrics_add_up_to_what_was_answered(prefix: str) -> None:
             await s.idle()
             found = await read(s, prefix)
             usages = [r.json()["usage"] for r in replies] + [alone["usage"]]
-            assert found.keys() >= OF_VLLM
+            assert found.keys() >= OF_VLLM and "kv_cache_usage_perc" not in found  # the toy's has no bound
             assert found["generation_tokens_total"] == sum(u["completion_tokens"] for u in usages) == 230
             assert found["request_generation_tokens_sum"] == found["iteration_tokens_total_sum"] == 230
             assert found["prompt_tokens_total"] == 6 * 4 + 3 == found["request_prompt_tokens_sum"]
@@ -75,15 +76,23 @@ def test_running_and_waiting_are_those_of_now_and_cancelled_ones_count() -> None
     from specport.serve.settings import Limits
 
     async def start() -> None:
-        async with served(toy(step_seconds=0.01), Limits(max_running=2)) as s:
+        bounded = toy(step_seconds=0.01, cache_tokens=9000)
+        async with served(bounded, Limits(max_running=2, max_queue=3)) as s:
+            assert (await read(s))["kv_cache_usage_perc"] == 0
             asked = [asyncio.ensure_future(s.chat("abc", max_tokens=2000)) for _ in range(5)]
             while s.service._admission.num_waiting < 3:
                 await asyncio.sleep(0.01)
             found = await read(s)
             assert (found["num_requests_running"], found["num_requests_waiting"]) == (2, 3)
+            while not found["kv_cache_usage_perc"]:
+                found = await read(s)
+            assert found["kv_cache_usage_perc"] < 0.5
+            assert (await s.chat("abc")).status_code == 429
+            assert (await read(s))["admission_rejections_total"] == 1
             for each in asked:
                 each.cancel()
             await s.idle()
+            assert (await read(s))["kv_cache_usage_perc"] == 0
             text = (await s.client.get("/metrics")).text
             assert 'request_success_total{engine="0",finished_reason="abort",model_name="tiny"} 2.0' in text
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+from support.browser import Visit, browsing
 from support.served import Process, command
 
 import specport
@@ -55,6 +56,20 @@ def test_eight_clients_get_the_texts_of_the_library_with_drafts(server: Process)
     asyncio.run(start())
     metrics = httpx.get(f"{server.url}/metrics").text
     assert "vllm:spec_decode_num_accepted_tokens_total{" in metrics
+
+
+def test_the_page_shows_and_compares_answers(server: Process) -> None:
+    with browsing() as browser:
+        visit = Visit(browser, server.url)
+        page = visit.page
+        page.get_by_text("Settings").click()
+        page.get_by_label("Most tokens").fill("48")
+        page.keyboard.press("Escape")
+        page.get_by_label("Compare").check(force=True)
+        visit.send(PROMPTS[0])
+        assert page.locator(".verdict").inner_text().startswith("The texts are equal.")
+        assert page.locator(".columns .piece[title='proposed by suffix']").count() > 0
+        visit.close()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

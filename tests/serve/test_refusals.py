@@ -50,13 +50,14 @@ FIELDS = [
     ("temperature", -0.1), ("temperature", 2.5), ("temperature", "1"), ("temperature", True), ("top_p", 1.5),
     ("top_k", -2), ("top_k", 1.5), ("min_p", -1), ("n", 0), ("n", 5), ("n", "2"), ("max_tokens", 0),
     ("max_tokens", 10**30), ("min_tokens", -1), ("seed", "x"), ("seed", 2**64), ("frequency_penalty", 3),
+    ("min_tokens", 10**6),
     ("presence_penalty", -3), ("repetition_penalty", 0), ("stop", ""), ("stop", 3), ("stop", ["a", 3]),
     ("stop", ["a"] * 4), ("stop", "x" * 10), ("logit_bias", {"a": 1}), ("logit_bias", {"1": 200}),
     ("logit_bias", {"1": "x"}), ("logit_bias", {"99": 1}), ("logit_bias", {str(i): 1 for i in range(4)}),
     ("logit_bias", [1]), ("stream", "yes"), ("ignore_eos", 1), ("speculative", {"draft": "ngram"}),
     ("speculative", {"num_draft_tokens": -1}), ("speculative", "none"),
     ("stream_options", {"include_usage": True}),
-    ("stream_options", {"x": 1}), ("model", 3),
+    ("stream_options", {"x": 1}), ("stream_options", {"include_speculation": "yes"}), ("model", 3),
 ]  # fmt: skip
 
 
@@ -134,6 +135,8 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content"),
     ([{"role": "user", "content": [{"text": "a"}]}], "messages[0].content"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+    ([{"role": "user"}], "messages[0]"), ([{"role": "system", "content": None}], "messages[0]"),
+    ([*USER, {"role": "assistant", "tool_calls": []}], "messages[1]"),
 ]  # fmt: skip
 
 

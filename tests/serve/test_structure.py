@@ -62,6 +62,7 @@ def test_other_grammars(client: openai.OpenAI) -> None:
         ({"regex": "[a-c]{3}( d){2}"}, "[a-c]{3}( d){2}"),
         ({"grammar": 'start: "x" ("y" | "z")'}, "x[yz]"),
         ({"json": SCHEMA}, r'\{"size": [123], "kind": "(car|bus)"\}'),
+        ({"choice": ['say "no"\n', "a|b", "\\n/*", "ä"]}, r'say "no"\n|a\|b|\\n/\*|ä'),
     ):
         reply = chat(client, extra_body={"structured_outputs": asked})
         assert re.fullmatch(pattern, reply.choices[0].message.content)
@@ -141,6 +142,16 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
         ),
         ({"structured_outputs": {"regex": "a("}}, "structured_outputs", "unclosed group"),
         ({"structured_outputs": {}}, "structured_outputs", "one grammar only"),
+        # Found only while it is followed.
+        ({"structured_outputs": {"regex": "(a{1000}){1000}"}}, None, "cannot be followed any further"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs", "not empty"),
+        ({"response_format": {"type": ["text"]}}, "response_format", "['text']"),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format", "'x'"),
+        ({"response_format": {"type": "json_object", "schema": 3}}, "response_format", "JSON object"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strikt": True}}},
+            "response_format", "'strikt'",
+        ),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
             "structured_outputs", "one grammar only",
@@ -153,7 +164,9 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_for(client: openai.OpenAI, fields: Any, param: str, message: str) -> None:
+def test_what_cannot_be_asked_for(
+    client: openai.OpenAI, fields: Any, param: str | None, message: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, extra_body=fields)
     assert caught.value.param == param and message in caught.value.message

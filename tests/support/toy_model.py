@@ -128,6 +128,10 @@ class ToyModel:
         """Tokens of cache that are taken."""
         return self._num_cells + sum(handle.extra for handle in self._open)
 
+    @property
+    def cache_usage(self) -> float | None:
+        return None if self.cache_tokens == _UNBOUNDED else self.num_used / self.cache_tokens
+
     def room(self, handle: ToyHandle | None = None) -> int:
         assert handle is None or not handle.closed
         length, own = (handle.length, handle.extra) if handle is not None else (0, 0)

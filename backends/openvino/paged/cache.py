@@ -53,6 +53,12 @@ class BlockCache:
     def num_used_blocks(self) -> int:
         return self._pool.num_used
 
+    @property
+    def usage(self) -> float:
+        """Return the share of `max_blocks` that sequences hold, without what is only kept for later ones."""
+        used = self.num_used_blocks - self._pool.num_idle
+        return min(1.0, max(0, used) / max(1, self.max_blocks))
+
     def room(self, table: Sequence[int], length: int, start: int | None = None) -> int:
         """Return how many tokens could be written behind the first `length` of a table, if no other grows.
 
@@ -122,13 +128,14 @@ class BlockCache:
         """Copy a whole block in every layer, whatever it is stored as."""
         self._pool.copy(source, target)
 
-    def share(self, block: int) -> None:
-        """Count one more user of a block, beside the tables that have it."""
+    def keep(self, block: int) -> None:
+        """Keep a block, whatever becomes of the tables that have it."""
         self._pool.share(block)
+        self._pool.keep(block)
 
-    def give_back(self, block: int) -> bool:
-        """Count one user less; return whether the block is free now."""
-        return self._pool.give_back(block)
+    def drop(self, block: int) -> bool:
+        """Keep a block no more; return whether it is free now."""
+        return self._pool.drop(block)
 
     def content(self, block: int) -> NDArray[np.uint8]:
         """Return a copy of a block's bytes in all layers."""
@@ -136,7 +143,7 @@ class BlockCache:
         return np.concatenate(parts)
 
     def filled(self, content: NDArray[np.uint8]) -> int:
-        """Return a new block with this content, for one user.
+        """Return a new block with this content, which is kept.
 
         Raises ValueError for content of another size, and ContextFull as `extend` does.
         """
@@ -149,6 +156,7 @@ class BlockCache:
             array = tensor.array[block]
             array[...] = content[start : start + size].view(array.dtype).reshape(array.shape)
             start += size
+        self._pool.keep(block)
         return block
 
     def _copied(self, block: int) -> int:

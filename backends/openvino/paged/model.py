@@ -112,6 +112,10 @@ class PagedModel(CheckedModel[PagedSequence]):
             self._padding = Padding(fewest, True, fewest)
         return self._padding.apart
 
+    @property
+    def cache_usage(self) -> float:
+        return self.cache.usage
+
     def room(self, handle: PagedSequence | None = None) -> int:
         sequence = handle or self._new()
         left = self.cache.room(sequence.table, sequence.length, self._start(sequence))

@@ -71,6 +71,8 @@ class BlockPool:
         self._num_blocks = 0
         self._free: list[int] = []
         self._users: list[int] = []  # [blocks]
+        self._kept: set[int] = set()  # blocks with a user that only keeps them
+        self._num_idle = 0  # kept blocks without another user
         self._grow(min(_INITIAL_BLOCKS, self._max_blocks))
 
     @property
@@ -90,6 +92,11 @@ class BlockPool:
     def num_left(self) -> int:
         """Blocks that could be taken, after growth where there is memory for it; negative after a failure."""
         return self._max_blocks - self.num_used
+
+    @property
+    def num_idle(self) -> int:
+        """Used blocks that are only kept (`keep`)."""
+        return self._num_idle
 
     def bytes_for(self, num_blocks: int) -> int:
         """Return the bytes that growth to so many blocks takes at most.
@@ -119,7 +126,22 @@ class BlockPool:
 
     def share(self, block: int) -> None:
         """Count one more user of a block."""
+        self._num_idle -= self._is_idle(block)
         self._users[block] += 1
+
+    def keep(self, block: int) -> None:
+        """Say that one of a block's users only keeps it, until `drop`."""
+        self._kept.add(block)
+        self._num_idle += self._is_idle(block)
+
+    def drop(self, block: int) -> bool:
+        """End what `keep` said, and count that user no more; return whether the block is free now."""
+        self._num_idle -= self._is_idle(block)
+        self._kept.discard(block)
+        return self.give_back(block)
+
+    def _is_idle(self, block: int) -> bool:
+        return self._users[block] == 1 and block in self._kept
 
     def num_users(self, block: int) -> int:
         return self._users[block]
@@ -128,6 +150,7 @@ class BlockPool:
         """Count one user less; return whether the block is free now."""
         self._users[block] -= 1
         if self._users[block]:
+            self._num_idle += self._is_idle(block)
             return False
         self._free.append(block)
         return True

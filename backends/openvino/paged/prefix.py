@@ -37,7 +37,7 @@ class PagedBlocks:
 
     def keep(self, handle: HasTable, index: int) -> int:
         block = handle.table[index]
-        self._cache.share(block)
+        self._cache.keep(block)
         return block
 
     def open(self, blocks: Sequence[int], capacity: int) -> CacheHandle:
@@ -50,7 +50,7 @@ class PagedBlocks:
         return self._begin(table, len(blocks) * BLOCK_SIZE)
 
     def drop(self, block: int) -> bool:
-        return self._cache.give_back(block)
+        return self._cache.drop(block)
 
     def dump(self, block: int) -> NDArray[np.uint8]:
         return self._cache.content(block)

@@ -72,6 +72,11 @@ class StaticModel(CheckedModel[StaticSequence]):
             buckets=tuple(runner.width for runner in decode),
         )
 
+    @property
+    def cache_usage(self) -> float | None:
+        most = self._max_caches
+        return (self._num_caches - len(self._free)) / max(1, most) if most is not None else None
+
     def room(self, handle: StaticSequence | None = None) -> int:
         if handle is not None:
             return self.max_context - handle.length

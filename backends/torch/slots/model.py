@@ -100,6 +100,10 @@ class SlotModel(CheckedModel[SlotSequence]):
         spare = 2 * max([*widths.read, widths.most])
         self._pool = SlotPool(cache, spare, budget, self._reset, shrinks=not runner.captures)
 
+    @property
+    def cache_usage(self) -> float | None:
+        return self._pool.usage
+
     def room(self, handle: SlotSequence | None = None) -> int:
         length = handle.length if handle is not None else 0
         return max(0, min(self.max_context, self._pool.most_rows(new=handle is None)) - length)

@@ -38,6 +38,17 @@ class SlotPool:
         self._free: list[int] = [*range(cache.slots - 1, -1, -1)]
         self._needed_slots = 0  # most in use at a time since none was in use last
 
+    @property
+    def usage(self) -> float | None:
+        """Return the share that used slots take of the most that the cache may; None = no limit is known."""
+        budget = self._budget()
+        if budget is None:
+            return None
+        shape, slots = self._cache.shape, self._cache.slots
+        own = shape.nbytes(1, self._cache.capacity) + shape.state_bytes
+        # The budget is what is free beside the present cache, which is freed only after it grew.
+        return (slots - len(self._free)) * own / max(1, slots * own, budget)
+
     def take(self, rows: int) -> int:
         """Return a free slot that holds so many rows. Raises ContextFull where there is no memory for it."""
         slots = self._slots(new=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from specport.core.decoding.work import Round, Work
+from specport.core.metrics import StepCounts
 from specport.core.ports import DraftRequest, Model, Needs, Outcome, Plan, Policy, Prefilled
 from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
@@ -53,6 +54,7 @@ class SpeculativeDecoding:
         events: list[Prefilled] = []
         for i, (w, tree, answer) in enumerate(zip(work, trees, answers, strict=True)):
             g, start = w.generation, starts[i]
+            counts: StepCounts | None = None
             if not isinstance(answer, Verification):
                 # It drafts again when there is room, with the same random numbers: a seed fixes the text.
                 g.sampler.restore(before[i])
@@ -66,12 +68,12 @@ class SpeculativeDecoding:
                 outcomes.append(outcome)
                 g.metrics.draft_s += draft_s
                 g.metrics.verify_s += seconds
-                g.metrics.record(outcome)
+                counts = g.metrics.record(outcome)
             else:
                 events.append(Prefilled(g.key, start, g.tokens[start : start + w.count], answer.hidden))
             if answer.tokens:
                 sources = [*(tree.sources[n] if tree.sources else "" for n in answer.path), ""]
-                done.commits.append(g.append(answer.tokens, sources, answer.logprobs))
+                done.commits.append(g.append(answer.tokens, sources, answer.logprobs, counts))
         if self.policy and events:
             self.policy.prefilled(events)
         if self.policy and outcomes:

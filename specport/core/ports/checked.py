@@ -49,6 +49,10 @@ class CheckedModel(ABC, Generic[Handle]):
     mtp: Model | None = None
     prefix_blocks: PrefixBlocks | None = None
 
+    @property
+    def cache_usage(self) -> float | None:
+        return None
+
     def open(self, capacity: int = 0, conditioning: Any = None) -> Handle:
         if conditioning is not None:
             raise ValueError("this model takes no conditioning")

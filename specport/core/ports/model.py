@@ -234,6 +234,15 @@ class Model(Protocol):
     @property
     def prefix_blocks(self) -> PrefixBlocks | None: ...
 
+    @property
+    def cache_usage(self) -> float | None:
+        """Return the share, 0 to 1, that open sequences hold of the most that the cache may take.
+
+        None = there is no known limit. What is only kept for later sequences does not count. Any thread may
+        ask, also during a step.
+        """
+        ...
+
     def room(self, handle: Any = None) -> int:
         """Return how many tokens this sequence (None = a new one) could take now if no other one grew.
 

@@ -40,6 +40,8 @@ class Asked:
     max_draft_tokens: int | None
     stream: bool
     include_usage: bool
+    continuous_usage: bool
+    include_speculation: bool
 
 
 class RequestReader:
@@ -106,6 +108,9 @@ class RequestReader:
         """Return the options of each sequence. Raises ApiError where a limit is passed."""
         count = num_prompts * (request.n or 1)
         self._check(request, count)
+        if (request.min_tokens or 0) > most:
+            message = f"min_tokens: at most as many as the answer may have, {most}"
+            raise bad_request(message, "min_tokens", "invalid_value")
         common = self._common(request) | {"max_new_tokens": most}
         first = request.seed
         # Each sequence has a seed of its own; else all answers to a prompt would be the same.
@@ -153,7 +158,7 @@ def _asked(
     request: Request, firsts: list[TextRequest], options: tuple[GenerationOptions, ...], *, chat: bool
 ) -> Asked:
     """Return what is asked. firsts: the first sequence of each prompt. options: of all sequences."""
-    n, speculative = request.n or 1, request.speculative
+    n, speculative, streamed = request.n or 1, request.speculative, request.stream_options
     drafts = None if speculative is None else speculative.num_draft_tokens
     if speculative is not None and speculative.draft == "none":
         drafts = 0
@@ -167,5 +172,7 @@ def _asked(
         n=n,
         max_draft_tokens=drafts,
         stream=bool(request.stream),
-        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        include_usage=bool(streamed and streamed.include_usage),
+        continuous_usage=bool(streamed and streamed.include_usage and streamed.continuous_usage_stats),
+        include_speculation=bool(streamed and streamed.include_speculation),
     )

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from specport.core.metrics import Metrics
+from specport.core.metrics import Metrics, StepCounts
 from specport.core.sampling.logprobs import TokenLogprob
 from specport.runtime.versions import VERSION
 from specport.serve.openai.logprobs import ChatLogprobs, CompletionLogprobs
 from specport.stream import Result
-from specport.text.detokenize import Detokenizer
+from specport.text.detokenize import Detokenizer, Span
 from specport.text.tools.parser import CallDelta, TextDelta
 
 Json = dict[str, Any]
@@ -55,15 +55,24 @@ class Replies:
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
     def chunks(
-        self, index: int, parts: Sequence[TextDelta | CallDelta], logprobs: Sequence[TokenLogprob]
+        self,
+        index: int,
+        parts: Sequence[TextDelta | CallDelta],
+        logprobs: Sequence[TokenLogprob],
+        speculation: Json | None = None,
     ) -> Iterator[Json]:
-        """Yield a chunk for each new part of a choice; the first tells the log-probabilities of all."""
+        """Yield a chunk for each new part of a choice; the first has the log-probabilities of all.
+
+        speculation: see `speculation_of`; the first chunk has that, too.
+        """
         if self._chat:
             pieces: list[Json] = [{"delta": part.as_openai()} for part in parts]
         else:  # has no tools
             pieces = [{"text": part.text} for part in parts if isinstance(part, TextDelta)]
-        if logprobs and not pieces:
+        if (logprobs or speculation) and not pieces:
             pieces = [{"delta": {}} if self._chat else {"text": ""}]
+        if speculation:
+            pieces[0]["speculation"] = speculation
         told = self._logprobs.of(index, logprobs)
         for piece in pieces:
             yield self._chunk(index, piece, logprobs=told)
@@ -87,22 +96,41 @@ class Replies:
         return {"object": "chat.completion.chunk" if self._chat else self._object, **self._common}
 
     def _account(self, results: Sequence[Result]) -> Json:
-        prompt = sum(len(result.prompt_token_ids) for result in results[:: self._n])
-        output = sum(len(result.token_ids) for result in results)
-        cached = sum(result.metrics.num_cached_tokens for result in results[:: self._n])
+        metrics = [result.metrics for result in results]
+        # vLLM, too, tells of times and drafts of single sequences only.
         return {
-            "usage": {
-                "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
-                "prompt_tokens_details": {"cached_tokens": cached},
-            },
-            # vLLM, too, tells these of single sequences only.
-            "metrics": timing(results[0].metrics, self._speculative) if len(results) == 1 else None,
+            "usage": self.spent(metrics),
+            "metrics": timing(metrics[0], self._speculative) if len(metrics) == 1 else None,
+        }
+
+    def spent(self, metrics: Sequence[Metrics]) -> Json:
+        """Return the object `usage` for the sequences so far."""
+        prompt = sum(m.num_prompt_tokens for m in metrics[:: self._n])
+        output = sum(m.num_output_tokens for m in metrics)
+        cached = sum(m.num_cached_tokens for m in metrics[:: self._n])
+        return {
+            "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }  # fmt: skip
 
 
 def finish_reason(reason: str | None, num_calls: int) -> str | None:
     """Return why a text ended, in OpenAI's words."""
     return "tool_calls" if reason == "stop" and num_calls else reason
+
+
+def speculation_of(spans: Sequence[Span], steps: Sequence[StepCounts]) -> Json | None:
+    """Return the object `speculation` of a chunk; None where there is nothing to tell.
+
+    pieces: text and the drafter that proposed it; null = the target's own choice.
+    steps:  draft tokens and accepted ones of each verify step, by drafter.
+    """
+    if not spans and not steps:
+        return None
+    return {
+        "pieces": [{"text": text, "drafter": source or None} for text, source in spans],
+        "steps": [{"drafted": step.drafted, "accepted": step.accepted} for step in steps],
+    }
 
 
 def _message(result: Result) -> Json:

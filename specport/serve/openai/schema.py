@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from specport.core.sampling.logprobs import MOST
 
@@ -79,7 +79,11 @@ def _bias(value: Any) -> dict[int, float]:
 
 
 class StreamOptions(_Strict):
+    """What a stream tells. include_speculation: who proposed each piece of text; an extension of specport."""
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's name: the usage so far is in every chunk
+    include_speculation: bool | None = None
     include_obfuscation: bool | None = None  # OpenAI pads its events; there is nothing to hide here
 
 
@@ -102,6 +106,12 @@ class Message(_Strict):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and not (self.role == "assistant" and (self.refusal or self.tool_calls)):
+            raise ValueError(f"a message of role {self.role} needs content")
+        return self
+
     def for_template(self) -> dict[str, Any]:
         """Return the message as chat templates know it: OpenAI's newer role developer is the old system."""
         found = self.model_dump(exclude={"refusal"}, exclude_none=True)
@@ -113,12 +123,13 @@ class Message(_Strict):
 class StructuredOutputs(_Strict):
     """What the answer is held to, in vLLM's words: one of these. An extension for what OpenAI does not have.
 
-    json: a JSON schema. regex: a regular expression. grammar: a Lark grammar.
+    json: a JSON schema. regex: a regular expression. grammar: a Lark grammar. choice: one of these texts.
     """
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
     grammar: str | None = None
+    choice: list[str] | None = None
 
 
 class Request(_Strict):

@@ -18,7 +18,8 @@ def held_to(request: Request) -> Grammar | None:
     if asked is None:
         return found
     kinds: list[tuple[Any, Callable[[Any], Grammar]]] = [
-        (asked.json_, Grammar.json_schema), (asked.regex, Grammar.regex), (asked.grammar, Grammar.lark)
+        (asked.json_, Grammar.json_schema), (asked.regex, Grammar.regex), (asked.grammar, Grammar.lark),
+        (asked.choice, Grammar.choice),
     ]  # fmt: skip
     given = [(value, make) for value, make in kinds if value is not None]
     if len(given) != 1 or found is not None:

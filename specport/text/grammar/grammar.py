@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from specport.text.grammar import matcher
 MAX_SOURCE = 1 << 20  # characters
 # As json.dumps, which is what models mostly read and write. Fixed spaces also make the rest predictable.
 SEPARATORS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_FIELDS = {"text": (), "json_object": ("schema",), "json_schema": ("json_schema",)}  # by type of the format
 _NAMES = {"json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}
 
 
@@ -35,6 +36,8 @@ class Grammar:
         name = _NAMES[self.kind]
         if len(self.source) > MAX_SOURCE:
             raise InvalidInput(f"{name} has {len(self.source)} characters; {MAX_SOURCE} are allowed")
+        if any("\ud800" <= character <= "\udfff" for character in self.source):
+            raise InvalidInput(f"{name} cannot be used: it has half of a character (a lone surrogate)")
         if problem := matcher.problem(self.compiled()):
             raise InvalidInput(f"{name} cannot be used: {problem}")
 
@@ -77,6 +80,13 @@ class Grammar:
         """Return a grammar in llguidance's variant of Lark; its rule `start` is the whole text."""
         return cls("lark", grammar)
 
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Grammar:
+        """Return the grammar of these texts and no others."""
+        if not texts or not all(texts):
+            raise InvalidInput("a choice needs texts that are not empty")
+        return cls.lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+
     def compiled(self) -> str:
         """Return the grammar as `matcher` takes it. Raises InvalidInput."""
         if self.kind == "json_schema":
@@ -88,17 +98,31 @@ class Grammar:
 def from_response_format(value: Mapping[str, Any] | None) -> Grammar | None:
     """Return the grammar of an OpenAI `response_format`; None for {"type": "text"} and for None.
 
-    Raises InvalidInput for other types and for schemas that cannot be used.
+    A json_object may have a schema, as in llama.cpp's server.
+
+    Raises InvalidInput for other types and fields, and for schemas that cannot be used.
     """
     kind = value.get("type") if isinstance(value, Mapping) else None
-    if value is None or kind == "text":
+    if value is None:
+        return None
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise InvalidInput(f"response_format is of type {kind!r}", "use text, json_object or json_schema")
+    _only(value, ("type", *_FIELDS[kind]), "response_format")
+    if kind == "text":
         return None
     if kind == "json_object":
-        return Grammar.json_object()
-    if kind != "json_schema":
-        raise InvalidInput(f"response_format is of type {kind!r}", "use text, json_object or json_schema")
+        schema = value.get("schema")
+        return Grammar.json_object() if schema is None else Grammar.json_schema(schema)
     inner = value.get("json_schema")
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
-    if schema is None:
+    if inner is None or schema is None:
         raise InvalidInput("response_format has no json_schema.schema")
+    _only(inner, ("name", "description", "schema", "strict"), "response_format.json_schema")
     return Grammar.json_schema(schema)
+
+
+def _only(value: Mapping[str, Any], known: Sequence[str], name: str) -> None:
+    """Raise InvalidInput for a field that would have no effect."""
+    for field in value:
+        if field not in known:
+            raise InvalidInput(f"{name} has no field {field!r}")

@@ -63,6 +63,12 @@ def test_response_formats() -> None:
             from_response_format(wrong)  # type: ignore[arg-type]
 
 
+def test_half_of_a_character() -> None:
+    for make in (Grammar.regex, Grammar.lark, Grammar.json_schema, lambda text: Grammar.choice([text])):
+        with pytest.raises(InvalidInput):
+            make('start: "\ud800"')
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
