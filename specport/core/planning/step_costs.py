@@ -35,8 +35,8 @@ class StepCosts:
               token: the runtime prepares its kernels again.
     measured: whether the table was measured on this machine, so that its entries are seconds.
 
-    Beyond the last width the table goes on with the slope of its last segment, in doubled widths up to WIDEST:
-    steps of many sequences are wider than any that is measured, and are learnt from as they come.
+    Beyond the last width the table goes on with the slope of its last segment, in doubled widths up to
+    WIDEST: steps of many sequences are wider than any that is measured, and are learnt from as they come.
 
     Raises ValueError for a table of another shape or with entries that are not positive.
     """
