@@ -5,10 +5,10 @@
 
 Without --url it starts `specport serve` with the options behind --. Every request is greedy and is asked
 alone first, whole and streamed (which show a call that breaks off differently); then the texts under load
-must be the same. With --structured, that share of the requests asks for a JSON schema or a call of a tool. Prints
-errors, TTFT, TPOT, throughput, memory, and writes them as JSON with --out. Exit code 1 = an error, another
-text, or something left behind. Other servers with OpenAI's API are measured by --url: llama-server, or
-`genai_server.py`; theirs may change texts in batches.
+must be the same. With --structured, that share of the requests asks for a JSON schema or a call of a tool.
+Prints errors, TTFT, TPOT, throughput, memory, and writes them as JSON with --out. Exit code 1 = an error,
+another text, or something left behind. Other servers with OpenAI's API are measured by --url: llama-server,
+or `genai_server.py`; theirs may change texts in batches.
 """
 
 from __future__ import annotations
