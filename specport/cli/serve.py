@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import specport
-from specport.cli import options, terminal
+from specport.cli import options, serve_ray, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ examples:
   specport serve --model Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct --port 8080
   specport serve --host 0.0.0.0 --api-key-file keys.txt
   specport serve --metrics-prefix vllm             for dashboards that were made for vLLM
+  specport serve --ray --replicas 1:4              replicas on a Ray cluster, as many as the load needs
 
 GET /health says when the model is ready. Ctrl-C lets running requests finish; a second one cancels them.
 """
@@ -55,6 +56,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         help="prefix of the metrics; vllm gives them vLLM's names (default: specport)",
     )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no line for each request")
+    serve_ray.add_options(parser)
     limits = parser.add_argument_group("limits")
     for name, kind, unit, text in LIMITS:
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=unit, help=text)
@@ -81,6 +83,7 @@ SAMPLING = (
 
 
 def run(args: argparse.Namespace) -> int:
+    serve_ray.check(args)
     try:
         from specport.serve import guard, metrics, server, settings
     except ImportError as error:
@@ -93,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     hosts = None
     if not keys and guard.is_loopback(args.host):
         hosts = {args.host.lower(), "127.0.0.1", "::1", "localhost", *(args.allowed_host or ())}
+    if args.ray:
+        return serve_ray.run(args, limits, sampling, keys, hosts)
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:
