@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import specport
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
-from specport.jobs import cluster
+from specport.jobs import ray_cluster
 
 if TYPE_CHECKING:
-    from specport.jobs.cluster import Cluster
+    from specport.jobs.ray_cluster import Cluster
     from specport.serve.settings import Limits, Sampling
 
 OPTIONS = ("ray_address", "replicas", "cores", "target_running", "update")
@@ -70,13 +70,14 @@ def run(
     hosts: Collection[str] | None,
 ) -> int:
     """Serve until a signal comes; with --update until the replicas are replaced."""
+    ray_cluster.check()
     if args.update and args.ray_address is None:
         raise InvalidInput("--update needs the address of the cluster", "--ray-address auto")
     least, most = args.replicas or (1, 2)
     own_cores = args.cores or max(1, (os.cpu_count() or 1) // most)
     port = args.port if args.ray_address else _free(args.host, args.port)
     # A cluster of its own has room for an update: new replicas start beside the old ones.
-    with cluster.connected(args.ray_address or cluster.THIS_MACHINE, 2 * most * own_cores) as found:
+    with ray_cluster.connected(args.ray_address or ray_cluster.THIS_MACHINE, 2 * most * own_cores) as found:
         from specport.serve.ray import deploy
         from specport.serve.ray.replica import Served
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from specport.errors import DeviceError, InvalidInput
@@ -28,6 +29,16 @@ class Cluster:
     nodes: tuple[int, ...]
 
 
+def check() -> None:
+    """Raise InvalidInput where Ray cannot be used, which takes no time to say."""
+    if os.name == "nt":
+        raise InvalidInput(
+            "Ray on Windows is in beta, and specport does not use it there", "use Linux, macOS or WSL 2"
+        )
+    if find_spec("ray") is None:
+        raise InvalidInput("Ray is not installed", INSTALL)
+
+
 @contextmanager
 def connected(address: str = THIS_MACHINE, cores: int | None = None) -> Iterator[Cluster]:
     """Connect with a cluster until the end of the block.
@@ -36,15 +47,10 @@ def connected(address: str = THIS_MACHINE, cores: int | None = None) -> Iterator
     cores:   that a cluster of its own says to have (default: this machine's).
     Raises InvalidInput and DeviceError.
     """
-    if os.name == "nt":
-        raise InvalidInput(
-            "Ray on Windows is in beta, and specport does not use it there", "use Linux, macOS or WSL 2"
-        )
+    check()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody unless asked for
-    try:
-        import ray
-    except ImportError as error:
-        raise InvalidInput("Ray is not installed", INSTALL) from error
+    import ray
+
     own = address == THIS_MACHINE
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if own:
