@@ -56,10 +56,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise InvalidInput for options of --ray without it."""
+    """Raise InvalidInput for options that do not go together, or are out of range."""
     for name in OPTIONS:
         if getattr(args, name) not in (None, False) and not args.ray:
             raise InvalidInput(f"--{name.replace('_', '-')} needs --ray")
+    if args.cores is not None and args.cores < 1:
+        raise InvalidInput(f"cores is {args.cores}; it must be 1 or more")
+    if args.target_running is not None and not args.target_running > 0:
+        raise InvalidInput(f"target_running is {args.target_running}; it must be more than 0")
+    if args.update and args.ray_address is None:
+        raise InvalidInput("--update needs the address of the cluster", "--ray-address auto")
 
 
 def run(
@@ -71,11 +77,9 @@ def run(
 ) -> int:
     """Serve until a signal comes; with --update until the replicas are replaced."""
     ray_cluster.check()
-    if args.update and args.ray_address is None:
-        raise InvalidInput("--update needs the address of the cluster", "--ray-address auto")
     least, most = args.replicas or (1, 2)
     own_cores = args.cores or max(1, (os.cpu_count() or 1) // most)
-    port = args.port if args.ray_address else _free(args.host, args.port)
+    port = args.port if args.ray_address and args.port else _free(args.host, args.port)
     # A cluster of its own has room for an update: new replicas start beside the old ones.
     with ray_cluster.connected(args.ray_address or ray_cluster.THIS_MACHINE, 2 * most * own_cores) as found:
         from specport.serve.ray import deploy

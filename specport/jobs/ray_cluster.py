@@ -11,6 +11,7 @@ from typing import Any
 
 from specport.errors import DeviceError, InvalidInput
 
+WINDOWS = os.name == "nt"
 INSTALL = "pip install 'specport[ray]'"
 THIS_MACHINE = ""  # the address of a cluster that is started for this process alone
 
@@ -31,7 +32,7 @@ class Cluster:
 
 def check() -> None:
     """Raise InvalidInput where Ray cannot be used, which takes no time to say."""
-    if os.name == "nt":
+    if WINDOWS:
         raise InvalidInput(
             "Ray on Windows is in beta, and specport does not use it there", "use Linux, macOS or WSL 2"
         )
