@@ -119,9 +119,9 @@ def build(
             cluster, target, inputs.target_files.fingerprint, threads, device=device, precision=precision,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        return _Build(
-            inputs, request, work, trainable, wanted, imported, processes, elsewhere, progress
-        ).run(out)
+        return _Build(inputs, request, work, trainable, wanted, imported, processes, elsewhere, progress).run(
+            out
+        )
 
 
 def _huggingface(folder: Path, work: Path, progress: Progress) -> Path:

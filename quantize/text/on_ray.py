@@ -1,7 +1,7 @@
 """Shards written by tasks on a Ray cluster, each shard by one task.
 
-A shard does not depend on what else is written, by whom, or in which order. A task whose process or machine is
-lost is run again by Ray. All machines must have specport and reach the target under the same name.
+A shard does not depend on what else is written, by whom, or in which order. Ray runs a task again whose process
+or machine is lost. All machines must have specport, and reach the target under the same name.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ class Target:
 
 @dataclass
 class RayWriter:
-    """Write shards on a cluster. address: see `ray_cluster.connected`. cores: of each worker; None = a machine's."""
+    """Write shards on a cluster.
+
+    address: see `ray_cluster.connected`. cores: of each worker; None = all of a machine's.
+    """
 
     address: str
     target: Target
     cores: int | None = None
     _makers: set[str] = field(default_factory=set)
 
-    def write(
-        self, asked: Iterator[Sequence[Turn] | None]
-    ) -> Generator[tuple[int, Written], None, None]:
+    def write(self, asked: Iterator[Sequence[Turn] | None]) -> Generator[tuple[int, Written], None, None]:
         """Yield the number of a shard, counted in the order of `asked`, and its dialogues, as they come.
 
         asked: read ahead. None in place of a shard means that no more are wanted for now.
@@ -158,6 +159,7 @@ def load(
     files = loader.files(name, precision or loader.profile.precision)
     if files.fingerprint != fingerprint:
         raise ModelError(
-            f"{files.name} has other weights on another machine of the cluster", "copy the model to all machines",
+            f"{files.name} has other weights on another machine of the cluster",
+            "copy the model to all machines",
         )
     return loader.target_with(files, exact=False).model, load_tokenizer(files.folder)

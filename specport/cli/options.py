@@ -160,7 +160,7 @@ def add_cluster_option(parser: argparse._ActionsContainer) -> None:
     _adder(parser)(
         "--ray", dest="cluster", nargs="?", const="", metavar="ADDRESS",
         help="write the training text on a Ray cluster (extra ray): host:port, auto for the one that this "
-        "machine is part of, or processes of this machine with --threads cores each; the machines must be alike",
+        "machine is part of, nothing for processes here with --threads cores each; machines must be alike",
     )  # fmt: skip
 
 

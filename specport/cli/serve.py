@@ -112,7 +112,7 @@ def _load(args: argparse.Namespace) -> Pipeline:
 
 
 def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **settings: Any) -> int:
-    from specport.serve import app, metrics, server, service
+    from specport.serve import app, guard, metrics, server, service
 
     limits = settings.pop("limits")
     name = args.served_model_name or pipeline.model_name
@@ -124,9 +124,8 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     for note in pipeline.notes:
         terminal.say(f"note: {note}")
     if not settings["keys"] and settings["hosts"] is None:
-        terminal.say("note: other machines can use this server, and there are no keys (--api-key-file)")
+        terminal.say(guard.NO_KEYS)
     server.listen(listening)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    terminal.say(f"listening on {url}/v1; Ctrl-C ends it")
+    terminal.say(f"listening on {server.url(host, port)}/v1; Ctrl-C ends it")
     asyncio.run(running.serve([listening]))
     return 130 if running.signal == signal.SIGINT else 0

@@ -38,7 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="host:port of a Ray cluster, or auto for the one that this machine is part of",
     )  # fmt: skip
     group.add_argument(
-        "--replicas", metavar="MIN:MAX", type=_range, help="replicas; their number follows the load (default: 1:2)"
+        "--replicas", metavar="MIN:MAX", type=_range,
+        help="replicas; their number follows the load (default: 1:2)",
     )  # fmt: skip
     group.add_argument(
         "--cores", type=int, metavar="N",
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--target-running", type=float, metavar="N",
-        help="requests for each replica that their number is chosen for (default: a quarter of --max-running)",
+        help="requests of a replica that their number is chosen for (default: a quarter of --max-running)",
     )  # fmt: skip
     group.add_argument(
         "--update", action="store_true",
@@ -80,6 +81,8 @@ def run(
     least, most = args.replicas or (1, 2)
     own_cores = args.cores or max(1, (os.cpu_count() or 1) // most)
     port = args.port if args.ray_address and args.port else _free(args.host, args.port)
+    from specport.serve import guard, server
+
     # A cluster of its own has room for an update: new replicas start beside the old ones.
     with ray_cluster.connected(args.ray_address or ray_cluster.THIS_MACHINE, 2 * most * own_cores) as found:
         from specport.serve.ray import deploy
@@ -114,9 +117,8 @@ def run(
                 terminal.say("the replicas are replaced")
                 return 0
             if not keys and hosts is None:
-                terminal.say("note: other machines can use this server, and there are no keys (--api-key-file)")
-            url = f"http://[{args.host}]:{port}" if ":" in args.host else f"http://{args.host}:{port}"
-            terminal.say(f"listening on {url}/v1; Ctrl-C ends it")
+                terminal.say(guard.NO_KEYS)
+            terminal.say(f"listening on {server.url(args.host, port)}/v1; Ctrl-C ends it")
             return _until_signal(stop, limits.shutdown_seconds, own=found.own)
 
 

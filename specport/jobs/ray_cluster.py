@@ -1,4 +1,4 @@
-"""Connects this process with a Ray cluster: one that runs, or one on this machine that ends with the process."""
+"""Connects this process with a Ray cluster: one that runs, or one of its own that ends with it."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from specport.errors import InvalidInput
 from specport.serve.openai.errors import ApiError, response
 
 OPEN = ("/health",)  # for load balancers, which have no key
+NO_KEYS = "note: other machines can use this server, and there are no keys (--api-key-file)"
 CLIENT = "specport.client"  # where the scope of a request says who asks
 
 

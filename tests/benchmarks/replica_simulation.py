@@ -2,9 +2,9 @@
 
     python tests/benchmarks/replica_simulation.py [--times tests/benchmarks/replica_times.json] [--seed 0]
 
-Discrete events: requests arrive, replicas step. A replica's round is the scheduler's: all sequences that decode,
-and a bounded part of one prompt. Routing by prefix is the code that the server runs, with its fronts that see a
-part of the requests each and the reports that they get; the other policies know every queue exactly.
+Discrete events: requests arrive, replicas step. A replica's round is the scheduler's: all sequences that
+decode, and a bounded part of prompts. Routing by prefix is the code that the server runs, with fronts that see
+a part of the requests each, and the reports that they get. All policies know every queue exactly.
 
 The traffic is chats: each has one of the system prompts (few of them are common), some turns, and pauses in
 between. Each turn's prompt is the whole chat so far.
@@ -77,7 +77,9 @@ class Request:
     first: float | None = None
 
 
-def chats(rate: float, seconds: float, rng: np.random.Generator, systems: int) -> Iterator[tuple[float, Chat]]:
+def chats(
+    rate: float, seconds: float, rng: np.random.Generator, systems: int
+) -> Iterator[tuple[float, Chat]]:
     """Yield when each chat begins. rate: chats a second. systems: system prompts, the n-th 1/n as common."""
     share = 1 / np.arange(1, systems + 1)
     lengths = rng.integers(200, 1500, systems)

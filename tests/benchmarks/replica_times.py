@@ -23,7 +23,18 @@ from specport.runtime.versions import installed
 
 ROWS = (1, 2, 4, 8, 16, 32)
 ROUNDS = 12  # that are timed for each number of rows
-TOPICS = "rivers stones gardens letters winters music markets bridges islands planets trains castles".split()
+TOPICS = (
+    "rivers",
+    "stones",
+    "gardens",
+    "letters",
+    "winters",
+    "music",
+    "markets",
+    "bridges",
+    "islands",
+    "trains",
+)
 
 
 def begun(pipeline: specport.Pipeline, text: str, tokens: int) -> Generation:

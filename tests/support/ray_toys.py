@@ -11,7 +11,10 @@ from support.toy_pipeline import ToyTokenizer
 
 
 def target(threads: int, dies: str = "") -> tuple[ToyModel, ToyTokenizer]:
-    """Return the target and its tokenizer. dies: a file; who finds it removes it, and dies in its tenth step."""
+    """Return the target and its tokenizer.
+
+    dies: a file; who finds it in its tenth step removes it, and dies.
+    """
     steps = 0
 
     def die() -> None:

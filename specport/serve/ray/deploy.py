@@ -77,8 +77,8 @@ def deploy(
     New replicas start before old ones end, and these finish their requests. Returns what a replica says of
     itself. Raises ModelError where no replica can start; one that was there before then goes on.
     """
-    serve.run_many([serve.RunTarget(_application(served, replicas, keys, hosts), NAME, "/")],
-                   wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)  # fmt: skip
+    target = serve.RunTarget(_application(served, replicas, keys, hosts), NAME, "/")
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait(tell)
     about: dict[str, Any] = serve.get_deployment_handle(Replica.__name__, NAME).about.remote().result()
     return about

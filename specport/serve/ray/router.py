@@ -32,10 +32,14 @@ class PrefixRouter(RequestRouter):
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # once all have been asked
         names = _names(pending_request)
-        queues = {each.replica_id: self.replica_queue_len_cache.get(each.replica_id) for each in candidate_replicas}
+        queues = {
+            each.replica_id: self.replica_queue_len_cache.get(each.replica_id) for each in candidate_replicas
+        }
         unknown = [each for each in candidate_replicas if queues[each.replica_id] is None]
         if unknown:
-            queues.update({each.replica_id: length for each, length in await self._probe_queue_lens(unknown, 0)})
+            queues.update(
+                {each.replica_id: length for each, length in await self._probe_queue_lens(unknown, 0)}
+            )
         by_id = {each.replica_id.unique_id: each for each in candidate_replicas}
         known = {replica_id.unique_id: length for replica_id, length in queues.items() if length is not None}
         silent = [[each] for name, each in by_id.items() if name not in known]

@@ -48,7 +48,15 @@ class Elsewhere:
 def write(folder: Path, elsewhere: Elsewhere | None) -> list[Path]:
     model = ToyModel(max_context=4096)
     return shards.write_shards(
-        lambda: model, ToyTokenizer(), folder, TOKENS, 0, (), lambda what, share: None, 2, elsewhere=elsewhere  # type: ignore[arg-type]
+        lambda: model,
+        ToyTokenizer(),
+        folder,
+        TOKENS,
+        0,
+        (),
+        lambda what, share: None,
+        2,
+        elsewhere=elsewhere,  # type: ignore[arg-type]
     )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from specport.quantize.text import shards
+from specport.quantize.text.on_ray import RayWriter, Target
 from support import toy_pipeline
 from support.served import Process, events, wait_for
 from support.toy_pipeline import ToyTokenizer, greedy
 
-from specport.quantize.text import shards
-from specport.quantize.text.on_ray import RayWriter, Target
 from specport.errors import ModelError
 
 pytest.importorskip("ray", reason="needs the extra ray")
@@ -144,7 +144,9 @@ def test_more_than_may_wait_are_refused(server: Server) -> None:
     refused = [each for each in replies if each.status_code == 429]
     assert refused and len(replies) == 14 and all(int(each.headers["retry-after"]) > 0 for each in refused)
     assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
-    assert {each.json()["choices"][0]["text"] for each in replies if each not in refused} == {greedy("abc", 100)}
+    assert {each.json()["choices"][0]["text"] for each in replies if each not in refused} == {
+        greedy("abc", 100)
+    }
 
 
 def test_requests_of_a_dead_replica_are_repeated_or_end_with_an_error(server: Server) -> None:
@@ -156,7 +158,9 @@ def test_requests_of_a_dead_replica_are_repeated_or_end_with_an_error(server: Se
     assert [each.text() for each in whole] == [greedy("abc", LONG)] * 2
     texts = sorted((each.text() for each in streams), key=len)
     assert texts[1] == greedy("abc", LONG) and texts[1].startswith(texts[0]) and 0 < len(texts[0]) < LONG
-    errors = [e["error"] for each in streams if each.reply is not None for e in events(each.reply) if "error" in e]
+    errors = [
+        e["error"] for each in streams if each.reply is not None for e in events(each.reply) if "error" in e
+    ]
     assert [error["code"] for error in errors] == ["replica_lost"]
     wait_for(lambda: len(server.metrics("num_requests_running")) == 2, 60)  # another one has started
 
@@ -187,7 +191,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_the_old_one_stays(server:
 def write(cluster: str, folder: Path, cores: int, target: Target) -> list[bytes]:
     writer = RayWriter(cluster, target, cores)
     paths = shards.write_shards(
-        lambda: None, ToyTokenizer(), folder, 15_000, 0, (), lambda what, share: None, 2, elsewhere=writer  # type: ignore[arg-type]
+        lambda: None,
+        ToyTokenizer(),
+        folder,
+        15_000,
+        0,
+        (),
+        lambda what, share: None,
+        2,
+        elsewhere=writer,  # type: ignore[arg-type]
     )
     return [path.name.encode() + path.read_bytes() for path in paths]
 

@@ -19,7 +19,9 @@ BUSY = Head(429, [(b"content-type", b"application/json")])
 
 
 def role(number: int = 0) -> bytes:
-    return event({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}], "id": number})
+    return event(
+        {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}], "id": number}
+    )
 
 
 def text(content: str) -> bytes:
@@ -76,7 +78,8 @@ def test_a_reply_goes_through_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [[Lost], [WHOLE, Lost], [STREAM, Lost], [STREAM, role(1), Lost], [STREAM, role(1) + role(1), Lost]]
+    "lost",
+    [[Lost], [WHOLE, Lost], [STREAM, Lost], [STREAM, role(1), Lost], [STREAM, role(1) + role(1), Lost]],
 )
 def test_before_anything_is_told_another_replica_answers(lost: Any) -> None:
     sent = relayed(lost, [STREAM, role(2), text("a"), DONE])
