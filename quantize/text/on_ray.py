@@ -1,7 +1,7 @@
 """Shards written by tasks on a Ray cluster, each shard by one task.
 
-A shard does not depend on what else is written, by whom, or in which order. Ray runs a task again whose process
-or machine is lost. All machines must have specport, and reach the target under the same name.
+A shard does not depend on what else is written, by whom, or in which order. Where a process or a machine is
+lost, Ray runs its task again. All machines must have specport, and reach the target under the same name.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class RayWriter:
             import ray
 
             cores = self.cores or min(found.nodes, default=1)
+            found.check(cores, "--threads")
             most = (1 + AHEAD) * max(1, sum(each // cores for each in found.nodes))
             task = ray.remote(num_cpus=cores, max_retries=RETRIES, scheduling_strategy="SPREAD")(write_shard)
             running: dict[Any, int] = {}

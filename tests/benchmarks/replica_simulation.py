@@ -3,8 +3,8 @@
     python tests/benchmarks/replica_simulation.py [--times tests/benchmarks/replica_times.json] [--seed 0]
 
 Discrete events: requests arrive, replicas step. A replica's round is the scheduler's: all sequences that
-decode, and a bounded part of prompts. Routing by prefix is the code that the server runs, with fronts that see
-a part of the requests each, and the reports that they get. All policies know every queue exactly.
+decode, and a bounded part of prompts. Routing by prefix is the code that the server runs, with fronts that
+see a part of the requests each, and the reports that they get. All policies know every queue exactly.
 
 The traffic is chats: each has one of the system prompts (few of them are common), some turns, and pauses in
 between. Each turn's prompt is the whole chat so far.
