@@ -93,6 +93,7 @@ def run(
         if not args.update and deploy.is_running():
             raise InvalidInput("the cluster serves already", "--update replaces what it serves")
         cores = args.cores or (own_cores if found.own else _fitting(found, most))
+        found.check(cores, "--cores")
         target = args.target_running or max(1.0, limits.max_running / 4)
         replicas = deploy.Replicas(least, most, cores, target)
         load = f"{specport.load.__module__}:{specport.load.__qualname__}"
@@ -103,7 +104,7 @@ def run(
         with _signals() as stop:
             try:
                 deploy.start(args.host, port)
-                about = deploy.deploy(served, replicas, terminal.say, keys=keys, hosts=hosts)
+                about = deploy.deploy(served, replicas, terminal.say, keys=guard.digests(keys), hosts=hosts)
             except BaseException:
                 if not args.update:
                     deploy.remove()

@@ -29,6 +29,13 @@ class Cluster:
     address: str
     nodes: tuple[int, ...]
 
+    def check(self, cores: int, option: str) -> None:
+        """Raise InvalidInput where no machine has so many cores: work would wait for ever."""
+        if cores > max(self.nodes, default=0):
+            raise InvalidInput(
+                f"no machine of the Ray cluster has {cores} cores", f"choose fewer with {option}"
+            )
+
 
 def check() -> None:
     """Raise InvalidInput where Ray cannot be used, which takes no time to say."""

@@ -69,10 +69,12 @@ def deploy(
     replicas: Replicas,
     tell: Tell,
     *,
-    keys: Sequence[str] = (),
+    keys: Sequence[bytes] = (),
     hosts: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Run the server on the cluster until it is ready. One that runs there is replaced.
+
+    keys: digests, see `Guard`. They stay on the cluster.
 
     New replicas start before old ones end, and these finish their requests. Returns what a replica says of
     itself. Raises ModelError where no replica can start; one that was there before then goes on.
@@ -99,7 +101,7 @@ def remove(*, wait: bool = True) -> None:
 
 
 def _application(
-    served: Served, replicas: Replicas, keys: Sequence[str], hosts: Collection[str] | None
+    served: Served, replicas: Replicas, keys: Sequence[bytes], hosts: Collection[str] | None
 ) -> serve.Application:
     limits: Limits = served.limits
     ends = {"graceful_shutdown_timeout_s": limits.shutdown_seconds + 5, "graceful_shutdown_wait_loop_s": 0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from specport.serve.settings import Limits
 
 PROMPTED = ("/v1/chat/completions", "/v1/completions")
 PAGE_SECONDS = 10.0  # for the replicas to tell their health and their metrics
+_log = logging.getLogger(__name__)
 _GONE = (RayActorError, WorkerCrashedError, ObjectLostError)
 
 
@@ -39,7 +41,7 @@ class Front:
         self,
         replicas: DeploymentHandle[Any],
         limits: Limits,
-        keys: Sequence[str] = (),
+        keys: Sequence[bytes] = (),
         hosts: Collection[str] | None = None,
     ) -> None:
         self._replicas, self._limits = replicas, limits
@@ -122,6 +124,9 @@ class Front:
             await relay.fail(ApiError(503, "there is no replica", code="unavailable"))
         except asyncio.TimeoutError:
             await relay.fail(_late(call))
+        except Exception:
+            _log.exception("a request failed")
+            await relay.fail(ApiError(500, "internal error; see the server's log"))
 
     async def _parts(self, call: Call, seconds: float) -> AsyncGenerator[Head | bytes, None]:
         """Yield the parts of a replica's reply. seconds: for the first one, in the queue."""
