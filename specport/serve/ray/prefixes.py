@@ -10,40 +10,39 @@ import json
 import random
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from specport.core.block_names import chained
 
-BLOCK = 128  # bytes of a block: about the 32 tokens of a block of the prefix cache
+BLOCK = 128  # bytes of a block at most: about the 32 tokens of a block of the prefix cache
 MOST_BLOCKS = 512  # of a prompt; what follows plays no part
 NAME = 8  # bytes of a block's name: enough to tell a million texts apart
 MOST_NAMES = 100_000  # that an index holds, some 30 MB
 QUEUE_BLOCKS = 4.0  # a running request costs as much as so many blocks that have to be read
-_FIRST = ("tools", "functions", "messages", "prompt")  # in the order of most chat templates
 
 
 def names_of(request: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """Return the names of the full blocks of a request's prompt, in order.
+    """Return the names of the blocks of a request's prompt, in order.
 
-    A conversation's next request begins with the same names. One with several prompts goes by its first.
+    A message ends a block, so that a conversation's next request begins with the same names, however short its
+    messages are. A request with several prompts goes by its first.
     """
-    text = bytearray()
-    for part in _parts(request):
-        text += part
-        if len(text) >= BLOCK * MOST_BLOCKS:
-            break
-    full = range(0, min(len(text) + 1, BLOCK * MOST_BLOCKS + 1) - BLOCK, BLOCK)
-    return tuple(name[:NAME] for name in chained(bytes(text[start : start + BLOCK]) for start in full))
+    blocks = (part[i : i + BLOCK] for part in _parts(request) for i in range(0, len(part), BLOCK))
+    return tuple(name[:NAME] for name in islice(chained(blocks), MOST_BLOCKS))
 
 
 def _parts(request: Mapping[str, Any]) -> Iterator[bytes]:
-    """Yield the text of a prompt: what the template puts first comes first."""
-    for field in _FIRST:
+    """Yield the text of each tool and message, or of the prompt: what templates put first comes first."""
+    for field in ("tools", "messages"):
         value = request.get(field)
-        if field == "prompt" and isinstance(value, list) and value and not isinstance(value[0], int):
-            value = value[0]
-        for each in value if isinstance(value, list) else () if value is None else (value,):
-            yield json.dumps(each, sort_keys=True).encode() + b"\n"
+        for each in value if isinstance(value, list) else ():
+            yield json.dumps(each, sort_keys=True).encode()
+    prompt = request.get("prompt")
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        prompt = prompt[0]
+    if prompt:
+        yield json.dumps(prompt).encode()
 
 
 def packed(names: Sequence[bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -29,6 +30,10 @@ def chat(*contents: str, system: Any = SYSTEM, **fields: Any) -> dict[str, Any]:
     return {"messages": [system, *turns], **fields}
 
 
+def blocks(message: dict[str, Any]) -> int:
+    return -(-len(json.dumps(message)) // BLOCK)
+
+
 def common(one: dict[str, Any], other: dict[str, Any]) -> int:
     return sum(a == b for a, b in zip(names_of(one), names_of(other), strict=False))
 
@@ -36,15 +41,22 @@ def common(one: dict[str, Any], other: dict[str, Any]) -> int:
 def test_the_next_turn_begins_with_all_names_of_the_one_before() -> None:
     first = names_of(chat("Name rivers. " * 30))
     second = names_of(chat("Name rivers. " * 30, "The Rhine. " * 30, "And lakes?"))
-    assert len(first) == (sum(len(part) for part in ("Name rivers. " * 30, SYSTEM["content"])) + 66) // BLOCK
-    assert second[: len(first)] == first and len(second) > len(first)
+    assert len(first) == blocks(SYSTEM) + blocks({"role": "user", "content": "Name rivers. " * 30})
+    assert second[: len(first)] == first and len(second) > len(first) + 1
+    short = names_of(chat("Hi", system={"role": "system", "content": ""}))
+    assert names_of(chat("Hi", "Hello.", "And?", system={"role": "system", "content": ""}))[:2] == short
 
 
 def test_a_system_prompt_is_shared_up_to_its_last_full_block() -> None:
     shared = common(chat("Name rivers. " * 30), chat("Something else. " * 30))
-    assert shared == (len(SYSTEM["content"]) + len('{"content": "", "role": "system"}\n')) // BLOCK
+    assert shared == blocks(SYSTEM)
     other = {"role": "system", "content": "You are verbose. " * 40}
     assert common(chat("Name rivers. " * 30), chat("Name rivers. " * 30, system=other)) == 0
+
+
+def test_a_longer_prompt_begins_with_the_names_of_full_blocks() -> None:
+    short, long = names_of({"prompt": "a" * 300}), names_of({"prompt": "a" * 600})
+    assert len(short) == 3 and short[:2] == long[:2] and len(long) == 5
 
 
 def test_fields_that_are_not_read_play_no_part_and_tools_come_first() -> None:
@@ -63,8 +75,8 @@ def test_prompts_of_every_form_have_names(prompt: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", [None, 5, {}, [], "", [None], {"a": [1]}])
-def test_what_the_replica_will_refuse_has_no_names(prompt: Any) -> None:
-    assert names_of({"messages": prompt}) == names_of({"prompt": prompt}) == ()
+def test_what_the_replica_will_refuse_is_no_error_here(prompt: Any) -> None:
+    assert max(len(names_of({field: prompt})) for field in ("messages", "prompt", "tools")) <= 1
 
 
 def test_a_very_long_prompt_goes_by_its_beginning() -> None:
