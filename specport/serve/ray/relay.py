@@ -51,14 +51,14 @@ class Relay:
                 if self._told:
                     break
         if self._head is not None and (self._complete or not self._streams):
-            await self._end(b"".join(self._held))
+            await self._body(b"".join(self._held), more=False)
         else:
             await self.fail(ApiError(503, "the replica that was answering is gone", code="replica_lost"))
 
     async def fail(self, error: ApiError) -> None:
         """End with an error: the reply's last event where a stream has begun."""
         if self._started:
-            await self._end(event(error.body()) + DONE)
+            await self._body(event(error.body()) + DONE, more=False)
         else:
             await response(error)(self._scope, self._receive, self._send)
 
@@ -96,17 +96,13 @@ class Relay:
                 return b"".join([*held, *events[number:]])
         return b""
 
-    async def _body(self, part: bytes) -> None:
+    async def _body(self, part: bytes, *, more: bool = True) -> None:
         if not self._started:
             assert self._head is not None
             self._started = True
             head = {"status": self._head.status, "headers": self._head.headers}
             await self._send({"type": "http.response.start", **head})
-        await self._send({"type": "http.response.body", "body": part, "more_body": True})
-
-    async def _end(self, last: bytes) -> None:
-        await self._body(last)
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
 
 def _opens(event: bytes) -> bool:

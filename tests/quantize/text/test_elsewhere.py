@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specport.quantize.text import dialogues, shards
+from specport.quantize.text import dialogues, passages, shards, turns, writer
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.text.turns import Turn
-from specport.quantize.text.writer import TextWriter
 from support.toy_model import ToyModel
 from support.toy_pipeline import ToyTokenizer
 
 Written = list[Dialogue | None]
-TOKENS = 20_000
+TOKENS = 200
 
 
 class Elsewhere:
@@ -30,25 +29,24 @@ class Elsewhere:
         try:
             while True:
                 batch = []
-                while len(batch) < 4 and (turns := next(asked, None)) is not None:
-                    batch.append((self.asked, turns))
+                while len(batch) < 4 and (shard := next(asked, None)) is not None:
+                    batch.append((self.asked, shard))
                     self.asked += 1
                 if not batch:
                     return
-                for number, turns in reversed(batch):
+                for number, asked_here in reversed(batch):
                     if self.written == self.stop:
                         raise KeyboardInterrupt
                     self.written += 1
-                    writer = TextWriter(ToyModel(max_context=4096), ToyTokenizer())  # type: ignore[arg-type]
-                    yield number, [*writer.write(turns)]
+                    text_writer = writer.TextWriter(ToyModel(), ToyTokenizer())  # type: ignore[arg-type]
+                    yield number, [*text_writer.write(asked_here)]
         finally:
             self.closed = True
 
 
 def write(folder: Path, elsewhere: Elsewhere | None) -> list[Path]:
-    model = ToyModel(max_context=4096)
     return shards.write_shards(
-        lambda: model,
+        ToyModel,
         ToyTokenizer(),
         folder,
         TOKENS,
@@ -64,8 +62,13 @@ def content(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in paths]
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+@pytest.fixture
+def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The shards that are written here, small ones."""
+    monkeypatch.setattr(turns, "OPENINGS", {5: ("abc", "cab"), 2: ("de",)})
+    monkeypatch.setattr(passages, "turn", lambda rng: "".join(rng.choice([*"abcde"], 3)))
+    monkeypatch.setattr(turns, "SHARD", 4)
+    monkeypatch.setattr(writer, "ANSWER_TOKENS", 9)
     return write(tmp_path_factory.mktemp("here"), None)
 
 
