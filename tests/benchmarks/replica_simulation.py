@@ -270,8 +270,8 @@ def simulate(times: Times, policy: str, replicas: int, rate: float, args: argpar
 
 
 def needed(times: Times, policy: str, rate: float, args: argparse.Namespace) -> int:
-    """Return the fewest replicas, in steps of 1/20, whose TTFT p99 is within the limit."""
-    low, high = 0, 4 * args.replicas
+    """Return the fewest replicas, in steps of 1/20, whose TTFT p99 is within the limit; at most twice as many."""
+    low, high = 0, 2 * args.replicas
     while high - low > max(1, args.replicas // 20):
         middle = (low + high) // 2
         if simulate(times, policy, middle, rate, args).ttft[1] <= args.limit:
@@ -285,11 +285,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--times", type=Path, default=Path(__file__).with_name("replica_times.json"))
     parser.add_argument("--replicas", type=int, default=100)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 4.0, 6.0], help="chats a second")
-    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="chats a second")
+    parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--systems", type=int, default=200, help="system prompts")
     parser.add_argument("--cache-tokens", type=int, default=65536, help="prefix cache of a replica")
-    parser.add_argument("--limit", type=float, default=5.0, help="TTFT p99 for the replicas needed, seconds")
+    parser.add_argument("--limit", type=float, default=12.0, help="TTFT p99 for the replicas needed, seconds")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     times = Times.read(args.times)

@@ -25,8 +25,8 @@ QUEUE_BLOCKS = 4.0  # a running request costs as much as so many blocks that hav
 def names_of(request: Mapping[str, Any]) -> tuple[bytes, ...]:
     """Return the names of the blocks of a request's prompt, in order.
 
-    A message ends a block, so that a conversation's next request begins with the same names, however short the
-    messages are. A request with several prompts goes by its first.
+    A message ends a block, so that a conversation's next request begins with the same names, however short
+    the messages are. A request with several prompts goes by its first.
     """
     blocks = (part[i : i + BLOCK] for part in _parts(request) for i in range(0, len(part), BLOCK))
     return tuple(name[:NAME] for name in islice(chained(blocks), MOST_BLOCKS))

@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests that need one: on this machine, with room for four processes of one core."""
+"""One Ray cluster for all tests that need one: on this machine, with room for eight processes of one core."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
         try:
             yield str(started.address)
         finally:

@@ -206,12 +206,12 @@ def write(cluster: str, folder: Path, cores: int, target: Target) -> list[bytes]
 
 def test_one_and_two_writers_give_the_same_shards_whoever_dies(cluster: str, tmp_path: Path) -> None:
     function = "support.ray_toys:target"
-    one = write(cluster, tmp_path / "one", 4, Target({}, function))
+    one = write(cluster, tmp_path / "one", 5, Target({}, function))
     dies = tmp_path / "dies"
     dies.touch()
-    two = write(cluster, tmp_path / "two", 2, Target({"dies": str(dies)}, function))
+    two = write(cluster, tmp_path / "two", 3, Target({"dies": str(dies)}, function))
     assert one == two and len(one) > 3 and not dies.exists()
     (tmp_path / "one" / "passage-00000.npz").unlink()
-    assert write(cluster, tmp_path / "one", 2, Target({}, function)) == one
+    assert write(cluster, tmp_path / "one", 3, Target({}, function)) == one
     with pytest.raises(ModelError, match="there is no such model"):
-        write(cluster, tmp_path / "three", 2, Target({}, "support.ray_toys:broken"))
+        write(cluster, tmp_path / "three", 3, Target({}, "support.ray_toys:broken"))

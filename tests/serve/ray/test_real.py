@@ -18,7 +18,7 @@ WORDS = "river stone window garden letter winter music paper market silver bridg
 def test_two_replicas_of_the_default_model(cluster: str) -> None:
     system = {
         "role": "system",
-        "content": f"You answer questions about these words: {WORDS} {WORDS} {WORDS}.",
+        "content": f"You answer questions about {WORDS} {WORDS} {WORDS}.",
     }
     chats = [[system, {"role": "user", "content": f"Name {n} of the words."}] for n in ("two", "three")]
     arguments = ["--ray", "--ray-address", cluster, "--replicas", "2", "--cores", "1", "--temperature", "0"]
