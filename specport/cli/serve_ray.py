@@ -111,7 +111,8 @@ def run(
                 raise
             mode = "exact" if about["exact"] else "fast"
             terminal.say(f"{about['name']} on {about['device']}, draft {about['draft']}, {mode}")
-            terminal.say(f"{least} to {most} replicas of {cores} cores, on the Ray cluster {found.address}")
+            where = "a Ray cluster of its own" if found.own else f"the Ray cluster {found.address}"
+            terminal.say(f"{least} to {most} replicas of {cores} cores, on {where}")
             for note in about["notes"]:
                 terminal.say(f"note: {note}")
             if args.update:
