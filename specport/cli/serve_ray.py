@@ -103,7 +103,8 @@ def run(
         )  # fmt: skip
         with _signals() as stop:
             try:
-                deploy.start(args.host, port)
+                if not args.update:
+                    deploy.start(args.host, port)
                 about = deploy.deploy(served, replicas, terminal.say, keys=guard.digests(keys), hosts=hosts)
             except BaseException:
                 if not args.update:

@@ -53,7 +53,7 @@ class Replica:
         try:
             self._pipeline = await asyncio.to_thread(_load, served)
         except SpecportError as error:
-            raise RuntimeError(f"{FAILED}{error}") from None
+            raise RuntimeError(f"{FAILED}{' '.join(str(error).split())}") from None
         self._name = served.name or self._pipeline.model_name
         metrics = ServerMetrics(self._name, served.metrics_prefix, self._engine)
         self._service = Service(self._pipeline, served.limits, metrics)

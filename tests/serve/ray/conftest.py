@@ -12,13 +12,12 @@ TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """The address of the cluster, whose processes find the tests' toys."""
     pytest.importorskip("ray", reason="needs the extra ray")
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {
-        "PYTHONPATH": path, "TOY_STEP_SECONDS": "0.01", "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TOYS": str(tmp_path_factory.mktemp("toys")),
+        "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from specport.quantize.text import shards
 from specport.quantize.text.on_ray import RayWriter, Target
-from support import toy_pipeline
+from support import ray_toys
 from support.served import Process, events, wait_for
 from support.toy_pipeline import ToyTokenizer, greedy
 
@@ -35,7 +35,7 @@ class Server:
     def again(self, *arguments: str) -> list[str]:
         """The command for another process with the same cluster and keys."""
         options = ["--ray", "--ray-address", self.cluster, "--api-key-file", str(self.keys)]
-        return [*toy_pipeline.PROGRAM, "serve", *options, *arguments]
+        return [*ray_toys.PROGRAM, "serve", *options, *arguments]
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/v1/{path}", json={"temperature": 0, **body}, headers=KEY, timeout=60)
@@ -86,8 +86,18 @@ def server(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text("sesame\n", encoding="utf-8")
     options = ["--ray", "--ray-address", cluster, "--replicas", "2", "--cores", "1"]
-    arguments = [*options, "--api-key-file", str(keys), "--max-running", "4", "--max-queue", "2", "--draft", "none"]
-    with Process(toy_pipeline.PROGRAM, arguments) as process:
+    arguments = [
+        *options,
+        "--api-key-file",
+        str(keys),
+        "--max-running",
+        "4",
+        "--max-queue",
+        "2",
+        "--draft",
+        "none",
+    ]
+    with Process(ray_toys.PROGRAM, arguments) as process:
         served = Server(process, cluster, keys)
         yield served
         began = Asking(served, max_tokens=LONG)
