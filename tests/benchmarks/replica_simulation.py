@@ -270,7 +270,7 @@ def simulate(times: Times, policy: str, replicas: int, rate: float, args: argpar
 
 
 def needed(times: Times, policy: str, rate: float, args: argparse.Namespace) -> int:
-    """Return the fewest replicas whose TTFT p99 is within the limit, to 1/20; twice as many where none are."""
+    """Return the fewest replicas whose TTFT p99 is within the limit, to 1/20, or twice as many."""
     low, high = 0, 2 * args.replicas
     while high - low > max(1, args.replicas // 20):
         middle = (low + high) // 2
