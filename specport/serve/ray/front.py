@@ -97,7 +97,8 @@ class Front:
 
     async def _call(self, request: Request) -> Call:
         """Return what the replica is asked. Raises ApiError where the body is no JSON object."""
-        scope, body, names = request.scope, b"", ()
+        scope, body = request.scope, b""
+        names: tuple[bytes, ...] = ()
         if request.method == "POST" and scope["path"] in PROMPTED:
             body = await self._bodies.read(request)
             names = await asyncio.to_thread(_names, body, self._limits.max_depth)

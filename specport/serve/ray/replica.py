@@ -47,7 +47,7 @@ class Served:
 class Replica:
     """The deployment. Belongs to the event loop that Ray Serve runs it in."""
 
-    async def __init__(self, served: Served) -> None:
+    async def __init__(self, served: Served) -> None:  # type: ignore[misc]
         self._names = Recent(served.reports)
         self._engine = serve.get_replica_context().replica_id.unique_id
         try:

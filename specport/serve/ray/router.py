@@ -15,7 +15,7 @@ from specport.serve.ray.calls import Call
 from specport.serve.ray.prefixes import PrefixIndex, ranked, unpacked
 
 
-class PrefixRouter(RequestRouter):
+class PrefixRouter(RequestRouter):  # type: ignore[misc]
     """Choose the replica that has least to do for a prompt."""
 
     def initialize_state(self, full: int = 1, **_: Any) -> None:
