@@ -23,6 +23,7 @@ from specport.quantize.prune import choose
 from specport.quantize.prune.choose import Choice
 from specport.quantize.request import Request
 from specport.quantize.text import dialogues, shards
+from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
 from specport.quantize.train import distilled
 from specport.quantize.train.distilled import PARALLEL, Distilled
@@ -32,7 +33,7 @@ from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
-from specport.jobs import workdir, worker
+from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
@@ -75,6 +76,7 @@ def build(
     threads: int | None = None,
     processes: int = 1,
     trust_remote_code: bool = False,
+    cluster: str | None = None,
     progress: Progress = silent,
 ) -> Built:
     """Build a draft for `target` from `source` (None = the target itself) and write it to the folder `out`.
@@ -83,9 +85,12 @@ def build(
                and its head, unless the request asks for others. A draft bundle keeps them too; it can only be
                trained to draft in parallel.
     processes: processes that train together; more than one are started by `accelerate launch`.
+    cluster:   where the target's text is written, see `RayWriter`; None = in this process.
     Other arguments as for `specport.load`. Raises SpecportError; finished stages are kept.
     """
     workdir.check_new(out)
+    if cluster is not None:
+        ray_cluster.check()
     if processes < 1:
         raise InvalidInput(f"processes is {processes}; it must be 1 or more")
     spec = source if source is not None else target
@@ -110,7 +115,13 @@ def build(
         if given is not None:
             trainable = _huggingface(inputs.source_files.folder, work, part(progress, 0.05, 0.07))
         wanted = draft_precision or inputs.source_files.precision
-        return _Build(inputs, request, work, trainable, wanted, imported, processes, progress).run(out)
+        elsewhere = writer_on(
+            cluster, target, inputs.target_files.fingerprint, threads, device=device, precision=precision,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        return _Build(inputs, request, work, trainable, wanted, imported, processes, elsewhere, progress).run(
+            out
+        )
 
 
 def _huggingface(folder: Path, work: Path, progress: Progress) -> Path:
@@ -137,6 +148,7 @@ class _Build:
     precision: str
     imported: Distilled
     processes: int
+    elsewhere: RayWriter | None
     progress: Progress
     shards: list[Path] = field(default_factory=list)
 
@@ -195,7 +207,7 @@ class _Build:
         folder = shards.folder_for(inputs.target_files.fingerprint, prompts, seed)
         return shards.write_shards(
             self._fast_target, inputs.tokenizer, folder, self.request.distil_tokens, seed, prompts, progress,
-            least=2,
+            least=2, elsewhere=self.elsewhere,
         )  # fmt: skip
 
     def _fast_target(self) -> Model:

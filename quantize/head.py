@@ -16,6 +16,7 @@ from typing import Any
 
 from specport.quantize.evaluate.pair import DraftPair, evaluate
 from specport.quantize.text import dialogues, hidden, shards
+from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
 
 from specport.calibration import exits, heads
@@ -23,7 +24,7 @@ from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
-from specport.jobs import workdir, worker
+from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle, download
 from specport.models.bundle import Bundle
 from specport.models.recurrent import MAX_DEPTH, Recurrent
@@ -89,13 +90,17 @@ def build(
     precision: str | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
+    cluster: str | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Train a head for `target` and write its bundle to the folder `out`; return what the bundle says.
 
+    cluster: where the target's text is written, see `RayWriter`; None = in this process.
     Other arguments as for `specport.load`. Raises SpecportError; finished stages are kept.
     """
     workdir.check_new(out)
+    if cluster is not None:
+        ray_cluster.check()
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.05))
     if loader.backend.weights != "ir":
         raise InvalidInput(
@@ -112,7 +117,12 @@ def build(
     request = replace(request, layers=layers)
     work = workdir.path_for(out)
     with workdir.hold_workdir(work, {"head": asdict(request), "target": files.fingerprint}):
-        return _Build(loader, files, load_tokenizer(files.folder), request, work, progress).run(out)
+        elsewhere = writer_on(
+            cluster, target, files.fingerprint, threads, device=device, precision=precision,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        tokenizer = load_tokenizer(files.folder)
+        return _Build(loader, files, tokenizer, request, work, elsewhere, progress).run(out)
 
 
 @dataclass
@@ -122,6 +132,7 @@ class _Build:
     tokenizer: Tokenizer
     request: Request
     work: Path
+    elsewhere: RayWriter | None
     progress: Progress
 
     def run(self, out: Path) -> Bundle:
@@ -168,7 +179,7 @@ class _Build:
         folder = shards.folder_for(self.files.fingerprint, prompts, seed)
         return shards.write_shards(
             lambda: self.loader.target_with(self.files, exact=False).model, self.tokenizer, folder,
-            self.request.distil_tokens, seed, prompts, progress, least=2,
+            self.request.distil_tokens, seed, prompts, progress, least=2, elsewhere=self.elsewhere,
         )  # fmt: skip
 
     def _with_states(self) -> Model:

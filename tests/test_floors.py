@@ -53,6 +53,7 @@ COMMON = {
     "psutil": "memory and processor",
     "pydantic": "requests to the server",
     "pytest": "the conformance suite",
+    "ray": "machines for replicas of the server and for writers of text; runs no model",
     "starlette": "requests and replies of the server",
     "tokenizers": "text to ids, runs no model",
     "tomli": "tomllib before Python 3.11",

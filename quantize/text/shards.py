@@ -11,9 +11,10 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from specport.quantize.text import passages, turns, writer
 from specport.quantize.text.dialogues import TOP_K, Dialogue, read_shard, save_shard
@@ -26,6 +27,19 @@ from specport.text.tokenizer import Tokenizer
 
 TEXT = "text"  # the fact of `Bundle.distilled` that names the folder of the draft's text
 _FORMAT = 2  # of the shards' content: to be raised when the same seed gives other text
+
+
+class ShardWriter(Protocol):
+    """Write shards in another place than this process."""
+
+    def write(
+        self, asked: Iterator[Sequence[Turn] | None]
+    ) -> Generator[tuple[int, list[Dialogue | None]], None, None]:
+        """Yield the number of a shard, counted in the order of `asked`, and its dialogues, as they come.
+
+        asked: None in place of a shard means that no more are wanted for now.
+        """
+        ...
 
 
 def folder_for(fingerprint: str, prompts: Sequence[str], seed: int) -> Path:
@@ -48,6 +62,7 @@ def write_shards(
     progress: Progress,
     least: int = 1,
     at_once: int = writer.AT_ONCE,
+    elsewhere: ShardWriter | None = None,
 ) -> list[Path]:
     """Return the first shards that hold `num_tokens` tokens of answers, `least` shards or more.
 
@@ -55,6 +70,7 @@ def write_shards(
     num_tokens: None = the user's prompts are answered once each, and nothing else is asked.
     prompts:    the user's own turns.
     at_once:    as for `TextWriter`.
+    elsewhere:  writes in place of the target that `load` loads.
 
     Raises ModelError when a shard cannot be read or written.
     """
@@ -62,7 +78,7 @@ def write_shards(
     total = num_tokens if num_tokens is not None else writer.ANSWER_TOKENS * len({*prompts})
     plan = turns.plan_shards(prompts, seed, made_up=made_up)
     work = _Work(folder, plan, total if made_up else math.inf, least)
-    missing = work.turns()
+    missing = work.missing()
     first = next(missing, None)
     if first is None:
         return work.paths
@@ -71,8 +87,12 @@ def write_shards(
     def show(written: int) -> None:
         progress("the target writes", min((present + written) / max(total, 1), 1.0))
 
+    asked = itertools.chain([first], missing)
+    if elsewhere is not None:
+        _write_elsewhere(elsewhere, asked, work, lambda: show(work.num_written))
+        return work.paths
     text_writer = writer.TextWriter(load(), tokenizer, at_once, show)
-    dialogues = text_writer.write(itertools.chain([first], missing))
+    dialogues = text_writer.write(turn for shard in asked for turn in (shard.asked if shard else (None,)))
     try:
         for dialogue in dialogues:
             work.take(dialogue)
@@ -83,18 +103,47 @@ def write_shards(
     return work.paths
 
 
+def _write_elsewhere(
+    elsewhere: ShardWriter, asked: Iterator[_Shard | None], work: _Work, show: Callable[[], None]
+) -> None:
+    """Take whole shards as they come; those behind a missing one are kept too."""
+    begun: list[_Shard] = []
+
+    def turns_of() -> Iterator[Sequence[Turn] | None]:
+        for shard in asked:
+            if shard is not None:
+                begun.append(shard)
+            yield shard.asked if shard else None
+
+    show()
+    written = elsewhere.write(turns_of())
+    try:
+        for number, dialogues in written:
+            work.put(begun[number], dialogues)
+            show()
+            if work.enough:
+                break
+    finally:
+        written.close()
+
+
 @dataclass
 class _Shard:
     """A shard that is being written, or whose file exists.
 
-    num_turns:  dialogues that are still to come; 0 for a file that exists.
+    asked:      its turns; none for a file that exists.
+    num_turns:  dialogues that are still to come.
     num_tokens: of the answers so far.
     """
 
     path: Path
-    num_turns: int
+    asked: Sequence[Turn] = ()
+    num_turns: int = field(init=False)
     num_tokens: int = 0
     dialogues: list[Dialogue] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.num_turns = len(self.asked)
 
 
 class _Work:
@@ -112,37 +161,44 @@ class _Work:
         self._num_answers = self._num_answer_tokens = 0  # seen so far, to estimate what follows
         self.paths: list[Path] = []  # complete shards
         self.num_tokens = 0  # of their answers
+        self.num_written = 0  # tokens of answers that came in this run
 
     @property
     def enough(self) -> bool:
         """Whether the complete shards are all that is wanted."""
         return self.num_tokens >= self._wanted and len(self.paths) >= self._least
 
-    def turns(self) -> Iterator[Turn | None]:
-        """Yield the turns of missing shards; None while the shards that are begun seem to be enough."""
+    def missing(self) -> Iterator[_Shard | None]:
+        """Yield the shards to write; None while those that are begun seem to be enough."""
         for name, asked in self._plan:
             while self._seems_enough():
                 yield None
             path = self._folder / f"{name}.npz"
             if path.is_file():
-                shard = _Shard(path, 0)
+                shard = _Shard(path)
                 for dialogue in read_shard(path):
                     self._count(shard, dialogue)
                 self._open.append(shard)
                 self._complete()
             else:
-                self._open.append(_Shard(path, len(asked)))
-                yield from asked
+                self._open.append(_Shard(path, asked))
+                yield self._open[-1]
 
     def take(self, dialogue: Dialogue | None) -> None:
         """Take the dialogue of the next turn; None where the turn was too long. Raises ModelError."""
-        shard = self._open[0]
-        shard.num_turns -= 1
-        if dialogue is not None:
-            shard.dialogues.append(dialogue)
-            self._count(shard, dialogue)
+        self.put(self._open[0], [dialogue])
+
+    def put(self, shard: _Shard, dialogues: Sequence[Dialogue | None]) -> None:
+        """Take the next dialogues of a shard. Raises ModelError."""
+        shard.num_turns -= len(dialogues)
+        for dialogue in dialogues:
+            if dialogue is not None:
+                shard.dialogues.append(dialogue)
+                self._count(shard, dialogue)
+                self.num_written += len(dialogue.tokens) - dialogue.start
         if not shard.num_turns:
             save_shard(shard.path, shard.dialogues)
+            shard.dialogues.clear()
             self._complete()
 
     def _count(self, shard: _Shard, dialogue: Dialogue) -> None:

@@ -155,6 +155,15 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
     add_trust_option(parser)
 
 
+def add_cluster_option(parser: argparse._ActionsContainer) -> None:
+    """Add where training text is written."""
+    _adder(parser)(
+        "--ray", dest="cluster", nargs="?", const="", metavar="ADDRESS",
+        help="write the training text on a Ray cluster (extra ray): host:port, auto for the one that this "
+        "machine is part of, nothing for processes here with --threads cores each; machines must be alike",
+    )  # fmt: skip
+
+
 def add_precision(parser: argparse._ActionsContainer, name: str, help: str) -> None:
     """Add an option for a weight format. `quantize compare --help` lists the suboptions after the colon."""
     _adder(parser)(

@@ -44,7 +44,7 @@ examples:
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
 """
-BUILD_OPTIONS = (*options.PAIR_OPTIONS, "processes")
+BUILD_OPTIONS = (*options.PAIR_OPTIONS, "processes", "cluster")
 REQUEST_OPTIONS = (
     "layers", "speed_up", "by", "mlp", "head_tokens", "distil_tokens", "loss", "epochs", "learning_rate",
     "seed", "parallel",
@@ -64,7 +64,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_layerskip.add_parser(actions)
     quantize_head.add_parser(actions)
     options.add_pair_options(parser)
-    add = parser.add_argument_group("draft").add_argument
+    draft = parser.add_argument_group("draft")
+    add = draft.add_argument
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: the fastest choice)")
     add(
         "--speed-up",
@@ -102,6 +103,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     add("--loss", metavar="{kl,ce,tv}", help="loss of the distillation (default: kl)")
     add("--learning-rate", type=float, metavar="X", help="learning rate of the distillation (default: 2e-5)")
     add("--processes", type=int, metavar="N", help="distil on N GPUs or machines with `accelerate launch`")
+    options.add_cluster_option(draft)
     add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
     add(
         "--prompts", type=Path, metavar="FILE",

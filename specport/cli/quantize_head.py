@@ -26,7 +26,7 @@ REQUEST_OPTIONS = (
     "distil_tokens", "layers", "inner", "blocks", "depth", "head_tokens", "loss", "epochs", "learning_rate",
     "seed",
 )  # fmt: skip
-BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code")
+BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "cluster")
 
 
 def add_parser(actions: options.Subparsers) -> None:
@@ -42,7 +42,9 @@ def add_parser(actions: options.Subparsers) -> None:
     )
     options.add_precision(group, "--precision", "weight format of the target (default: the device's)")
     options.add_device_options(group)
-    add = parser.add_argument_group("head").add_argument
+    head = parser.add_argument_group("head")
+    options.add_cluster_option(head)
+    add = head.add_argument
     add(
         "--distil", dest="distil_tokens", type=int, metavar="N",
         help="tokens that the target writes as training text (default: 300000)",

@@ -27,7 +27,7 @@ The same command resumes a training that was stopped. The result is another mode
 its quality with the original on your own task before you replace the original.
 """
 RECIPE_OPTIONS = ("dropout", "exit_scale", "curriculum", "every", "epochs", "learning_rate", "seed")
-BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens")
+BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster")
 
 
 def add_parser(actions: options.Subparsers) -> None:
@@ -43,7 +43,9 @@ def add_parser(actions: options.Subparsers) -> None:
         group, "--precision", "weight format of the generating model (default: the device's)"
     )
     options.add_device_options(group)
-    add = parser.add_argument_group("training").add_argument
+    training = parser.add_argument_group("training")
+    options.add_cluster_option(training)
+    add = training.add_argument
     add(
         "--tokens",
         type=int,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import specport
-from specport.cli import options, terminal
+from specport.cli import options, serve_ray, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ examples:
   specport serve --model Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct --port 8080
   specport serve --host 0.0.0.0 --api-key-file keys.txt
   specport serve --metrics-prefix vllm             for dashboards that were made for vLLM
+  specport serve --ray --replicas 1:4              replicas on a Ray cluster, as many as the load needs
 
 GET /health says when the model is ready. Ctrl-C lets running requests finish; a second one cancels them.
 """
@@ -56,6 +57,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     group.add_argument("--no-page", action="store_true", help="serve no page at /, the API only")
     group.add_argument("--quiet", action="store_true", help="no line for each request")
+    serve_ray.add_options(parser)
     limits = parser.add_argument_group("limits")
     for name, kind, unit, text in LIMITS:
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=unit, help=text)
@@ -82,6 +84,7 @@ SAMPLING = (
 
 
 def run(args: argparse.Namespace) -> int:
+    serve_ray.check(args)
     try:
         from specport.serve import guard, metrics, server, settings
     except ImportError as error:
@@ -94,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     hosts = None
     if not keys and guard.is_loopback(args.host):
         hosts = {args.host.lower(), "127.0.0.1", "::1", "localhost", *(args.allowed_host or ())}
+    if args.ray:
+        return serve_ray.run(args, limits, sampling, keys, hosts)
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:
@@ -117,7 +122,7 @@ def _load(args: argparse.Namespace) -> Pipeline:
 
 
 def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **settings: Any) -> int:
-    from specport.serve import app, metrics, server, service
+    from specport.serve import app, guard, metrics, server, service
 
     limits = settings.pop("limits")
     name = args.served_model_name or pipeline.model_name
@@ -129,9 +134,9 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     for note in pipeline.notes:
         terminal.say(f"note: {note}")
     if not settings["keys"] and settings["hosts"] is None:
-        terminal.say("note: other machines can use this server, and there are no keys (--api-key-file)")
+        terminal.say(guard.NO_KEYS)
     server.listen(listening)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = server.url(host, port)
     where = f", page at {url}/" if settings["page"] else ""
     terminal.say(f"listening on {url}/v1{where}; Ctrl-C ends it")
     asyncio.run(running.serve([listening]))

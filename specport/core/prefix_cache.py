@@ -1,12 +1,11 @@
 """The prefix cache: blocks of committed tokens, found again by their tokens and all tokens before them.
 
-A block's name is a hash of its tokens and of the name of the block before it, so equal names mean equal texts
-up to the block's end. The least recently used block goes first, and of one text its last block.
+Equal names of blocks mean equal texts up to the block's end (`block_names.py`). The least recently used block
+goes first, and of one text its last block.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -14,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from specport.core.block_names import chained
 from specport.core.ports import CacheHandle, KeptBlock, Model, PrefixBlocks
 from specport.errors import ContextFull
 
@@ -147,11 +147,11 @@ class PrefixCache:
 
     def _names(self, tokens: Sequence[int]) -> Iterator[bytes]:
         """Yield the names of the full blocks of a text."""
-        name, size = b"", self._blocks.size
-        for start in range(0, len(tokens) - size + 1, size):
-            block = np.asarray(tokens[start : start + size], np.int64).astype("<i8").tobytes()
-            name = hashlib.sha256(name + block).digest()
-            yield name
+        size = self._blocks.size
+        return chained(
+            np.asarray(tokens[start : start + size], np.int64).astype("<i8").tobytes()
+            for start in range(0, len(tokens) - size + 1, size)
+        )
 
     def _in_memory(self, tokens: Sequence[int]) -> list[bytes]:
         found: list[bytes] = []

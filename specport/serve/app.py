@@ -22,7 +22,7 @@ from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, fr
 from specport.serve.openai.generation import Asked, RequestReader
 from specport.serve.openai.replies import Replies, finish_reason, speculation_of
 from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
-from specport.serve.playground import add_playground
+from specport.serve.playground import add_playground, paths
 from specport.serve.service import Busy, NotReady, Service
 from specport.serve.settings import Sampling
 
@@ -64,9 +64,15 @@ def make_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    open_paths = ("/health", *(add_playground(app) if page else ()))  # load balancers have no key
-    app.add_middleware(Guard, keys=keys, hosts=hosts, open_paths=open_paths)
+    if page:
+        add_playground(app)
+    app.add_middleware(Guard, keys=keys, hosts=hosts, open_paths=open_paths(page=page))
     return app
+
+
+def open_paths(*, page: bool) -> tuple[str, ...]:
+    """Return the paths for which no key is needed."""
+    return ("/health", *(paths() if page else ()))  # load balancers have no key
 
 
 class _Api:

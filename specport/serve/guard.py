@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from specport.errors import InvalidInput
 from specport.serve.openai.errors import ApiError, response
 
+NO_KEYS = "note: other machines can use this server, and there are no keys (--api-key-file)"
 CLIENT = "specport.client"  # where the scope of a request says who asks
 
 
 class Guard:
     """Let in whoever has a key. Without keys, let in all who ask for one of the hosts.
 
-    keys:  () = no key is needed.
+    keys:  () = no key is needed. Bytes are what `digests` gives for a key.
     hosts: names and addresses; None = any. A page of another site that the user's browser shows could
            otherwise ask a server on the same machine, under a name of its own (DNS rebinding).
     open_paths: need no key.
@@ -29,12 +30,12 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        keys: Sequence[str] = (),
+        keys: Sequence[str | bytes] = (),
         hosts: Collection[str] | None = None,
         open_paths: Collection[str] = (),
     ) -> None:
         self._app, self._open = app, frozenset(open_paths)
-        self._keys = [_digest(key.encode("utf-8", "surrogateescape")) for key in keys]
+        self._keys = digests(keys)
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +62,13 @@ class Guard:
                     headers={"www-authenticate": "Bearer"},
                 )
         await (self._app if error is None else response(error))(scope, receive, send)
+
+
+def digests(keys: Sequence[str | bytes]) -> list[bytes]:
+    """Return what tells keys without giving them away. Bytes are digests already."""
+    return [
+        key if isinstance(key, bytes) else _digest(key.encode("utf-8", "surrogateescape")) for key in keys
+    ]
 
 
 def read_keys(path: Path) -> list[str]:

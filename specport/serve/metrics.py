@@ -41,11 +41,14 @@ def check_prefix(prefix: str) -> None:
 
 
 class ServerMetrics:
-    """Hold the metrics of one server. Thread-safe."""
+    """Hold the metrics of one server. Thread-safe.
 
-    def __init__(self, model_name: str, prefix: str = PREFIX) -> None:
+    engine: tells the engines behind one address apart.
+    """
+
+    def __init__(self, model_name: str, prefix: str = PREFIX, engine: str = "0") -> None:
         check_prefix(prefix)
-        self._prefix, self._labels = prefix, {"model_name": model_name, "engine": "0"}
+        self._prefix, self._labels = prefix, {"model_name": model_name, "engine": engine}
         self._registry = CollectorRegistry()
         self._running = self._one(Gauge, "num_requests_running", "Sequences in the engine that run.")
         self._waiting = self._one(Gauge, "num_requests_waiting", "Sequences that wait.")

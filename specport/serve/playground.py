@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 _TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
@@ -27,17 +31,28 @@ _HEADERS = {
 }
 
 
-def add_playground(app: FastAPI) -> Collection[str]:
-    """Serve the page at "/". Return its paths, for which no key is needed."""
-    paths = []
-    for file in resources.files("specport.serve").joinpath("page").iterdir():
-        kind = _TYPES.get("." + file.name.rpartition(".")[2])
-        if kind is None:
-            continue
-        path = "/" if file.name == "index.html" else f"/page/{file.name}"
-        _serve(app, path, file.read_bytes(), kind)
-        paths.append(path)
-    return paths
+def add_playground(app: FastAPI) -> None:
+    """Serve the page at "/"."""
+    for path, file in _files().items():
+        _serve(app, path, file.read_bytes(), _TYPES[_ending(file)])
+
+
+def paths() -> Collection[str]:
+    """Return the paths of the page, for which no key is needed."""
+    return [*_files()]
+
+
+def _files() -> dict[str, Traversable]:
+    files = resources.files("specport.serve").joinpath("page").iterdir()
+    return {
+        "/" if file.name == "index.html" else f"/page/{file.name}": file
+        for file in files
+        if _ending(file) in _TYPES
+    }
+
+
+def _ending(file: Traversable) -> str:
+    return "." + file.name.rpartition(".")[2]
 
 
 def _serve(app: FastAPI, path: str, content: bytes, kind: str) -> None:

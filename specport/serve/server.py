@@ -58,6 +58,11 @@ def listen(bound: socket.socket) -> None:
         ) from error
 
 
+def url(host: str, port: int) -> str:
+    """Return the address that a client uses."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 

@@ -13,12 +13,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from specport.quantize.text import shards as text
+from specport.quantize.text.on_ray import writer_on
 from specport.quantize.train.layerskip import about
 from specport.quantize.train.layerskip.about import About
 from specport.quantize.train.layerskip.recipe import Recipe
 
 from specport.errors import InvalidInput
-from specport.jobs import workdir, worker
+from specport.jobs import ray_cluster, workdir, worker
 from specport.models.source import original
 from specport.progress import Progress, part, silent
 from specport.runtime.loading import Loader
@@ -41,15 +42,19 @@ def build(
     threads: int | None = None,
     processes: int = 1,
     trust_remote_code: bool = False,
+    cluster: str | None = None,
     progress: Progress = silent,
 ) -> About:
     """Train `target` on text that it writes, and write it to the new Hugging Face folder `out`.
 
     tokens:  of answers to learn from.
     prompts: the user's own turns, answered beside made-up ones.
+    cluster: where the text is written, see `RayWriter`; None = in this process.
     Other arguments as for `specport.load`. Raises SpecportError; finished stages are kept.
     """
     workdir.check_new(out)
+    if cluster is not None:
+        ray_cluster.check()
     if tokens < 1 or processes < 1:
         raise InvalidInput("tokens and processes must be 1 or more")
     source = original(target)  # an error for lack of trainable weights comes before anything slow
@@ -63,10 +68,14 @@ def build(
         "target": files.fingerprint,
     }
     with workdir.hold_workdir(work, request):
+        elsewhere = writer_on(
+            cluster, target, files.fingerprint, threads, device=device, precision=precision,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         shards = text.write_shards(
             lambda: loader.target_with(files, exact=False).model, load_tokenizer(files.folder),
             text.folder_for(files.fingerprint, tuple(prompts), recipe.seed), tokens, recipe.seed, prompts,
-            part(progress, 0.05, 0.4), least=2,
+            part(progress, 0.05, 0.4), least=2, elsewhere=elsewhere,
         )  # fmt: skip
         folder = work / "trained"
         shutil.rmtree(folder, ignore_errors=True)

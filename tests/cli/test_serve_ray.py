@@ -1,0 +1,79 @@
+"""`--ray`: mistakes that are told before a cluster starts, and machines that cannot use Ray."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from specport.cli import main, serve_ray
+from specport.jobs import ray_cluster
+
+
+@pytest.fixture
+def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: object())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--replicas", "2"], "--replicas needs --ray"),
+        (["--cores", "2"], "--cores needs --ray"),
+        (["--update"], "--update needs --ray"),
+        (["--ray-address", "auto"], "--ray-address needs --ray"),
+        (["--ray", "--replicas", "0:2"], "'0:2' is not a range of replicas like 1:4"),
+        (["--ray", "--replicas", "3:2"], "is not a range"),
+        (["--ray", "--replicas", "many"], "is not a range"),
+        (["--ray", "--cores", "0"], "cores is 0; it must be 1 or more"),
+        (["--ray", "--target-running", "0"], "target_running is 0.0; it must be more than 0"),
+        (["--ray", "--update"], "--update needs the address of the cluster"),
+        (["--ray", "--port", "70000"], "cannot use the address"),
+    ],
+)
+@pytest.mark.usefixtures("ray_is_there")
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert main(["serve", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith("specport: error: ") and said in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve", "--ray"], ["quantize", "--ray", "--distil", "5", "--out", "no-such-folder"],
+                  ["quantize", "head", "--ray", "auto", "--out", "no-such-folder"],
+                  ["quantize", "layerskip", "--ray", "auto", "--out", "no-such-folder"]],
+)  # fmt: skip
+def test_a_machine_without_ray(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"specport: error: Ray is not installed ({ray_cluster.INSTALL})\n"
+
+
+def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ray_cluster, "WINDOWS", True)
+    assert main(["serve", "--ray"]) == 2
+    assert "Ray on Windows is in beta" in capsys.readouterr().err
+
+
+def test_paths_are_whole_as_replicas_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
+    given = {"draft": "model", "device": "xeon", "prefix_cache": "new", "exact": False, "num_draft_tokens": 3}
+    found = serve_ray._load_options(argparse.Namespace(**{**names, **given}))
+    here = Path(os.path.realpath(tmp_path))
+    whole = {"draft": str(here / "model"), "prefix_cache": str(here / "new")}
+    assert found == {**given, **whole}
+    assert serve_ray._absolute("org/name") == "org/name" and serve_ray._absolute(None) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "cores"), [((8,), 2, 4), ((8, 8), 2, 8), ((8, 4), 4, 2), ((2,), 8, 1), ((), 1, 1)]
+)
+def test_all_replicas_fit_on_the_cluster(nodes: tuple[int, ...], most: int, cores: int) -> None:
+    assert serve_ray._fitting(ray_cluster.Cluster(False, "", nodes), most) == cores
