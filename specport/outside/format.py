@@ -21,7 +21,14 @@ T = TypeVar("T")
 Table = dict[str, Any]
 
 # What a type's own checks may raise for a value that they did not foresee.
-_UNFIT = (msgspec.MsgspecError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
+_UNFIT = (msgspec.MsgspecError, ValueError, KeyError, ArithmeticError, RecursionError)
+
+
+def _special(kind: type, value: Any) -> Any:
+    """Return a value of a type that JSON does not have."""
+    if kind is not Path or not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{value!r:.100} is no {kind.__name__.lower()}")
+    return Path(value)
 
 
 class _Newer(ValueError):
@@ -127,7 +134,7 @@ class Format(Generic[T]):
                 raise _Newer(f"it is of format {found}; this specport reads {self.version}")
             if found != self.version:
                 raise ValueError(f"it is of format {found}, not {self.version}")
-        return msgspec.convert(value, self.kind)
+        return msgspec.convert(value, self.kind, dec_hook=_special)
 
     def _refused(self, where: str, error: Exception) -> SpecportError:
         if isinstance(error, SpecportError):
