@@ -6,16 +6,12 @@ manifest is read. All entries may be missing.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from specport.outside import Format
-
-Count = Annotated[int, Meta(ge=0, le=1 << 53)]
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0, lt=1e12)]
-Amount = Annotated[float, Meta(ge=0.0, lt=1e12)]
+from specport.outside.numbers import Amount, Count, Positive, Share
 
 
 class StepTimes(Struct):

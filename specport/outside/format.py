@@ -23,6 +23,8 @@ Table = dict[str, Any]
 # What a type's own checks may raise for a value that they did not foresee.
 _UNFIT = (msgspec.MsgspecError, ValueError, KeyError, ArithmeticError, RecursionError)
 
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
 
 def _special(kind: type, value: Any) -> Any:
     """Return a value of a type that JSON does not have."""
@@ -61,14 +63,14 @@ class Format(Generic[T]):
         """Return the content of a file. Raises `error`, also where it is missing."""
         try:
             return self._read(path)
-        except FileNotFoundError:
+        except _MISSING:
             raise self.error(f"there is no file {path}", self.hint) from None
 
     def read_if_there(self, path: Path) -> T | None:
         """Return the content of a file; None where it is missing. Raises `error` where it cannot be used."""
         try:
             return self._read(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except _MISSING:
             return None
 
     def find(self, path: Path) -> T | None:
@@ -105,7 +107,7 @@ class Format(Generic[T]):
         """Yield the lines of a file that are not blank, with their numbers. Raises `error`."""
         try:
             data = read_bytes(path, self.most_bytes)
-        except FileNotFoundError:
+        except _MISSING:
             raise self.error(f"there is no file {path}", self.hint) from None
         except (OSError, ValueError) as error:
             raise self._refused(str(path), error) from error
@@ -116,7 +118,7 @@ class Format(Generic[T]):
     def _read(self, path: Path) -> T:
         try:
             data = read_bytes(path, self.most_bytes)
-        except (FileNotFoundError, NotADirectoryError):
+        except _MISSING:
             raise
         except (OSError, ValueError) as error:
             raise self._refused(str(path), error) from error
