@@ -43,7 +43,9 @@ class Plan:
         stored = _PLAN.find(path)
         if stored is None:
             return None
-        heads = [Head(_ids(h.tokens), h.size, h.seconds, h.agreement, h.tokens_per_second) for h in stored.heads]
+        heads = [
+            Head(_ids(h.tokens), h.size, h.seconds, h.agreement, h.tokens_per_second) for h in stored.heads
+        ]
         return cls((*heads,), _ids(stored.head), stored.choice)
 
 

@@ -22,6 +22,7 @@ from specport.models.os_errors import cause
 from specport.models.precision import parse as parse_precision
 from specport.models.source import ModelFiles
 from specport.outside import Format
+from specport.outside.places import expanded
 
 FORMAT = 1
 AGAIN = "run specport tune again, or specport tune --forget"
@@ -126,7 +127,7 @@ def forget(model: str | None, device: str) -> bool:
 
 def lasting(model: str) -> str:
     """Return a model's name that means the same from any working folder."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     return str(path.resolve()) if path.exists() else model
 
 
