@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from specport.errors import ModelError
-from specport.models.json_file import read_json
+from specport.models.json_file import text_config, whole
 
 _DEFAULT = 2048  # for a config.json that names no limit
 
@@ -15,11 +15,8 @@ def context_limit(folder: Path, most: int | None) -> int:
 
     Raises ModelError where config.json holds a limit that is no number.
     """
-    config = read_json(folder / "config.json")
-    text = config.get("text_config")  # multimodal configurations keep the limit one level down
-    tables = (config, text if isinstance(text, dict) else {})
-    found = (table.get("max_position_embeddings") for table in tables)
-    limit = next((value for value in found if isinstance(value, int) and value > 1), None)
+    config = text_config(folder)
+    limit = whole(config, "max_position_embeddings")
     if limit is None:
         if not isinstance(config.get("max_position_embeddings", 0), int):
             raise ModelError("config.json: max_position_embeddings is not a number")

@@ -18,7 +18,7 @@ from specport.errors import ModelError
 from specport.models import bundle_facts, manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
-from specport.models.json_file import read_json
+from specport.models.json_file import text_config
 from specport.models.os_errors import cause
 from specport.models.parallel import Parallel
 from specport.models.recurrent import Recurrent
@@ -125,9 +125,7 @@ def check_is_model(bundle: Bundle, folder: Path) -> None:
 
 def shape(folder: Path) -> str:
     """Return a hash of the architecture fields of a model's configuration; the same at every precision."""
-    config = read_json(folder / "config.json")
-    text = config.get("text_config")
-    table = {**config, **text} if isinstance(text, dict) else config
+    table = text_config(folder)
     names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     facts = json.dumps({name: table.get(name) for name in names}, sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -1,6 +1,6 @@
 """Types of the facts in a bundle's manifest that specport reads: of its measurement, training and adaptation.
 
-They stay mappings in `Bundle`, as people and later versions add to them; these types are what is checked when a
+They stay mappings in `Bundle`, as people and later versions add to them; these types are checked when a
 manifest is read. All entries may be missing.
 """
 

@@ -6,7 +6,6 @@ safetensors and files converted from GGUF share them. A model that was trained f
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.models.safe_files import UnsafeFile, regular
+from specport.models import tensors
+from specport.models.safe_files import regular
 
 SIZE = 64  # number of weights in a sketch
 # Allowed mean difference of two sketches, in standard deviations of the weights, plus the effect of
@@ -26,8 +26,7 @@ _XML, _BIN = "openvino_model.xml", "openvino_model.bin"
 _MOST_BYTES = 1 << 28
 _NORM = re.compile(r"(?:[\w]+\.)*?(?:model|language_model)\.norm")
 _OPERATION = re.compile(rf"__module\.{_NORM.pattern}/aten::mul/Multiply\w*")
-_DTYPES = {"F32": "<f4", "F16": "<f2", "f32": "<f4", "f16": "<f2"}
-_BFLOAT16 = ("BF16", "bf16")
+_DTYPES = {"f32": "<f4", "f16": "<f2"}
 
 Array = NDArray[np.float32]
 
@@ -50,7 +49,7 @@ def last_norm(folder: Path) -> Array | None:
     """Return the weights [width] of the last norm of the model in `folder`; None where it is not found."""
     try:
         return _of_ir(folder) if (folder / _XML).is_file() else _of_safetensors(folder)
-    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, ET.ParseError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, ET.ParseError):
         return None
 
 
@@ -90,15 +89,9 @@ def _of_ir(folder: Path) -> Array | None:
 
 def _of_safetensors(folder: Path) -> Array | None:
     for path in sorted(folder.glob("*.safetensors")):
-        with open(regular(path), "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MOST_BYTES:
-                raise ValueError("the header is too long")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
+        for name, stored in tensors.header(path).items():
             if name.endswith(".weight") and _NORM.fullmatch(name.removesuffix(".weight")):
-                first, end = entry["data_offsets"]
-                return _read(path, 8 + length + int(first), int(end) - int(first), entry["dtype"])
+                return stored.array().astype(np.float32).ravel()
     return None
 
 
@@ -109,6 +102,6 @@ def _read(path: Path, start: int, size: int, dtype: str) -> Array:
     with open(regular(path), "rb") as file:
         file.seek(start)
         data = file.read(size)
-    if dtype in _BFLOAT16:
+    if dtype == "bf16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
     return np.frombuffer(data, _DTYPES[dtype]).astype(np.float32)

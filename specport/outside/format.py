@@ -41,8 +41,8 @@ class _Newer(ValueError):
 class Format(Generic[T]):
     """Declare a kind of file.
 
-    kind:    type of its content: a dataclass, a `msgspec.Struct`, or `Table` where any object will do. Entries that
-             the type does not have are ignored. What `__post_init__` refuses, the file is refused for.
+    kind:    type of its content: a dataclass, a `msgspec.Struct`, or `Table` where any object does. Entries
+             that the type does not have are ignored. A file is refused for what `__post_init__` refuses.
     what:    what it is, with its article, as in "a plan".
     hint:    the next step where it cannot be used.
     error:   class of the error.
@@ -64,7 +64,7 @@ class Format(Generic[T]):
         try:
             return self._read(path)
         except _MISSING:
-            raise self.error(f"there is no file {path}", self.hint) from None
+            raise self.error(f"cannot read {path}: there is no such file", self.hint) from None
 
     def read_if_there(self, path: Path) -> T | None:
         """Return the content of a file; None where it is missing. Raises `error` where it cannot be used."""
@@ -108,7 +108,7 @@ class Format(Generic[T]):
         try:
             data = read_bytes(path, self.most_bytes)
         except _MISSING:
-            raise self.error(f"there is no file {path}", self.hint) from None
+            raise self.error(f"cannot read {path}: there is no such file", self.hint) from None
         except (OSError, ValueError) as error:
             raise self._refused(str(path), error) from error
         for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):

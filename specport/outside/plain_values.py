@@ -27,10 +27,18 @@ def from_toml(data: bytes) -> Any:
     return _parsed(lambda text: tomllib.loads(text.replace("\r\n", "\n")), data)
 
 
-def check(value: Any) -> None:
+def from_foreign_json(data: bytes) -> Any:
+    """Return the value of a JSON text of a model's authors, with any number that Python can read.
+
+    Mamba has `Infinity` in config.json, and many tokenizers have 10^30 in theirs. Raises ValueError.
+    """
+    return _parsed(json.loads, data, any_number=True)
+
+
+def check(value: Any, *, any_number: bool = False) -> None:
     """Raise ValueError where a plain value has too many levels, or holds what no file of ours needs.
 
-    That is numbers that are infinite or wider than 64 bits, and text that is no Unicode.
+    That is text that is no Unicode and, unless `any_number`, numbers that are infinite or wider than 64 bits.
     """
     level = [value]
     for _ in range(MOST_DEPTH):
@@ -39,17 +47,19 @@ def check(value: Any) -> None:
             if isinstance(each, dict):
                 below.extend(each)
                 below.extend(each.values())
-            elif isinstance(each, list):
+            elif isinstance(each, (list, tuple)):
                 below.extend(each)
-            else:
-                _check_leaf(each)
+            elif isinstance(each, str):
+                _check_text(each)
+            elif not any_number:
+                _check_number(each)
         if not below:
             return
         level = below
     raise ValueError(f"it is nested more than {MOST_DEPTH} levels deep")
 
 
-def _parsed(parse: Any, data: bytes) -> Any:
+def _parsed(parse: Any, data: bytes, *, any_number: bool = False) -> Any:
     try:
         value = parse(data.decode("utf-8-sig"))
     except RecursionError:
@@ -58,16 +68,19 @@ def _parsed(parse: Any, data: bytes) -> Any:
         raise ValueError(f"it is not UTF-8 (byte {error.start})") from None
     except (ValueError, ArithmeticError) as error:  # not in the format, or a number of 5,000 digits
         raise ValueError(str(error)[:_MOST_SHOWN]) from None
-    check(value)
+    check(value, any_number=any_number)
     return value
 
 
-def _check_leaf(value: Any) -> None:
+def _check_number(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     if isinstance(value, int) and not _SIGNED <= value < _UNSIGNED:
         raise ValueError("it has a whole number of more than 64 bits")
-    if isinstance(value, str) and not value.isascii():
+
+
+def _check_text(value: str) -> None:
+    if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
