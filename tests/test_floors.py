@@ -44,7 +44,6 @@ COMMON = {
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
     "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
-    "markdown": "reports",
     "matplotlib": "reports",
     "msgspec": "types of files that come from outside",
     "numpy": "arrays on the host",

@@ -110,7 +110,8 @@ def _survival_lines(distilled: Distilled) -> list[tuple[str, str]]:
     if not distilled.survival:
         return []
     before, after = (
-        ", ".join(f"{share:.2f}" for share in shares) for shares in (distilled.survival_before, distilled.survival)
+        ", ".join(f"{share:.2f}" for share in shares)
+        for shares in (distilled.survival_before, distilled.survival)
     )
     return [("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training")]
 
