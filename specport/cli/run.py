@@ -8,13 +8,13 @@ import platform
 import sys
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import specport
 from specport.cli import options, terminal
 from specport.cli.render import Printer
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.runtime.versions import installed
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _grammar(args: argparse.Namespace) -> Grammar | None:
 
 
 def _read_file(name: str, what: str) -> str:
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

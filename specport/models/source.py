@@ -22,6 +22,7 @@ from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
 from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 
 # Those of `quantize.convert.from_gguf.config`.
@@ -105,7 +106,7 @@ def resolve_with(
     path = _located(spec, part(progress, 0.0, 0.3))
     if path.is_file():
         return _from_gguf(path, spec, options)
-    local = Path(spec).expanduser().is_dir()
+    local = expanded(spec).is_dir()
     return _from_folder(path, spec, options, "" if local else spec.partition("@")[0].rpartition("/")[2])
 
 
@@ -130,7 +131,7 @@ def original(spec: str | None, progress: Progress = silent) -> Path:
 
 def _located(spec: str, progress: Progress) -> Path:
     """Return the file or folder that a user names, downloaded where it is a hub id."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_file() or (spec and path.is_dir()):  # Path("") would be the working folder
         return path
     if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".xml", ".bin")):
