@@ -20,18 +20,23 @@ _TRIES, _WAIT_S = 5, 0.05  # Windows refuses a rename while another program has 
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file written there replaces `path` when the block succeeds.
 
     Creates the folder if needed. When the block fails, `path` stays as it was. What killed processes left is
     removed. Raises OSError.
+
+    lasting: False for one of many files of a cache, which may be lost: it need not be on the disk before it
+             is renamed, and nobody looks for what killed processes left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path, "tmp")
+    if lasting:
+        _remove_stale(path, "tmp")
     temporary = _beside(path, "tmp")
     try:
         yield temporary
-        _on_disk(temporary)
+        if lasting:
+            _on_disk(temporary)
         move(temporary, path)
     except BaseException:  # Ctrl-C too
         temporary.unlink(missing_ok=True)

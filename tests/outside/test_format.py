@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +123,27 @@ def test_the_error_is_of_the_declared_class(tmp_path: Path) -> None:
 def test_toml_is_bounded_too(text: str) -> None:
     with pytest.raises(ModelError, match="is not a table"):
         Format(Table, "a table", parse=plain_values.from_toml).decode(text, "here")
+
+
+def test_no_file_from_outside_is_parsed_by_hand() -> None:
+    """Whoever reads JSON or TOML from a file declares a `Format`; the others say why not."""
+    by_hand = re.compile(r"json\.load\(|json\.loads\([^)]*read|tomllib\.|\.read_text\(")
+    allowed = {
+        "specport/outside/plain_values.py": "the reader itself",
+        "specport/jobs/entry.py": "what this program wrote for its own process",
+        "specport/conformance/matrix.py": "what its own process wrote",
+        "specport/conformance/session.py": "lines of text that are given to pytest",
+        "specport/runtime/memory.py": "files of the system",
+        "specport/runtime/profiles.py": "files of the system",
+        "specport/drafters/retrieval/datastore.py": "any text, bounded",
+        "specport/serve/guard.py": "keys, one a line",
+        "quantize/text/passages.py": "modules of Python",
+    }
+    root = Path(__file__).parents[2]
+    found = {
+        path.relative_to(root).as_posix()
+        for top in ("specport", "quantize", "backends")
+        for path in (root / top).rglob("*.py")
+        if by_hand.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {*allowed}
