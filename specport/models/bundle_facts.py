@@ -48,7 +48,7 @@ class Distilled(Struct):
     agreement: Share = 0.0
     agreement_before: Share = 0.0
     trained: bool = True
-    tokens_read: Amount = 0
+    tokens_read: Count = 0
     seconds: Amount = 0.0
     survival: tuple[Share, ...] = ()
     survival_before: tuple[Share, ...] = ()
@@ -64,7 +64,7 @@ class Adapted(Struct):
     old: tuple[Amount, Amount]
     times: Count
     date: str
-    tokens_read: Amount = 0
+    tokens_read: Count = 0
     seconds: Amount = 0.0
 
 

@@ -10,7 +10,7 @@ from specport.outside import Format, Table, plain_values
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
 MAX_FILE_BYTES = 1 << 28  # larger than any real file; keeps a wrong or hostile one from filling the memory
 _JSON: Format[Any] = Format(
-    object, "a JSON file", "copy or download the file again", parse=plain_values.from_foreign_json
+    Any, "a JSON file", "copy or download the file again", parse=plain_values.from_foreign_json
 )
 
 

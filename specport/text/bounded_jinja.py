@@ -43,6 +43,11 @@ class _Bounding(NodeTransformer):
     visit_List = visit_Tuple = visit_Dict = _literal
 
 
+@pass_context  # so that it is not called while a template is compiled
+def _shown(context: Context, value: Any) -> Any:
+    return limits.made(value)
+
+
 def _call(name: str, *arguments: nodes.Expr) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), [*arguments], [], None, None)
 
@@ -53,7 +58,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(finalize=limits.made, **options)
+        super().__init__(finalize=_shown, **options)
         self.globals.pop("lipsum", None)  # makes any number of paragraphs
         for name, function in self.filters.items():
             self.filters[name] = bounded_filter(name, function)

@@ -23,7 +23,7 @@ def test_what_is_no_path_is_one_error(name: str, capsys: pytest.CaptureFixture[s
     with pytest.raises(InvalidInput) as caught:
         expanded(name)
     assert len(str(caught.value)) < 300
-    for option in ("--model", "--history", "--datastore", "--prompt-file"):
+    for option in ("--model", "--prompt-file"):
         assert main(["run", option, name, *(["Hi"] if option != "--prompt-file" else [])]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) >= 1
 
