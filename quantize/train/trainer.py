@@ -163,6 +163,7 @@ class Run:
 
         if not self.path.is_file():
             return False
+        values: dict[str, Any]
         try:
             with safe_open(self.path, "pt") as stored:
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))  # may hold NaN

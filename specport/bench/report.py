@@ -33,7 +33,7 @@ def _sections(table: Table) -> list[_Section]:
         "method", "TPOT ms", "TTFT ms", "quartiles", "by total time", "tokens a step", "draft", "verify",
         "same text", "first difference",
     )  # fmt: skip
-    positions = [
+    positions: list[tuple[str, ...]] = [
         (name, ", ".join(f"{rate:.2f}" for rate in groups[TOTALS].acceptance_per_position[:10]))
         for name, groups in table.items()
         if groups[TOTALS].acceptance_per_position

@@ -211,7 +211,7 @@ def ranges(tokens: Sequence[int]) -> Ranges:
     return tuple((first, end) for first, end in found)
 
 
-def check_head(head: Ranges | None) -> None:
+def check_head(head: Sequence[Sequence[int]] | None) -> None:
     """Raise ValueError where these are not ascending [first, end) ranges of token ids."""
     before = 0
     for first, end in head or ():
@@ -220,7 +220,7 @@ def check_head(head: Ranges | None) -> None:
         before = end
 
 
-def expand(head: Ranges) -> tuple[int, ...]:
+def expand(head: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Return the ids of [first, end) ranges. Raises ValueError for invalid ranges."""
     check_head(head)
     return tuple(token for first, end in head for token in range(first, end))

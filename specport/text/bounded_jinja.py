@@ -48,7 +48,7 @@ def _shown(context: Context, value: Any) -> Any:
     return limits.made(value)
 
 
-def _call(name: str, *arguments: nodes.Expr) -> nodes.Call:
+def _call(name: str, *arguments: Any) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), [*arguments], [], None, None)
 
 
