@@ -145,7 +145,7 @@ def check_call(name: str, own: Any, args: tuple[Any, ...], options: Mapping[str,
     if name == "replace" and isinstance(own, (str, bytes)) and len(values) > 1:
         old, new = values[:2]
         try:
-            require(size + own.count(old) * (weight(new)))  # type: ignore[arg-type]
+            require(size + own.count(old) * (weight(new)))
         except TypeError:
             require(size * weight(new))
     elif name == "join":
