@@ -5,16 +5,16 @@ The plan is stored, since it depends on measured times: a resumed build must not
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from specport.quantize.prune.choose import Choice
 
 from specport.calibration.heads import Head
 from specport.models import bundle
 from specport.models.atomic import write_json
+from specport.outside import Format
+from specport.outside.numbers import Amount, Count
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,42 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan | None:
-        """Read a plan; None where there is no file."""
-        if not path.is_file():
+        """Read a plan; None where there is none that can be used: then the build chooses again."""
+        stored = _PLAN.find(path)
+        if stored is None:
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        choice: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in stored["choice"].items()
-        }
-        choice["dropped_by_count"] = tuple(map(tuple, choice["dropped_by_count"]))
-        heads = tuple(Head(**{**head, "tokens": _ids(head["tokens"])}) for head in stored["heads"])
-        return cls(heads, _ids(stored["head"]), Choice(**choice))
+        heads = [
+            Head(_ids(h.tokens), h.size, h.seconds, h.agreement, h.tokens_per_second) for h in stored.heads
+        ]
+        return cls((*heads,), _ids(stored.head), stored.choice)
 
 
-def _ranges(tokens: tuple[int, ...] | None) -> tuple[tuple[int, int], ...] | None:
+@dataclass(frozen=True)
+class _Head:
+    tokens: bundle.Ranges | None
+    size: Count
+    seconds: Amount
+    agreement: Amount
+    tokens_per_second: Amount
+
+
+@dataclass(frozen=True)
+class _Stored:
+    heads: tuple[_Head, ...]
+    head: bundle.Ranges | None
+    choice: Choice
+
+    def __post_init__(self) -> None:
+        for head in (self.head, *(each.tokens for each in self.heads)):
+            bundle.check_head(head)
+
+
+_PLAN = Format(_Stored, "the plan of a draft")
+
+
+def _ranges(tokens: tuple[int, ...] | None) -> bundle.Ranges | None:
     return None if tokens is None else bundle.ranges(tokens)
 
 
-def _ids(ranges: list[list[int]] | None) -> tuple[int, ...] | None:
+def _ids(ranges: bundle.Ranges | None) -> tuple[int, ...] | None:
     return None if ranges is None else bundle.expand(ranges)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from specport.outside.shown import visible
+
 Progress = Callable[[str, float], None]  # (name of the stage, share done of the whole: 0 to 1)
 
 
@@ -26,7 +28,7 @@ def progress_bar() -> Iterator[Progress]:
             form = "{desc:<40} {percentage:3.0f}% |{bar:30}| {elapsed}"
             bar = tqdm(total=100, bar_format=form, file=sys.stderr, leave=False)
         bar.n = round(100 * min(max(share, 0.0), 1.0))
-        bar.set_description_str(what)
+        bar.set_description_str(visible(what))
 
     try:
         yield show

@@ -20,6 +20,13 @@ if (
 sys.modules.setdefault("torchvision", None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-seconds", type=float, default=0.0, metavar="S",
+        help="how long each test in tests/fuzz goes on with new inputs (default: a fixed few)",
+    )  # fmt: skip
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The processor, last of all: exactness and speed depend on it, and the end of a log is what is kept."""
     failed = Counter(

@@ -17,7 +17,7 @@ from support.imports import Package
 # From ground to roof. A floor holds rooms, a room the modules below these names; of several names that fit,
 # the longest counts. "" is the package's own `__init__`. Rooms of one floor do not know of each other.
 FLOORS: imports.Floors = (
-    {"ground": ("errors", "progress")},
+    {"ground": ("errors", "progress", "outside")},
     {"core": ("core",), "models": ("models",), "profile files": ("hw_profiles",)},
     {"text": ("text",), "jobs": ("jobs",), "traffic": ("traffic",)},
     # Loading converts models, so that this part of `quantize` lies below all that loads one.
@@ -45,8 +45,8 @@ COMMON = {
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
     "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
-    "markdown": "reports",
     "matplotlib": "reports",
+    "msgspec": "types of files that come from outside",
     "numpy": "arrays on the host",
     "platformdirs": "the cache's folder",
     "prometheus_client": "metrics of the server",

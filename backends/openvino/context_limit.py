@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specport.errors import ModelError
+from specport.models.json_file import text_part, whole
 
 _DEFAULT = 2048  # for a config.json that names no limit
 
@@ -15,10 +16,8 @@ def context_limit(config: Mapping[str, Any], most: int | None) -> int:
 
     config: the model's config.json. Raises ModelError where config.json holds a limit that is no number.
     """
-    text = config.get("text_config")  # multimodal configurations keep the limit one level down
-    tables = (config, text if isinstance(text, dict) else {})
-    found = (table.get("max_position_embeddings") for table in tables)
-    limit = next((value for value in found if isinstance(value, int) and value > 1), None)
+    config = text_part(config)
+    limit = whole(config, "max_position_embeddings")
     if limit is None:
         if not isinstance(config.get("max_position_embeddings", 0), int):
             raise ModelError("config.json: max_position_embeddings is not a number")

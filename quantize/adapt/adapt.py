@@ -32,6 +32,7 @@ from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.parallel import Parallel
 from specport.models.source import IR_BIN, ModelFiles, ir_fingerprint
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 from specport.runtime import conversion, measurements
 from specport.runtime.loading import Loader
@@ -71,7 +72,7 @@ def adapt(
     pace:     when to stop; None = by the budget alone.
     Raises SpecportError; finished stages are kept.
     """
-    draft = draft.expanduser().resolve()
+    draft = expanded(draft).resolve()
     swapping.recover(draft)
     about = bundle.read(draft)
     bundle.check_is_model(about, draft)

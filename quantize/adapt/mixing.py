@@ -6,14 +6,17 @@ text although the log has changed meanwhile.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from msgspec import Struct
+
 from specport.errors import InvalidInput, ModelError
 from specport.models.atomic import write_json
+from specport.outside import Format
+from specport.outside.numbers import Count, Positive
 from specport.traffic.dialogues import Dialogue, read_shard, save_shard
 from specport.traffic.log import TrafficLog
 
@@ -55,11 +58,20 @@ class Mixture:
     @classmethod
     def stored(cls, folder: Path) -> Mixture | None:
         """Return the mixture that was written to a folder; None where it is missing or incomplete."""
-        try:
-            found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-            return cls(folder, found["own_tokens"], found["old_tokens"], found["epochs"], (*found["notes"],))
-        except (OSError, ValueError, KeyError, TypeError):
+        found = _PLAN.find(folder / PLAN)
+        if found is None:
             return None
+        return cls(folder, found.own_tokens, found.old_tokens, found.epochs, found.notes)
+
+
+class _Stored(Struct):
+    own_tokens: Count
+    old_tokens: Count
+    epochs: Positive
+    notes: tuple[str, ...]
+
+
+_PLAN = Format(_Stored, "the plan of a mixture")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ directly.
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -272,7 +271,7 @@ def _finish_folder(source: Path, target: Path, trust_remote_code: bool) -> None:
 
 
 def _merge_json(path: Path, values: dict[str, Any]) -> None:
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = read_json(path)
     known.pop("_from_model_config", None)  # with it transformers would replace the ids again
     known.update({key: value for key, value in values.items() if value is not None})
     write_json(path, known, indent=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,11 +18,15 @@ from specport.core.planning.step_costs import StepCosts
 from specport.errors import InvalidInput
 from specport.models.atomic import write_json
 from specport.models.source import ModelFiles, ir_fingerprint
+from specport.outside import Format
 from specport.progress import Progress
 from specport.runtime.loading import Loader
 
 FLOOR = 0.3  # agreement below which even a distilled draft is not worth its cost
 RECOVERED = 0.5  # share of the lost agreement that distillation is assumed to bring back
+
+
+_DROPPING = Format(depth.Dropping, "an order of layers")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Choice:
     agreements: tuple[float, ...]
     seconds: tuple[float, ...]
     tokens_per_second: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.count < len(self.dropped_by_count) or not 0 <= self.num_layers < 1 << 16:
+            raise ValueError(f"{self.count} of {self.num_layers} layers cannot be dropped")
 
     @classmethod
     def all_of(cls, num_layers: int) -> Choice:
@@ -109,11 +116,9 @@ class Search:
         total, layers = probe.num_layers, request.layers
         if layers is not None and layers > total:
             raise InvalidInput(f"the draft has {total} layers, fewer than {layers}")
-        if known.is_file():
-            stored = json.loads(known.read_text(encoding="utf-8"))
-            return total, depth.Dropping(
-                tuple(map(tuple, stored["dropped_by_count"])), tuple(stored["agreements"])
-            )
+        stored = _DROPPING.find(known)
+        if stored and stored.reaches(total, 0 if layers is None else total - layers):
+            return total, stored
         count, floor = (total - 1, FLOOR) if layers is None else (total - layers, 0.0)
         agreement = partial(probe.agreement, texts)
         if request.by in depth.MEASURES:

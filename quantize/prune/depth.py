@@ -29,6 +29,15 @@ class Dropping:
     dropped_by_count: tuple[tuple[int, ...], ...]
     agreements: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.dropped_by_count) == len(self.agreements) > 0:
+            raise ValueError("there is not one agreement for each number of layers")
+
+    def reaches(self, num_layers: int, count: int) -> bool:
+        """Return whether it says which `count` of a model's layers to drop."""
+        layers = {layer for dropped in self.dropped_by_count for layer in dropped}
+        return count < len(self.agreements) and layers <= {*range(num_layers)}
+
 
 def angular_distance(streams: NDArray[np.float32], block: int = 1) -> NDArray[np.float64]:
     """Return [layers + 1 - block]: mean arccos(cosine) / pi between the streams before l and l + block.

@@ -57,7 +57,7 @@ def with_hidden(shard: Path, path: Path) -> list[Dialogue]:
     except OSError as error:
         message, hint = cause(error)
         raise ModelError(f"cannot read {path}: {message}", hint) from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, ArithmeticError, MemoryError) as error:
         raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error
     ends = np.cumsum([0, *(len(d.tokens) - d.start for d in dialogues)])
     if dialogues and (states.ndim != 2 or len(states) != ends[-1] or states.dtype != np.float16):

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specport.errors import ModelError
+from msgspec import Struct
+
 from specport.models import bundle
 from specport.models.atomic import write_json
-from specport.models.json_file import read_json
+from specport.outside import Format, Table
+from specport.outside.numbers import Layer
 
 NAME = "distilled.json"
 PARALLEL = "in_parallel"  # the fact that becomes `Bundle.parallel`
@@ -27,6 +29,20 @@ class Distilled(NamedTuple):
     head: tuple[int, ...] | None = None
 
 
+class _Record(Struct):
+    layers: Layer
+    precision: str
+    head: bundle.Ranges | None
+
+    def __post_init__(self) -> None:
+        bundle.check_head(self.head)
+
+
+_AGAIN = "distil the draft again"
+_FACTS = Format(Table, "the record of a distillation", _AGAIN)
+_RECORD = Format(_Record, "the record of a distillation", _AGAIN)
+
+
 def write(folder: Path, facts: Mapping[str, Any], head: Sequence[Sequence[int]] | None) -> None:
     """Write the record into a folder. head: ranges of ids, as in a bundle."""
     write_json(folder / NAME, {**facts, _HEAD: head})
@@ -37,12 +53,9 @@ def read(folder: Path) -> Distilled:
 
     Raises ModelError where it is damaged.
     """
-    facts = read_json(folder / NAME) if folder.is_dir() else {}
+    facts = _FACTS.read_if_there(folder / NAME) if folder.is_dir() else None
     if not facts:
         return Distilled({})
-    try:
-        head = facts.pop(_HEAD)
-        int(facts["layers"]), str(facts["precision"])
-        return Distilled(facts, None if head is None else bundle.expand(head))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / NAME} is damaged: {error!r}", "distil the draft again") from error
+    head = _RECORD.of(facts, str(folder / NAME)).head
+    del facts[_HEAD]
+    return Distilled(facts, None if head is None else bundle.expand(head))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from specport.quantize.train.parallel import Parallel, add_mask, train_parallel
 from specport.models import bundle
 from specport.models import parallel as models
 from specport.models.atomic import write_json
+from specport.outside import Format, Table
 from specport.progress import Progress, part
 
 HELD_OUT = 0.05  # share of the shards, at least one
@@ -127,7 +127,7 @@ def _pruned(
     request = {"dropped": sorted(dropped), "mlp": mlp}
     stored = _stored_request(kept)
     counts = stored.pop("channels", None)
-    same = counts is not None and stored == request
+    same = isinstance(counts, list) and stored == request
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         model = export.load_source(kept if same else source, Path(temporary), trust_remote_code)
     if same:
@@ -149,9 +149,9 @@ def _pruned(
     return model, channels
 
 
+_PRUNED = Format(Table, "what a model was pruned to")
+
+
 def _stored_request(kept: Path) -> dict[str, Any]:
     """Return how the model in this folder was pruned; empty where there is no complete model."""
-    try:
-        return dict(json.loads((kept / PRUNED).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return _PRUNED.find(kept / PRUNED) or {}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT, SAVE_EVERY_S = "checkpoint.safetensors", 600.0
+_KEPT = ("identity", "step", "before", "losses", "loss", "agreement", "seconds")  # of a run, in a checkpoint
 _WARM_UP, _LAST_RATE, _SMOOTH = 0.05, 0.1, 0.95
 
 
@@ -148,8 +149,7 @@ class Run:
             state = self.optimizer.state[parameter]
             tensors |= {f"{i}.weight": parameter.detach()}
             tensors |= {f"{i}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq", "step")}
-        names = ("identity", "step", "before", "losses", "loss", "agreement", "seconds")
-        about = json.dumps({name: getattr(self, name) for name in names})
+        about = json.dumps({name: getattr(self, name) for name in _KEPT})
         try:
             with replacing(self.path) as temporary:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
@@ -163,10 +163,11 @@ class Run:
 
         if not self.path.is_file():
             return False
+        values: dict[str, Any]
         try:
             with safe_open(self.path, "pt") as stored:
-                about = json.loads((stored.metadata() or {}).get("about", "{}"))
-                if about.get("identity") != self.identity:
+                about = json.loads((stored.metadata() or {}).get("about", "{}"))  # may hold NaN
+                if not isinstance(about, dict) or about.get("identity") != self.identity:
                     return False
                 for i, parameter in enumerate(self.trained):
                     parameter.data.copy_(stored.get_tensor(f"{i}.weight"))
@@ -180,11 +181,12 @@ class Run:
         except OSError as error:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
-        except (SafetensorError, ValueError) as error:
+            values = {name: about[name] for name in _KEPT}
+        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise ModelError(
                 f"{self.path} is damaged: {error}", "remove it and run the command again"
             ) from error
-        for name, value in about.items():
+        for name, value in values.items():
             setattr(self, name, value)
         return True
 

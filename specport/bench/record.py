@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from specport.bench.prompts import Prompt
+from specport.bench.row import RESULT, Row
 from specport.calibration.methods import PLAIN, Method, Run
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
+from specport.models.os_errors import cause
+from specport.outside import Format, Table, plain_values
 from specport.progress import Progress, silent
 
 ROWS, ABOUT = "rows.jsonl", "about.json"
-Row = dict[str, Any]
+_ELSEWHERE = "choose another --out, or remove this folder"
+_ABOUT = Format(Table, "what a benchmark says of itself", _ELSEWHERE, InvalidInput)
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,19 @@ class Record:
         path = folder / ABOUT
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if path.is_file():
-                before = json.loads(path.read_text(encoding="utf-8"))
+            if (folder / ROWS).is_file() and (before := _ABOUT.read_if_there(path)) is not None:
                 changed = [k for k in {*before, *about} if before.get(k) != json.loads(text).get(k)]
-                if changed and (folder / ROWS).is_file():
+                if changed:
                     raise InvalidInput(
-                        f"{folder} holds a benchmark with a different {sorted(changed)[0]}",
-                        "choose another --out, or remove this folder",
+                        f"{folder} holds a benchmark with a different {sorted(changed)[0]}", _ELSEWHERE
                     )
             write_atomically(path, text + "\n")
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"cannot use the folder {folder}: {error}") from error
-        self.rows: list[Row] = [*_read(folder / ROWS)]
-        if self.rows:  # drop a torn last line; its job runs again
-            write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self.rows: list[Row] = [*_read(folder / ROWS)]
+            if self.rows:  # drop a torn last line; its job runs again
+                write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in self.rows))
+        except OSError as error:
+            message, hint = cause(error)
+            raise InvalidInput(f"cannot use the folder {folder}: {message}", hint) from error
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         done = {(row["id"], row["method"], row["n"]) for row in self.rows}
@@ -85,19 +88,28 @@ class Record:
             "num_first": run.num_first,
             "metrics": dict(run.metrics),
         }
-        with open(self.folder / ROWS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.folder / ROWS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            message, _ = cause(error)
+            hint = "free some space and run the same command again: it goes on from here"
+            raise InvalidInput(f"cannot write {self.folder / ROWS}: {message}", hint) from error
         self.rows.append(row)
 
 
 def _read(path: Path) -> Iterator[Row]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Yield the rows of a file that need not exist, without a torn last line. Raises InvalidInput."""
+    lines = [*RESULT.raw_lines(path)] if path.is_file() else []
+    for number, line in lines:
         try:
-            yield json.loads(line)
-        except ValueError:  # the last line of a run that was killed while it wrote
-            return
+            row = plain_values.from_json(line)
+        except ValueError as error:
+            if number == lines[-1][0]:  # of a run that was killed while it wrote
+                return
+            raise InvalidInput(f"{path}, line {number} is damaged: {error}", _ELSEWHERE) from error
+        RESULT.of(row, f"{path}, line {number}")
+        yield row
 
 
 def decode_all(

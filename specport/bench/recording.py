@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta, Struct
 
 from specport.bench.prompts import Prompt
 from specport.core.engine import Engine
@@ -21,6 +23,9 @@ from specport.core.sampling.sampler import Sampler
 from specport.core.sequence import Generation
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
+from specport.outside import Format, Table
+from specport.outside.numbers import Count, Share, TokenId
+from specport.runtime.cost_table import CostTable
 
 FORMAT = 1
 DEPTH = 8  # drafted tokens per position
@@ -34,14 +39,21 @@ class RecordedText:
     prompt, tokens: token ids; the first of `tokens` came with the prompt's own step.
     chains:         [len(tokens) - 1][<= DEPTH] the greedy draft behind tokens[: i + 1].
     confidences:    the draft's probability of each of them.
+    Raises ValueError where the chains do not match the tokens.
     """
 
     id: str
     category: str
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    chains: tuple[tuple[int, ...], ...]
-    confidences: tuple[tuple[float, ...], ...]
+    prompt: tuple[TokenId, ...]
+    tokens: tuple[TokenId, ...]
+    chains: tuple[tuple[TokenId, ...], ...]
+    confidences: tuple[tuple[Share, ...], ...]
+
+    def __post_init__(self) -> None:
+        lengths = [*map(len, self.chains)]
+        same = lengths == [*map(len, self.confidences)] and max(lengths, default=0) <= DEPTH
+        if not self.prompt or len(self.chains) != len(self.tokens) - 1 or not same:
+            raise ValueError(f"the chains of text {self.id} do not match its tokens")
 
 
 @dataclass(frozen=True)
@@ -109,22 +121,28 @@ class Recording:
     @classmethod
     def load(cls, path: Path) -> Recording:
         """Read a recording. Raises InvalidInput for a file that is none."""
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if held["format"] != FORMAT:
-                raise ValueError(f"its format is {held['format']}, not {FORMAT}")
-            costs = {
-                str(name): Costs(_costs(pair["target"]), _costs(pair["draft"]), int(pair["min_width"]))
-                for name, pair in held["costs"].items()
-            }
-            texts = tuple(_text(text) for text in held["texts"])
-            if not texts or not costs:
-                raise ValueError("it has no texts or no costs")
-            return cls(held["about"], costs, int(held["max_new_tokens"]), texts, bool(held["parallel"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(
-                f"cannot read the recording {path}: {error}", "make one with specport bench --record FILE"
-            ) from error
+        held = _STORED.read(path)
+        costs = {n: Costs(p.target.costs(), p.draft.costs(), p.min_width) for n, p in held.costs.items()}
+        return cls(held.about, costs, held.max_new_tokens, held.texts, held.parallel)
+
+
+class _Pair(Struct):
+    target: CostTable
+    draft: CostTable
+    min_width: Annotated[int, Meta(ge=1, lt=1 << 16)]
+
+
+class _Stored(Struct):
+    about: Table
+    costs: Annotated[dict[str, _Pair], Meta(min_length=1)]
+    max_new_tokens: Count
+    texts: Annotated[tuple[RecordedText, ...], Meta(min_length=1)]
+    parallel: bool
+
+
+_STORED = Format(
+    _Stored, "a recording", "make one with specport bench --record FILE", InvalidInput, FORMAT, 1 << 30
+)
 
 
 class Unstopped:
@@ -179,28 +197,3 @@ def _table(costs: StepCosts) -> dict[str, Any]:
         "seconds": seconds,
         "change": costs.change,
     }
-
-
-def _costs(table: Mapping[str, Any]) -> StepCosts:
-    return StepCosts(
-        tuple(map(int, table["widths"])),
-        tuple(map(int, table["contexts"])),
-        tuple(tuple(map(float, row)) for row in table["seconds"]),
-        float(table["change"]),
-        measured=True,
-    )
-
-
-def _text(held: Mapping[str, Any]) -> RecordedText:
-    text = RecordedText(
-        str(held["id"]),
-        str(held["category"]),
-        tuple(map(int, held["prompt"])),
-        tuple(map(int, held["tokens"])),
-        tuple(tuple(map(int, chain)) for chain in held["chains"]),
-        tuple(tuple(map(float, chain)) for chain in held["confidences"]),
-    )
-    same = all(len(a) == len(b) <= DEPTH for a, b in zip(text.chains, text.confidences, strict=True))
-    if not text.prompt or len(text.chains) != len(text.tokens) - 1 or not same:
-        raise ValueError(f"the chains of text {text.id} do not match its tokens")
-    return text

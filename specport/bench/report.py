@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from specport.bench.prompts import TOTALS
 from specport.bench.summary import Figures
+from specport.calibration.methods import PLAIN
 from specport.errors import SpecportError
+from specport.outside.shown import html_page, in_markdown, visible
 
 Table = Mapping[str, Mapping[str, Figures]]
 
 
-def markdown(table: Table, about: Mapping[str, Any]) -> str:
-    """Return the tables by category, the details of each method, and the settings behind the figures."""
+@dataclass(frozen=True)
+class _Section:
+    """A table of the report: names and numbers as text, not yet escaped for any format."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def _sections(table: Table) -> list[_Section]:
+    """Return the tables by category and the details of each method."""
     categories = [*dict.fromkeys(c for groups in table.values() for c in groups)]
-    parts = ["# Benchmark\n", _provenance(about)]
-    for title, cell in (
-        ("Decode speed-up over plain (geometric mean)", lambda f: _number(f.decode)),
-        ("End-to-end speed-up over plain (geometric mean)", lambda f: _number(f.end_to_end)),
-    ):
-        parts.append(_by_category(title, table, categories, cell))
     head = (
         "method", "TPOT ms", "TTFT ms", "quartiles", "by total time", "tokens a step", "draft", "verify",
         "same text", "first difference",
     )  # fmt: skip
-    rows = [_details(name, groups["all"]) for name, groups in table.items()]
-    parts.append("## Methods\n\n" + _table(head, rows))
-    positions = [
-        (name, ", ".join(f"{rate:.2f}" for rate in groups["all"].acceptance_per_position[:10]))
+    positions: list[tuple[str, ...]] = [
+        (name, ", ".join(f"{rate:.2f}" for rate in groups[TOTALS].acceptance_per_position[:10]))
         for name, groups in table.items()
-        if groups["all"].acceptance_per_position
+        if groups[TOTALS].acceptance_per_position
     ]
-    parts.append("## Acceptance rate by position\n\n" + _table(("method", "1, 2, 3, ..."), positions))
-    parts.append("## Settings\n\n```json\n" + json.dumps(about.get("methods", {}), indent=1) + "\n```\n")
+    return [
+        *(
+            _Section(
+                f"{what} speed-up over plain (geometric mean)",
+                ("method", *categories),
+                [(name, *(cell(groups, c) for c in categories)) for name, groups in table.items()],
+            )
+            for what, cell in (("Decode", _decode), ("End-to-end", _end_to_end))
+        ),
+        _Section("Methods", head, [_details(name, groups[TOTALS]) for name, groups in table.items()]),
+        _Section("Acceptance rate by position", ("method", "1, 2, 3, ..."), positions),
+    ]
+
+
+def _decode(groups: Mapping[str, Figures], category: str) -> str:
+    return _number(groups[category].decode) if category in groups else ""
+
+
+def _end_to_end(groups: Mapping[str, Figures], category: str) -> str:
+    return _number(groups[category].end_to_end) if category in groups else ""
+
+
+def markdown(table: Table, about: Mapping[str, Any]) -> str:
+    """Return the tables by category, the details of each method, and the settings behind the figures."""
+    parts = ["# Benchmark\n", "".join(f"- {key}: {in_markdown(value)}\n" for key, value in _facts(about))]
+    for section in _sections(table):
+        lines = [map(in_markdown, section.head), ("---", *("---:" for _ in section.head[1:]))]
+        lines += [map(in_markdown, row) for row in section.rows]
+        parts.append(f"## {section.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    parts.append(f"## Settings\n\n```json\n{_settings(about)}\n```\n")
     return "\n".join(parts)
 
 
@@ -49,34 +81,24 @@ def _details(name: str, f: Figures) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _by_category(title: str, table: Table, categories: list[str], cell: Callable[[Figures], str]) -> str:
-    rows = [
-        (name, *(cell(groups[c]) if c in groups else "" for c in categories))
-        for name, groups in table.items()
-    ]
-    return f"## {title}\n\n" + _table(("method", *categories), rows)
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
-    # Names come from files: escape bars, which end a cell, and tags, which would be live in the page.
-    cells = (" | ".join(html.escape(cell).replace("|", "&#124;") for cell in line) for line in lines)
-    return "".join(f"| {line} |\n" for line in cells)
-
-
-def _provenance(about: Mapping[str, Any]) -> str:
-    facts = {key: value for key, value in about.items() if key != "methods"}
-    return "".join(f"- {key}: {_plain(value)}\n" for key, value in facts.items())
+def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was measured, and how, as names and texts."""
+    return [(key, _plain(value)) for key, value in about.items() if key != "methods"]
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return html.escape(", ".join(f"{key} {item}" for key, item in value.items()))
-    return html.escape(str(value))
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)
+
+
+def _settings(about: Mapping[str, Any]) -> str:
+    """Return the settings of the methods as JSON in ASCII, which has no line that ends a block of code."""
+    return json.dumps(about.get("methods", {}), indent=1)
 
 
 _STYLE = """
@@ -89,35 +111,58 @@ svg { max-width: 100%; height: auto; }
 """
 
 
+_PAGE = """\
+<!doctype html>
+<html lang='en'><head><meta charset='utf-8'><title>specport benchmark</title>
+<style>{{ style }}</style></head><body>{{ plot|safe }}
+<h1>Benchmark</h1>
+<ul>
+{% for key, value in facts %}
+<li>{{ key|visible }}: {{ value|visible }}</li>
+{% endfor %}
+</ul>
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+<table>
+<tr>{% for name in section.head %}<th>{{ name|visible }}</th>{% endfor %}</tr>
+{% for row in section.rows %}
+<tr>{% for cell in row %}<td>{{ cell|visible }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endfor %}
+<h2>Settings</h2>
+<pre>{{ settings }}</pre>
+</body></html>
+"""
+
+
 def page(table: Table, about: Mapping[str, Any]) -> str:
-    """Return one self-contained HTML page. Raises SpecportError where the drawing packages are missing."""
-    try:
-        import markdown as converter
-    except ImportError as error:
-        raise SpecportError("the HTML page needs more packages", "pip install 'specport[bench]'") from error
-    body = converter.markdown(markdown(table, about), extensions=["tables", "fenced_code"])
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>specport benchmark</title>"
-        f"<style>{_STYLE}</style></head><body>{_plot(table)}{body}</body></html>\n"
-    )
+    """Return one self-contained HTML page. Raises SpecportError where the drawing package is missing."""
+    return html_page(
+        _PAGE, style=_STYLE, plot=_plot(table), facts=_facts(about), sections=_sections(table),
+        settings=_settings(about),
+    )  # fmt: skip
 
 
 def _plot(table: Table) -> str:
-    """Return a bar chart of decode speed-up by category, as SVG."""
-    import matplotlib
-
+    """Return a bar chart of decode speed-up by category, as SVG. Raises SpecportError."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SpecportError("the HTML page needs more packages", "pip install 'specport[bench]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    methods = [name for name in table if name != "plain"]
+    methods = [name for name in table if name != PLAIN]
     categories = [*dict.fromkeys(c for groups in table.values() for c in groups)]
+    pyplot.rcParams["text.parse_math"] = False  # names are no formulas
     figure, axis = pyplot.subplots(figsize=(11, 4.5))
     width = 0.8 / max(1, len(methods))
     for i, name in enumerate(methods):
         heights = [(table[name][c].decode or 0.0) if c in table[name] else 0.0 for c in categories]
-        axis.bar([x + i * width for x in range(len(categories))], heights, width, label=name)
+        axis.bar([x + i * width for x in range(len(categories))], heights, width, label=visible(name))
     axis.axhline(1.0, color="black", linewidth=0.8)
-    axis.set_xticks([x + 0.4 - width / 2 for x in range(len(categories))], categories)
+    axis.set_xticks([x + 0.4 - width / 2 for x in range(len(categories))], [*map(visible, categories)])
     axis.set_ylabel("decode speed-up over plain")
     axis.legend(fontsize=8)
     axis.grid(axis="y", alpha=0.3)

@@ -16,7 +16,7 @@ from specport.calibration.target_text import Text
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model, Row, StepOutput
 from specport.errors import ModelError
-from specport.models.json_file import read_json
+from specport.models.json_file import text_config, whole
 from specport.progress import Progress
 
 _MOST_TRIED = 9
@@ -70,9 +70,8 @@ class FirstLayers:
 
 def num_layers(folder: Path) -> int:
     """Return the number of decoder layers by a folder's config.json. Raises ModelError where it has none."""
-    config = read_json(folder / "config.json")
-    count = config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers")
-    if not isinstance(count, int):
+    count = whole(text_config(folder), "num_hidden_layers", 1 << 16)
+    if count is None:
         raise ModelError(
             f"{folder / 'config.json'} does not say num_hidden_layers", "name a layer: early-exit:E"
         )

@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # a full disk, a name that is too long, a folder that was deleted meanwhile
+        from specport.models.os_errors import cause
+
+        terminal.complain("{} ({})".format(*cause(error)))
+        return 2
     finally:
         terminal.release_streams()
 

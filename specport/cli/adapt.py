@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 
 if TYPE_CHECKING:
     from specport.quantize.adapt.judging import Replayed
@@ -244,7 +245,7 @@ def _draft(given: Path | None) -> Path:
             listed = ", ".join(sorted(known))
             raise InvalidInput(f"several drafts come into question: {listed}", "name one with --draft DIR")
         given = Path(known.pop())
-    draft = given.expanduser().resolve()
+    draft = expanded(given).resolve()
     if not (draft / bundle.BUNDLE_FILE).is_file() and not previous_of(draft).is_dir():
         raise InvalidInput(f"{given} is not a draft bundle", "specport quantize --out DIR makes one")
     return draft

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specport.cli import options, quantize_layerskip, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
     from specport.models.bundle import Bundle
+    from specport.models.bundle_facts import Adapted, Distilled, Measured, StepTimes
     from specport.models.parallel import Parallel
     from specport.models.recurrent import Recurrent
 
@@ -46,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
 
 def show(bundle: Bundle) -> None:
     """Print a bundle's manifest as lines of a name and a text."""
-    measured, distilled = bundle.measured, bundle.distilled
+    from specport.models import bundle_facts
+
+    measured = bundle_facts.MEASURED.of(bundle.measured, "measured")
+    distilled = bundle_facts.DISTILLED.of(bundle.distilled, "distilled")
+    adapted = bundle_facts.PROVENANCE.of(bundle.provenance, "provenance").adapted
     head = "whole" if bundle.head is None else f"cut to {sum(b - a for a, b in bundle.head)} tokens"
     lines = [
         ("draft for", bundle.target),
@@ -54,94 +59,95 @@ def show(bundle: Bundle) -> None:
         ("head", head),
     ]
     if bundle.recurrent:
-        lines += _recurrent_lines(bundle.recurrent, distilled or {})
+        lines += _recurrent_lines(bundle.recurrent, distilled)
     else:
         kept = ", ".join(map(str, bundle.layers))
         lines.insert(2, ("layers", f"{len(bundle.layers)} of {bundle.num_layers}: {kept}"))
-        if distilled:
+        if bundle.distilled:
             lines += _distilled_lines(distilled)
     if bundle.parallel:
-        lines += _parallel_lines(bundle.parallel, distilled or {})
-    if measured:
+        lines += _parallel_lines(bundle.parallel, distilled)
+    if bundle.measured:
         lines += _measured_lines(measured)
-    if adapted := bundle.provenance.get("adapted"):
+    if adapted:
         lines.append(("adapted", _adapted(adapted)))
-    if measured.get("ms_by_width"):
-        lines += _costs(bundle, measured["ms_by_width"])
+    if measured.ms_by_width and bundle.reach:
+        lines += _costs(bundle, measured.ms_by_width)
     for name, text in lines:
         terminal.write(f"{name:>11}  {text}\n")
 
 
-def _distilled_lines(distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _distilled_lines(distilled: Distilled) -> list[tuple[str, str]]:
     lines = []
-    if distilled["mlp_channels"]:
-        kept, total = distilled["mlp_channels"]
+    if len(distilled.mlp_channels) == 2:
+        kept, total = distilled.mlp_channels
         lines.append(("channels", f"{kept} of {total} channels of each feed-forward block"))
-    after = f"{distilled['agreement']:.1%}"
-    if distilled.get("trained", True):
-        change = f"{distilled['agreement_before']:.1%} to {after}"
-        return [*lines, ("distilled", f"on {distilled['tokens_read']} tokens: agreement {change}")]
+    after = f"{distilled.agreement:.1%}"
+    if distilled.trained:
+        change = f"{distilled.agreement_before:.1%} to {after}"
+        return [*lines, ("distilled", f"on {distilled.tokens_read} tokens: agreement {change}")]
     return [*lines, ("distilled", f"fitted only: agreement {after}")]
 
 
-def _parallel_lines(parallel: Parallel, distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _parallel_lines(parallel: Parallel, distilled: Distilled) -> list[tuple[str, str]]:
     degrees = ", ".join(f"{degree:.2f}" for degree in parallel.temperatures)
     text = f"{parallel.depth} tokens a pass, MASK {parallel.mask_token_id}, temperatures {degrees}"
     return [("parallel", text), *_survival_lines(distilled)]
 
 
-def _recurrent_lines(shape: Recurrent, distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _recurrent_lines(shape: Recurrent, distilled: Distilled) -> list[tuple[str, str]]:
     layers = ", ".join(map(str, shape.layers))
     lines = [
         ("reads", f"the target's hidden states of layers {layers}; no prompt of its own"),
         ("size", f"{shape.num_parameters / 1e6:.1f} million parameters, {shape.blocks} x {shape.inner} wide"),
     ]
-    if "tokens_read" in distilled:
-        lines.append(("trained", f"on {distilled['tokens_read']} tokens, to depth {shape.depth}"))
+    if distilled.tokens_read:
+        lines.append(("trained", f"on {distilled.tokens_read} tokens, to depth {shape.depth}"))
     return lines + _survival_lines(distilled)
 
 
-def _survival_lines(distilled: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if "survival" not in distilled:
+def _survival_lines(distilled: Distilled) -> list[tuple[str, str]]:
+    if not distilled.survival:
         return []
     before, after = (
-        ", ".join(f"{share:.2f}" for share in distilled[key]) for key in ("survival_before", "survival")
+        ", ".join(f"{share:.2f}" for share in shares)
+        for shares in (distilled.survival_before, distilled.survival)
     )
     return [("survival", f"{after} at depth 1, 2, ... of held-out text; {before} before training")]
 
 
-def _adapted(facts: Mapping[str, Any]) -> str:
+def _adapted(facts: Adapted) -> str:
     """Return what the last `specport adapt` gave; the figures above are those of the build."""
-    (own, own_now), (old, old_now) = facts["own"], facts["old"]
+    (own, own_now), (old, old_now) = facts.own, facts.old
     found = f"{own:.2f} to {own_now:.2f} tokens a step on own texts, {old:.2f} to {old_now:.2f} on old text"
-    return f"{facts['date']}, {facts['times']} times; the last time {found}"
+    return f"{facts.date}, {facts.times} times; the last time {found}"
 
 
-def _measured_lines(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
-    by_depth = ", ".join(f"{share:.2f}" for share in measured["acceptance_by_depth"])
-    length = f"mean acceptance length {measured['mean_acceptance_length']:.2f}"
-    low, high = measured["speed_up_range"]
-    cost = f"{measured['cost']:.2f} of the target's {measured['target_ms']:.1f} ms"
-    same = f"{measured['same_text']}/{measured['prompts']} prompts"
+def _measured_lines(measured: Measured) -> list[tuple[str, str]]:
+    by_depth = ", ".join(f"{share:.2f}" for share in measured.acceptance_by_depth)
+    length = f"mean acceptance length {measured.mean_acceptance_length:.2f}"
+    low, high = measured.speed_up_range
+    cost = f"{measured.cost:.2f} of the target's {measured.target_ms:.1f} ms"
+    same = f"{measured.same_text}/{measured.prompts} prompts"
     return [
-        ("draft step", f"{measured['draft_ms']:.1f} ms, {cost}"),
+        ("draft step", f"{measured.draft_ms:.1f} ms, {cost}"),
         ("acceptance", f"{by_depth} at depth 1, 2, ...; {length}"),
-        ("decode", f"{measured['speed_up']:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
-        ("same text", f"{same}, {measured['max_new_tokens']} tokens each"),
-        ("measured", f"{measured['date']} on {measured['device']}, {measured['processor']}"),
+        ("decode", f"{measured.speed_up:.2f} times plain decoding ({low:.2f} to {high:.2f}), planned"),
+        ("same text", f"{same}, {measured.max_new_tokens} tokens each"),
+        ("measured", f"{measured.date} on {measured.device}, {measured.processor}"),
     ]
 
 
-def _costs(bundle: Bundle, ms: dict[str, Sequence[float]]) -> list[tuple[str, str]]:
+def _costs(bundle: Bundle, ms: StepTimes) -> list[tuple[str, str]]:
     """Return lines about the cost of steps by width, and the speed that follows from it.
 
-    ms: as in `evaluate.pair`: lists of widths and of the milliseconds of draft and target.
+    ms: as in `evaluate.pair`.
     """
     lines = []
-    for name in ("draft", "target"):
-        costs = ", ".join(f"{cost:.1f}" for cost in ms[name])
-        lines.append((f"{name} cost", f"{costs} ms for {ms['width'][0]} to {ms['width'][-1]} new tokens"))
-    speeds = expected_speed_ups(bundle.reach, ms["draft"], ms["target"], parallel=bundle.parallel is not None)
+    for name, times in (("draft", ms.draft), ("target", ms.target)):
+        costs = ", ".join(f"{cost:.1f}" for cost in times)
+        lines.append((f"{name} cost", f"{costs} ms for {ms.width[0]} to {ms.width[-1]} new tokens"))
+    speeds = expected_speed_ups(bundle.reach, ms.draft, ms.target, parallel=bundle.parallel is not None)
     best = max(range(len(speeds)), key=speeds.__getitem__)
     shown = ", ".join(f"{speed:.2f}" for speed in speeds)
     lines.append(

@@ -1,6 +1,6 @@
 """Print a generation: streamed text, the drafter of each token, and the summary line.
 
-Model output is untrusted: control characters never reach a terminal.
+Model output is untrusted: control characters never reach a terminal (`terminal.write`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 # Colours of drafters in order of appearance. The target's own tokens stay uncoloured.
 PALETTE = ("32", "36", "35", "33", "34")
-# Show C0 and C1 controls except tab and newline as visible signs; a carriage return would hide text.
-VISIBLE = {
-    **{code: 0x2400 + code for code in range(0x20)},
-    **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
-    **{ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None},
-}
 
 
 class Printer:
@@ -52,7 +46,7 @@ class Printer:
         last = "\n"
         with closing(stream), terminal.on_ctrl_c(stream.cancel):
             for chunk in stream:
-                text = self._marked(chunk.spans) if self._show_drafts else self._clean(chunk.text)
+                text = self._marked(chunk.spans) if self._show_drafts else chunk.text
                 terminal.write(text)
                 last = text[-1:] or last
         if last != "\n":
@@ -74,7 +68,7 @@ class Printer:
                 pieces[-1] = (pieces[-1][0] + text, source)
             else:
                 pieces.append((text, source))
-        return "".join(self._mark(self._clean(text), source) for text, source in pieces)
+        return "".join(self._mark(text, source) for text, source in pieces)
 
     def _mark(self, text: str, source: str) -> str:
         if not source:
@@ -83,10 +77,6 @@ class Printer:
             return f"[{source}:{text}]"
         code = self._colours.setdefault(source, PALETTE[len(self._colours) % len(PALETTE)])
         return terminal.paint(text, code)
-
-    @staticmethod
-    def _clean(text: str) -> str:
-        return text.translate(VISIBLE) if sys.stdout.isatty() else text
 
 
 def summary(result: Result) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import specport
 from specport.cli import options, terminal
 from specport.cli.render import Printer
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.runtime.versions import installed
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ examples:
 
 Only the answer goes to stdout; notes, progress and the summary line go to stderr.
 """
+_MOST_BYTES = 64 << 20  # of a text file
 NO_PROMPT = 'give a text, as in: specport run "Hello"'
 # Packages whose versions go into the JSON report, where installed.
 PACKAGES = ("openvino", "torch", "transformers", "optimum-intel", "nncf", "tokenizers", "numpy")
@@ -201,14 +203,17 @@ def _grammar(args: argparse.Namespace) -> Grammar | None:
 
 
 def _read_file(name: str, what: str) -> str:
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open(path, "rb") as file:  # may be a pipe, as of <(command)
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InvalidInput(f"{what} {path} is larger than {_MOST_BYTES:,} bytes")
+        return "\n".join(re.split("\r\n|\r", data.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text") from error
-    except (OSError, ValueError) as error:  # ValueError: the name holds a null character
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidInput(f"cannot read {what} {path}: {reason}") from error
+    except OSError as error:
+        raise InvalidInput(f"cannot read {what} {path}: {error.strerror or error}") from error
 
 
 def _refuse(wrong: bool, message: str, hint: str = "") -> None:

@@ -1,6 +1,7 @@
 """Terminal input and output: encodings, colours, progress bar, Ctrl-C, closed pipes.
 
-Results go to stdout, messages about them to stderr. This module knows nothing of models.
+Results go to stdout, messages about them to stderr. What is shown may come from untrusted files and models:
+here, and only here, it is cleaned of control characters. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from specport.errors import InvalidInput, SpecportError
+from specport.outside.shown import on_terminal
 
 if TYPE_CHECKING:
     from specport.progress import Progress
@@ -63,7 +65,7 @@ def paint(text: str, code: str) -> str:
 def write(text: str) -> None:
     """Write to stdout and flush. Raises BrokenPipeError when the reader has closed the pipe."""
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(on_terminal(text, sys.stdout))
         sys.stdout.flush()
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.EINVAL):  # Windows reports a closed pipe as EINVAL
@@ -81,6 +83,7 @@ def decoded(read: Callable[[], str]) -> str:
 
 def say(text: str, code: str = DIM) -> None:
     """Print a line on stderr."""
+    text = on_terminal(text, sys.stderr)
     sys.stderr.write((paint(text, code) if coloured(sys.stderr) else text) + "\n")
     sys.stderr.flush()
 
@@ -88,7 +91,7 @@ def say(text: str, code: str = DIM) -> None:
 def complain(text: str) -> None:
     """Print an error on one line of stderr."""
     label = paint("error:", f"{BOLD};{RED}") if coloured(sys.stderr) else "error:"
-    sys.stderr.write(f"specport: {label} {' '.join(text.split())}\n")
+    sys.stderr.write(f"specport: {label} {on_terminal(' '.join(text.split()), sys.stderr)}\n")
 
 
 def stopped() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from specport.drafters.retrieval.suffix import SuffixDrafter
 from specport.drafters.tree.graft import GraftDrafter
 from specport.drafters.tree.level_proposer import ModelLevels
 from specport.errors import DeviceError
+from specport.models.json_file import read_json
 from specport.models.source import ModelFiles
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded, LoadOptions
@@ -49,8 +49,7 @@ class Pair:
     @property
     def config(self) -> Mapping[str, Any]:
         """The target's config.json."""
-        table: dict[str, Any] = json.loads((self.files.folder / "config.json").read_text(encoding="utf-8"))
-        return table
+        return read_json(self.files.folder / "config.json")
 
     @property
     def num_layers(self) -> int:

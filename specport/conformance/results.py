@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import InvalidInput
+from specport.outside import Format
 
 FILE = "matrix.json"
 FORMAT = 1
@@ -33,6 +34,10 @@ class Cell:
 
     state: str = "not run"
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"{self.state!r} is no state of a check")
 
 
 @dataclass(frozen=True)
@@ -107,29 +112,10 @@ def _told(results: Sequence[Mapping[str, Any]]) -> str:
 
 def read(path: Path) -> Matrix:
     """A matrix.json. Raises InvalidInput for a file that is not one."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ValueError(f"its format is {raw['format']!r}, not {FORMAT}")
-        machines = [{str(k): str(v) for k, v in machine.items()} for machine in raw["machines"]]
-        return Matrix([_device(entry) for entry in raw["devices"]], machines)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{path} is no result of specport matrix: {error}") from error
+    return _STORED.read(path)
 
 
-def _device(entry: Mapping[str, Any]) -> DeviceRun:
-    checks = {str(k): Cell(str(v["state"]), str(v["reason"])) for k, v in entry["checks"].items()}
-    if wrong := [cell.state for cell in checks.values() if cell.state not in STATES]:
-        raise ValueError(f"{wrong[0]!r} is no state of a check")
-    return DeviceRun(
-        device=str(entry["device"]),
-        emulated=bool(entry["emulated"]),
-        note=str(entry["note"]),
-        machine=str(entry["machine"]),
-        seconds=float(entry["seconds"]),
-        facts={str(k): str(v) for k, v in entry["facts"].items()},
-        checks=checks,
-    )
+_STORED = Format(Matrix, "a result of specport matrix", error=InvalidInput, version=FORMAT)
 
 
 def find(places: Sequence[Path]) -> list[Path]:

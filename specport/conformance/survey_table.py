@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from specport.conformance.survey import Table, count
-from specport.conformance.table import md_table, md_text
+from specport.conformance.table import md_table
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
+from specport.outside.shown import in_markdown
 
 FORMAT = 1
 LEGEND = (
@@ -67,12 +68,12 @@ def markdown(table: Table, machine: Mapping[str, str]) -> str:
         "# Architectures",
         "Made by `specport matrix --architectures --out docs`, with tiny models of random weights.",
         LEGEND,
-        "\n".join(f"- {md_text(line)}" for line in _counts(table)),
+        "\n".join(f"- {in_markdown(line)}" for line in _counts(table)),
         md_table((_HEAD, *_devices(table)), _rows(table)),
         "## Reasons",
-        "\n".join(f"- {md_text(where)}: {md_text(why)}" for where, why in reasons(table)) or "None.",
+        "\n".join(f"- {in_markdown(where)}: {in_markdown(why)}" for where, why in reasons(table)) or "None.",
         "## Provenance",
-        "\n".join(f"- {md_text(key)}: {md_text(value)}" for key, value in machine.items()),
+        "\n".join(f"- {in_markdown(key)}: {in_markdown(value)}" for key, value in machine.items()),
     ]
     return "\n\n".join(parts) + "\n"
 

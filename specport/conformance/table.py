@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 from specport.conformance.results import CHECKS, DeviceRun, Matrix
+from specport.outside.shown import html_page, in_markdown
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -60,10 +60,10 @@ def markdown(matrix: Matrix) -> str:
         md_table(("device", "machine", *CHECKS), _rows(matrix)),
         LEGEND,
         "## Reasons",
-        "\n".join(f"- {md_text(where)}: {md_text(why)}" for where, why in reasons(matrix)) or "None.",
+        "\n".join(f"- {in_markdown(where)}: {in_markdown(why)}" for where, why in reasons(matrix)) or "None.",
         "## Provenance",
         *(
-            "\n".join(f"- {md_text(key)}: {md_text(value)}" for key, value in machine.items())
+            "\n".join(f"- {in_markdown(key)}: {in_markdown(value)}" for key, value in machine.items())
             for machine in matrix.machines
         ),
     ]
@@ -72,43 +72,46 @@ def markdown(matrix: Matrix) -> str:
 
 def page(matrix: Matrix) -> str:
     """One HTML file with everything in it."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("device", "machine", *CHECKS))
-    body = ""
-    for device, row in zip(matrix.devices, _rows(matrix), strict=True):
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row[:2])
-        for check in CHECKS:
-            cell = device.cell(check)
-            kind, why = cell.state.replace(" ", "-"), html.escape(cell.reason)
-            cells += f'<td class="{html.escape(kind)}" title="{why}">{html.escape(cell.state)}</td>'
-        body += f"<tr>{cells}</tr>\n"
-    why = "".join(
-        f"<dt>{html.escape(where)}</dt><dd><pre>{html.escape(reason)}</pre></dd>\n"
-        for where, reason in reasons(matrix)
-    )
-    machines = ""
-    for machine in matrix.machines:
-        facts = (f"<li>{html.escape(key)}: {html.escape(value)}</li>" for key, value in machine.items())
-        machines += f"<ul>{''.join(facts)}</ul>\n"
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>specport hardware matrix</title>"
-        f"<style>{_STYLE}</style></head><body><h1>Hardware matrix</h1>\n"
-        f"<table><tr>{head}</tr>\n{body}</table>\n<p>{html.escape(LEGEND)}</p>\n"
-        f"<h2>Reasons</h2><dl>{why}</dl>\n<h2>Provenance</h2>\n{machines}</body></html>\n"
-    )
+    rows = [
+        (_name(device), device.machine, [device.cell(check) for check in CHECKS]) for device in matrix.devices
+    ]
+    return html_page(
+        _PAGE, style=_STYLE, head=("device", "machine", *CHECKS), rows=rows, legend=LEGEND,
+        reasons=reasons(matrix), machines=matrix.machines,
+    )  # fmt: skip
+
+
+_PAGE = """\
+<!doctype html>
+<html lang='en'><head><meta charset='utf-8'><title>specport hardware matrix</title>
+<style>{{ style }}</style></head><body><h1>Hardware matrix</h1>
+<table><tr>{% for name in head %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for device, machine, cells in rows %}
+<tr><td>{{ device|visible }}</td><td>{{ machine|visible }}</td>
+{%- for cell in cells %}
+<td class="{{ cell.state.replace(' ', '-') }}" title="{{ cell.reason|visible }}">{{ cell.state }}</td>
+{%- endfor %}
+</tr>
+{% endfor %}
+</table>
+<p>{{ legend }}</p>
+<h2>Reasons</h2><dl>
+{% for where, reason in reasons %}
+<dt>{{ where|visible }}</dt><dd><pre>{{ reason|visible }}</pre></dd>
+{% endfor %}
+</dl>
+<h2>Provenance</h2>
+{% for machine in machines %}
+<ul>{% for key, value in machine.items() %}<li>{{ key|visible }}: {{ value|visible }}</li>{% endfor %}</ul>
+{% endfor %}
+</body></html>
+"""
 
 
 def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown; its cells are escaped."""
-    lines = [head, ["---"] * len(head), *([md_text(cell) for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([in_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def md_text(cell: str) -> str:
-    """Return text that is only text: no tag, no end of a cell, no link, no code."""
-    escaped = html.escape(_one_line(cell))
-    for mark in "\\`*[]|":
-        escaped = escaped.replace(mark, f"&#{ord(mark)};")
-    return escaped
 
 
 def _one_line(reason: str) -> str:

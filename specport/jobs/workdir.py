@@ -53,7 +53,7 @@ def hold_workdir(work: Path, identity: dict[str, Any]) -> Iterator[None]:
         if any(work.iterdir()) and not (path.is_file() or (work / LOCK).is_file()):
             raise InvalidInput(f"{work} is there already, but no build made it", "choose another --out")
         with _locked(work):
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            if not path.is_file() or path.read_bytes() != text.encode():
                 _empty(work)
                 write_atomically(path, text)
             yield

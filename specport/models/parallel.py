@@ -51,6 +51,10 @@ class Parallel:
             return None
         temperatures = tuple(float(t) for t in table["temperatures"])
         found = cls(table["depth"], table["mask_token_id"], temperatures)
-        if head is not None and max(head, default=0) >= found.mask_token_id:
-            raise ValueError(f"the head has MASK, {found.mask_token_id}, or ids above it")
+        found.check_head(0 if head is None else 1 + max(head, default=-1))
         return found
+
+    def check_head(self, end: int) -> None:
+        """Raise ValueError where a cut head, whose ids are below `end`, has MASK or ids above it."""
+        if end > self.mask_token_id:
+            raise ValueError(f"the head has MASK, {self.mask_token_id}, or ids above it")

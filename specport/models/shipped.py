@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specport.errors import ModelError
 from specport.models import bundle, download
 from specport.models.recurrent import WEIGHTS
+from specport.outside import Format, Table
 
 FOLDER = Path(__file__).parent.parent / "shipped"
 ORIGIN = "target_sha256"  # entry of a head's provenance: hash of the file that its target was converted from
@@ -44,7 +45,13 @@ def is_head(folder: Path) -> bool:
 
 def _about(folder: Path) -> Mapping[str, Any]:
     """Return what a manifest says, unchecked; empty where there is none."""
-    try:
-        return dict(json.loads((folder / bundle.BUNDLE_FILE).read_text(encoding="utf-8"))["about"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+    found = _MANIFEST.find(folder / bundle.BUNDLE_FILE)
+    return {} if found is None else found.about
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    about: Table
+
+
+_MANIFEST = Format(_Manifest, "a manifest")

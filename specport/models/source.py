@@ -24,6 +24,7 @@ from specport.models.json_file import TOKENIZER_FILE, read_json
 from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.models.whisper import CTRANSLATE2, CTRANSLATE2_FILE, speech_form
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 
 # Those of `quantize.convert.from_gguf.config`.
@@ -122,7 +123,7 @@ def resolve_with(
         if speech:
             raise ModelError(f"{path} is no speech model", "give a folder of Whisper, or a hub id")
         return _from_gguf(path, spec, options)
-    local = Path(spec).expanduser().is_dir()
+    local = expanded(spec).is_dir()
     return _from_folder(path, spec, options, "" if local else spec.partition("@")[0].rpartition("/")[2])
 
 
@@ -147,7 +148,7 @@ def original(spec: str | None, progress: Progress = silent) -> Path:
 
 def _located(spec: str, progress: Progress) -> Path:
     """Return the file or folder that a user names, downloaded where it is a hub id."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_file() or (spec and path.is_dir()):  # Path("") would be the working folder
         return path
     if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".xml", ".bin")):

@@ -7,12 +7,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from specport.models.safe_files import regular
+from specport.outside import plain_values
+from specport.outside.numbers import Count
 
 _MOST_BYTES = 1 << 28  # of a header; larger than any real one
 _MOST_AT_ONCE = 1 << 24  # bytes that are copied at a time
@@ -65,26 +69,38 @@ class Stored:
         return np.frombuffer(data, DTYPES[self.kind]).reshape(self.shape)
 
 
+class _Entry(Struct):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: Annotated[tuple[Count, ...], Meta(max_length=64)]
+    data_offsets: tuple[Count, Count]
+
+
 def header(path: Path) -> dict[str, Stored]:
     """Return the tensors of a file by name, from its header only.
 
-    Raises OSError, UnsafeFile, ValueError, KeyError or TypeError where the file is damaged.
+    Raises OSError, or ValueError where the file is damaged or no regular one.
     """
     total = regular(path).stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(_MOST_BYTES, total - 8):
             raise ValueError("its header is damaged")
-        entries = dict(json.loads(file.read(length)))
-    entries.pop("__metadata__", None)
+        entries = plain_values.from_json(file.read(length))
+    if isinstance(entries, dict):
+        entries.pop("__metadata__", None)
+    try:
+        tensors = msgspec.convert(entries, dict[str, _Entry])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its header is damaged: {error}") from None
     found = {}
-    for name, entry in entries.items():
-        first, end = (int(offset) for offset in entry["data_offsets"])
-        kind, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        fits = 0 <= first <= end <= total - 8 - length and min(shape, default=0) >= 0
+    for name, entry in tensors.items():
+        (first, end), kind, shape = entry.data_offsets, entry.dtype, entry.shape
+        fits = first <= end <= total - 8 - length
         if not fits or end - first != math.prod(shape) * ITEM_BYTES.get(kind, end - first):
             raise ValueError(f"{name} lies outside of it")
-        found[str(name)] = Stored(path, kind, shape, 8 + length + first, end - first)
+        found[name] = Stored(path, kind, shape, 8 + length + first, end - first)
     return found
 
 

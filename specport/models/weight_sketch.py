@@ -49,7 +49,7 @@ def last_norm(folder: Path) -> Array | None:
     """Return the weights [width] of the last norm of the model in `folder`; None where it is not found."""
     try:
         return _of_ir(folder) if (folder / _XML).is_file() else _of_safetensors(folder)
-    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, ET.ParseError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, ET.ParseError):
         return None
 
 

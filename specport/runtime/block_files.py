@@ -136,7 +136,7 @@ class BlockFiles:
             stored = np.load(path, allow_pickle=False)
         except OSError:  # mostly, there is none
             return None
-        except (ValueError, EOFError):  # cut off, or no .npy at all
+        except (ValueError, EOFError, ArithmeticError, RecursionError, MemoryError):  # cut off, or no .npy
             self.discard(name)
             return None
         if stored.dtype != np.uint8 or stored.ndim != 1 or not _is_whole(stored):
@@ -151,7 +151,7 @@ class BlockFiles:
 
         def write() -> int:
             try:
-                with replacing(path) as temporary:
+                with replacing(path, lasting=False) as temporary:
                     _write(temporary, content)
                 return path.stat().st_size
             finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import Classifier
@@ -15,6 +14,7 @@ from specport.models.bundle import Bundle
 from specport.models.precision import parse as parse_precision
 from specport.models.shipped import is_head
 from specport.models.source import ModelFiles
+from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.runtime import measurements, memory
 from specport.runtime.conversion import resolve
@@ -131,7 +131,7 @@ class Loader:
 
         Raises InvalidInput where there are two.
         """
-        paths = {name: Path(name).expanduser().resolve() for name in spec.models}
+        paths = {name: expanded(name).resolve() for name in spec.models}
         found = [name for name, path in paths.items() if is_head(path)]
         if len({paths[name] for name in found}) > 1:
             raise InvalidInput(f"two draft heads in {str(spec)!r}", "a target is loaded with one: name one")

@@ -6,13 +6,13 @@ This module does not measure.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import NUM_FEATURES, Classifier
@@ -22,8 +22,72 @@ from specport.models import bundle
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.os_errors import cause
+from specport.outside import Format, Table
+from specport.runtime.cost_table import CostTable
 
 FORMAT = 1
+
+
+T = TypeVar("T")
+Layer = Annotated[int, Meta(ge=1, lt=1 << 16)]
+
+
+class _Calibration(Struct):
+    costs: CostTable
+    about: Table
+
+
+class _Classifier(Struct):
+    """The arrays of a classifier as lists."""
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    inner: tuple[tuple[float, ...], ...]
+    inner_bias: tuple[float, ...]
+    outer: tuple[float, ...]
+    outer_bias: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        hidden = len(self.outer)
+        lengths = {len(row) for row in self.inner} | {len(self.inner_bias)}
+        if lengths != {hidden} or {len(self.inner), len(self.mean), len(self.scale)} != {NUM_FEATURES}:
+            raise ValueError("the classifier's arrays have inconsistent shapes")
+
+    def classifier(self) -> Classifier:
+        arrays = {name: np.asarray(getattr(self, name), dtype=np.float64) for name in self.__struct_fields__}
+        return Classifier(**{**arrays, "threshold": self.threshold})  # type: ignore[arg-type]
+
+
+class _Pair(Struct):
+    head: bundle.Ranges
+    classifier: _Classifier | None
+    graft: Annotated[tuple[Checkpoint, ...], Meta(min_length=1)] | None = None  # absent in earlier files
+
+    def __post_init__(self) -> None:
+        bundle.check_head(self.head)
+        levels = [c.level for c in self.graft or ()]
+        good = all(c.level >= 1 and c.threshold >= 0 and 0 < c.share <= 1 for c in self.graft or ())
+        if not good or levels != sorted({*levels}):
+            raise ValueError("the graft's checkpoints are invalid")
+
+
+class _Cut(Struct):
+    head: bundle.Ranges
+
+    def __post_init__(self) -> None:
+        bundle.check_head(self.head)
+
+
+class _Exit(Struct):
+    exit_layer: Layer
+
+
+_AGAIN = "run specport calibrate again"
+_CALIBRATION = Format(_Calibration, "a calibration", _AGAIN, version=FORMAT)
+_PAIR = Format(_Pair, "a calibration", _AGAIN, version=FORMAT)
+_CUT = Format(_Cut, "a calibration", _AGAIN, version=FORMAT)
+_EXIT = Format(_Exit, "a calibration", _AGAIN, version=FORMAT)
 
 
 @dataclass(frozen=True)
@@ -39,19 +103,8 @@ class Calibration:
 
 def find(key: str) -> Calibration | None:
     """Return the measurement stored under `Loaded.key`, or None. A damaged file counts as none."""
-    try:
-        stored = _read(key)
-        table = stored["costs"]
-        costs = StepCosts(
-            tuple(table["widths"]),
-            tuple(table["contexts"]),
-            tuple(tuple(row) for row in table["seconds"]),
-            float(table["change"]),
-            measured=True,
-        )
-        return Calibration(costs, dict(stored["about"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = _find(_CALIBRATION, key)
+    return None if found is None else Calibration(found.costs.costs(), found.about)
 
 
 def save(key: str, calibration: Calibration) -> Path:
@@ -82,15 +135,12 @@ class Pair:
 
 def find_pair(target_key: str, draft_fingerprint: str) -> Pair:
     """Return the stored settings of this target (`Loaded.key`) and draft; empty where missing or damaged."""
-    try:
-        stored = _read(_pair(target_key, draft_fingerprint))
-        return Pair(
-            bundle.expand(stored["head"]) or None,
-            _classifier(stored["classifier"]),
-            _graft(stored.get("graft")),  # absent in files of earlier versions
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    found = _find(_PAIR, _pair(target_key, draft_fingerprint))
+    if found is None:
         return Pair()
+    classifier = None if found.classifier is None else found.classifier.classifier()
+    graft = None if found.graft is None else Variant(found.graft)
+    return Pair(bundle.expand(found.head) or None, classifier, graft)
 
 
 def save_pair(target_key: str, draft_fingerprint: str, pair: Pair) -> Path | None:
@@ -139,10 +189,8 @@ def find_cut(fingerprint: str, device: str) -> tuple[int, ...] | None:
 
     fingerprint: of the module. device: its name.
     """
-    try:
-        return bundle.expand(_read(_cut(fingerprint, device))["head"]) or None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = _find(_CUT, _cut(fingerprint, device))
+    return None if found is None else bundle.expand(found.head) or None
 
 
 def save_cut(fingerprint: str, device: str, tokens: Sequence[int] | None) -> Path:
@@ -152,11 +200,8 @@ def save_cut(fingerprint: str, device: str, tokens: Sequence[int] | None) -> Pat
 
 def find_exit(fingerprint: str, device: str) -> int | None:
     """Return the best exit layer of this model (weights and device name); None = not calibrated."""
-    try:
-        layer = _read(_exit(fingerprint, device))["exit_layer"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return layer if isinstance(layer, int) and layer > 0 else None
+    found = _find(_EXIT, _exit(fingerprint, device))
+    return None if found is None else found.exit_layer
 
 
 def save_exit(fingerprint: str, device: str, layer: int) -> Path:
@@ -177,39 +222,13 @@ def _on_device(fingerprint: str, device: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def _classifier(table: Mapping[str, Any] | None) -> Classifier | None:
-    if table is None:
-        return None
-    arrays = {f.name: np.asarray(table[f.name], dtype=np.float64) for f in fields(Classifier)}
-    hidden = arrays["outer"].size
-    shapes = {"mean": (NUM_FEATURES,), "scale": (NUM_FEATURES,), "inner": (NUM_FEATURES, hidden),
-              "inner_bias": (hidden,), "outer": (hidden,), "outer_bias": (), "threshold": ()}  # fmt: skip
-    if any(array.shape != shapes[n] or not np.isfinite(array).all() for n, array in arrays.items()):
-        raise ValueError("the classifier's arrays have inconsistent shapes")
-    return Classifier(**{**arrays, "threshold": float(arrays["threshold"])})  # type: ignore[arg-type]
-
-
-def _graft(table: Sequence[Mapping[str, Any]] | None) -> Variant | None:
-    if table is None:
-        return None
-    found = tuple(Checkpoint(int(c["level"]), float(c["threshold"]), float(c["share"])) for c in table)
-    levels = [c.level for c in found]
-    good = all(c.level >= 1 and c.threshold >= 0 and 0 < c.share <= 1 for c in found)
-    if not found or not good or levels != sorted({*levels}):
-        raise ValueError("the graft's checkpoints are invalid")
-    return Variant(found)
-
-
 def _pair(target_key: str, draft_fingerprint: str) -> str:
     return f"{target_key}-{draft_fingerprint[:24]}" if target_key and draft_fingerprint else ""
 
 
-def _read(key: str) -> dict[str, Any]:
-    """Return a stored object. Raises OSError, ValueError, KeyError or TypeError where it is unusable."""
-    stored: dict[str, Any] = json.loads(_path(key).read_text(encoding="utf-8"))
-    if not key or stored["format"] != FORMAT:
-        raise ValueError(key)
-    return stored
+def _find(kind: Format[T], key: str) -> T | None:
+    """Return a stored object, or None where there is no usable one."""
+    return kind.find(_path(key)) if key else None
 
 
 def _write(key: str, content: Mapping[str, Any]) -> Path:

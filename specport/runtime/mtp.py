@@ -8,7 +8,7 @@ from specport.drafters.registry import MTP
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, ModelError
 from specport.models import precision as precisions
-from specport.models.json_file import read_json
+from specport.models.json_file import read_json, whole
 from specport.models.source import ModelFiles
 from specport.runtime import measurements
 from specport.runtime.conversion import mtp_module
@@ -75,6 +75,6 @@ def _share(module: ModelFiles, target: ModelFiles, num_rows: int) -> float:
         sum(path.stat().st_size for kind in ("bin", "safetensors") for path in files.folder.glob(f"*.{kind}"))
         for files in (module, target)
     ]
-    width = int(read_json(module.folder / "config.json").get("hidden_size", 0))
+    width = whole(read_json(module.folder / "config.json"), "hidden_size") or 0
     head = num_rows * width * _BYTES[precisions.parse(module.precision).base]
     return min(1.0, (sizes[0] + head) / max(1, sizes[1]))

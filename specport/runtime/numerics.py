@@ -7,7 +7,6 @@ a backend only by its `Model` port; the caller decides what to do when the check
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from specport.core.tree import TokenTree
 from specport.errors import ContextFull
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
+from specport.outside import Format, Table
 from specport.progress import Progress, part, silent
 
 CHECK = 5  # increase when an answer's meaning or a model's layout changes; it voids stored answers
@@ -187,6 +187,9 @@ def _answered(key: str, ask: Callable[[], bool], progress: Progress) -> bool:
     return answer
 
 
+_ANSWERS = Format(Table, "the answers of earlier checks")
+
+
 class Answers:
     """Hold the answers of earlier checks in one small file. A damaged file only causes a new check.
 
@@ -205,9 +208,5 @@ class Answers:
         with suppress(OSError):
             write_json(self._path, {**self._read(), f"{CHECK}-{key}": answer})
 
-    def _read(self) -> dict[str, object]:
-        try:
-            value = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return value if isinstance(value, dict) else {}
+    def _read(self) -> Table:
+        return _ANSWERS.find(self._path) or {}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specport.core.prefix_cache import PrefixCache
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.runtime import memory
 from specport.runtime.block_files import BlockFolder
 from specport.runtime.registry import Loaded
@@ -37,7 +38,7 @@ class Prefixes:
             return cls(where)
         if not str(where):
             raise InvalidInput("the prefix cache has an empty name", "name a folder with --prefix-cache")
-        return cls(True, BlockFolder(Path(where).expanduser(), most))
+        return cls(True, BlockFolder(expanded(where), most))
 
     def of(self, loaded: Loaded) -> PrefixCache | None:
         """Return a prefix cache for a model; None where there is to be none, or it cannot keep blocks.

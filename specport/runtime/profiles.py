@@ -21,11 +21,7 @@ from specport.errors import DeviceError, InvalidInput
 from specport.models import precision as precisions
 from specport.models.int4_layout import read_layout
 from specport.models.source import IR_XML
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from specport.outside import Format, Table, plain_values
 
 DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"  # OpenVINO's property: activations that share a scale
 
@@ -126,19 +122,15 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     path = Path(name_or_path)
     if path.suffix == ".toml":
-        try:
-            return _parse(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise DeviceError(f"cannot read the profile {path}: {error}") from error
+        return _parse(_PROFILE.read(path), str(path))
     if name_or_path not in _names():
         raise DeviceError(
             f"unknown device {str(name_or_path)!r}",
             f"choose one of {', '.join(_names())}, auto, or a profile file; see: specport devices",
         )
-    text = (
-        resources.files("specport.hw_profiles").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
-    )
-    return _parse(text, f"{name_or_path}.toml")
+    name = f"{name_or_path}.toml"
+    data = resources.files("specport.hw_profiles").joinpath(name).read_bytes()
+    return _parse(_PROFILE.decode(data, name), name)
 
 
 def detect(cpu: str | None = None) -> Profile:
@@ -191,17 +183,22 @@ def _names() -> tuple[str, ...]:
     )  # the profile that runs everywhere comes first
 
 
-_TABLES = ("recognise", "exact", "fast", "draft", "fallback", "amx", "cost")
+_PROPERTIES = ("exact", "fast", "draft", "fallback", "amx")
+_TABLES = ("recognise", *_PROPERTIES, "cost")
+_NUMBER = re.compile("[1-9][0-9]{0,4}")
+_MOST = 1 << 16  # of tokens in a step
 
 
-def _parse(text: str, where: str) -> Profile:
+_PROFILE = Format(
+    Table, "a profile", "see the profiles of specport: specport devices", DeviceError, most_bytes=1 << 20,
+    parse=plain_values.from_toml,
+)  # fmt: skip
+
+
+def _parse(raw: Table, where: str) -> Profile:
     def fail(what: str, allowed: str = "") -> DeviceError:
         return DeviceError(f"profile {where}: {what}", allowed)
 
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise fail(f"not valid TOML: {error}") from error
     kinds: dict[str, type] = {f.name: str for f in fields(Profile)}
     kinds |= dict.fromkeys(_TABLES, dict) | {
         "num_draft_tokens": int,
@@ -215,7 +212,7 @@ def _parse(text: str, where: str) -> Profile:
         if key not in kinds:
             raise fail(f"unknown entry {key!r}", f"entries are {', '.join(kinds)}")
         if type(value) is not kinds[key]:
-            raise fail(f"{key} is {value!r}", f"it must be a {kinds[key].__name__}")
+            raise fail(f"{key} is {value!r:.200}", f"it must be a {kinds[key].__name__}")
     missing = [
         key for key in ("name", "description", "backend", "device", "cost", "cost_source") if key not in raw
     ]
@@ -228,13 +225,15 @@ def _parse(text: str, where: str) -> Profile:
         if raw.get(key, allowed[0]) not in allowed:
             raise fail(f"{key} is {raw[key]!r}", f"choose one of {', '.join(allowed)}")
     _check_precisions(raw, fail)
-    if raw.get("num_draft_tokens", 1) < 1:
-        raise fail(f"num_draft_tokens is {raw['num_draft_tokens']}", "it must be 1 or more")
+    if not 1 <= raw.get("num_draft_tokens", 1) <= _MOST:
+        raise fail(f"num_draft_tokens is {raw['num_draft_tokens']}", f"it must be from 1 to {_MOST}")
     if not 0 <= raw.get("width_change", 0.0) < 10:
         raise fail(f"width_change is {raw['width_change']}", "it must be a share of a step, 0 or more")
     buckets = raw.get("buckets", [])
-    if not all(type(b) is int and b > 0 for b in buckets) or buckets != sorted(set(buckets)):
-        raise fail(f"buckets is {buckets}", "they must be increasing whole numbers of 1 or more")
+    if not all(type(b) is int and 0 < b <= _MOST for b in buckets) or buckets != sorted(set(buckets)):
+        raise fail(f"buckets is {buckets!r:.200}", f"they must be increasing whole numbers from 1 to {_MOST}")
+    for table in _PROPERTIES:
+        _check_properties(table, raw.get(table, {}), fail)
     _check_recognise(raw.get("recognise", {}), fail)
     tables = {key: raw.get(key, {}) for key in _TABLES}
     return Profile(**{**raw, **tables, "buckets": tuple(buckets), "cost": _cost(raw["cost"], fail)})
@@ -250,13 +249,21 @@ def _check_precisions(raw: Mapping[str, Any], fail: Any) -> None:
             raise fail(f"symmetric is true, but {key} is {chosen}", f"add the option sym: {key} = 'int4:sym'")
 
 
+def _check_properties(name: str, table: Mapping[str, Any], fail: Any) -> None:
+    for key, value in table.items():
+        if type(value) not in (str, int, float, bool):
+            raise fail(f"{name}.{key} is {value!r:.200}", "it must be a text, a number, true or false")
+        if key == DYNAMIC_GROUP and (type(value) is not int or not 0 <= value <= _MOST):
+            raise fail(f"{name}.{key} is {value!r:.200}", "it must be a number of activations, or 0")
+
+
 def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:
     for key, pattern in table.items():
         if key != "cpu":
             raise fail(f"unknown entry recognise.{key}", "the only entry is cpu")
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
             raise fail(f"recognise.{key} is not a regular expression: {error}") from error
 
 
@@ -264,7 +271,7 @@ def _cost(table: Mapping[str, Any], fail: Any) -> dict[int, float]:
     """Parse {"1": 1.0, "8": 1.4} into {1: 1.0, 8: 1.4}. Raises DeviceError where the values decrease."""
     cost: dict[int, float] = {}
     for key, value in table.items():
-        if not key.isdigit() or int(key) < 1 or type(value) not in (int, float) or not 0 < value < 1e6:
+        if not _NUMBER.fullmatch(key) or type(value) not in (int, float) or not 0 < value < 1e6:
             raise fail(f"cost.{key} is {value!r}", "entries are NEW_TOKENS = TIME_RELATIVE_TO_ONE_TOKEN")
         cost[int(key)] = float(value)
     if cost.get(1) != 1.0 or [*cost] != sorted(cost) or [*cost.values()] != sorted(cost.values()):

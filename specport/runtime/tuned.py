@@ -8,7 +8,6 @@ file counts as none. Only this module reads and writes these files.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,8 @@ from specport.models.cache import cache_root
 from specport.models.os_errors import cause
 from specport.models.precision import parse as parse_precision
 from specport.models.source import ModelFiles
+from specport.outside import Format
+from specport.outside.places import expanded
 
 FORMAT = 1
 AGAIN = "run specport tune again, or specport tune --forget"
@@ -49,10 +50,15 @@ class Tuned:
 
     precision: weight format to use where the user names none; None = the device's default.
     choices:   weight format -> drafters.
+    Raises InvalidInput for a weight format that there is not.
     """
 
     precision: str | None = None
     choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            parse_precision(self.precision)
 
     def draft(self, files: ModelFiles) -> tuple[DraftSpec | None, list[str]]:
         """Return the drafters chosen for these weights, or None, and notes for the user."""
@@ -71,24 +77,12 @@ class Tuned:
         return spec, [f"drafters by specport tune: {spec}{gain}"]
 
 
+_TUNED = Format(Tuned, "a result of specport tune", AGAIN, version=FORMAT)
+
+
 def find(model: str | None, device: str) -> Tuned:
     """Return what was tuned for a model (as the user names it) on a device; empty where there is nothing."""
-    try:
-        stored = json.loads(_path(model, device).read_text(encoding="utf-8"))
-        if stored["format"] != FORMAT:
-            return Tuned()
-        precision = stored["precision"]
-        if precision is not None:
-            parse_precision(precision)
-        choices = {
-            str(name): Choice(
-                str(each["draft"]), str(each["fingerprint"]), float(each["speed_up"]), dict(each["about"])
-            )
-            for name, each in stored["choices"].items()
-        }
-        return Tuned(precision, choices)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecportError):
-        return Tuned()
+    return _TUNED.find(_path(model, device)) or Tuned()
 
 
 def keep(
@@ -133,7 +127,7 @@ def forget(model: str | None, device: str) -> bool:
 
 def lasting(model: str) -> str:
     """Return a model's name that means the same from any working folder."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     return str(path.resolve()) if path.exists() else model
 
 

@@ -25,6 +25,7 @@ _HINT = "use the model's Hugging Face folder"
 # A text that every vocabulary has to give back as it was.
 _ASCII = "".join(map(chr, range(ord(" ") + 1, 127))) + "\n a"
 _SHOWN = 40
+_MOST_LETTERS, _MOST_CUTS = 1024, 16  # of a token, and of all tokens on the average; gemma has 2
 
 
 def check_kind(vocabulary: Vocabulary) -> None:
@@ -117,7 +118,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     unknown = vocabulary.special("unknown", 0)
     model = BPE(
         vocab=tokens,
-        merges=_merges_from_scores(tokens, vocabulary.scores),
+        merges=_merges_from_scores(tokens, vocabulary.scores, vocabulary.path),
         unk_token=None if unknown is None else vocabulary.tokens[unknown],
         byte_fallback=True,
         fuse_unk=True,
@@ -133,10 +134,16 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges_from_scores(tokens: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Return merge rules that join pieces in the order of the merged piece's score, as SentencePiece does."""
+def _merges_from_scores(tokens: Mapping[str, int], scores: list[float], path: Path) -> list[tuple[str, str]]:
+    """Return merge rules that join pieces in the order of the merged piece's score, as SentencePiece does.
+
+    Raises ModelError where the tokens are longer, or can be cut in more ways, than those of any real model:
+    both take memory and time that grow with the square of the file.
+    """
     found: list[tuple[float, int, str, str]] = []
     for text, i in tokens.items():
+        if len(text) > _MOST_LETTERS or len(found) > _MOST_CUTS * len(tokens):
+            raise ModelError(f"{path}: its tokens are not those of a SentencePiece vocabulary", _HINT)
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in tokens and right in tokens:

@@ -15,9 +15,10 @@ import tokenizers
 
 from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import MAX_FILE_BYTES, TOKENIZER_FILE, read_json
-from specport.models.safe_files import UnsafeFile, regular
+from specport.outside import read_bytes
 from specport.text.chat_template import ChatTemplate
 from specport.text.gguf_vocabulary import END_OF_TURN
+from specport.text.template_limits import MOST_SOURCE
 
 
 def _gpt2_bytes() -> dict[int, int]:
@@ -28,6 +29,7 @@ def _gpt2_bytes() -> dict[int, int]:
 
 
 _GPT2_BYTES = _gpt2_bytes()
+_MOST_IDS = 1 << 31
 _COPY = "copy the model's tokenizer files again"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -234,7 +236,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     add_bos = config.get("add_bos_token")
     return Tokenizer(
         backend,
-        eos_ids=[i for i in ends if isinstance(i, int)],
+        eos_ids=[i for i in ends if type(i) is int and 0 <= i < _MOST_IDS],
         chat_template=_chat_template(folder, config, "default"),
         tool_template=_chat_template(folder, config, "tool_use"),
         special_texts={f"{name}_token": text for name, text in texts.items() if text},
@@ -255,14 +257,12 @@ def _data(folder: Path) -> bytes:
     """Return the content of tokenizer.json. Raises ModelError."""
     path = folder / TOKENIZER_FILE
     try:
-        if regular(path).stat().st_size > MAX_FILE_BYTES:
-            raise ModelError(f"{path} is too large for a tokenizer")
-        return path.read_bytes()
+        return read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise ModelError(
             f"{folder} has no tokenizer ({TOKENIZER_FILE})", "copy the model's tokenizer files there"
         ) from None
-    except (UnsafeFile, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {error}", _COPY) from error
 
 
@@ -277,9 +277,10 @@ def _chat_template(folder: Path, config: Mapping[str, Any], name: str) -> str | 
     """Return a template by its name in transformers; only "default" may be given without a name."""
     path = folder / "chat_template.jinja"
     if name == "default" and path.is_file():
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelError(f"{path} is too large")
-        return path.read_text(encoding="utf-8", errors="replace")
+        try:
+            return read_bytes(path, MOST_SOURCE).decode("utf-8", errors="replace")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {error}", _COPY) from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,10 +17,17 @@ from numpy.typing import NDArray
 from specport.errors import ModelError
 from specport.models.atomic import replacing
 from specport.models.os_errors import cause
+from specport.models.safe_files import regular
 
 # Within _NEAR nats of the likeliest token there mostly are the wanted number of tokens, and at most _MANY.
 _NEAR, _MANY = 8.0, 4096
 _MOST_TOKENS = 1 << 24  # larger than any vocabulary
+_LEAST_BOUND, _MOST_RATIO = 64 << 20, 64  # bytes that a shard may unpack to, and for each byte of its file
+# What zipfile and numpy raise for damaged files; MemoryError for a shape that no memory holds.
+_DAMAGE = (
+    ValueError, KeyError, TypeError, IndexError, ArithmeticError, RuntimeError, EOFError, MemoryError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 TopTokens = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids and their probabilities, likeliest first
 
@@ -64,7 +72,10 @@ def save_shard(path: Path, shard: Sequence[Dialogue], *, private: bool = False) 
     """
     try:
         # Another build may write the same shard at the same time.
-        with replacing(path) as temporary, open(temporary, "wb", opener=_private if private else None) as f:
+        with (
+            replacing(path, lasting=not private) as temporary,
+            open(temporary, "wb", opener=_private if private else None) as f,
+        ):
             np.savez_compressed(f, **_arrays(shard))
     except OSError as error:
         message, hint = cause(error, "free some space and run the command again: complete shards are kept")
@@ -100,12 +111,16 @@ def weights_of(dialogue: Dialogue) -> NDArray[np.float32]:
 def read_shard(path: Path) -> list[Dialogue]:
     """Return the dialogues of a shard. Raises ModelError when the file is damaged or cannot be read."""
     try:
+        with zipfile.ZipFile(regular(path)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())  # zipfile reads no more than this
+            if size > _LEAST_BOUND + _MOST_RATIO * path.stat().st_size:
+                raise ValueError(f"it unpacks to {size:,} bytes")
         with np.load(path, allow_pickle=False) as stored:
             return _dialogues({name: stored[name] for name in stored.files})
     except OSError as error:
         message, hint = cause(error)
         raise ModelError(f"cannot read {path}: {message}", hint) from error
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error
 
 
@@ -114,9 +129,16 @@ def _dialogues(stored: dict[str, NDArray[Any]]) -> list[Dialogue]:
     lengths = stored["lengths"]
     if not lengths.size:
         return []
+    for name, dimensions in {"lengths": 1, "starts": 1, "tokens": 1, "top_ids": 2}.items():
+        if stored[name].ndim != dimensions or stored[name].dtype.kind not in "iu":
+            raise ValueError(f"its {name} are no whole numbers")
+    if lengths.max() > len(stored["tokens"]) or stored["starts"].shape != lengths.shape:
+        raise ValueError("its arrays have inconsistent lengths")
     tokens, starts = stored["tokens"], stored["starts"]
     ids, probs = stored["top_ids"], stored["top_probs"].astype(np.float32)
     num_answers = int((lengths - starts).sum())
+    if not ((probs >= 0) & (probs <= 1)).all():
+        raise ValueError("it has numbers that are no probabilities")
     if len(tokens) != int(lengths.sum()) or not len(ids) == len(probs) == num_answers:
         raise ValueError("its arrays have inconsistent lengths")
     if not ((starts > 0) & (starts <= lengths)).all() or ids.shape != probs.shape:

@@ -20,8 +20,8 @@ from typing import Any
 from specport.errors import ModelError
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
-from specport.models.json_file import read_json
 from specport.models.os_errors import cause
+from specport.outside import Format
 from specport.traffic.dialogues import Dialogue, save_shard
 
 MAX_BYTES = 64 * 10**6
@@ -51,6 +51,13 @@ class Settings:
     precision: str = ""
     last: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise ValueError(f"{self.max_bytes} bytes hold no text")
+
+
+_SETTINGS = Format(Settings, "the settings of a log")
+
 
 class TrafficLog:
     """The log of the target with this fingerprint; it need not exist."""
@@ -67,12 +74,7 @@ class TrafficLog:
 
     def settings(self) -> Settings | None:
         """Return the settings; None where there are none or they are damaged."""
-        try:
-            stored = read_json(self.folder / SETTINGS)
-            found = Settings(**stored)
-            return found if isinstance(found.on, bool) and int(found.max_bytes) > 0 else None
-        except (ModelError, TypeError, ValueError):
-            return None
+        return _SETTINGS.find(self.folder / SETTINGS)
 
     def save(self, settings: Settings) -> None:
         """Write the settings. Raises ModelError."""

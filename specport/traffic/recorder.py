@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -19,6 +18,7 @@ from specport.core.sequence import Generation
 from specport.core.verify.rules import Verdict
 from specport.core.verify.verifier import VerifyRequest
 from specport.errors import ModelError
+from specport.outside.places import expanded
 from specport.traffic.dialogues import Dialogue, TopTokens, likeliest
 from specport.traffic.log import TrafficLog
 
@@ -104,7 +104,7 @@ def recorder_for(fingerprint: str, model: str, precision: str) -> Recorder | Non
     if not log.on:
         return None
     with suppress(ModelError, OSError):  # a note only
-        path = Path(model).expanduser()
+        path = expanded(model)
         log.note(model=str(path.resolve()) if path.exists() else model, precision=precision)
     return Recorder(log)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from specport.models import bundle
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
-from specport.models.json_file import read_json
 from specport.models.source import ModelFiles
+from specport.outside import Format
 from specport.progress import Progress
 from specport.runtime.loading import Loader
 from specport.tune.hand import NAMED, Sibling, trainable
@@ -18,6 +21,13 @@ from specport.tune.options import Options
 from specport.tune.plan import BUILD_DEPTH
 
 _PLAN = "plan.json"
+
+
+class _Noted(Struct):
+    tokens: Annotated[int, Meta(ge=1, lt=1 << 53)]
+
+
+_NOTED = Format(_Noted, "a plan of a build")
 
 
 def source(options: Options, siblings: Sequence[Sibling], loader: Loader) -> str:
@@ -44,8 +54,8 @@ def parallel(options: Options, files: ModelFiles, source: str, tokens: int, prog
     if (out / bundle.BUNDLE_FILE).is_file():
         return out.resolve()
     noted = folder / _PLAN
-    if noted.is_file():
-        tokens = int(read_json(noted).get("tokens", tokens))
+    if begun := _NOTED.find(noted):
+        tokens = begun.tokens
     else:
         write_json(noted, {"tokens": tokens, "source": source})
     build(

@@ -8,6 +8,7 @@ from pathlib import Path
 from specport.drafters.registry import MTP
 from specport.drafters.spec import parse
 from specport.errors import ModelError
+from specport.outside.places import expanded
 from specport.progress import Progress
 from specport.runtime import measurements, tuned
 from specport.runtime.loading import Loader
@@ -105,7 +106,7 @@ def facts_unseen(options: Options, loader: Loader) -> Facts:
         half_gb=0.0,
         siblings=named,
         early=hand.exits_early(options.model),
-        mtp=hand.predicts_more(None if options.model is None else Path(options.model).expanduser()),
+        mtp=hand.predicts_more(None if options.model is None else expanded(options.model)),
         tree=False,
         source=build.source(options, named, loader),
         prompt_tokens=0,

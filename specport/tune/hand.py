@@ -18,6 +18,7 @@ from specport.models.json_file import TOKENIZER_FILE
 from specport.models.precision import parse
 from specport.models.shipped import is_head, shipped_head
 from specport.models.source import IR_BIN, IR_XML, ModelFiles, original
+from specport.outside.places import expanded
 from specport.quantize.train.layerskip import about as layerskip
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import Profile
@@ -58,7 +59,7 @@ def sibling(model: str, name: str, why: str) -> Sibling:
 def is_ready(spec: str | None, precision: str, weights: str) -> bool:
     """Return whether a model can be loaded without a download or a conversion."""
     wanted, name = str(parse(precision)), "default" if spec is None else spec
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name != "default" and path.is_dir():
         if (path / IR_XML).is_file():
             return weights == "ir"
@@ -76,7 +77,7 @@ def formats(spec: str | None, profile: Profile, weights: str) -> tuple[str, ...]
     """Return the weight formats to compare, the device's own first; () where a model comes in one only."""
     if weights != "ir":
         return ()
-    path = Path(spec or "default").expanduser()
+    path = expanded(spec or "default")
     if spec not in (None, "default") and (path / IR_XML).is_file():
         return ()
     own = parse(profile.precision)
@@ -136,7 +137,7 @@ def _cached(files: ModelFiles, tokenizer: Tokenizer, loader: Loader) -> Iterator
 
 def exits_early(spec: str | None) -> bool:
     """Return whether a model was trained to exit early (`specport quantize layerskip`)."""
-    return spec is not None and (Path(spec).expanduser() / layerskip.NAME).is_file()
+    return spec is not None and (expanded(spec) / layerskip.NAME).is_file()
 
 
 def predicts_more(folder: Path | None) -> bool:
@@ -149,9 +150,9 @@ def predicts_more(folder: Path | None) -> bool:
 
 def trainable(spec: str | None) -> bool:
     """Return whether the weights that a draft could be trained from are at hand."""
-    if spec is not None and (Path(spec).expanduser() / BUNDLE_FILE).is_file():
+    if spec is not None and (expanded(spec) / BUNDLE_FILE).is_file():
         return True
-    if not (spec in (None, "default") or Path(spec or "").expanduser().exists()):
+    if not (spec in (None, "default") or expanded(spec or "").exists()):
         return False  # a hub id: it would be downloaded
     try:
         return spec in (None, "default") or original(spec).exists()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from specport.bench.prompts import Prompt
 from specport.drafters.registry import MODEL
 from specport.drafters.spec import parse
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.quantize.text.prompts import HELD_OUT
 
 
@@ -54,7 +54,7 @@ def _model(draft: str) -> str:
             f"--draft {draft} names no model", "name the models to try; combinations are tried anyway"
         )
     (model,) = spec.models
-    if model != "default" and "/" not in model and not Path(model).expanduser().exists():
+    if model != "default" and "/" not in model and not expanded(model).exists():
         raise InvalidInput(
             f"there is no file or folder {model!r}", "give a model folder, a .gguf file or a hub id"
         )

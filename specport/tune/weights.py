@@ -7,11 +7,14 @@ the source in the most likely token at most half a point less often.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from specport.models.atomic import write_json
+from specport.outside import Format
 from specport.progress import Progress
 from specport.quantize.evaluate.compare import PACKAGES, compare
 from specport.quantize.evaluate.ranking import TOLERANCE
@@ -48,6 +51,13 @@ class Weights:
     keeps: bool
 
 
+class _Stored(Struct):
+    rows: Annotated[list[Weights], Meta(min_length=1)]
+
+
+_STORED = Format(_Stored, "a comparison of weight formats", version=FORMAT)
+
+
 def measure(
     model: str | None,
     formats: Sequence[str],
@@ -66,12 +76,8 @@ def measure(
         "versions": installed(PACKAGES),
     }  # fmt: skip
     path = folder_for(about) / FILE
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["format"] == FORMAT:
-            return [Weights(**row) for row in stored["rows"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    if stored := _STORED.find(path):
+        return stored.rows
     found = compare(
         model, precisions=formats, baseline=formats[0], prompts=texts, exact=exact, device=device,
         threads=loader.threads, trust_remote_code=loader.trust_remote_code, progress=progress,

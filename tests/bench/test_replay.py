@@ -122,7 +122,7 @@ def test_a_damaged_recording_is_refused(tmp_path: Path, spoil) -> None:  # type:
     held = json.loads(path.read_text(encoding="utf-8"))
     spoil(held)
     path.write_text(json.dumps(held), encoding="utf-8")
-    with pytest.raises(InvalidInput, match="cannot read the recording"):
+    with pytest.raises(InvalidInput, match="is not a recording that can be used"):
         Recording.load(path)
 
 

@@ -47,6 +47,7 @@ def test_prompts_are_cut_by_category(prompts: Path) -> None:
         ('{"id": 1, "category": "qa"}', "line 1 is not a prompt"),
         ('{"id": 1, "category": "qa", "turns": [""]}', "line 1 is not a prompt"),
         ('{"id": 1, "category": "qa", "turns": ["a"]}\n' * 2, "same id twice"),
+        ('{"id": 1, "category": "all", "turns": ["a"]}', "no category can be named all"),
     ],
 )
 def test_prompt_files_that_cannot_be_used(prompts: Path, text: str, words: str) -> None:
@@ -55,6 +56,11 @@ def test_prompt_files_that_cannot_be_used(prompts: Path, text: str, words: str) 
         read_prompts(prompts)
     with pytest.raises(InvalidInput, match="cannot read"):
         read_prompts(prompts.with_name("missing"))
+
+
+def test_a_prompt_may_hold_what_python_splits_lines_at(prompts: Path) -> None:
+    prompts.write_text(json.dumps({**LINES[0], "turns": ["a\u2028b\x85c"]}, ensure_ascii=False), "utf-8-sig")
+    assert read_prompts(prompts)[0].text == "a\u2028b\x85c"
 
 
 def test_a_category_that_is_not_there(prompts: Path) -> None:
@@ -112,6 +118,16 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [row["id"] for row in Record(tmp_path, {"a": 1}).rows] == [str(i) for i in range(6)]
     with pytest.raises(InvalidInput, match="different a"):
         Record(tmp_path, {"a": 2})
+    (tmp_path / "about.json").write_text("{")
+    with pytest.raises(InvalidInput, match=r"about\.json.*choose another --out"):
+        Record(tmp_path, {"a": 1})
+    (tmp_path / "about.json").unlink()
+    whole = (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+    for damaged in ("{\n" + whole, whole.replace('"qa"', '"all"', 1), whole.replace("0.3", "-1", 1)):
+        (tmp_path / "rows.jsonl").write_text(damaged, encoding="utf-8")
+        with pytest.raises(InvalidInput, match=r"rows\.jsonl, line 1 is"):
+            Record(tmp_path, {"a": 1})
+        assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == damaged  # nothing is lost
 
 
 def row(key: str, method: str, n: int, tokens: list[int], ttft: float, total: float, **metrics: Any) -> dict:
@@ -170,12 +186,14 @@ def test_first_difference() -> None:
 
 def test_reports_cannot_be_broken_by_names() -> None:
 
-    rows = [{**r, "category": "<b>x|y"} for r in ROWS]
-    about = {"model": "<script>", "methods": {"m": {"threads": 2}}}
+    rows = [{**r, "category": "<b>x|y$\\frac$[a](http://b)\x1b[2J"} for r in ROWS]
+    about = {"model": "<script>\nx", "methods": {"m": {"threads": 2, "x": "</pre><script>"}}}
     text = markdown(summarise(rows), about)
-    assert "&lt;b&gt;x&#124;y" in text and "<script>" not in text and '"threads": 2' in text
+    assert "&lt;b&gt;x&#124;y" in text and "<script>\nx" not in text and '"threads": 2' in text
+    assert "](http" not in text and "\x1b" not in text
     whole = page(summarise(rows), about)
     assert whole.count("<table>") == 4 and "<svg" in whole and "<script" not in whole
+    assert "<a " not in whole and "\x1b" not in whole and "&lt;b&gt;x|y" in whole and "&amp;lt;" not in whole
     assert not any(word in whole for word in ("src=", "<link", "@import"))
 
 

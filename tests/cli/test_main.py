@@ -71,7 +71,7 @@ def test_help_imports_nothing_heavy(arguments):
         (["run", "Hi", "--branches", "3,b"], "'3,b' is not a list of whole numbers like 3,2,1"),
         (["run", "Hi", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
         (["run", "Hi", "--max-new-tokens", "-4"], "max_new_tokens is -4"),
-        (["run", "Hi", "--temperature", "-1"], "temperature is -1.0; it must be 0 or more"),
+        (["run", "Hi", "--temperature", "-1"], "temperature is -1.0; it must be between 0 and 100"),
         (["run", "Hi", "--temperature", "nan"], "temperature is nan"),
         (["run", "Hi", "--stop", ""], "a stop string is empty"),
         (["run", " \n"], "the prompt is empty"),

@@ -109,9 +109,9 @@ def test_other_files_are_refused(tmp_path: Path, change: Any, capsys: pytest.Cap
     change(told)
     (tmp_path / "matrix.json").write_text(json.dumps(told), encoding="utf-8")
     assert main(["matrix", "--collect", str(tmp_path)]) == 2
-    assert "is no result of specport matrix" in capsys.readouterr().err
+    assert "is not a result of specport matrix" in capsys.readouterr().err
     (tmp_path / "matrix.json").write_text("{torn", encoding="utf-8")
-    with pytest.raises(InvalidInput, match="no result of specport matrix"):
+    with pytest.raises(InvalidInput, match="not a result of specport matrix"):
         results.read(tmp_path / "matrix.json")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from specport.errors import ModelError
 from specport.models import atomic, bundle, manifest
-from specport.models.atomic import replace_folder, replacing, write_atomically, write_json
+from specport.models.atomic import recovered, replace_folder, replacing, write_atomically, write_json
 from specport.runtime import numerics
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,24 @@ def test_a_folder_is_swapped(tmp_path: Path) -> None:
     replace_folder(folder_with(tmp_path / "new", "1"), tmp_path / "out")
     replace_folder(folder_with(tmp_path / "new", "2"), tmp_path / "out")
     assert (tmp_path / "out" / "x").read_text() == "2" and names(tmp_path) == ["out"]
+
+
+def test_a_process_that_was_killed_between_the_moves_loses_nothing(tmp_path: Path) -> None:
+    old = folder_with(tmp_path / ".out.0123abcd.old", "old")
+    assert (recovered(tmp_path / "out") / "x").read_text() == "old" and not old.exists()
+    folder_with(old, "older")
+    replace_folder(folder_with(tmp_path / "new", "1"), tmp_path / "out")
+    assert (tmp_path / "out" / "x").read_text() == "1" and names(tmp_path) == ["out"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    stale, fresh, other = (tmp_path / f".{name}.tmp" for name in ("a.0123abcd", "a.0123abce", "b.0123abcd"))
+    for path in (stale, fresh, other):
+        path.write_text("half")
+    for path in (stale, other):
+        os.utime(path, (1, 1))
+    write_atomically(tmp_path / "a", "whole")
+    assert names(tmp_path) == [fresh.name, other.name, "a"]
 
 
 WRITERS = {

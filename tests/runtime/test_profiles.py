@@ -79,7 +79,13 @@ def test_the_group_of_activations_fits_int4_weights(tmp_path: Path) -> None:
         (("8 = 1.5", "many = 2.0"), "cost.many"),
         (("[cost]", '[recognise]\ncpu = "("\n[cost]'), "recognise.cpu"),
         (("[cost]", '[recognise]\ncolour = "x"\n[cost]'), "recognise.colour"),
-        (("[cost]", "[cost"), "not valid TOML"),
+        (("[cost]", "[cost"), "not a profile that can be used"),
+        (("8 = 1.5", '"²" = 1.5'), "cost.²"),
+        (("8 = 1.5", f"{'9' * 5000} = 1.5"), "cost.999"),
+        (("[cost]", f"[exact]\na = {'9' * 5000}\n[cost]"), "not a profile that can be used"),
+        (("[cost]", "[exact]\na = 1979-05-27\n[cost]"), "exact.a is"),
+        (("[cost]", "[exact]\nDYNAMIC_QUANTIZATION_GROUP_SIZE = 'x'\n[cost]"), "exact.DYNAMIC"),
+        (('name = "mine"', 'name = "mine"\nbuckets = [1, 9223372036854775807]'), "buckets is"),
     ],
 )
 def test_each_wrong_entry_is_named_with_its_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, np.
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     np.savez(path, **{**arrays, **wrong})
+    with pytest.raises(ModelError, match="is damaged"):
+        read_shard(path)
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "log.npz"
+    np.savez_compressed(path, lengths=np.zeros(1 << 24, np.int64))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ModelError, match="unpacks to 134,217"):
+        read_shard(path)
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1152921504606846975,), }"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lengths.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(ModelError, match="is damaged"):
         read_shard(path)
 

@@ -54,11 +54,22 @@ def entries(header: GgufHeader) -> Entries:
     return made
 
 
-def _size(values: Values, key: str, default: int | None = None) -> int:
+def _size(values: Values, key: str, default: int | None = None, *, most: int = (1 << 31) - 1) -> int:
     """Return a number that must be positive and of a size that a model can have."""
     number = values.whole(key) if default is None else values.whole(key, default)
-    if not 0 < number < 1 << 31:
+    if not 0 < number <= most:
         raise values.wrong(key, number)
+    return number
+
+
+_MOST_EXPERTS = 1 << 13  # transformers 4 makes a module for each
+
+
+def _layers(values: Values) -> int:
+    """Return the number of layers: at most that of the tensors, as each has some. Empty ones fill memory."""
+    number = _size(values, "block_count")
+    if number > len(values.header.tensors):
+        raise values.wrong("block_count", number)
     return number
 
 
@@ -85,7 +96,7 @@ def _decoder(values: Values, *, norm: str = "rms_norm_eps", partial: bool = Fals
     made = {
         "hidden_size": _size(values, "embedding_length"),
         "intermediate_size": _size(values, "feed_forward_length"),
-        "num_hidden_layers": _size(values, "block_count"),
+        "num_hidden_layers": _layers(values),
         "num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": width,
         "max_position_embeddings": _size(values, "context_length"),
         norm: _norm(values), "rope_theta": values.real("rope.freq_base", rope.DEFAULT_BASE),
@@ -132,7 +143,7 @@ def _qwen3(values: Values) -> Entries:
 def _experts(values: Values) -> Entries:
     inner = _size(values, "expert_feed_forward_length", _size(values, "feed_forward_length"))
     return {
-        **_decoder(values), "num_experts": _size(values, "expert_count"),
+        **_decoder(values), "num_experts": _size(values, "expert_count", most=_MOST_EXPERTS),
         "num_experts_per_tok": _size(values, "expert_used_count"), "moe_intermediate_size": inner,
         "decoder_sparse_step": 1, "mlp_only_layers": [],
     }  # fmt: skip
@@ -169,7 +180,7 @@ def _phi3(values: Values) -> Entries:
 
 def _bloom(values: Values) -> Entries:
     return {
-        "hidden_size": _size(values, "embedding_length"), "n_layer": _size(values, "block_count"),
+        "hidden_size": _size(values, "embedding_length"), "n_layer": _layers(values),
         "n_head": _size(values, "attention.head_count"), "layer_norm_epsilon": _norm(values),
         "seq_length": values.whole("context_length", 2048),
     }  # fmt: skip
@@ -177,7 +188,7 @@ def _bloom(values: Values) -> Entries:
 
 def _gpt2(values: Values) -> Entries:
     return {
-        "n_embd": _size(values, "embedding_length"), "n_layer": _size(values, "block_count"),
+        "n_embd": _size(values, "embedding_length"), "n_layer": _layers(values),
         "n_head": _size(values, "attention.head_count"), "layer_norm_epsilon": _norm(values),
         "n_positions": _size(values, "context_length"), "n_inner": _size(values, "feed_forward_length"),
     }  # fmt: skip
@@ -200,7 +211,7 @@ def _mamba(values: Values) -> Entries:
     expand = inner / width if inner % width else inner // width
     return {
         "hidden_size": width, "expand": expand, "intermediate_size": inner,
-        "num_hidden_layers": _size(values, "block_count"), "layer_norm_epsilon": _norm(values),
+        "num_hidden_layers": _layers(values), "layer_norm_epsilon": _norm(values),
         "conv_kernel": _size(values, "ssm.conv_kernel"), "state_size": _size(values, "ssm.state_size"),
         "time_step_rank": _size(values, "ssm.time_step_rank"), "use_bias": _has(values, "ssm_in.bias"),
         "use_conv_bias": _has(values, "ssm_conv1d.bias"),
@@ -253,7 +264,7 @@ def _lfm2(values: Values) -> Entries:
         groups = [int(count) for count in counts]
     except (TypeError, ValueError):
         raise values.wrong("attention.head_count_kv", counts) from None
-    layers, heads = _size(values, "block_count"), _size(values, "attention.head_count")
+    layers, heads = _layers(values), _size(values, "attention.head_count")
     if len(groups) != layers or len({*groups} - {0}) != 1:
         raise values.wrong("attention.head_count_kv", counts)
     return {

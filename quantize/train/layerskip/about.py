@@ -9,9 +9,8 @@ from typing import Any
 
 from specport.quantize.train.layerskip.recipe import Sweep
 
-from specport.errors import ModelError
 from specport.models.atomic import write_json
-from specport.models.json_file import read_json
+from specport.outside import Format
 
 NAME = "layerskip.json"
 FORMAT = 1
@@ -34,6 +33,10 @@ class About:
     date: str
     versions: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        if len(self.before.agreement) != len(self.after.agreement):
+            raise ValueError("different numbers of exits before and after")
+
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the entries of `About`, and others that are of interest to people, into a folder."""
@@ -42,20 +45,7 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def read(folder: Path) -> About:
     """Read the record of a trained model. Raises ModelError where it cannot be read."""
-    path = folder / NAME
-    try:
-        stored = read_json(path)
-        if stored["format"] != FORMAT:
-            raise ModelError(f"{path} has format {stored['format']}, this version reads {FORMAT}")
-        before, after = (
-            Sweep(tuple(map(float, stored[name]["agreement"])), float(stored[name]["perplexity"]))
-            for name in ("before", "after")
-        )
-        if len(before.agreement) != len(after.agreement):
-            raise ValueError("different numbers of exits before and after")
-        return About(
-            str(stored["source"]), dict(stored["recipe"]), before, after, int(stored["tokens_read"]),
-            float(stored["seconds"]), str(stored["date"]), dict(stored["versions"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is damaged: {error}", "run specport quantize layerskip again") from error
+    return _ABOUT.read(folder / NAME)
+
+
+_ABOUT = Format(About, "the record of a training", "run specport quantize layerskip again", version=FORMAT)

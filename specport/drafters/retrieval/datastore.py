@@ -19,8 +19,10 @@ import numpy as np
 from specport.drafters.retrieval.suffix_index import GAP, Ints, SuffixIndex
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
-from specport.models.atomic import replace_folder
+from specport.models.atomic import recovered, replace_folder
+from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, inside
+from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.text.tokenizer import Tokenizer
 
@@ -89,7 +91,8 @@ def build(
     try:
         _write(out, index, {"tokenizer": tokenizer.fingerprint, "files": used, "tokens": num_tokens})
     except OSError as error:
-        raise InvalidInput(f"cannot write the datastore {out}: {error.strerror or error}") from error
+        message, hint = cause(error)
+        raise InvalidInput(f"cannot write the datastore {out}: {message}", hint) from error
     progress("done", 1.0)
     return built
 
@@ -100,7 +103,7 @@ def open_datastore(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Suffi
     Raises InvalidInput where there is no datastore or one of another tokenizer, and ModelError where it is
     damaged.
     """
-    if not _is_datastore(folder):
+    if not _is_datastore(recovered(folder.absolute())):
         raise InvalidInput(f"{folder} is no datastore", "make one: specport datastore build PATH --out DIR")
     again = "build it again: specport datastore build"
     if wrong := manifest.damage(folder, MANIFEST_FILE):
@@ -134,7 +137,7 @@ def _within(numbers: Ints, low: int, high: int) -> bool:
 
 def _files(path: Path) -> Iterator[Path]:
     """Yield the file itself, or the files below a folder in a stable order, without following links."""
-    path = path.expanduser().resolve()
+    path = expanded(path).resolve()
     if not path.exists():
         raise InvalidInput(f"there is no file or folder {path}")
     if not path.is_dir():

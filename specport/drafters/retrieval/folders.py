@@ -12,6 +12,7 @@ from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.history_file import open_history
 from specport.drafters.spec import DraftSpec
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.text.tokenizer import Tokenizer
 
 
@@ -47,9 +48,9 @@ class Folders:
         notes: list[str] = []
         history = History() if learn else None
         if self.history is not None:
-            folder = Path(self.history).expanduser()
+            folder = expanded(self.history)
             history, notes = open_history(folder, tokenizer.fingerprint, vocab_size, learn=learn)
         datastore = None
         if self.datastore is not None:
-            datastore = open_datastore(Path(self.datastore).expanduser(), tokenizer, vocab_size)
+            datastore = open_datastore(expanded(self.datastore), tokenizer, vocab_size)
         return Retrieval(history, datastore), notes

@@ -107,7 +107,7 @@ class HistoryFile:
                 db.execute("COMMIT")
         except sqlite3.OperationalError:  # locked, or a full or read-only disk: the file is not damaged
             raise
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # names in it that are not UTF-8
             raise _Damaged(str(error)) from error
 
     def _unseen(self, db: sqlite3.Connection) -> list[Ints]:

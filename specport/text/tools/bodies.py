@@ -89,15 +89,16 @@ class JsonBody:
     def _value_read(self) -> bool:
         self._expected = "next"
         if self._key == "name":
-            self._called = json.loads(self._text)  # it may be of any type
-            if self._called not in [*self._tools] or self.name:
+            called = _value(self._text)  # it may be of any type
+            if not isinstance(called, str) or called not in self._tools or self.name:
                 return False
+            self._called = called
             self._publish()
         elif self._key in _ARGUMENTS and not self._text.startswith("{"):
-            held = json.loads(self._text)
+            held = _value(self._text)
             if self._text != "null" and not (isinstance(held, str) and is_object(held)):
                 return False
-            self._given = held or "{}"
+            self._given = held if isinstance(held, str) else "{}"
             self._publish()
         return True
 
@@ -178,6 +179,14 @@ def _typed(tool: Tool, key: str, text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _value(text: str) -> object:
+    """Return the value of a JSON text; None where Python cannot hold it, as a number of 5,000 digits."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def is_object(text: str) -> bool:

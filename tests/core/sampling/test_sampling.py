@@ -8,6 +8,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
+from specport.core.sampling.output_processors import output_processors
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import Prefix
 from specport.core.sampling.sampler import BLOCK, Sampler
@@ -41,6 +42,14 @@ def logits_of(vocab: int = 1000, dtype: type = np.float32) -> np.ndarray:
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
+        ("temperature", 1e300),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("temperature", 10**400),
+        ("top_p", None),
+        ("repetition_penalty", 1e-300),
+        ("repetition_penalty", 1e300),
+        ("logit_bias", {1: 10**400}),
         ("top_k", -1),
         ("top_k", 2.5),
         ("top_p", 0.0),
@@ -58,6 +67,25 @@ def logits_of(vocab: int = 1000, dtype: type = np.float32) -> np.ndarray:
 def test_bad_parameters_are_refused_by_name(name, value) -> None:
     with pytest.raises(InvalidInput, match=name):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("xp", [np, array_api_strict])
+def test_probabilities_are_numbers_at_every_bound(xp, dtype) -> None:
+    if xp is array_api_strict and dtype is np.float16:
+        pytest.skip("the strict namespace has no half precision")
+    raw = np.full(600, -60000.0, dtype)  # as wide as half precision
+    raw[3], raw[17], raw[500:] = 60000.0, 59000.0, -np.inf  # forbidden tokens
+    for temperature, penalty, top_p, min_p, top_k, extreme in product(
+        (1e-5, 100.0), (0.01, 1.0, 100.0), (1e-300, 1.0), (0.0, 1.0), (0, 10**9), (-2.0, 2.0)
+    ):
+        params = SamplingParams(
+            temperature, top_k, top_p, min_p, penalty, 0, extreme, extreme, ((3, 50 * extreme),), 5
+        )
+        sampler = Sampler(params, output_processors(params, 2, [17]))
+        probs = np.asarray(sampler.distribution(xp.asarray(raw), PREFIX))
+        assert np.isfinite(probs).all() and probs.sum() == pytest.approx(1.0, rel=1e-3)
+        assert not probs[500:].any() and 0 <= sampler.draw(xp.asarray(probs)) < 500
 
 
 def test_greedy_properties() -> None:

@@ -142,6 +142,8 @@ def test_a_model_that_is_not_whole_is_refused(arch, tmp_path):
         ("llama", {"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8"),
         ("llama", {"llama__block_count": None}, "llama.block_count is missing"),
         ("llama", {"llama__block_count": "two"}, "llama.block_count is 'two'"),
+        ("llama", {"llama__block_count": (1 << 31) - 1}, "llama.block_count is 2147483647"),
+        ("qwen3moe", {"qwen3moe__expert_count": (1 << 31) - 1}, "qwen3moe.expert_count is 2147483647"),
         ("llama", {"llama__embedding_length": 0}, "llama.embedding_length is 0"),
         ("llama", {"llama__attention__head_count": [4, 2]}, "head_count is an array of 2 values"),
         ("llama", {"llama__attention__head_count_kv": 3}, "4 heads of queries, 3 of keys"),

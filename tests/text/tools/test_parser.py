@@ -51,6 +51,12 @@ TEXTS = {
         '<tool_call>{"name": "rm", "arguments": {}}</tool_call> x',
         [],
     ),
+    "a name of 5,000 digits": (
+        syntax.HERMES,
+        f'<tool_call>{{"name": {"9" * 5000}}}',
+        f'<tool_call>{{"name": {"9" * 5000}}}',
+        [],
+    ),
     "broken JSON": (syntax.HERMES, '<tool_call>{"name" weather}', '<tool_call>{"name" weather}', []),
     "broken in the arguments": (
         syntax.HERMES,

@@ -1,0 +1,331 @@
+"""Every kind of file that comes from outside, damaged: it is read, or there is one error that says so.
+
+`pytest tests/fuzz --fuzz-seconds 600` goes on with new inputs, for ten minutes a test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("hypothesis")
+pytest.importorskip("tokenizers")
+
+from support import tiny_models
+from support.fuzzing import damaged, damaged_json, fuzz
+
+from specport.bench import record, recording
+from specport.bench.prompts import read_prompts
+from specport.bench.report import markdown
+from specport.bench.summary import summarise
+from specport.calibration import exits
+from specport.cli import quantize_inspect
+from specport.conformance import results, table
+from specport.core.planning.step_costs import StepCosts
+from specport.core.policies.stop_classifier import NUM_FEATURES, fit
+from specport.drafters.retrieval import datastore
+from specport.drafters.retrieval.history_file import open_history
+from specport.drafters.tree.graft import Checkpoint, Variant
+from specport.errors import SpecportError
+from specport.models import bundle, manifest, mtp, tensors
+from specport.models.bundle import Bundle
+from specport.models.cache import cache_root
+from specport.models.parallel import Parallel
+from specport.models.weight_sketch import sketch
+from specport.runtime import measurements, numerics, profiles, tuned
+from specport.runtime.measurements import Calibration, Pair
+from specport.text.tokenizer import load_tokenizer
+from specport.traffic import log as traffic
+from specport.traffic.dialogues import Dialogue, read_shard, save_shard
+
+COSTS = StepCosts((1, 2), (0, 64), ((0.1, 0.2), (0.2, 0.3)), 0.1, measured=True)
+MEASURED = {
+    "device": "xeon", "processor": "cpu", "date": "today", "draft_ms": 5.0, "target_ms": 40.0, "cost": 0.125,
+    "mean_acceptance_length": 2.5, "acceptance_by_depth": [0.7, 0.5], "speed_up": 1.4,
+    "speed_up_range": [1.1, 1.8], "same_text": 8, "prompts": 8, "max_new_tokens": 64,
+    "ms_by_width": {"width": [1, 2], "draft": [1.0, 2.0], "target": [4.0, 5.0]},
+}  # fmt: skip
+DISTILLED = {
+    "mlp_channels": [3, 4], "agreement": 0.5, "agreement_before": 0.4, "trained": True, "tokens_read": 10,
+    "seconds": 3, "survival": [0.5], "survival_before": [0.4], "seed": 0, "loss": "kl",
+}  # fmt: skip
+ADAPTED = {
+    "own": [1.0, 2.0],
+    "old": [1.0, 2.0],
+    "times": 1,
+    "date": "today",
+    "tokens_read": 3,
+    "seconds": 1.0,
+}
+BUNDLE = Bundle(
+    target="big", target_shape="s", target_fingerprint="f" * 64, tokenizer="t", source="small",
+    precision="int4", layers=(0, 2), num_layers=3, head=((0, 5), (9, 10)), distilled=DISTILLED,
+    measured=MEASURED, provenance={"adapted": ADAPTED, "target_sha256": "0"}, target_sketch=(0.1, 0.2),
+    parallel=Parallel(2, 100, (1.0, 1.5)),
+)  # fmt: skip
+METRICS = {
+    "num_steps": 3, "num_accepted_tokens": 2, "drafted_per_depth": [3], "accepted_per_depth": [2],
+    "decode_s": 1.0, "draft_s": 0.2, "verify_s": 0.5,
+}  # fmt: skip
+ROW = {
+    "id": "1", "category": "qa", "method": "plain", "n": 0, "num_prompt_tokens": 3, "tokens": [1, 2, 3],
+    "ttft_s": 0.1, "total_s": 0.5, "num_first": 1, "metrics": METRICS,
+}  # fmt: skip
+PROMPT = {"id": 1, "category": "qa", "turns": ["Why?"]}
+
+
+@dataclass
+class Case:
+    """A file, what it holds when it is whole, and a function that reads it and all that is shown of it.
+
+    whole: a value for JSON, or bytes. write: puts damaged bytes in the place of the file.
+    """
+
+    whole: Any
+    read: Callable[[], object]
+    write: Callable[[bytes], object]
+
+
+def of_file(path: Path, read: Callable[[], object], value: Any = None) -> Case:
+    whole = json.loads(path.read_bytes()) if value is None else value
+    return Case(whole, read, path.write_bytes)
+
+
+def of_calibration(tmp: Path) -> Case:
+    path = measurements.save("k", Calibration(COSTS, {"device": "x"}))
+    return of_file(path, lambda: measurements.find("k"))
+
+
+def of_pair(tmp: Path) -> Case:
+    classifier = fit(np.eye(NUM_FEATURES).tolist(), [True, False] * (NUM_FEATURES // 2))
+    pair = Pair((0, 1, 5), classifier, Variant((Checkpoint(1, 0.5, 0.5), Checkpoint(2, 0.2, 1.0))))
+    path = measurements.save_pair("k", "d", pair)
+    assert path is not None
+    return of_file(path, lambda: measurements.find_pair("k", "d"))
+
+
+def of_exit(tmp: Path) -> Case:
+    return of_file(measurements.save_exit("f", "xeon", 3), lambda: measurements.find_exit("f", "xeon"))
+
+
+def of_cut(tmp: Path) -> Case:
+    return of_file(measurements.save_cut("f", "xeon", (1, 2, 9)), lambda: measurements.find_cut("f", "xeon"))
+
+
+def of_tuned(tmp: Path) -> Case:
+    path = tuned.keep(None, "xeon", "int8", tuned.Choice("suffix", "0", 1.4, {"a": 1}), weights_too=True)
+    return of_file(path, lambda: tuned.find(None, "xeon"))
+
+
+def of_answers(tmp: Path) -> Case:
+    answers = numerics.Answers(tmp / "exact.json")
+    answers.put("key", True)
+    return of_file(tmp / "exact.json", lambda: answers.get("key"))
+
+
+def of_bundle(tmp: Path) -> Case:
+    (tmp / "openvino_model.bin").write_bytes(b"weights")
+    bundle.write(tmp, BUNDLE)
+    about = (manifest.read(tmp, bundle.BUNDLE_FILE) or {})["about"]
+
+    def write(data: bytes) -> None:
+        # Signed, so that what is behind the check sum is reached.
+        try:
+            manifest.write(tmp, json.loads(data), bundle.BUNDLE_FILE)
+        except (ValueError, TypeError, RecursionError):
+            (tmp / bundle.BUNDLE_FILE).write_bytes(data)
+
+    def read() -> None:
+        found = bundle.read(tmp)
+        assert found.pays in (True, False) and len(found.reach) < 100
+        assert len(found.head_tokens or ()) <= 1 << 20
+        quantize_inspect.show(found)
+
+    return Case(json.loads(json.dumps(about)), read, write)
+
+
+def of_registered(tmp: Path) -> Case:
+    bundle.register(tmp, "f" * 64)
+    path = cache_root() / "drafts" / f"{'f' * 24}.json"
+    return of_file(path, lambda: bundle.registered("f" * 64))
+
+
+def of_manifest(tmp: Path) -> Case:
+    (tmp / "weights").write_bytes(b"weights")
+    manifest.write(tmp, {"name": "x"})
+    return of_file(tmp / manifest.MANIFEST_FILE, lambda: manifest.damage(tmp, keep=True))
+
+
+def of_record(tmp: Path) -> Case:
+    record.Record(tmp, {"a": 1})
+    (tmp / record.ROWS).write_text(json.dumps(ROW))
+
+    def write(data: bytes) -> None:
+        (tmp / record.ROWS).write_bytes(json.dumps(ROW).encode() + b"\n" + data + b"\n")
+
+    def read() -> None:
+        rows = record.Record(tmp, {"a": 1}).rows
+        markdown(summarise(rows), {})
+
+    return Case(ROW, read, write)
+
+
+def of_about(tmp: Path) -> Case:
+    record.Record(tmp, {"a": {"b": [1]}})
+    (tmp / record.ROWS).write_text("")
+    return of_file(tmp / record.ABOUT, lambda: record.Record(tmp, {"a": {"b": [1]}}))
+
+
+def of_recording(tmp: Path) -> Case:
+    text = recording.RecordedText("1", "qa", (1, 2), (3, 4), ((5, 6),), ((0.5, 0.5),))
+    costs = {"xeon": recording.Costs(COSTS, COSTS)}
+    recording.Recording({"model": "x"}, costs, 8, (text,)).save(tmp / "r.json")
+    return of_file(tmp / "r.json", lambda: recording.Recording.load(tmp / "r.json"))
+
+
+def of_prompts(tmp: Path) -> Case:
+    (tmp / "p.jsonl").write_text(json.dumps(PROMPT))
+    return of_file(tmp / "p.jsonl", lambda: read_prompts(tmp / "p.jsonl"))
+
+
+def of_matrix(tmp: Path) -> Case:
+    row = results.DeviceRun("xeon", False, "n", "m", 1.0, {"a": "b"}, {"law": results.Cell("fail", "why")})
+    (tmp / "matrix.json").write_text(results.Matrix([row], [{"a": "b"}]).as_json())
+
+    def read() -> None:
+        found = results.read(tmp / "matrix.json")
+        for shown in (table.text, table.markdown, table.page):
+            assert "\x1b" not in shown(found) or shown is table.text
+
+    return of_file(tmp / "matrix.json", read)
+
+
+def of_settings(tmp: Path) -> Case:
+    log = traffic.TrafficLog("f" * 64)
+    log.save(traffic.Settings(True, "d", "t", last={"state": "kept"}))
+    return of_file(log.folder / traffic.SETTINGS, log.settings)
+
+
+def of_tokenizer(name: str) -> Callable[[Path], Case]:
+    def case(tmp: Path) -> Case:
+        tiny_models.save_tokenizer(tmp)
+        (tmp / "config.json").write_text(json.dumps({
+            "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "eos_token_id": [1, 2],
+            "text_config": {"num_hidden_layers": 2, "max_position_embeddings": 64},
+        }))  # fmt: skip
+        (tmp / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+        whole = json.loads((tmp / name).read_bytes())
+
+        def read() -> None:
+            tokenizer = load_tokenizer(tmp)
+            tokenizer.encode("abc")
+            bundle.shape(tmp)
+            exits.num_layers(tmp)
+
+        if name == "tokenizer.json":  # the vocabulary has thousands of parts
+            return of_file(tmp / name, read, (tmp / name).read_bytes())
+        return of_file(tmp / name, read, whole)
+
+    return case
+
+
+def of_tensors(tmp: Path) -> Case:
+    entries = {
+        "model.norm.weight": {"dtype": "F32", "shape": [64], "data_offsets": [0, 256]},
+        "__metadata__": {"format": "pt"},
+    }
+
+    def write(data: bytes) -> None:
+        content = len(data).to_bytes(8, "little") + data + np.ones(64, "<f4").tobytes()
+        (tmp / "model.safetensors").write_bytes(content)
+
+    def read() -> None:
+        with suppress(ValueError):
+            tensors.header(tmp / "model.safetensors")
+        sketch(tmp)
+        mtp.find(tmp)
+
+    return Case(entries, read, write)
+
+
+def of_shard(tmp: Path) -> Case:
+    one = Dialogue(
+        np.arange(6, dtype=np.int32), 3, np.zeros((3, 2), np.int32), np.full((3, 2), 0.5, np.float32),
+        weights=np.ones(3, np.float32),
+    )  # fmt: skip
+    save_shard(tmp / "s.npz", [one, one])
+    return of_file(tmp / "s.npz", lambda: read_shard(tmp / "s.npz"), (tmp / "s.npz").read_bytes())
+
+
+def of_datastore(tmp: Path) -> Case:
+    tiny_models.save_tokenizer(tmp / "model")
+    tokenizer = load_tokenizer(tmp / "model")
+    (tmp / "a.txt").write_text("some text to look up, some text")
+    datastore.build([tmp / "a.txt"], tmp / "store", tokenizer)
+    path = tmp / "store" / datastore.MANIFEST_FILE
+    return of_file(path, lambda: datastore.open_datastore(tmp / "store", tokenizer, 1000))
+
+
+def of_history(tmp: Path) -> Case:
+    history, _ = open_history(tmp, "f" * 32, 100)
+    path = tmp / f"{'f' * 32}.sqlite"
+    assert history is not None
+    return of_file(path, lambda: open_history(tmp, "f" * 32, 100), path.read_bytes())
+
+
+def of_profile(tmp: Path) -> Case:
+    whole = (Path(profiles.__file__).parents[2] / "hw_profiles" / "core-ultra-npu.toml").read_bytes()
+    (tmp / "p.toml").write_bytes(whole)
+    return of_file(tmp / "p.toml", lambda: profiles.load_profile(tmp / "p.toml"), whole)
+
+
+def of_plan(tmp: Path) -> Case:
+    pytest.importorskip("openvino")
+    from specport.quantize.plan import Plan
+    from specport.quantize.prune.choose import Choice
+
+    from specport.calibration.heads import Head
+
+    choice = Choice(4, 1, ((), (2,)), (0.9, 0.8), (0.1, 0.08), (10.0, 11.0))
+    Plan((Head((0, 1), 2, 0.1, 0.9, 12.0),), (0, 1, 5), choice).save(tmp / "plan.json")
+    return of_file(tmp / "plan.json", lambda: Plan.load(tmp / "plan.json"))
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    "calibration": of_calibration, "pair": of_pair, "exit": of_exit, "cut": of_cut, "tuned": of_tuned,
+    "answers": of_answers, "bundle": of_bundle, "registered": of_registered, "manifest": of_manifest,
+    "record": of_record, "about": of_about, "recording": of_recording, "prompts": of_prompts,
+    "matrix": of_matrix, "settings": of_settings, "config": of_tokenizer("config.json"),
+    "generation config": of_tokenizer("generation_config.json"),
+    "tokenizer config": of_tokenizer("tokenizer_config.json"), "tokenizer": of_tokenizer("tokenizer.json"),
+    "tensors": of_tensors, "shard": of_shard, "datastore": of_datastore, "history": of_history,
+    "profile": of_profile, "plan": of_plan,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_damaged_file_is_one_error(name: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    (tmp_path / "files").mkdir()
+    case = CASES[name](tmp_path / "files")
+    is_bytes = isinstance(case.whole, bytes)
+    case.write(case.whole if is_bytes else json.dumps(case.whole).encode())
+    case.read()  # what is whole is read
+
+    def check(data: bytes) -> None:
+        case.write(data)
+        case.read()
+
+    inputs = damaged(case.whole) if is_bytes else damaged_json(case.whole)
+    fuzz(pytestconfig, inputs, check, (SpecportError,))
