@@ -29,7 +29,7 @@ FLOORS: imports.Floors = (
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
     },
-    {"bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
+    {"agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     {"tune": ("tune",)},
     {"cli": ("cli", "__main__")},
 )
@@ -43,6 +43,7 @@ COMMON = {
     "huggingface_hub": "downloads files, runs no model",
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
+    "llm": "the command that the plugin of the room agents extends; imported there only",
     "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
     "markdown": "reports",
     "matplotlib": "reports",
@@ -52,6 +53,7 @@ COMMON = {
     "psutil": "memory and processor",
     "pydantic": "requests to the server",
     "pytest": "the conformance suite",
+    "smolagents": "the agents that the model of the room agents serves; imported there only",
     "starlette": "requests and replies of the server",
     "tokenizers": "text to ids, runs no model",
     "tomli": "tomllib before Python 3.11",
@@ -105,6 +107,12 @@ def test_vendors_stay_in_their_rooms(house: Package) -> None:
 def test_one_module_knows_the_grammar_library(house: Package) -> None:
     found = {i.importer for i in house.imports if i.imported.split(".")[0] == "llguidance"}
     assert found == {"specport.text.grammar.matcher"}
+
+
+def test_one_room_knows_clients(house: Package) -> None:
+    found = {i.importer for i in house.imports if i.imported.split(".")[0] in ("llm", "smolagents")}
+    assert found
+    assert not [name for name in found if not name.startswith("specport.agents.")]
 
 
 def test_no_backend_imports_another(house: Package) -> None:

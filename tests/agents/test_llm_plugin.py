@@ -1,0 +1,140 @@
+"""The plugin for `llm` on a tiny model: prompts, streams, schemas, tools, conversations, and its command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+llm = pytest.importorskip("llm")
+pytest.importorskip("llguidance")
+from click.testing import CliRunner
+from support import tiny_agents
+from support.own_cache import own_cache  # noqa: F401
+
+import specport
+from specport.agents.llm_plugin import SpecportLlm, messages_of
+from specport.errors import InvalidInput
+
+SCHEMA = {
+    "type": "object", "properties": {"size": {"enum": [1, 2, 3]}}, "required": ["size"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_agents.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def options(folder: Path) -> dict[str, Any]:
+    return {"model": str(folder), "device": "torch-cpu", "draft": "suffix", "max_tokens": 30}
+
+
+@pytest.fixture(scope="module")
+def model(options: dict[str, Any]) -> Iterator[SpecportLlm]:
+    made = SpecportLlm()
+    yield made
+    made.close()
+
+
+def test_answers_are_those_of_the_library(model: SpecportLlm, options: dict[str, Any]) -> None:
+    streamed = model.prompt("hello world", system="be brief", **options)
+    pieces = [*streamed]
+    whole = model.prompt("hello world", system="be brief", stream=False, **options)
+    assert len([*whole]) == 1 and whole.text() == "".join(pieces) and len(pieces) > 1
+    with specport.load(options["model"], device="torch-cpu", draft="none") as pipeline:
+        wanted = pipeline.generate("hello world", system="be brief", max_new_tokens=30)
+    assert whole.text() == wanted.text
+    usage = whole.usage()
+    assert (usage.input, usage.output) == (len(wanted.prompt_token_ids), 30)
+    assert usage.details["drafted_tokens"] >= usage.details["accepted_tokens"] > 0
+    assert usage.details["ttft_ms"] > 0 and json.loads(json.dumps(whole.response_json))["finish_reason"]
+    assert whole.resolved_model == "tiny"
+
+
+def test_a_conversation_goes_on_where_it_was(model: SpecportLlm, options: dict[str, Any]) -> None:
+    conversation = model.conversation()
+    first = conversation.prompt("hello world " * 20, **options)
+    first.text()
+    loaded = model._loaded
+    second = conversation.prompt("12", **options)
+    assert second.text() and model._loaded is loaded
+    assert second.usage().input > first.usage().input + 30  # the first turn is in the prompt
+    assert second.usage().details["cached_tokens"] > 0 or loaded[1].engine.model.prefix_blocks is None
+
+
+def test_schemas(model: SpecportLlm, options: dict[str, Any]) -> None:
+    answer = model.prompt("hello", schema=SCHEMA, **options)
+    jsonschema.validate(json.loads(answer.text()), SCHEMA)
+
+
+def test_tools_are_called_and_their_results_told(model: SpecportLlm, options: dict[str, Any]) -> None:
+    seen = []
+
+    def weigh(count: int) -> str:
+        """Weighs apples"""
+        seen.append(count)
+        return f"{count * 100} g"
+
+    chain = model.chain(
+        "hello", tools=[weigh], chain_limit=2,
+        options={**options, "max_tokens": 200, "tool_choice": "required", "temperature": 1.0, "seed": 1},
+    )  # fmt: skip
+    asked, told = chain.responses()
+    (call,) = asked.tool_calls()
+    assert seen == [call.arguments["count"]] and call.name == "weigh"
+    assert [message.role for message in told.prompt.messages] == ["user", "assistant", "tool"]
+    results = messages_of(told.prompt.messages)
+    assert results[1]["tool_calls"][0]["id"] == results[2]["tool_call_id"] == call.tool_call_id
+    assert results[2]["content"] == f"{seen[0] * 100} g"
+
+
+def test_what_cannot_be_done_is_said(model: SpecportLlm, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="schema and tools at once"):
+        model.prompt("hello", schema=SCHEMA, tools=[len], **options).text()
+    with pytest.raises(InvalidInput, match="temperature is -1"):
+        model.prompt("hello", temperature=-1, **options).text()
+    with pytest.raises(ValueError, match="attachments"):
+        model.prompt("hello", attachments=[llm.Attachment(content=b"x", type="image/png")], **options).text()
+
+
+def test_the_command_line(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`llm -c` in another process continues with what the first one has read, where a folder keeps it."""
+    from llm.cli import cli
+
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    given = [part for name, value in options.items() for part in ("-o", name, str(value))]
+    runner = CliRunner()
+    first = runner.invoke(cli, ["-m", "specport", "hello world", "-u", *given])
+    assert first.exit_code == 0, first.output
+    assert "30 output" in first.output and '"accepted_tokens"' in first.output
+    again = runner.invoke(cli, ["-c", "12", *given])
+    assert again.exit_code == 0 and again.stdout.strip()
+    wrong = runner.invoke(cli, ["-m", "specport", "x", "-o", "device", "abacus"])
+    assert wrong.exit_code == 1 and wrong.output.startswith("Error: ") and "abacus" in wrong.output
+    listed = runner.invoke(cli, ["models", "--options", "-m", "specport"])
+    assert "draft" in listed.output and "prefix_cache" in listed.output
+
+
+def test_it_is_registered_and_loads_fast() -> None:
+    assert "specport.agents.llm_plugin" in {point.value for point in entry_points(group="llm")}
+    code = (
+        "import llm, sys; before = {*sys.modules}; llm.get_model('specport');"
+        "new = {m.split('.')[0] for m in {*sys.modules} - before};"
+        "assert not new & {'numpy', 'torch', 'openvino', 'transformers', 'smolagents', 'tokenizers'}, new;"
+        "print(len([m for m in sys.modules if m.startswith('specport')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 12
