@@ -29,12 +29,12 @@ _LOADING = (
 )  # fmt: skip
 
 
-@llm.hookimpl
+@llm.hookimpl  # type: ignore[misc]
 def register_models(register: Callable[..., None]) -> None:
     register(SpecportLlm())
 
 
-class SpecportLlm(llm.Model):
+class SpecportLlm(llm.Model):  # type: ignore[misc]
     """Answer prompts of `llm` in this process.
 
     The model stays loaded while its options stay the same, as in `llm chat`, and keeps what it has read of a
@@ -46,7 +46,7 @@ class SpecportLlm(llm.Model):
     supports_schema = True
     supports_tools = True
 
-    class Options(llm.Options):
+    class Options(llm.Options):  # type: ignore[misc]
         model: str | None = Field(None, description="Hub id, folder or .gguf file; default SmolLM2-135M-Instruct")
         draft: str | None = Field(None, description="How to draft, such as suffix, MODEL, or none; default auto")
         device: str | None = Field(None, description="Device, such as xeon or core-ultra-gpu; default auto")
@@ -168,7 +168,7 @@ def _held(prompt: llm.Prompt) -> dict[str, Any]:
     if prompt.schema and prompt.tools:
         raise InvalidInput("an answer cannot have a schema and tools at once", "leave one of them out")
     if prompt.schema:
-        return {"grammar": Grammar.json_schema(prompt.schema)}  # type: ignore[arg-type]  # `Prompt` makes it one
+        return {"grammar": Grammar.json_schema(prompt.schema)}
     tools = []
     for tool in prompt.tools:
         if not isinstance(tool, llm.Tool):

@@ -28,7 +28,7 @@ ASK = "hello world"
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     folder = tiny_agents.write(tmp_path_factory.mktemp("tiny"))
-    with specport.load(str(folder), draft="suffix", device="torch-cpu") as loaded:
+    with specport.load(str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4) as loaded:
         yield loaded
 
 

@@ -50,7 +50,10 @@ def test_slides_are_written(example: Any, tmp_path: Path) -> None:
 def test_a_run(example: Any, tmp_path: Path) -> None:
     folder = tiny_agents.write(tmp_path)
     files = sorted(example.DOCUMENTS.glob("*.txt"))
-    with SpecportModel(str(folder), device="torch-cpu", draft="suffix", temperature=1.0, max_tokens=600) as model:
+    with SpecportModel(
+        str(folder), device="torch-cpu", draft="suffix", policy="fixed", num_draft_tokens=4, temperature=1.0,
+        max_tokens=600,
+    ) as model:  # fmt: skip
         done = example.run(model, files, tmp_path / "deck.pptx", example.TASKS[0], steps=3, quiet=True)
     assert done["num_lines"] <= 3 and done["num_output_tokens"] > 0 and done["num_accepted_tokens"] > 0
     called = [line for line in done["lines"] if "search_documents(" in line or "add_slide(" in line]

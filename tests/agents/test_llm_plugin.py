@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(folder: Path) -> dict[str, Any]:
-    return {"model": str(folder), "device": "torch-cpu", "draft": "suffix", "max_tokens": 30}
+    return {"model": str(folder), "device": "torch-cpu", "draft": "suffix", "policy": "fixed", "num_draft_tokens": 4, "max_tokens": 30}
 
 
 @pytest.fixture(scope="module")
