@@ -47,7 +47,8 @@ Thought: I look for the height of the tower.
 <code>
 print(search_documents(query="height of the tower"))
 </code>
-Then you see what the code prints, and write the next step. Never repeat a step. Numbers come from the documents.
+Then you see what the code prints, and write the next step. Never repeat a step.
+Numbers come from the documents.
 To compute, print the numbers, as in print(12 + 30). At the end give final_answer(answer).
 These functions can be called:
 {%- for tool in tools.values() %}
@@ -153,7 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("documents", nargs="*", type=Path, help="text files (default: those beside this script)")
+    parser.add_argument(
+        "documents", nargs="*", type=Path, help="text files (default: those beside this script)"
+    )
     parser.add_argument("--task", action="append", help="what to do; may be given again (default: two tasks)")
     parser.add_argument("--out", type=Path, default=Path("decks"), help="folder of the slide decks")
     parser.add_argument("--model", help="default: SmolLM2-135M-Instruct; one of 1.5B or more does better")
@@ -165,8 +168,8 @@ def main() -> None:
     args = parser.parse_args()
     files = args.documents or sorted(DOCUMENTS.glob("*.txt"))
     with SpecportModel(
-        args.model, draft=args.draft, device=args.device, draft_device=args.draft_device, history=args.history,
-        max_tokens=300,
+        args.model, draft=args.draft, device=args.device, draft_device=args.draft_device,
+        history=args.history, max_tokens=300,
     ) as model:  # fmt: skip
         for i, task in enumerate(args.task or TASKS):
             deck = args.out / f"deck-{i + 1}.pptx"

@@ -51,7 +51,7 @@ def messages_of(memory: Sequence[ChatMessage | Mapping[str, Any]], *, tools: boo
 
 
 def tool_schema(tool: Tool) -> Json:
-    """Return a tool as OpenAI's API takes it, its arguments in plain JSON Schema so that a grammar holds them.
+    """Return a tool as OpenAI's API takes it, with arguments in plain JSON Schema, which a grammar holds.
 
     smolagents has types and a mark for None of its own: "any", "image", "audio", "nullable".
     """
@@ -66,7 +66,9 @@ def _value(value: Mapping[str, Any]) -> Json:
     out = dict(value)
     nullable = out.pop("nullable", False)
     given = out.get("type", "string")
-    types = [each if each in _JSON_TYPES else "string" for each in ([given] if isinstance(given, str) else given)]
+    types = [
+        each if each in _JSON_TYPES else "string" for each in ([given] if isinstance(given, str) else given)
+    ]
     if nullable and "null" not in types:
         types.append("null")
         if "enum" in out:
@@ -112,9 +114,7 @@ def _read_calls(text: str) -> list[Json]:
         return []
     try:
         listed = ast.literal_eval(text.removeprefix(_CALLING).strip())
-        return [
-            _call(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in listed
-        ]
+        return [_call(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in listed]
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
         return []
 

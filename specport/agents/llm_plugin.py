@@ -1,6 +1,6 @@
 """The plugin for `llm` (entry point "llm"): `llm -m specport "Hello"`.
 
-`llm` imports this module at every start, so that it imports nothing heavy; a model is loaded at the first prompt.
+`llm` imports this module at every start: it imports nothing heavy, and loads a model at the first prompt.
 """
 
 from __future__ import annotations
@@ -47,8 +47,12 @@ class SpecportLlm(llm.Model):  # type: ignore[misc]
     supports_tools = True
 
     class Options(llm.Options):  # type: ignore[misc]
-        model: str | None = Field(None, description="Hub id, folder or .gguf file; default SmolLM2-135M-Instruct")
-        draft: str | None = Field(None, description="How to draft, such as suffix, MODEL, or none; default auto")
+        model: str | None = Field(
+            None, description="Hub id, folder or .gguf file; default SmolLM2-135M-Instruct"
+        )
+        draft: str | None = Field(
+            None, description="How to draft, such as suffix, MODEL, or none; default auto"
+        )
         device: str | None = Field(None, description="Device, such as xeon or core-ultra-gpu; default auto")
         draft_device: str | None = Field(None, description="Device of the draft model")
         precision: str | None = Field(None, description="Weights of the model, such as int4")

@@ -45,19 +45,18 @@ class SpecportModel(Model):  # type: ignore[misc]
 
     model:    as for `specport.load`: hub id, folder or .gguf file; None = the embedded SmolLM2-135M-Instruct.
     pipeline: a pipeline that is loaded already, instead; it stays the caller's to close.
-    options:  the other arguments of `specport.load` (draft, device, draft_device, history, prefix_cache, ...),
-              and how to generate: the fields of `specport.GenerationOptions`, with OpenAI's names too
-              (max_tokens, temperature, top_p, seed, tool_choice, ...). They win over what a call says, as
-              smolagents has it.
+    options:  the other arguments of `specport.load` (draft, device, draft_device, history, ...), and the
+              fields of `specport.GenerationOptions`, under OpenAI's names too (max_tokens, temperature, ...).
+              They win over what a call says, as smolagents has it.
 
-    With the default draft, what the agent wrote in earlier steps and runs is drafted by suffix, and the prefix
-    cache keeps the conversation, so that a step reads only what is new. `history="FOLDER"` keeps the written
-    texts for later processes, and `prefix_cache="FOLDER"` what was read.
+    With the default draft, what the agent wrote in earlier steps and runs is drafted by suffix. The prefix
+    cache keeps the conversation, so that a step reads only what is new. `history="FOLDER"` keeps what was
+    written for later processes, and `prefix_cache="FOLDER"` what was read.
 
     Greedy unless a temperature is given, and at most 2048 tokens an answer. Where an agent gives tools, an
     answer is one call, with arguments by the tool's schema; `tool_choice="auto"` and
-    `parallel_tool_calls=True` change that.
-    An answer that is held to a schema or to a call ends where its grammar ends; stop sequences end free text.
+    `parallel_tool_calls=True` change that. Stop sequences end free text. An answer that is held to a schema
+    or a call ends where its grammar ends.
 
     last_metrics: of the last generation (drafted and accepted tokens, TTFT, TPOT); None before the first.
     totals:       sums since the model was made, or since `reset_totals`.
@@ -131,7 +130,7 @@ class SpecportModel(Model):  # type: ignore[misc]
         tools_to_call_from: list[Tool] | None = None,
         **kwargs: Any,
     ) -> Generator[ChatMessageStreamDelta]:
-        """Yield the answer as it is accepted, its token usage last. Dropping the generator ends the answer."""
+        """Yield the answer as it is accepted, and its token usage last. Dropping the generator ends it."""
         stream = self._begin(messages, stop_sequences, response_format, tools_to_call_from, kwargs)
         parser = stream.tools.parser() if stream.tools is not None else None
         try:
@@ -155,7 +154,9 @@ class SpecportModel(Model):  # type: ignore[misc]
                 'make it by name, as in SpecportModel(model="FOLDER", draft="auto")',
             )
         options = {name: asdict(v) if isinstance(v, Grammar) else v for name, v in self.kwargs.items()}
-        named = {name: str(value) if isinstance(value, Path) else value for name, value in self._named.items()}
+        named = {
+            name: str(value) if isinstance(value, Path) else value for name, value in self._named.items()
+        }
         named.pop("progress", None)
         return {**named, **options}
 

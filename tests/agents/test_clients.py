@@ -28,7 +28,9 @@ ASK = "hello world"
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     folder = tiny_agents.write(tmp_path_factory.mktemp("tiny"))
-    with specport.load(str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4) as loaded:
+    with specport.load(
+        str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4
+    ) as loaded:
         yield loaded
 
 
@@ -71,7 +73,12 @@ def test_langchain(url: str, wanted: specport.Result) -> None:
     chunks = [*client.stream(ASK, stream_usage=True)]
     assert "".join(chunk.content for chunk in chunks) == wanted.text
     assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) == 24
-    (call,) = _more(client).bind_tools([TOOL], tool_choice="weigh", parallel_tool_calls=False).invoke(ASK).tool_calls
+    (call,) = (
+        _more(client)
+        .bind_tools([TOOL], tool_choice="weigh", parallel_tool_calls=False)
+        .invoke(ASK)
+        .tool_calls
+    )
     assert call["name"] == "weigh" and 1 <= call["args"]["size"] <= 9
     found = _more(client).with_structured_output(SCHEMA, method="json_schema").invoke(ASK)
     assert [*found] == ["size"] and 1 <= found["size"] <= 9
@@ -96,9 +103,11 @@ def test_litellm(url: str, wanted: specport.Result, monkeypatch: pytest.MonkeyPa
     assert len(answer.choices[0].logprobs.content) == len(wanted.logprobs)
     pieces = [chunk.choices[0].delta.content or "" for chunk in ask(stream=True)]
     assert "".join(pieces) == wanted.text
-    (call,) = ask(tools=[TOOL], tool_choice="required", parallel_tool_calls=False, max_tokens=200).choices[
-        0
-    ].message.tool_calls
+    (call,) = (
+        ask(tools=[TOOL], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+        .choices[0]
+        .message.tool_calls
+    )
     assert call.function.name == "weigh" and 1 <= json.loads(call.function.arguments)["size"] <= 9
     form = {"type": "json_schema", "json_schema": {"name": "weight", "schema": SCHEMA}}
     found = json.loads(ask(response_format=form, max_tokens=200).choices[0].message.content)

@@ -55,8 +55,10 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
 def allows(vocabulary: Vocabulary, grammar: Grammar, text: str) -> bool:
     matcher = vocabulary.matcher(grammar.compiled())
     tokens = vocabulary(text)
-    return matcher.validate_tokens(tokens) == len(tokens) and matcher.consume_tokens(tokens) and (
-        matcher.is_accepting()
+    return (
+        matcher.validate_tokens(tokens) == len(tokens)
+        and matcher.consume_tokens(tokens)
+        and matcher.is_accepting()
     )
 
 
@@ -66,15 +68,17 @@ GOOD = (
     'print(mark(on=True, data={"a": "b", "c": 2}))', "print(12 + 30.5 * 2)", 'final_answer("42")',
 )  # fmt: skip
 BAD = (
-    'find(query="x")', 'print(find("x"))', 'print(find(query="123456789"))', 'print(find(query="x", kind="c"))',
-    "print(find(kind=None))", 'print(find(query="a"b"))', "print(mark(, on=True))", "print(012 + 1)", "print(1)",
-    'print(open("x"))', "import os", 'final_answer("1")\nprint(1 + 1)', "print(mark(on=true))",
+    'find(query="x")', 'print(find("x"))', 'print(find(query="123456789"))', "print(find(kind=None))",
+    'print(find(query="x", kind="c"))', 'print(find(query="a"b"))', "print(mark(, on=True))",
+    "print(012 + 1)", "print(1)", 'print(open("x"))', "import os", 'final_answer("1")\nprint(1 + 1)', "print(mark(on=true))",
 )  # fmt: skip
 
 
 def test_lines(vocabulary: Vocabulary) -> None:
     grammar = code_step([Find(), Mark()])
-    found = {line for line in (*GOOD, *BAD) if allows(vocabulary, grammar, f"Thought: so\n<code>\n{line}\n</code>")}
+    found = {
+        line for line in (*GOOD, *BAD) if allows(vocabulary, grammar, f"Thought: so\n<code>\n{line}\n</code>")
+    }
     assert found == {*GOOD}
     for line in GOOD:
         compile(line, "step", "exec")
@@ -84,5 +88,10 @@ def test_the_frame_of_a_step(vocabulary: Vocabulary) -> None:
     grammar = code_step([Find()], ("```python", "```"))
     step = "Thought: so\n```python\nprint(1 + 1)\n```"
     assert allows(vocabulary, grammar, step)
-    for other in (step.replace("Thought: so", "Thought: "), step + "x", step.replace("so", "a\nb"), step[:-4]):
+    for other in (
+        step.replace("Thought: so", "Thought: "),
+        step + "x",
+        step.replace("so", "a\nb"),
+        step[:-4],
+    ):
         assert not allows(vocabulary, grammar, other)

@@ -67,7 +67,9 @@ def test_the_code_of_a_code_agent_is_told_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["Calling tools:\n[{'id': 1}]", "Calling tools:\n__import__('os')", "nothing"])
+@pytest.mark.parametrize(
+    "text", ["Calling tools:\n[{'id': 1}]", "Calling tools:\n__import__('os')", "nothing"]
+)
 def test_calls_that_cannot_be_read_stay_text(text: str) -> None:
     told = messages_of([*START, message(MessageRole.TOOL_CALL, text)], tools=True)
     assert told[-1] == {"role": "assistant", "content": text}

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("smolagents")
 pytest.importorskip("llguidance")
-pptx = pytest.importorskip("pptx")
+pytest.importorskip("pptx")
+import pptx
 from support import tiny_agents
 from support.own_cache import own_cache  # noqa: F401
 

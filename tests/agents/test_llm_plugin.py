@@ -1,4 +1,4 @@
-"""The plugin for `llm` on a tiny model: prompts, streams, schemas, tools, conversations, and its command line."""
+"""The plugin for `llm` on a tiny model: prompts, schemas, tools, conversations, and the command line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-llm = pytest.importorskip("llm")
+pytest.importorskip("llm")
 pytest.importorskip("llguidance")
+import llm
 from click.testing import CliRunner
 from support import tiny_agents
 from support.own_cache import own_cache  # noqa: F401
@@ -36,7 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(folder: Path) -> dict[str, Any]:
-    return {"model": str(folder), "device": "torch-cpu", "draft": "suffix", "policy": "fixed", "num_draft_tokens": 4, "max_tokens": 30}
+    return {
+        "model": str(folder),
+        "device": "torch-cpu",
+        "draft": "suffix",
+        "policy": "fixed",
+        "num_draft_tokens": 4,
+        "max_tokens": 30,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +115,7 @@ def test_what_cannot_be_done_is_said(model: SpecportLlm, options: dict[str, Any]
         model.prompt("hello", attachments=[llm.Attachment(content=b"x", type="image/png")], **options).text()
 
 
-def test_the_command_line(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`llm -c` in another process continues with what the first one has read, where a folder keeps it."""
     from llm.cli import cli
 

@@ -58,7 +58,9 @@ class Weigh(Tool):
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     folder = tiny_agents.write(tmp_path_factory.mktemp("tiny"))
-    with specport.load(str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4) as loaded:
+    with specport.load(
+        str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4
+    ) as loaded:
         yield loaded
 
 
@@ -139,11 +141,18 @@ def test_an_agent_that_calls_tools(pipeline: Pipeline) -> None:
     tool = Weigh()
     model = made(pipeline, temperature=1.0, max_tokens=300)
     agent = ToolCallingAgent(
-        [tool], model, prompt_templates=PROMPTS, max_steps=4, verbosity_level=LogLevel.OFF, stream_outputs=True
+        [tool],
+        model,
+        prompt_templates=PROMPTS,
+        max_steps=4,
+        verbosity_level=LogLevel.OFF,
+        stream_outputs=True,
     )
     agent.run("weigh")
     steps = [step for step in agent.memory.steps if hasattr(step, "tool_calls")]
-    assert tool.calls and not [step.error for step in steps if step.error and "max steps" not in str(step.error)]
+    assert tool.calls and not [
+        step.error for step in steps if step.error and "max steps" not in str(step.error)
+    ]
     assert model.totals.num_calls in (len(steps), len(steps) + 1)
     assert agent.monitor.get_total_token_counts().output_tokens > 0
 

@@ -1,6 +1,6 @@
-"""Time the agent of examples/agent_core_ultra.py: plain against speculative, a first and a second similar task.
+"""Time the agent of examples/agent_core_ultra.py: plain and speculative, a first and a second similar task.
 
-    python tests/benchmarks/agent_task.py --model MODEL [--draft DRAFT] [--device xeon] [--rounds 3] [--out FILE]
+    python tests/benchmarks/agent_task.py --model MODEL [--draft DRAFT] [--device xeon] [--rounds 3]
 
 Each round runs in a process of its own for each way to draft, in turn: `none`, and the draft, which keeps in
 memory what was written in the first task. Both have the prefix cache. The lines of code that the agent writes
@@ -48,7 +48,9 @@ def in_process(options: dict[str, Any], steps: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--draft", default="auto")
     parser.add_argument("--device", default="auto")
