@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 pytest.importorskip("llguidance")
+pytest.importorskip("smolagents")
+from smolagents import CodeAgent, FinalAnswerTool, LogLevel, OpenAIServerModel, ToolCallingAgent
+from smolagents.models import agglomerate_stream_deltas
 from support import tiny_agents
 from support.own_cache import own_cache  # noqa: F401
 from support.served import NAME, listening
 
 import specport
+from specport.agents.code_steps import code_step
 from specport.pipeline import Pipeline
 
 SCHEMA: dict[str, Any] = {
@@ -46,10 +50,6 @@ def url(pipeline: Pipeline) -> Iterator[str]:
 
 
 def test_smolagents(url: str, wanted: specport.Result) -> None:
-    pytest.importorskip("smolagents")
-    from smolagents import FinalAnswerTool, LogLevel, OpenAIServerModel, ToolCallingAgent
-    from smolagents.models import agglomerate_stream_deltas
-
     model = OpenAIServerModel(NAME, api_base=url, api_key="none", temperature=0, max_tokens=24)
     asked: Any = [{"role": "user", "content": [{"type": "text", "text": ASK}]}]
     answer = model.generate(asked, stop_sequences=[wanted.text[10:13]])
@@ -61,6 +61,19 @@ def test_smolagents(url: str, wanted: specport.Result) -> None:
     agent.prompt_templates["system_prompt"] = "go"
     assert isinstance(agent.run("answer"), str) and FinalAnswerTool.name in agent.tools
     assert agent.memory.steps[-1].tool_calls[0].name == "final_answer"
+
+
+def test_a_code_agent_over_the_server(url: str) -> None:
+    """Its steps are held to the grammar of the agents in process, which the server takes in vLLM's words."""
+    body = {"structured_outputs": {"grammar": code_step([]).source}}
+    model = OpenAIServerModel(
+        NAME, api_base=url, api_key="none", temperature=1.0, max_tokens=400, extra_body=body
+    )
+    agent = CodeAgent([], model, max_steps=3, verbosity_level=LogLevel.OFF)
+    agent.prompt_templates["system_prompt"] = "go"
+    agent.run("answer")
+    lines = [step.code_action for step in agent.memory.steps if getattr(step, "code_action", None)]
+    assert lines and all(line.startswith(("print(", "final_answer(")) for line in lines)
 
 
 def test_langchain(url: str, wanted: specport.Result) -> None:

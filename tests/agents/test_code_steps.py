@@ -70,7 +70,8 @@ GOOD = (
 BAD = (
     'find(query="x")', 'print(find("x"))', 'print(find(query="123456789"))', "print(find(kind=None))",
     'print(find(query="x", kind="c"))', 'print(find(query="a"b"))', "print(mark(, on=True))",
-    "print(012 + 1)", "print(1)", 'print(open("x"))', "import os", 'final_answer("1")\nprint(1 + 1)', "print(mark(on=true))",
+    "print(012 + 1)", "print(1)", 'print(open("x"))', "import os",
+    'final_answer("1")\nprint(1 + 1)', "print(mark(on=true))",
 )  # fmt: skip
 
 
