@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from specport.agents.smolagents_model import SpecportModel
     from specport.agents.totals import Totals
 
-MAX_TOKENS = 2048  # of an answer, where nothing is said
-
-__all__ = ["MAX_TOKENS", "SpecportModel", "Totals"]
+__all__ = ["SpecportModel", "Totals"]
 _HOMES = {"SpecportModel": "specport.agents.smolagents_model", "Totals": "specport.agents.totals"}
 
 

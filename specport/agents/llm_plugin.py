@@ -14,7 +14,7 @@ import llm
 from llm.parts import Message, Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
-from specport.agents import MAX_TOKENS
+from specport.agents.defaults import MAX_TOKENS
 from specport.errors import InvalidInput
 from specport.text.tools.definitions import AUTO
 

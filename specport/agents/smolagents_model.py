@@ -21,8 +21,8 @@ from smolagents.models import (
 from smolagents.tools import Tool
 
 import specport
-from specport.agents import MAX_TOKENS
 from specport.agents.conversation import messages_of, tool_schema
+from specport.agents.defaults import MAX_TOKENS
 from specport.agents.totals import Totals
 from specport.core.metrics import Metrics
 from specport.errors import InvalidInput

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support import tiny_agents
 from support.own_cache import own_cache  # noqa: F401
 
 from specport.agents import SpecportModel
+from specport.agents.code_steps import code_step
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -48,15 +50,16 @@ def test_slides_are_written(example: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_run(example: Any, tmp_path: Path) -> None:
+def test_a_run(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "code_step", partial(code_step, longest=8))
     folder = tiny_agents.write(tmp_path)
     files = sorted(example.DOCUMENTS.glob("*.txt"))
     with SpecportModel(
         str(folder), device="torch-cpu", draft="suffix", policy="fixed", num_draft_tokens=4, temperature=1.0,
         max_tokens=600,
     ) as model:  # fmt: skip
-        done = example.run(model, files, tmp_path / "deck.pptx", example.TASKS[0], steps=3, quiet=True)
-    assert done["num_lines"] <= 3 and done["num_output_tokens"] > 0 and done["num_accepted_tokens"] > 0
+        done = example.run(model, files, tmp_path / "deck.pptx", example.TASKS[0], steps=2, quiet=True)
+    assert done["num_lines"] <= 2 and done["num_output_tokens"] > 0 and done["num_accepted_tokens"] > 0
     called = [line for line in done["lines"] if "search_documents(" in line or "add_slide(" in line]
     assert len(called) == done["num_searches"] + done["num_slides"]
 

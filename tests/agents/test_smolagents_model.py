@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ PROMPTS: Any = {
     "managed_agent": {"task": "", "report": ""},
     "final_answer": {"pre_messages": "end", "post_messages": "{{task}}"},
 }
-ASKED: Any = [{"role": "user", "content": [{"type": "text", "text": "hello world"}]}]
+ASKED: Any = [{"role": "user", "content": [{"type": "text", "text": "abc"}]}]
 
 
 class Weigh(Tool):
@@ -70,7 +71,7 @@ def made(pipeline: Pipeline, **options: Any) -> SpecportModel:
 
 def test_an_answer_is_that_of_the_pipeline(pipeline: Pipeline) -> None:
     model = made(pipeline, max_tokens=24)
-    wanted = pipeline.generate("hello world", max_new_tokens=24)
+    wanted = pipeline.generate("abc", max_new_tokens=24)
     answer = model.generate(ASKED)
     assert answer.content == wanted.text and answer.role == "assistant" and answer.tool_calls is None
     assert answer.token_usage.output_tokens == len(wanted.token_ids)
@@ -84,12 +85,12 @@ def test_an_answer_is_that_of_the_pipeline(pipeline: Pipeline) -> None:
 
 def test_stop_sequences_end_free_text(pipeline: Pipeline) -> None:
     text = made(pipeline).generate(ASKED).content
-    stop = text[10:13]
+    stop = re.findall("[!-~]{2}", text)[-1]
     for answer in (
         made(pipeline).generate(ASKED, stop_sequences=[stop]),
         agglomerate_stream_deltas([*made(pipeline).generate_stream(ASKED, stop_sequences=[stop])]),
     ):
-        assert answer.content == text[: text.index(stop)]
+        assert answer.content == text[: text.index(stop)] != ""
 
 
 def test_drafts_change_no_step_and_are_counted(pipeline: Pipeline) -> None:
@@ -99,10 +100,12 @@ def test_drafts_change_no_step_and_are_counted(pipeline: Pipeline) -> None:
     assert model.last_metrics is None and model.totals.num_calls == 0
     texts = [model.generate(ASKED).content for _ in range(3)]
     assert texts == [texts[0]] * 3
-    assert model.last_metrics.num_accepted_tokens > 20  # by suffix, of the texts before
-    assert model.last_metrics.num_cached_tokens > 0 or pipeline.engine.model.prefix_blocks is None
+    assert (
+        model.last_metrics.num_accepted_tokens > model.last_metrics.num_output_tokens / 2
+    )  # by suffix, of the texts before
     totals = model.reset_totals()
-    assert (totals.num_calls, totals.num_output_tokens) == (3, 120) and model.totals.num_calls == 0
+    assert totals.num_calls == 3 and totals.num_output_tokens == 3 * model.last_metrics.num_output_tokens
+    assert model.totals.num_calls == 0
     assert totals.as_dict()["acceptance_rate"] > 0 and totals.tpot_s > 0 and totals.mean_ttft_s > 0
 
 
@@ -119,7 +122,7 @@ def test_schemas_hold_answers(pipeline: Pipeline) -> None:
     form = json.loads(json.dumps(CODEAGENT_RESPONSE_FORMAT))
     schema = form["json_schema"]["schema"]
     for value in schema["properties"].values():
-        value["maxLength"] = 20
+        value["maxLength"] = 8
     # A stop sequence inside of a string would leave no JSON.
     answer = model.generate(ASKED, response_format=form, stop_sequences=["e", "o", "t"])
     jsonschema.validate(json.loads(answer.content), schema)
@@ -127,7 +130,7 @@ def test_schemas_hold_answers(pipeline: Pipeline) -> None:
 
 def test_calls_are_held_to_the_tools(pipeline: Pipeline) -> None:
     schema = tool_schema(Weigh())["function"]["parameters"]
-    for seed in range(3):
+    for seed in range(2):
         model = made(pipeline, temperature=1.2, seed=seed, max_tokens=400)
         answer = model.generate(ASKED, tools_to_call_from=[Weigh()], stop_sequences=["a", "Observation:"])
         (call,) = answer.tool_calls
@@ -141,26 +144,26 @@ def test_an_agent_that_calls_tools(pipeline: Pipeline) -> None:
     tool = Weigh()
     model = made(pipeline, temperature=1.0, max_tokens=300)
     agent = ToolCallingAgent(
-        [tool],
+        [tool, tiny_agents.Answer()],
         model,
         prompt_templates=PROMPTS,
-        max_steps=4,
+        max_steps=3,
         verbosity_level=LogLevel.OFF,
         stream_outputs=True,
     )
     agent.run("weigh")
     steps = [step for step in agent.memory.steps if hasattr(step, "tool_calls")]
-    assert tool.calls and not [
-        step.error for step in steps if step.error and "max steps" not in str(step.error)
-    ]
+    assert steps and not [step.error for step in steps if step.error and "max steps" not in str(step.error)]
     assert model.totals.num_calls in (len(steps), len(steps) + 1)
     assert agent.monitor.get_total_token_counts().output_tokens > 0
+    if len(steps) > 1:  # a step reads only what is new
+        assert model.totals.num_cached_tokens > 0
 
 
 def test_an_agent_that_writes_code(pipeline: Pipeline) -> None:
     tool = Weigh()
-    model = made(pipeline, temperature=1.0, max_tokens=600, grammar=code_step([tool]))
-    agent = CodeAgent([tool], model, prompt_templates=PROMPTS, max_steps=6, verbosity_level=LogLevel.OFF)
+    model = made(pipeline, temperature=1.0, max_tokens=600, grammar=code_step([tool], longest=8))
+    agent = CodeAgent([tool], model, prompt_templates=PROMPTS, max_steps=3, verbosity_level=LogLevel.OFF)
     agent.run("weigh")
     lines = [step.code_action for step in agent.memory.steps if getattr(step, "code_action", None)]
     assert lines
