@@ -49,7 +49,8 @@ print(search_documents(query="height of the tower"))
 </code>
 Then you see what the code prints, and write the next step. Never repeat a step.
 Numbers come from the documents.
-To compute, print the numbers, as in print(12 + 30). At the end give final_answer(answer).
+To compute, print the numbers, as in print(12 + 30).
+At the end give the answer itself, as in final_answer("42 m").
 These functions can be called:
 {%- for tool in tools.values() %}
 {{ tool.to_code_prompt() }}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
@@ -91,10 +91,10 @@ def test_schemas(model: SpecportLlm, options: dict[str, Any]) -> None:
 def test_tools_are_called_and_their_results_told(model: SpecportLlm, options: dict[str, Any]) -> None:
     seen = []
 
-    def weigh(count: int) -> str:
-        """Weighs apples"""
-        seen.append(count)
-        return f"{count * 100} g"
+    def weigh(fruit: Literal["apple", "pear"]) -> str:
+        """Weighs fruit"""
+        seen.append(fruit)
+        return f"{fruit}: 100 g"
 
     chain = model.conversation().chain(
         "hello", tools=[weigh], chain_limit=2,
@@ -102,11 +102,11 @@ def test_tools_are_called_and_their_results_told(model: SpecportLlm, options: di
     )  # fmt: skip
     asked, told = chain.responses()
     (call,) = asked.tool_calls()
-    assert seen == [call.arguments["count"]] and call.name == "weigh"
+    assert seen == [call.arguments["fruit"]] and call.name == "weigh"
     assert [message.role for message in told.prompt.messages] == ["user", "assistant", "tool"]
     results = messages_of(told.prompt.messages)
     assert results[1]["tool_calls"][0]["id"] == results[2]["tool_call_id"] == call.tool_call_id
-    assert results[2]["content"] == f"{seen[0] * 100} g"
+    assert results[2]["content"] == f"{seen[0]}: 100 g"
 
 
 def test_what_cannot_be_done_is_said(model: SpecportLlm, options: dict[str, Any]) -> None:

@@ -100,11 +100,10 @@ def test_drafts_change_no_step_and_are_counted(pipeline: Pipeline) -> None:
     assert model.last_metrics is None and model.totals.num_calls == 0
     texts = [model.generate(ASKED).content for _ in range(3)]
     assert texts == [texts[0]] * 3
-    assert (
-        model.last_metrics.num_accepted_tokens > model.last_metrics.num_output_tokens / 2
-    )  # by suffix, of the texts before
+    last = model.last_metrics
+    assert last.num_accepted_tokens > last.num_output_tokens / 2  # by suffix, of the texts before
     totals = model.reset_totals()
-    assert totals.num_calls == 3 and totals.num_output_tokens == 3 * model.last_metrics.num_output_tokens
+    assert totals.num_calls == 3 and totals.num_output_tokens == 3 * last.num_output_tokens
     assert model.totals.num_calls == 0
     assert totals.as_dict()["acceptance_rate"] > 0 and totals.tpot_s > 0 and totals.mean_ttft_s > 0
 
