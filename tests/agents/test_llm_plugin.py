@@ -97,7 +97,7 @@ def test_tools_are_called_and_their_results_told(model: SpecportLlm, options: di
         return f"{fruit}: 100 g"
 
     chain = model.conversation().chain(
-        "hello", tools=[weigh], chain_limit=2,
+        "hello", tools=[weigh], chain_limit=3,
         options={**options, "max_tokens": 200, "tool_choice": "required", "temperature": 1.0, "seed": 1},
     )  # fmt: skip
     asked, told = chain.responses()
