@@ -16,7 +16,7 @@ from pydantic import Field
 
 from specport.agents.defaults import MAX_TOKENS
 from specport.errors import InvalidInput
-from specport.text.tools.definitions import AUTO
+from specport.text.tools.definitions import NONE
 
 if TYPE_CHECKING:
     from specport.pipeline import Pipeline
@@ -71,7 +71,8 @@ class SpecportLlm(llm.Model):  # type: ignore[misc]
         min_p: float | None = Field(None, description="Sample among tokens of this share of the likeliest")
         seed: int | None = Field(None, description="The same seed gives the same text again")
         tool_choice: str | None = Field(
-            None, description="required: a prompt is answered with a call of a tool; default auto"
+            None,
+            description="required: a prompt is answered with calls of tools, and their results in words; default auto",
         )
         stop: str | None = Field(None, description="Text that ends the answer")
 
@@ -92,8 +93,9 @@ class SpecportLlm(llm.Model):  # type: ignore[misc]
         options = {name: value for name, value in given.items() if name not in _LOADING}
         options["max_new_tokens"] = options.pop("max_tokens", MAX_TOKENS)
         choice = options.pop("tool_choice", None)
-        if choice is not None and prompt.tools:  # a result of a tool may be answered in words
-            options["tool_choice"] = AUTO if messages and messages[-1]["role"] == "tool" else choice
+        if choice is not None and prompt.tools:
+            # A small model that may would call again, without end: the result of a call is answered in words.
+            options["tool_choice"] = NONE if messages and messages[-1]["role"] == "tool" else choice
         options |= _held(prompt)
         pipeline = self._pipeline({name: given[name] for name in _LOADING if name in given})
         answer = pipeline.stream(messages, **options)
