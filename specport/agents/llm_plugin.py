@@ -72,7 +72,7 @@ class SpecportLlm(llm.Model):  # type: ignore[misc]
         seed: int | None = Field(None, description="The same seed gives the same text again")
         tool_choice: str | None = Field(
             None,
-            description="required: a prompt is answered with calls of tools, and their results in words; default auto",
+            description="required: a prompt is answered with calls, their results in words; default auto",
         )
         stop: str | None = Field(None, description="Text that ends the answer")
 
