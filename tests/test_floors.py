@@ -30,7 +30,7 @@ FLOORS: imports.Floors = (
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
         "speech": ("speech",),
     },
-    {"bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
+    {"agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     {"tune": ("tune",)},
     {"cli": ("cli", "__main__")},
 )
@@ -44,6 +44,7 @@ COMMON = {
     "huggingface_hub": "downloads files, runs no model",
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
+    "llm": "the command that the plugin of the room agents extends; imported there only",
     "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
     "matplotlib": "reports",
     "msgspec": "types of files that come from outside",
@@ -54,6 +55,7 @@ COMMON = {
     "pydantic": "requests to the server",
     "pytest": "the conformance suite",
     "ray": "machines for replicas of the server and for writers of text; runs no model",
+    "smolagents": "the agents that the model of the room agents serves; imported there only",
     "starlette": "requests and replies of the server",
     "tokenizers": "text to ids, runs no model",
     "tomli": "tomllib before Python 3.11",
@@ -107,6 +109,12 @@ def test_vendors_stay_in_their_rooms(house: Package) -> None:
 def test_one_module_knows_the_grammar_library(house: Package) -> None:
     found = {i.importer for i in house.imports if i.imported.split(".")[0] == "llguidance"}
     assert found == {"specport.text.grammar.matcher"}
+
+
+def test_one_room_knows_clients(house: Package) -> None:
+    found = {i.importer for i in house.imports if i.imported.split(".")[0] in ("llm", "smolagents")}
+    assert found
+    assert not [name for name in found if not name.startswith("specport.agents.")]
 
 
 def test_no_backend_imports_another(house: Package) -> None:
