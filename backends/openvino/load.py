@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import openvino as ov
 from specport.backends.openvino import architecture
 from specport.backends.openvino.context_limit import context_limit
@@ -20,6 +21,7 @@ from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_product
 from specport.backends.openvino.graph.recurrent import has_recurrent_state
 from specport.backends.openvino.hidden_head import load_head
 from specport.backends.openvino.mtp import load_mtp
+from specport.backends.openvino.paged.conditioned import ConditionedModel
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.backends.openvino.paged.model import PagedModel
@@ -28,13 +30,16 @@ from specport.backends.openvino.request import HeadRows, Request
 from specport.backends.openvino.static.graph import to_static
 from specport.backends.openvino.static.model import StaticModel
 from specport.backends.openvino.static.runner import StaticRunner
+from specport.backends.openvino.whisper import WhisperEncoder, load_decoder
 
+from specport.core.ports import Model, conditioned
 from specport.errors import DeviceError, InvalidInput, ModelError
+from specport.models import whisper
 from specport.models.source import IR_BIN
 from specport.runtime import memory
 from specport.runtime import numerics as exact
 from specport.runtime.profiles import Profile, cpu_flags
-from specport.runtime.registry import Loaded, LoadOptions, first_step, settings_key
+from specport.runtime.registry import Loaded, LoadOptions, Speech, first_step, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -66,11 +71,11 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         # Pad like an exact target, although the rounding of a draft does not matter: one and two new
         # tokens then have the same shape, and a change of shape costs more than the second token.
         model = _compile(files, options, profile.draft, exact_mode=True)
-        return _loaded(model, notes, _key(files, options, profile.draft, padded=True), options)
+        return _loaded(model, notes, _key(files, options, profile.draft, padded=True), files, options)
     if not options.exact:
         model = _compile(files, options, profile.fast, exact_mode=False)
         plain = replace(options, hidden_layers=())
-        return _loaded(model, notes, _key(files, plain, profile.fast, padded=False), options)
+        return _loaded(model, notes, _key(files, plain, profile.fast, padded=False), files, options)
     in_f32 = "exact mode runs in f32 here: the default kernels are not split-invariant"
     ways = [(profile.exact, notes), *([(profile.fallback, (*notes, in_f32))] if profile.fallback else [])]
     for fewest in (1, _FEWEST):
@@ -104,20 +109,38 @@ def _exact(
         if not isinstance(model, PagedModel) or not model.widen(fewest):
             return None
         notes = (*notes, f"exact mode computes {fewest} rows a step here: fewer are rounded differently")
-    if not exact.checked(model, key, progress=options.progress):
+    if not exact.checked(_listening(model), key, progress=options.progress):
         return None
-    if isinstance(model, PagedModel) and not exact.checked_wide(model, key, progress=options.progress):
+    if isinstance(model, PagedModel) and not exact.checked_wide(
+        _listening(model), key, progress=options.progress
+    ):
         model.widest = exact.NARROW
     # Outputs of hidden states may decide how kernels are fused, but hardly what a step costs.
     costs_key = _key(files, replace(options, hidden_layers=()), properties, padded=True) + rows
-    return _loaded(model, notes, costs_key, options)
+    return _loaded(model, notes, costs_key, files, options)
 
 
 def _loaded(
-    model: PagedModel | StaticModel, notes: tuple[str, ...], key: str, options: LoadOptions
+    model: PagedModel | StaticModel, notes: tuple[str, ...], key: str, files: ModelFiles, options: LoadOptions
 ) -> Loaded:
+    speech = None
+    if isinstance(model, ConditionedModel):
+        settings = _settings(options, for_processor(options, files.precision).exact)
+        encoder = WhisperEncoder(
+            files, partial(compile_on_device, files=files, options=options, settings=settings)
+        )
+        speech = Speech(encoder, model.attention, whisper.find_encoder_key(files.folder))
     # The runtime repacks weights at the first step: 1.9 s for a draft of 0.5B in INT4, 2 cores.
-    return Loaded(model, notes, key, options.head_tokens, prepare=partial(first_step, model))
+    prepare = partial(first_step, _listening(model))
+    return Loaded(model, notes, key, options.head_tokens, prepare=prepare, speech=speech)
+
+
+def _listening(model: PagedModel | StaticModel) -> Model:
+    """Return the model as one that needs no conditioning: it hears noise."""
+    if not isinstance(model, ConditionedModel):
+        return model
+    noise = np.random.default_rng(0).normal(size=model.windows.input_shape).astype(np.float32)
+    return conditioned(model, lambda _: noise)
 
 
 def for_processor(options: LoadOptions, precision: str) -> Profile:
@@ -176,12 +199,16 @@ def _key(files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any],
 def _compile(
     files: ModelFiles, options: LoadOptions, properties: Mapping[str, Any], *, exact_mode: bool
 ) -> PagedModel | StaticModel:
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
-    if options.threads is not None and computes_on(options.profile) == "CPU":
-        settings["INFERENCE_NUM_THREADS"] = options.threads
+    settings = _settings(options, properties)
     # Before the weights are read: mapped weights fill free memory page by page, and kernels repack them.
     given, weights = options.cache_bytes, (files.folder / IR_BIN).stat().st_size
     cache_bytes = memory.default_share(options.role, weights) if given is None else given
+    if whisper.is_whisper(files.folder):
+        compile_ = partial(compile_on_device, files=files, options=options, settings=settings)
+        on_cpu = computes_on(options.profile) == "CPU"
+        return _with_room(
+            load_decoder(files, options, compile_, cache_bytes, exact=exact_mode, on_cpu=on_cpu)
+        )
     model = graph.read_model(files.folder)
     if hybrid := has_recurrent_state(model):
         _check_recurrent(files, options)
@@ -221,6 +248,13 @@ def _compile(
     )
     found.hidden_head, found.mtp = hidden_head, mtp
     return _with_room(found)
+
+
+def _settings(options: LoadOptions, properties: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **properties}
+    if options.threads is not None and computes_on(options.profile) == "CPU":
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    return settings
 
 
 def _check_recurrent(files: ModelFiles, options: LoadOptions) -> None:

@@ -16,7 +16,7 @@ from specport.quantize.text.prompts import CHOOSING
 
 from specport.errors import ModelError
 from specport.models.precision import Precision
-from specport.progress import Progress, part
+from specport.progress import Progress, part, silent
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import load_tokenizer
 
@@ -40,19 +40,40 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
     progress("compressing weights", 0.7)
     model = openvino.Core().read_model(source / "openvino_model.xml")
     dataset = nncf.Dataset(texts, inputs_of([port.any_name for port in model.inputs])) if texts else None
+    model = weights_only(model, precision, dataset, len(texts), progress)
+    if precision.base == "int4" and not any(_is_int4(node) for node in model.get_ops()):
+        raise ModelError(
+            f"the model cannot be compressed to {precision}: no layer's inputs make groups of 32 or more",
+            "take int8, or int4:channel",
+        )
+    progress("saving", 0.9)
+    with disk.writing(target):
+        openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    del model
+    gc.collect()
+
+
+def weights_only(
+    model: Any, precision: Precision, dataset: Any = None, num_texts: int = 0, progress: Progress = silent
+) -> Any:
+    """Return a graph with compressed weights. dataset: calibration text, where the precision needs it.
+
+    Raises ModelError where NNCF cannot compress the model.
+    """
+    import nncf
+
     try:
         if "activations" in precision.options:
-            model = _activations(model, dataset, len(texts), precision)
-        elif precision.base == "int8":
+            return _activations(model, dataset, num_texts, precision)
+        if precision.base == "int8":
             modes = nncf.CompressWeightsMode
             mode = modes.INT8_SYM if precision.symmetric else modes.INT8_ASYM
             # NNCF compiles a model for each weight to quantise it; NumPy is 4 times as fast, with the same
             # bits.
             with _environment("NNCF_DISABLE_OPTIMIZED_COMPRESSION", "1"), nncf_pieces.by_pieces():
-                model = nncf.compress_weights(model, mode=mode)
-        else:
-            with nncf_progress.reported(part(progress, 0.7, 0.9)), nncf_pieces.by_pieces():
-                model = nncf.compress_weights(model, dataset=dataset, **int4_options(precision, len(texts)))
+                return nncf.compress_weights(model, mode=mode)
+        with nncf_progress.reported(part(progress, 0.7, 0.9)), nncf_pieces.by_pieces():
+            return nncf.compress_weights(model, dataset=dataset, **int4_options(precision, num_texts))
     except nncf.InvalidGroupSizeError as error:
         widths = ", ".join(sorted({*re.findall(r"channel size: (\d+)", str(error))}, key=int))
         raise ModelError(
@@ -65,16 +86,6 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
         raise ModelError(
             f"the model cannot be compressed to {precision}: {reason}", "choose another --precision"
         ) from error
-    if precision.base == "int4" and not any(_is_int4(node) for node in model.get_ops()):
-        raise ModelError(
-            f"the model cannot be compressed to {precision}: no layer's inputs make groups of 32 or more",
-            "take int8, or int4:channel",
-        )
-    progress("saving", 0.9)
-    with disk.writing(target):
-        openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
-    del model
-    gc.collect()
 
 
 def int4_options(precision: Precision, num_texts: int) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from typing import Any
 from specport.quantize.convert import compress, config_file, disk, package_faults, refusals
 from specport.quantize.convert.from_gguf import config as gguf_config
 from specport.quantize.convert.from_gguf import weights as gguf_weights
+from specport.quantize.convert.whisper import export as whisper_export
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models.atomic import write_json
 from specport.models.gguf import split as gguf_split
 from specport.models.json_file import read_json
+from specport.models.whisper import speech_form
 from specport.progress import Progress, silent
 from specport.text import gguf_tokenizer
 from specport.text.gguf_vocabulary import Vocabulary
@@ -49,6 +51,8 @@ def export(
     precision: as in `specport.models.precision`. Returns package versions. Raises ModelError.
     """
     source, target = Path(source), Path(target)
+    if source.is_dir() and speech_form(source):
+        return whisper_export.export(source, target, precision, progress=progress)
     wanted = precisions.parse(precision)
     progress("loading the converter", 0.0)
     package_faults.mend()
@@ -105,6 +109,8 @@ def save(
     precision: "fp32", "bf16" or "fp16". Returns package versions. Raises ModelError.
     """
     source, target = Path(source), Path(target)
+    if source.is_dir() and speech_form(source):
+        return whisper_export.save(source, target, precision, progress=progress)
     package_faults.mend()
     try:
         import torch

@@ -154,7 +154,7 @@ class Scheduler:
                     self._model.close(handle)
                 return begun
         if handle is None:
-            return self._model.open(min(capacity, self._model.room()))
+            return self._model.open(min(capacity, self._model.room()), generation.conditioning)
         self._model.truncate(handle, common)
         return handle
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from specport.core.metrics import Metrics
 from specport.core.ports import CacheHandle
@@ -66,6 +66,7 @@ class Generation:
     logprobs: number of likeliest tokens whose log-probabilities to keep beside each output token's own, under
               the target's own logits (before processors and temperature); None = none are kept.
     kept:     cache to start from and to leave behind; None = an empty cache, freed at the end.
+    conditioning: what target and draft are opened with (`Model.open`); None = nothing.
 
     handle is None until the scheduler admits the sequence, and while the sequence is preempted.
     """
@@ -81,6 +82,7 @@ class Generation:
     max_draft_tokens: int | None = None
     logprobs: int | None = None
     kept: KeptCache | None = None
+    conditioning: Any = None
     key: int = field(default_factory=lambda: next(_keys))
     metrics: Metrics = field(default_factory=Metrics)
     finish_reason: FinishReason | None = None

@@ -22,6 +22,7 @@ from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
 from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
+from specport.models.whisper import CTRANSLATE2, CTRANSLATE2_FILE, speech_form
 from specport.progress import Progress, part, silent
 
 # Those of `quantize.convert.from_gguf.config`.
@@ -85,6 +86,7 @@ def resolve_with(
     trust_remote_code: bool = False,
     verbose: bool = False,
     weights: str = "ir",
+    speech: bool = False,
 ) -> ModelFiles:
     """Return the model that `spec` names, downloaded where needed, and converted by `convert`.
 
@@ -93,17 +95,22 @@ def resolve_with(
     precision: as `specport.models.precision` parses it; must be available for `weights`.
     weights:   "ir" for OpenVINO, "huggingface" for a folder with safetensors (`registry.Backend.weights`).
     trust_remote_code: let a Hugging Face model run its own Python code during conversion.
+    speech:    whether a speech model is wanted: Whisper in a Hugging Face folder or in CTranslate2's format.
     Raises ModelError or InvalidInput with the next step.
     """
     wanted = precisions.parse(precision)
     if wanted.base not in precisions.STORED[weights]:
         kinds = ", ".join(precisions.STORED[weights])
         raise InvalidInput(f"this device does not run {wanted} weights", f"choose one of {kinds}")
-    options = _Options(convert, str(wanted), progress, trust_remote_code, verbose, weights)
+    options = _Options(convert, str(wanted), progress, trust_remote_code, verbose, weights, speech)
+    if speech and (spec is None or spec == "default"):
+        raise InvalidInput("no speech model is named", "give a folder of Whisper, or a hub id")
     if spec is None or spec == "default":
         return _from_default(options)
     path = _located(spec, part(progress, 0.0, 0.3))
     if path.is_file():
+        if speech:
+            raise ModelError(f"{path} is no speech model", "give a folder of Whisper, or a hub id")
         return _from_gguf(path, spec, options)
     local = Path(spec).expanduser().is_dir()
     return _from_folder(path, spec, options, "" if local else spec.partition("@")[0].rpartition("/")[2])
@@ -149,6 +156,7 @@ class _Options:
     trust_remote_code: bool
     verbose: bool
     weights: str
+    speech: bool
 
 
 def _from_default(options: _Options) -> ModelFiles:
@@ -180,6 +188,7 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
+    _check_kind(path, options.speech)
     if (path / mtp.JOIN).is_file():
         raise ModelError(f"{path} is a module of a model, for multi-token prediction", "name the model")
     if shipped.is_head(path):
@@ -200,6 +209,10 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
         found = bundle.read(path) if (path / bundle.BUNDLE_FILE).is_file() else None
         precision = found.precision if found else _noted_precision(path)
         return ModelFiles(path, name, precision, spec, ir_fingerprint(path), found)
+    if not weights and speech_form(path) == CTRANSLATE2:
+        small = [p.name for p in path.iterdir() if p.suffix in (".json", ".txt") and p.is_file()]
+        identity = fingerprint(path, sorted(small), [CTRANSLATE2_FILE])
+        return _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
     if not (path / "config.json").is_file() or not weights:
         ggufs = sorted(path.glob("*.gguf"))
         only = gguf_split.first_of(ggufs)
@@ -215,6 +228,21 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
         return ModelFiles(path, name, options.precision, spec, identity, found, path)
     files = _cached(name, identity, spec, options, lambda work: _convert(path, work, name, spec, options))
     return replace(files, origin=path)
+
+
+def _check_kind(folder: Path, speech: bool) -> None:
+    """Raise ModelError for a speech model where a text model is wanted, and the other way round."""
+    if speech and speech_form(folder) is None:
+        raise ModelError(
+            f"{folder} holds no Whisper model ({_kind(folder)})", "give a folder of Whisper, or a hub id"
+        )
+    if not speech and speech_form(folder) is not None:
+        raise ModelError(f"{folder} holds a speech model (whisper)", "use it with: specport transcribe")
+
+
+def _kind(folder: Path) -> str:
+    kind = read_json(folder / "config.json").get("model_type")
+    return kind if isinstance(kind, str) else "of an unknown kind"
 
 
 def _check_weights(folder: Path, names: Sequence[str]) -> None:

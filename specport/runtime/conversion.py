@@ -26,6 +26,7 @@ def resolve(
     trust_remote_code: bool = False,
     verbose: bool = False,
     weights: str = "ir",
+    speech: bool = False,
 ) -> ModelFiles:
     """Return the model that `spec` names, downloaded and converted where needed.
 
@@ -33,7 +34,7 @@ def resolve(
     """
     return source.resolve_with(
         convert, spec, precision=precision, progress=progress,
-        trust_remote_code=trust_remote_code, verbose=verbose, weights=weights,
+        trust_remote_code=trust_remote_code, verbose=verbose, weights=weights, speech=speech,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Loader:
     trust_remote_code: bool
     progress: Progress
     cache_memory: str | None = None
+    speech: bool = False
 
     @classmethod
     def on(
@@ -58,9 +59,11 @@ class Loader:
         trust_remote_code: bool = False,
         progress: Progress = silent,
         cache_memory: str | None = None,
+        speech: bool = False,
     ) -> Loader:
         """Return a loader for a device.
 
+        speech: whether it loads speech models.
         cache_memory: limit for the caches of targets, see `memory.parse`.
         Raises InvalidInput for bad numbers and DeviceError when the device cannot be used.
         """
@@ -71,7 +74,7 @@ class Loader:
             memory.parse(cache_memory)
         profile = detect() if device == "auto" else load_profile(device)
         backend = backend_for(profile)
-        return cls(profile, backend, threads, max_context, trust_remote_code, progress, cache_memory)
+        return cls(profile, backend, threads, max_context, trust_remote_code, progress, cache_memory, speech)
 
     def target(self, spec: str | None, precision: str | None, exact: bool) -> tuple[ModelFiles, Loaded]:
         files = self.files(spec, precision or self.profile.precision)
@@ -274,6 +277,7 @@ class Loader:
             progress=self.progress,
             trust_remote_code=self.trust_remote_code,
             weights=self.backend.weights,
+            speech=self.speech,
         )
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specport.core.block import Block
 from specport.core.ports import Model, Row
@@ -79,6 +80,30 @@ class LoadOptions:
     progress: Progress = field(default=silent, compare=False)
 
 
+class CrossAttention(Protocol):
+    """Read what tokens attend to in an encoder's output."""
+
+    def __call__(
+        self, conditioning: NDArray[np.float32], tokens: Sequence[int], heads: Sequence[tuple[int, int]]
+    ) -> NDArray[np.float32]:
+        """Return [heads, tokens, frames] the weights of these (layer, head)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Hold what a speech model has beside its decoder, which is `Loaded.model`.
+
+    encode:    turns features [mels, 2 frames] into states [frames, width]: the decoder's conditioning.
+    attention: of the decoder to such states.
+    key:       hash of the encoder's weights; a draft with an equal one takes the target's states.
+    """
+
+    encode: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    attention: CrossAttention
+    key: str
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Hold a loaded model.
@@ -89,6 +114,7 @@ class Loaded:
     head_tokens: the token id of each column of the logits; None = every id, in order.
     prepare: does what the runtime would do at the first step, such as repacking weights, which takes seconds.
            The caller may run it in another thread while it loads other models. None = there is nothing to do.
+    speech: of a speech model; None = a text model.
     """
 
     model: Model
@@ -96,6 +122,7 @@ class Loaded:
     key: str = ""
     head_tokens: tuple[int, ...] | None = None
     prepare: Callable[[], None] | None = field(default=None, compare=False)
+    speech: Speech | None = field(default=None, compare=False)
 
 
 def first_step(model: Model) -> None:

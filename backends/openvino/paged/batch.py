@@ -55,6 +55,7 @@ from specport.core.tree import path_to
 
 _NO_BIAS = np.zeros(0, dtype=np.uint8)
 Inputs = dict[str, NDArray[np.generic]]
+WINDOWS = "windows"  # [N] the window of each token; no input of a graph
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Segment:
     bias:      u8 [n * n] which tokens see which; empty for a chain.
     ahead:     a token sees one behind it.
     states:    state blocks: the one before the first token; then one for each token, or one for the last.
+    window:    what its tokens attend to beside one another, by number; -1 = nothing (`conditioned.py`).
     """
 
     table: list[int]
@@ -78,6 +80,7 @@ class Segment:
     bias: NDArray[np.uint8] = field(default_factory=lambda: _NO_BIAS)
     ahead: bool = False
     states: Sequence[int] = ()
+    window: int = -1
 
     @property
     def interval(self) -> int:
@@ -264,6 +267,8 @@ def _inputs(
     }
     if any(s.states for s in segments):
         inputs |= _state_inputs(segments)
+    if any(s.window >= 0 for s in segments):
+        inputs[WINDOWS] = np.array([s.window for s in segments for _ in s.tokens], dtype=np.int32)
     return _padded_in_attention(inputs, segments, padding.rows) if padding.apart else inputs
 
 
@@ -288,6 +293,8 @@ def _padded_in_attention(inputs: Inputs, segments: Sequence[Segment], fewest: in
         real[:] = True
     rows, kept = (np.cumsum(real) - 1).astype(np.int32), np.flatnonzero(real).astype(np.int32)
     kept = np.append(kept, np.repeat(kept[-1:], max(fewest - len(kept), 0)))
+    if WINDOWS in inputs:
+        inputs = {**inputs, WINDOWS: inputs[WINDOWS][kept]}
     return {
         **inputs,
         "input_ids": inputs["input_ids"][kept],

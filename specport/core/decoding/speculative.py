@@ -101,6 +101,7 @@ class SpeculativeDecoding:
                     g.handle,
                     prefill,
                     g.metrics.drafting,
+                    g.conditioning,
                 )
             )
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 from specport.core.arrays import Array
 from specport.core.block import Block
 from specport.core.ports.checked import CachedSequence, CheckedModel
+from specport.core.ports.conditioned import conditioned
 from specport.core.ports.counts import DrafterCounts, DraftingCounts
 from specport.core.ports.drafter import (
     Drafter,
@@ -64,4 +65,5 @@ __all__ = [
     "StepOutput",
     "StopRule",
     "Wanted",
+    "conditioned",
 ]

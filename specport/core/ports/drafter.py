@@ -62,6 +62,7 @@ class DraftRequest:
              the target itself.
     num_prefill_tokens: prompt tokens of other sequences in the coming step.
     counts:  where the policy counts what it asked of whom, and whose draft it chose; None = nowhere.
+    conditioning: what a draft model's sequence is opened with, as the target's was; None = nothing.
     """
 
     key: int
@@ -73,6 +74,7 @@ class DraftRequest:
     handle: Any = None
     num_prefill_tokens: int = 0
     counts: DraftingCounts | None = None
+    conditioning: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

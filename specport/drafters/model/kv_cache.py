@@ -66,7 +66,9 @@ class DraftCache:
     ) -> None:
         self._model, self._head = model, ContextHead(model, head)
         self._vocab = head.columns
-        self._window = max(1, min(window, model.max_context // 2))
+        # What follows an encoder's output is short, and its beginning says what to do with it.
+        longest = model.max_context if model.capabilities.conditioning else model.max_context // 2
+        self._window = max(1, min(window, longest))
         self._prefixes = DraftPrefixes(model, prefixes, self._window)
         self.batch = model.capabilities.batch
         self.tree = model.capabilities.tree
@@ -259,7 +261,8 @@ class DraftCache:
                 return
             self._prefixes.make_room(None, min(wanted + more, most))
             if self._model.room() >= min(wanted + more, most):
-                self._states[request.key] = _State(self._model.open(min(wanted, most)))
+                handle = self._model.open(min(wanted, most), request.conditioning)
+                self._states[request.key] = _State(handle)
                 return
         except ContextFull:  # the machine has less memory than the cache's limit
             pass

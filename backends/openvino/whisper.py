@@ -1,0 +1,71 @@
+"""Load a Whisper model: the encoder, and the decoder as a model that takes the encoder's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from specport.backends.openvino.graph import surgery as graph
+from specport.backends.openvino.paged.conditioned import ConditionedModel
+from specport.backends.openvino.request import Request
+
+from specport.errors import DeviceError, ModelError
+from specport.models.source import ModelFiles
+from specport.models.whisper import CROSS_XML, ENCODER_XML, read_shape
+from specport.runtime.registry import LoadOptions
+
+Compile = Callable[[ov.Model], ov.CompiledModel]
+_READABLE = "convert the model again: specport models remove"
+
+
+class WhisperEncoder:
+    """Run the encoder. Compiled at the first call: a draft may share its target's."""
+
+    def __init__(self, files: ModelFiles, compile_: Compile) -> None:
+        self._files, self._compile = files, compile_
+
+    @cached_property
+    def _request(self) -> Request:
+        return Request(self._compile(_read(self._files, ENCODER_XML)))
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the states [frames, width] of features [mels, 2 frames].
+
+        One window at a time: more would round differently.
+        """
+        self._request({"features": np.ascontiguousarray(features, np.float32)[None]})
+        states: NDArray[np.float32] = self._request.output("states").data[0].copy()
+        return states
+
+
+def load_decoder(
+    files: ModelFiles, options: LoadOptions, compile_: Compile, cache_bytes: int, *, exact: bool, on_cpu: bool
+) -> ConditionedModel:
+    """Return the decoder, ready to step. Raises ModelError or DeviceError."""
+    if options.profile.buckets:
+        raise DeviceError(
+            f"speech models have no fixed shapes for {options.profile.name}", "choose another --device"
+        )
+    if options.exit_layer or options.hidden_layers or options.head_tokens is not None:
+        raise ModelError("a speech model has no early exit, no hidden states and no cut head")
+    shape = read_shape(files.folder)
+    paged = graph.to_paged(graph.read_model(files.folder), attention_rows=exact and on_cpu)
+    return ConditionedModel(
+        Request(compile_(paged)),
+        cross=Request(compile_(_read(files, CROSS_XML))),
+        max_context=min(shape.context, options.max_context or shape.context),
+        exact=exact,
+        cache_bytes=cache_bytes,
+    )
+
+
+def _read(files: ModelFiles, name: str) -> Any:
+    path = files.folder / name
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot be read as OpenVINO IR: {graph.first_line(error)}", _READABLE) from error

@@ -1,0 +1,1 @@
+"""Conversion of Whisper models: weights of two formats to graphs of OpenVINO."""

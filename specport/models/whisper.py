@@ -1,0 +1,130 @@
+"""What the configuration of a Whisper model says, and which folders hold one. The files are untrusted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.errors import ModelError
+from specport.models import tensors
+from specport.models.json_file import read_json
+
+KIND = "whisper"
+HUGGING_FACE, CTRANSLATE2 = "Hugging Face", "CTranslate2"
+CTRANSLATE2_FILE = "model.bin"
+ENCODER_XML, CROSS_XML = "openvino_encoder.xml", "openvino_cross.xml"  # beside the decoder's graph
+FACTS = "specport-whisper.json"  # written by conversions: what config.json does not say
+_ENCODER = "model.encoder."
+_LARGEST = 1 << 17  # of any size in a configuration; real ones end at 51866
+
+
+@dataclass(frozen=True)
+class WhisperShape:
+    """Hold the sizes of a Whisper model.
+
+    width:   of the states of encoder and decoder.
+    frames:  of the encoder's output; the features have twice as many.
+    context: most tokens of the decoder.
+    """
+
+    width: int
+    mel_bins: int
+    frames: int
+    context: int
+    vocab: int
+    encoder_layers: int
+    encoder_heads: int
+    encoder_inner: int
+    decoder_layers: int
+    decoder_heads: int
+    decoder_inner: int
+
+    @property
+    def head_width(self) -> int:
+        """Return the width of a head of the decoder."""
+        return self.width // self.decoder_heads
+
+
+_NAMES = {
+    "width": "d_model",
+    "mel_bins": "num_mel_bins",
+    "frames": "max_source_positions",
+    "context": "max_target_positions",
+    "vocab": "vocab_size",
+    "encoder_layers": "encoder_layers",
+    "encoder_heads": "encoder_attention_heads",
+    "encoder_inner": "encoder_ffn_dim",
+    "decoder_layers": "decoder_layers",
+    "decoder_heads": "decoder_attention_heads",
+    "decoder_inner": "decoder_ffn_dim",
+}
+
+
+def is_whisper(folder: Path) -> bool:
+    """Return whether config.json says that a folder holds a Whisper model."""
+    return read_json(folder / "config.json").get("model_type") == KIND
+
+
+def speech_form(folder: Path) -> str | None:
+    """Return the format of a Whisper model: HUGGING_FACE (IR of ours too), CTRANSLATE2, or None for others."""
+    if is_whisper(folder):
+        return HUGGING_FACE
+    path = folder / CTRANSLATE2_FILE
+    if not path.is_file() or any(folder.glob("*.safetensors")):
+        return None
+    with open(path, "rb") as file:  # version, length of the name, name
+        return CTRANSLATE2 if file.read(64)[6:].startswith(b"WhisperSpec\0") else None
+
+
+def shape_of(config: dict[str, Any], where: Path) -> WhisperShape:
+    """Return the sizes in a configuration. Raises ModelError for what is no Whisper that runs here."""
+    sizes: dict[str, int] = {}
+    for name, key in _NAMES.items():
+        value = config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+            raise ModelError(f"{where}: {key} is {value!r}", "check that it is a complete Whisper model")
+        sizes[name] = value
+    shape = WhisperShape(**sizes)
+    if shape.width % shape.encoder_heads or shape.width % shape.decoder_heads:
+        raise ModelError(f"{where}: {shape.width} is no multiple of the number of heads")
+    for key, plain in (("activation_function", "gelu"), ("scale_embedding", False)):
+        if config.get(key, plain) != plain:
+            raise ModelError(f"{where}: {key} is {config[key]!r}; only {plain!r} is supported")
+    return shape
+
+
+def read_shape(folder: Path) -> WhisperShape:
+    """Return the sizes of the model in a folder. Raises ModelError."""
+    path = folder / "config.json"
+    return shape_of(read_json(path), path)
+
+
+def encoder_key(weights: Mapping[str, NDArray[Any]]) -> str:
+    """Return a hash of the encoder's weights, by transformers' names. Equal ones mean one encoder.
+
+    They are compared in half precision: a distilled model is often stored in another one than its teacher.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name in weights if name.startswith(_ENCODER)):
+        digest.update(name.encode())
+        with np.errstate(over="ignore"):
+            digest.update(np.ascontiguousarray(weights[name], dtype="<f2").tobytes())
+    return digest.hexdigest()
+
+
+def find_encoder_key(folder: Path) -> str:
+    """Return `encoder_key` of a converted model, or of a Hugging Face folder. Raises ModelError."""
+    noted = read_json(folder / FACTS).get("encoder")
+    if isinstance(noted, str):
+        return noted
+    try:
+        stored = tensors.in_folder(folder)
+        return encoder_key({name: t.array() for name, t in stored.items() if name.startswith(_ENCODER)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} cannot be read: {error}", "check that it is a complete model") from error

@@ -1,0 +1,1 @@
+"""Whisper: its tokens, its rules of timestamps, and models with drafts."""

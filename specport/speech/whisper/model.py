@@ -1,0 +1,224 @@
+"""A Whisper model with its drafters: windows in, ids out. Implements `speech.ports.SpeechModel`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.core.arrays import to_host
+from specport.core.engine import Engine
+from specport.core.ports import Block, Row
+from specport.core.sampling.params import SamplingParams
+from specport.core.sequence import Generation, KeptCache
+from specport.errors import DeviceError, InvalidInput
+from specport.models.whisper import WhisperShape
+from specport.runtime.registry import CrossAttention
+from specport.speech.ports import Decoded, Window
+from specport.speech.whisper.heard import Features, Heard, checked
+from specport.speech.whisper.logprobs import LogprobSums
+from specport.speech.whisper.rules import processors
+from specport.speech.whisper.tokens import WhisperTokens
+
+MAX_PROMPT = 223  # ids of previous text, as in OpenAI's decoder: half the context, less <|startofprev|>
+
+
+@dataclass
+class _Running:
+    """Hold a window while it is decoded."""
+
+    index: int
+    generation: Generation
+    heard: Heard
+    no_speech: float
+    seconds: float = 0.0
+
+
+class WhisperModel:
+    """Decode windows on one engine. Not thread-safe.
+
+    engine:    its target is opened with `Heard`, and its verifier watches for `sums`.
+    attention: reads cross-attention from an encoder's output.
+    encode:    returns a window's encoder output.
+    batch:     windows that are decoded together, at most.
+    on_close:  called when the model is closed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokens: WhisperTokens,
+        shape: WhisperShape,
+        sums: LogprobSums,
+        *,
+        attention: CrossAttention,
+        encode: Callable[[Heard], NDArray[np.float32]],
+        batch: int = 8,
+        model_name: str = "",
+        device_name: str = "",
+        notes: Sequence[str] = (),
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine: Engine | None = engine
+        self.tokens, self._shape, self._sums = tokens, shape, sums
+        self._attention, self._encode, self._batch = attention, encode, batch
+        self.model_name, self.device_name, self.notes = model_name, device_name, list(notes)
+        self.draft_name = engine.policy.name if engine.policy else "none"
+        self.exact = engine.model.capabilities.exact
+        self.mel_bins = shape.mel_bins
+        self.max_prompt = min(MAX_PROMPT, shape.context // 2 - 1)
+        self._on_close = on_close
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Raises InvalidInput when the model is closed."""
+        if self._engine is None:
+            raise InvalidInput("this speech model is closed", "load it again")
+        return self._engine
+
+    def close(self) -> None:
+        """Free the models. Closing twice is harmless."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.tidy()
+            self._on_close()
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode all windows together, in continuous batches. Raises InvalidInput for a bad window."""
+        for window in windows:
+            self._check(window)
+        engine, waiting = self.engine, deque(enumerate(windows))
+        running: list[_Running] = []
+        found: dict[int, Decoded] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._batch and self._has_room(running):
+                    index, window = waiting.popleft()
+                    running.append(self._begin(index, window))
+                began = time.perf_counter()
+                engine.step()
+                share = (time.perf_counter() - began) / len(running)
+                for each in running:
+                    each.seconds += share
+                for each in [each for each in running if each.generation.ended]:
+                    running.remove(each)
+                    found[each.index] = self._decoded(each)
+        finally:
+            for each in running:
+                each.generation.cancel()
+            engine.tidy()
+            self._sums.clear()
+        return [found[index] for index in range(len(windows))]
+
+    def language(self, features: Features) -> dict[str, float]:
+        """Return the probability of each language. Raises InvalidInput for an English-only model."""
+        languages = self.tokens.languages
+        if not languages:
+            raise InvalidInput("this model knows English only", "name the language: en")
+        logits = self._first_logits(self._heard(features), (self.tokens.sot,))[1]
+        chosen = logits[[*languages.values()]]
+        weights = np.exp(chosen - chosen.max())
+        return dict(zip(languages, (weights / weights.sum()).tolist(), strict=True))
+
+    def align(
+        self, features: Features, prompt: Sequence[int], ids: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Return [heads, ids, frames] what the model attended to when it chose each of these ids.
+
+        That is where the token before each was read. A frame is 0.02 s.
+        """
+        if not prompt:
+            raise InvalidInput("the prompt is empty", "begin it with <|startoftranscript|>")
+        tokens = [*prompt, *ids][:-1] if ids else [*prompt]
+        heads = self.tokens.alignment_heads(self._shape.decoder_layers, self._shape.decoder_heads)
+        weights = self._attention(self._encode(self._heard(features)), tokens, heads)
+        return weights[:, len(prompt) - 1 :][:, : len(ids)]
+
+    def _check(self, window: Window) -> None:
+        if not window.prompt or min(window.prompt) < 0 or max(window.prompt) >= self.tokens.vocab:
+            raise InvalidInput("a prompt is ids of the model, beginning with <|startoftranscript|>")
+        if len(window.prompt) >= self._shape.context:
+            raise InvalidInput(f"a prompt of {len(window.prompt)} ids; the model reads {self._shape.context}")
+        if window.max_new_tokens < 1:
+            raise InvalidInput(f"max_new_tokens is {window.max_new_tokens}; it must be 1 or more")
+
+    def _heard(self, features: Features) -> Heard:
+        return Heard(checked(features, self.mel_bins, 2 * self._shape.frames))
+
+    def _has_room(self, running: Sequence[_Running]) -> bool:
+        if self.engine.model.room() > 0:
+            return True
+        if not running:
+            raise DeviceError("there is no memory for a window of speech", "free some memory")
+        return False
+
+    def _begin(self, index: int, window: Window) -> _Running:
+        heard = self._heard(window.features)
+        prompt, sot = window.prompt, self.tokens.sot
+        kept, no_speech, seconds = None, math.nan, 0.0
+        if self.tokens.no_speech is not None and sot in prompt:
+            start = prompt[: len(prompt) - prompt[::-1].index(sot)]
+            self._encode(heard)
+            began = time.perf_counter()
+            kept, logits = self._first_logits(heard, start, keep=True)
+            no_speech = _probability(logits, self.tokens.no_speech)
+            seconds = time.perf_counter() - began
+        generation = Generation(
+            [*prompt],
+            SamplingParams(temperature=window.temperature, seed=window.seed),
+            min(window.max_new_tokens, self._shape.context - len(prompt)),
+            frozenset({self.tokens.eot}),
+            processors=processors(self.tokens, len(prompt), timestamps=window.timestamps),
+            kept=kept,
+            conditioning=heard,
+        )
+        self._sums.add(generation)
+        self.engine.add(generation)
+        return _Running(index, generation, heard, no_speech, seconds)
+
+    def _first_logits(
+        self, heard: Heard, tokens: Sequence[int], *, keep: bool = False
+    ) -> tuple[KeptCache | None, NDArray[np.float32]]:
+        """Return the logits behind these first tokens, and their cache for a sequence that begins so."""
+        model = self.engine.model
+        handle = model.open(len(tokens), heard)
+        try:
+            output = model.step([Row(handle, Block.chain(tokens), logits="last")])
+            if output.refused:
+                raise DeviceError("there is no memory for a window of speech", "free some memory")
+            logits = to_host(output.logits_of(0)[-1, :]).astype(np.float32)
+            model.commit(handle, range(len(tokens)))
+        except BaseException:
+            model.close(handle)
+            raise
+        if keep:
+            return KeptCache(handle, [*tokens], released=True), logits
+        model.close(handle)
+        return None, logits
+
+    def _decoded(self, done: _Running) -> Decoded:
+        generation, metrics = done.generation, done.generation.metrics
+        ids = generation.tokens[generation.num_prompt_tokens :]
+        if ids and ids[-1] == self.tokens.eot:
+            ids = ids[:-1]
+        return Decoded(
+            tuple(ids),
+            self._sums.pop(generation),
+            done.no_speech,
+            rounds=metrics.num_steps,
+            drafted=metrics.num_draft_tokens,
+            accepted=metrics.num_accepted_tokens,
+            encoder_seconds=done.heard.seconds,
+            decoder_seconds=max(0.0, done.seconds),
+        )
+
+
+def _probability(logits: NDArray[np.float32], token: int) -> float:
+    row = logits.astype(np.float64)
+    top = row.max()
+    return float(np.exp(row[token] - top) / np.exp(row - top).sum())
