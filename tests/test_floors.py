@@ -28,6 +28,7 @@ FLOORS: imports.Floors = (
         # It uses OpenVINO's graph surgery (backends.openvino.graph), one way: no backend knows of it.
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
+        "speech": ("speech",),
     },
     {"bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     {"tune": ("tune",)},
@@ -37,12 +38,14 @@ FLOORS: imports.Floors = (
 # Packages that are no vendor's runtime: they may be imported anywhere but in `core`.
 COMMON = {
     "array_api_compat": "the array API",
+    "av": "reads audio files, runs no model",
     "fastapi": "routes of the server",
     "filelock": "locks of the cache",
     "h11": "connections of the server",
     "huggingface_hub": "downloads files, runs no model",
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
+    "jiwer": "word error rates of benchmarks",
     "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
     "markdown": "reports",
     "matplotlib": "reports",
@@ -52,6 +55,7 @@ COMMON = {
     "psutil": "memory and processor",
     "pydantic": "requests to the server",
     "pytest": "the conformance suite",
+    "sounddevice": "the microphone",
     "starlette": "requests and replies of the server",
     "tokenizers": "text to ids, runs no model",
     "tomli": "tomllib before Python 3.11",

@@ -142,7 +142,10 @@ def run(args: argparse.Namespace) -> int:
     TranscribeOptions(**options.given(args, OPTIONS))
     _check_files(args.files)
     with terminal.progress(args.quiet) as progress:
-        transcriber = speech.load(args.model, **options.given(args, LOAD_OPTIONS), progress=progress)
+        given = options.given(args, LOAD_OPTIONS)
+        if args.batch is not None:
+            given["batch"] = args.batch
+        transcriber = speech.load(args.model, **given, progress=progress)
     with transcriber:
         if not args.quiet:
             for line in _introduction(transcriber):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
-from specport.speech.transcript import Turn
+from specport.speech.transcript import Segment, Turn
 
 COLLAR_S = 0.25  # to each side of a border
 _EXHAUSTIVE = 6  # speakers; above, the pairing is greedy
@@ -101,3 +101,33 @@ def read_rttm(path: Path) -> list[Turn]:
     except (OSError, ValueError, IndexError) as error:
         raise InvalidInput(f"{path} is no RTTM file: {error}") from error
     return found
+
+
+def right_speaker_share(segments: Sequence[Segment], truth: Sequence[Turn], found: Sequence[Turn]) -> float:
+    """Return the share of words whose speaker is the true one at their middle. Words of nobody are not counted.
+
+    segments: with words and speakers; found: the turns that the speakers' names come from.
+    """
+    names, ours = sorted({t.speaker for t in truth}), sorted({t.speaker for t in found})
+    shared = np.array(
+        [
+            [
+                sum(
+                    max(0.0, min(t.end, f.end) - max(t.start, f.start))
+                    for t in truth
+                    for f in found
+                    if (t.speaker, f.speaker) == (name, own)
+                )
+                for own in ours
+            ]
+            for name in names
+        ]
+    )
+    paired = {ours[j]: names[i] for i, j in _best_pairing(shared)} if names and ours else {}
+    right = total = 0
+    for word in (word for segment in segments for word in segment.words):
+        middle = (word.start + word.end) / 2
+        who = {t.speaker for t in truth if t.start <= middle < t.end}
+        total += bool(who)
+        right += paired.get(word.speaker or "") in who
+    return right / total if total else 0.0
