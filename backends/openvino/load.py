@@ -11,9 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import openvino as ov
-from specport.backends.openvino import architecture
+from specport.backends.openvino import architecture, whisper
 from specport.backends.openvino.context_limit import context_limit
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.graph.halves import split
@@ -21,7 +20,6 @@ from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_product
 from specport.backends.openvino.graph.recurrent import has_recurrent_state
 from specport.backends.openvino.hidden_head import load_head
 from specport.backends.openvino.mtp import load_mtp
-from specport.backends.openvino.paged.conditioned import ConditionedModel
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.backends.openvino.paged.model import PagedModel
@@ -30,16 +28,14 @@ from specport.backends.openvino.request import HeadRows, Request
 from specport.backends.openvino.static.graph import to_static
 from specport.backends.openvino.static.model import StaticModel
 from specport.backends.openvino.static.runner import StaticRunner
-from specport.backends.openvino.whisper import WhisperEncoder, load_decoder
 
-from specport.core.ports import Model, conditioned
 from specport.errors import DeviceError, InvalidInput, ModelError
-from specport.models import whisper
 from specport.models.source import IR_BIN
+from specport.models.whisper import is_whisper
 from specport.runtime import memory
 from specport.runtime import numerics as exact
 from specport.runtime.profiles import Profile, cpu_flags
-from specport.runtime.registry import Loaded, LoadOptions, Speech, first_step, settings_key
+from specport.runtime.registry import Loaded, LoadOptions, first_step, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
@@ -109,11 +105,10 @@ def _exact(
         if not isinstance(model, PagedModel) or not model.widen(fewest):
             return None
         notes = (*notes, f"exact mode computes {fewest} rows a step here: fewer are rounded differently")
-    if not exact.checked(_listening(model), key, progress=options.progress):
+    seen = whisper.unconditioned(model)
+    if not exact.checked(seen, key, progress=options.progress):
         return None
-    if isinstance(model, PagedModel) and not exact.checked_wide(
-        _listening(model), key, progress=options.progress
-    ):
+    if isinstance(model, PagedModel) and not exact.checked_wide(seen, key, progress=options.progress):
         model.widest = exact.NARROW
     # Outputs of hidden states may decide how kernels are fused, but hardly what a step costs.
     costs_key = _key(files, replace(options, hidden_layers=()), properties, padded=True) + rows
@@ -123,24 +118,13 @@ def _exact(
 def _loaded(
     model: PagedModel | StaticModel, notes: tuple[str, ...], key: str, files: ModelFiles, options: LoadOptions
 ) -> Loaded:
-    speech = None
-    if isinstance(model, ConditionedModel):
-        settings = _settings(options, for_processor(options, files.precision).exact)
-        encoder = WhisperEncoder(
-            files, partial(compile_on_device, files=files, options=options, settings=settings)
-        )
-        speech = Speech(encoder, model.attention, whisper.find_encoder_key(files.folder))
+    settings = _settings(options, for_processor(options, files.precision).exact)
+    compile_ = partial(compile_on_device, files=files, options=options, settings=settings)
     # The runtime repacks weights at the first step: 1.9 s for a draft of 0.5B in INT4, 2 cores.
-    prepare = partial(first_step, _listening(model))
-    return Loaded(model, notes, key, options.head_tokens, prepare=prepare, speech=speech)
-
-
-def _listening(model: PagedModel | StaticModel) -> Model:
-    """Return the model as one that needs no conditioning: it hears noise."""
-    if not isinstance(model, ConditionedModel):
-        return model
-    noise = np.random.default_rng(0).normal(size=model.windows.input_shape).astype(np.float32)
-    return conditioned(model, lambda _: noise)
+    prepare = partial(first_step, whisper.unconditioned(model))
+    return Loaded(
+        model, notes, key, options.head_tokens, prepare=prepare, speech=whisper.speech(model, files, compile_)
+    )
 
 
 def for_processor(options: LoadOptions, precision: str) -> Profile:
@@ -203,11 +187,11 @@ def _compile(
     # Before the weights are read: mapped weights fill free memory page by page, and kernels repack them.
     given, weights = options.cache_bytes, (files.folder / IR_BIN).stat().st_size
     cache_bytes = memory.default_share(options.role, weights) if given is None else given
-    if whisper.is_whisper(files.folder):
+    if is_whisper(files.folder):
         compile_ = partial(compile_on_device, files=files, options=options, settings=settings)
         on_cpu = computes_on(options.profile) == "CPU"
         return _with_room(
-            load_decoder(files, options, compile_, cache_bytes, exact=exact_mode, on_cpu=on_cpu)
+            whisper.load_decoder(files, options, compile_, cache_bytes, exact=exact_mode, on_cpu=on_cpu)
         )
     model = graph.read_model(files.folder)
     if hybrid := has_recurrent_state(model):

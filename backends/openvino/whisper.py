@@ -13,13 +13,14 @@ from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.paged.conditioned import ConditionedModel
 from specport.backends.openvino.request import Request
 
+from specport.core.ports import Model, conditioned
 from specport.errors import DeviceError, ModelError
 from specport.models.source import ModelFiles
-from specport.models.whisper import CROSS_XML, ENCODER_XML, read_shape
-from specport.runtime.registry import LoadOptions
+from specport.models.whisper import CROSS_XML, ENCODER_XML, find_encoder_key, read_shape
+from specport.runtime.registry import LoadOptions, Speech
 
 Compile = Callable[[ov.Model], ov.CompiledModel]
-_READABLE = "convert the model again: specport models remove"
+_READABLE = "remove it with specport models rm, and load it again"
 
 
 class WhisperEncoder:
@@ -63,9 +64,26 @@ def load_decoder(
     )
 
 
+def speech(model: Model, files: ModelFiles, compile_: Compile) -> Speech | None:
+    """Return what a speech model has beside its decoder; None for a text model."""
+    if not isinstance(model, ConditionedModel):
+        return None
+    return Speech(WhisperEncoder(files, compile_), model.attention, find_encoder_key(files.folder))
+
+
+def unconditioned(model: Model) -> Model:
+    """Return the model as one that needs no encoder's output: it hears noise."""
+    if not isinstance(model, ConditionedModel):
+        return model
+    noise = np.random.default_rng(0).normal(size=model.windows.input_shape).astype(np.float32)
+    return conditioned(model, lambda _: noise)
+
+
 def _read(files: ModelFiles, name: str) -> Any:
     path = files.folder / name
     try:
         return ov.Core().read_model(path)
     except RuntimeError as error:
-        raise ModelError(f"{path} cannot be read as OpenVINO IR: {graph.first_line(error)}", _READABLE) from error
+        raise ModelError(
+            f"{path} cannot be read as OpenVINO IR: {graph.first_line(error)}", _READABLE
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
@@ -19,16 +19,20 @@ from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.chain import ChainModule
 from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
+from specport.backends.torch.whisper.model import WhisperSlots
+from specport.backends.torch.whisper.parts import WhisperParts
 
-from specport.core.ports import Block, Row
+from specport.core.ports import Block, Model, Row, conditioned
 from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
+from specport.models.whisper import find_encoder_key, is_whisper
 from specport.runtime import memory, numerics
 from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded, LoadOptions, settings_key
+from specport.runtime.registry import Loaded, LoadOptions, Speech, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
+AnySlots = TypeVar("AnySlots", SlotModel, WhisperSlots)
 _DEFAULT_CONTEXT = 2048  # for a configuration that names no limit
 
 
@@ -66,6 +70,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     place = devices.place(profile)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if is_whisper(files.folder):
+        return _load_whisper(files, options, place)
     model = weights.read(files, options.head_tokens)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
     config = model.config.get_text_config(decoder=True)
@@ -123,26 +129,87 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         return Loaded(found, notes, key, options.head_tokens)
     with _told(files, config.model_type):
         _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
+    found, key, how = _exact(files, options, build, (buckets, pieces), stateful)
+    return Loaded(found, (*notes, *how), key, options.head_tokens)
+
+
+def _exact(
+    files: ModelFiles,
+    options: LoadOptions,
+    build: Callable[[Widths, Scheme], AnySlots],
+    given: tuple[tuple[int, ...], tuple[int, ...]],
+    stateful: bool = False,
+    seen: Callable[[AnySlots], Model] = lambda model: model,
+) -> tuple[AnySlots, str, tuple[str, ...]]:
+    """Return the first scheme's model that is exact, the key of its costs, and notes.
+
+    given: as of `_buckets`. seen: the model as one whose sequences are opened with nothing.
+    Raises DeviceError where no scheme is exact.
+    """
+    buckets, pieces = given
     for scheme in _EXACT:
         # What is read again for its states must be read as before.
         widths = Widths(scheme.decode or buckets, (stateful and scheme.decode) or pieces, 2)
         key = _key(files, options, widths, scheme)
         found = build(widths, scheme)
-        if numerics.checked(found, key, _PAST, progress=options.progress) and (
+        if numerics.checked(seen(found), key, _PAST, progress=options.progress) and (
             # Layers with states may round differently from some width on, which the other steps do not reach.
             not stateful
             or scheme.decode
-            or numerics.checked_wide(found, key, _NARROW, progress=options.progress)
+            or numerics.checked_wide(seen(found), key, _NARROW, progress=options.progress)
         ):
+            notes: tuple[str, ...] = ()
             if scheme.decode:
                 how = f"{max(scheme.decode)} tokens of one sequence"
-                notes = (*notes, f"exact mode always steps {how} here, in {files.precision}")
-            elif not profile.buckets and not numerics.checked_wide(found, key, progress=options.progress):
+                notes = (f"exact mode always steps {how} here, in {files.precision}",)
+            elif not options.profile.buckets and not numerics.checked_wide(
+                seen(found), key, progress=options.progress
+            ):
                 found = build(replace(widths, read=(numerics.NARROW,)), scheme)
-            return Loaded(found, notes, _key(files, costs_as, widths, scheme), options.head_tokens)
+            costs_as = replace(options, hidden_layers=())  # these outputs hardly change what a step costs
+            return found, _key(files, costs_as, widths, scheme), notes
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
     )
+
+
+def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place) -> Loaded:
+    """Return Whisper's decoder, ready to step, with its encoder. Raises ModelError or DeviceError."""
+    if options.exit_layer or options.hidden_layers or options.head_tokens is not None:
+        raise ModelError("a speech model has no early exit, no hidden states and no cut head")
+    profile = options.profile
+    parts = WhisperParts.read(files, place.device)
+    must_be_exact = options.exact and options.role == "target"
+    limit = min(parts.shape.context, options.max_context or parts.shape.context)
+    runner = place.runner(parts.step)
+
+    def build(widths: Widths, scheme: Scheme) -> WhisperSlots:
+        return WhisperSlots(
+            runner,
+            parts,
+            max_context=limit,
+            widths=widths,
+            exact=must_be_exact,
+            batch=scheme.batch,
+            tree=scheme.tree,
+            static=bool(profile.buckets),
+            whole=place.whole,
+            budget=_budget(place.free, options),
+        )
+
+    def seen(model: WhisperSlots) -> Model:
+        noise = torch.randn(parts.shape.frames, parts.shape.width, generator=torch.Generator().manual_seed(0))
+        return conditioned(model, lambda _: noise.numpy())
+
+    given = _buckets(profile.buckets, stateful=False)
+    notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
+    if must_be_exact:
+        found, key, how = _exact(files, options, build, given, seen=seen)
+    else:
+        widths, how = Widths(*given, 1), ()
+        found, key = build(widths, Scheme()), _key(files, options, widths, Scheme())
+    speech = Speech(parts.encode, parts.attention, find_encoder_key(files.folder))
+    return Loaded(found, (*notes, *how), key, speech=speech)
 
 
 def _context_limit(config: Any, options: LoadOptions) -> int:

@@ -61,7 +61,7 @@ def _pull(args: argparse.Namespace) -> None:
 
     settings = options.given(args, ("precision", "trust_remote_code"))
     with terminal.progress(quiet=False) as progress:
-        found = resolve(args.model, progress=progress, **settings)
+        found = resolve(args.model, progress=progress, speech=None, **settings)
     terminal.say(f"{found.name} ({found.precision}) is ready")
     terminal.write(f"{found.folder}\n")
 

@@ -86,7 +86,7 @@ def resolve_with(
     trust_remote_code: bool = False,
     verbose: bool = False,
     weights: str = "ir",
-    speech: bool = False,
+    speech: bool | None = False,
 ) -> ModelFiles:
     """Return the model that `spec` names, downloaded where needed, and converted by `convert`.
 
@@ -95,7 +95,8 @@ def resolve_with(
     precision: as `specport.models.precision` parses it; must be available for `weights`.
     weights:   "ir" for OpenVINO, "huggingface" for a folder with safetensors (`registry.Backend.weights`).
     trust_remote_code: let a Hugging Face model run its own Python code during conversion.
-    speech:    whether a speech model is wanted: Whisper in a Hugging Face folder or in CTranslate2's format.
+    speech:    whether a speech model is wanted: Whisper in a Hugging Face folder or in CTranslate2's format;
+               None = a model of either kind.
     Raises ModelError or InvalidInput with the next step.
     """
     wanted = precisions.parse(precision)
@@ -156,7 +157,7 @@ class _Options:
     trust_remote_code: bool
     verbose: bool
     weights: str
-    speech: bool
+    speech: bool | None
 
 
 def _from_default(options: _Options) -> ModelFiles:
@@ -230,13 +231,13 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
     return replace(files, origin=path)
 
 
-def _check_kind(folder: Path, speech: bool) -> None:
+def _check_kind(folder: Path, speech: bool | None) -> None:
     """Raise ModelError for a speech model where a text model is wanted, and the other way round."""
     if speech and speech_form(folder) is None:
         raise ModelError(
             f"{folder} holds no Whisper model ({_kind(folder)})", "give a folder of Whisper, or a hub id"
         )
-    if not speech and speech_form(folder) is not None:
+    if speech is False and speech_form(folder) is not None:
         raise ModelError(f"{folder} holds a speech model (whisper)", "use it with: specport transcribe")
 
 

@@ -72,7 +72,7 @@ def is_whisper(folder: Path) -> bool:
 
 
 def speech_form(folder: Path) -> str | None:
-    """Return the format of a Whisper model: HUGGING_FACE (IR of ours too), CTRANSLATE2, or None for others."""
+    """Return the format of a Whisper model: HUGGING_FACE (our IR too), CTRANSLATE2, or None for others."""
     if is_whisper(folder):
         return HUGGING_FACE
     path = folder / CTRANSLATE2_FILE

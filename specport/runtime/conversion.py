@@ -26,7 +26,7 @@ def resolve(
     trust_remote_code: bool = False,
     verbose: bool = False,
     weights: str = "ir",
-    speech: bool = False,
+    speech: bool | None = False,
 ) -> ModelFiles:
     """Return the model that `spec` names, downloaded and converted where needed.
 

@@ -1,4 +1,4 @@
-"""The port of speech: windows of audio in, ids out. What recognizes long talks knows no more of a model than this."""
+"""The port of speech: windows of audio in, ids out. What recognizes long talks knows no more of a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Decoded:
     """Hold what a window says.
 
     ids: new ids without the end token.
-    sum_logprob: of the ids and the end token, after suppression and the rules of timestamps, at temperature 1.
+    sum_logprob: of ids and the end token, after suppression and the rules of timestamps, at temperature 1.
     no_speech_prob: at the position of <|startoftranscript|>; nan where the model has no such token.
     rounds, drafted, accepted: steps of the target's decoder, draft tokens, and those that were accepted.
     encoder_seconds, decoder_seconds: this window's share of time in the runtime.
@@ -125,7 +125,8 @@ class SpeechModel(Protocol):
     ) -> NDArray[np.float32]:
         """Return [heads, ids, frames] cross-attention weights of the alignment heads, for times of words.
 
-        A frame is 0.02 s. Raises NotImplementedError where the model gives no weights.
+        Row i is what the model attended to when it chose ids[i]: that of the token before it. A frame is
+        0.02 s. Raises NotImplementedError where the model gives no weights.
         """
         ...
 

@@ -218,9 +218,7 @@ class ConditionedModel(PagedModel):
         rows, back = spread(of - first, count, 2 if self._exact else 1)
         # The copy of a lone token may stand behind the last position of the table.
         places = np.minimum(inputs["position_ids"], self.max_context - 1)
-        return self._request(
-            {**inputs, "position_ids": places, "cross_rows": rows, "cross_back": back}
-        )
+        return self._request({**inputs, "position_ids": places, "cross_rows": rows, "cross_back": back})
 
     @staticmethod
     def _of(handle: PagedSequence) -> ConditionedSequence:

@@ -34,6 +34,7 @@ class Shape:
     layers: (heads, width of a key, width of a value) of each layer that writes them, by the layer's number.
     query:  width of the exit query that each row also holds (`early_exit.py`); 0 = none.
     states: of layers without keys and values; each slot has `ENTRIES` of each.
+    beside: bytes that each slot takes for anything else.
     """
 
     layers: dict[int, tuple[int, int, int]]
@@ -41,6 +42,7 @@ class Shape:
     device: str
     query: int = 0
     states: tuple[StateShape, ...] = ()
+    beside: int = 0
 
     def nbytes(self, slots: int, capacity: int) -> int:
         """Return the bytes of so many slots of so many rows, without states."""
@@ -54,8 +56,8 @@ class Shape:
 
     @property
     def state_bytes(self) -> int:
-        """Return the bytes of the states of one slot."""
-        return ENTRIES * sum(state.nbytes for state in self.states)
+        """Return the bytes of one slot beside its rows."""
+        return self.beside + ENTRIES * sum(state.nbytes for state in self.states)
 
 
 _KIND = "it has layers with states of a kind that cannot be rolled back (state spaces)"

@@ -184,13 +184,8 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
 
         For models with several kinds of layers, return a dictionary by kind, as transformers expects it.
         """
-        slots, new = positions.shape
-        rows = torch.arange(length, device=positions.device)
-        node = rows - lengths[:, None]  # [slots, length] index of the new token in a row; below 0: committed
-        at = node.clamp(0, new - 1)
-        own = visible.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
-        seen = torch.where((node < 0)[:, None, :], True, own)
-        self._where = where = torch.where(node < 0, rows, positions.gather(1, at))
+        seen, where = attended(positions, lengths, visible, length)
+        self._where = where
         masks = {FULL: seen}
         if self._window:
             masks[SLIDING] = seen & (where[:, None, :] > positions[:, :, None] - self._window)
@@ -204,6 +199,17 @@ class StepModule(torch.nn.Module):  # type: ignore[misc]
         if self._kinds:
             return {kind: added[kind] for kind in self._kinds}
         return added[SLIDING if self._window else FULL]
+
+
+def attended(positions: Tensor, lengths: Tensor, visible: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return [slots, new, length] which rows each token attends to, and [slots, length] their positions."""
+    slots, new = positions.shape
+    rows = torch.arange(length, device=positions.device)
+    node = rows - lengths[:, None]  # [slots, length] index of the new token in a row; below 0: committed
+    at = node.clamp(0, new - 1)
+    own = visible.bool().gather(2, at[:, None, :].expand(slots, new, length)) & (node < new)[:, None, :]
+    seen = torch.where((node < 0)[:, None, :], True, own)
+    return seen, torch.where(node < 0, rows, positions.gather(1, at))
 
 
 def _takes(model: Any) -> set[str]:

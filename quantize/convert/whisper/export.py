@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from specport.quantize.convert import compress, disk
-from specport.quantize.convert.whisper import graph, source
+from specport.quantize.convert.whisper import graph, source, vocabulary
 
 from specport.errors import ModelError
 from specport.models import precision as precisions
@@ -81,9 +81,10 @@ def save(folder: Path, target: Path, precision: str, *, progress: Progress = sil
 
 
 def _write_files(folder: Path, target: Path, found: source.WhisperSource) -> None:
-    if not (folder / TOKENIZER_FILE).is_file():
-        raise ModelError(f"{folder} has no {TOKENIZER_FILE}", "copy the model's tokenizer.json into the folder")
-    shutil.copyfile(folder / TOKENIZER_FILE, target / TOKENIZER_FILE)
+    if (folder / TOKENIZER_FILE).is_file():
+        shutil.copyfile(folder / TOKENIZER_FILE, target / TOKENIZER_FILE)
+    else:
+        vocabulary.write(folder, target)
     for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

@@ -1,4 +1,4 @@
-"""Build OpenVINO's graphs of a Whisper model from its weights: encoder, keys and values of cross-attention, decoder.
+"""Build OpenVINO's graphs of a Whisper model from its weights: encoder, cross-attention's part, decoder.
 
 The graphs are written node by node: no tracing, and no torch. Weights have transformers' names. Shapes, with
 heads H of width d, frames F, and N tokens:

@@ -1,4 +1,4 @@
-"""Read the weights of a Whisper model, in transformers' names, from safetensors or from CTranslate2's file."""
+"""Read the weights of a Whisper model in transformers' names, from safetensors or CTranslate2's file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from specport.quantize.convert.whisper import ctranslate2
 
@@ -24,7 +23,7 @@ _HINT = "check that it is a complete Whisper model"
 class WhisperSource:
     """Hold a model's weights and what its files say of it.
 
-    generation: suppressed tokens, heads for alignment and the like, as in transformers' generation_config.json.
+    generation: suppressed tokens, alignment heads and the like, as in transformers' generation_config.json.
     """
 
     weights: Mapping[str, Array]
@@ -39,7 +38,9 @@ def read(folder: Path) -> WhisperSource:
     names = [*folder.glob("*.safetensors")]
     if not names and (folder / CTRANSLATE2_FILE).is_file():
         weights, config, generation = ctranslate2.read(folder)
-        return WhisperSource(_checked(weights, shape := shape_of(config, folder), folder), config, generation, shape)
+        return WhisperSource(
+            _checked(weights, shape := shape_of(config, folder), folder), config, generation, shape
+        )
     config = read_json(config_file)
     shape = shape_of(config, config_file)
     try:
@@ -47,13 +48,17 @@ def read(folder: Path) -> WhisperSource:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} cannot be read: {error}", _HINT) from error
     # Checkpoints of the bare model lack the prefix.
-    known = {name if name.startswith(("model.", "proj_out")) else f"model.{name}": t for name, t in stored.items()}
+    known = {
+        name if name.startswith(("model.", "proj_out")) else f"model.{name}": t for name, t in stored.items()
+    }
     wanted = dict(expected(shape))
     try:
         weights = {name: known[name].array() for name in wanted if name in known}
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be read: {error}", _HINT) from error
-    return WhisperSource(_checked(weights, shape, folder), config, read_json(folder / "generation_config.json"), shape)
+    return WhisperSource(
+        _checked(weights, shape, folder), config, read_json(folder / "generation_config.json"), shape
+    )
 
 
 def _checked(weights: Mapping[str, Array], shape: WhisperShape, folder: Path) -> Mapping[str, Array]:

@@ -51,8 +51,8 @@ def load(
 ) -> WhisperModel:
     """Load a Whisper model and its drafter on a device.
 
-    model:     folder of Hugging Face's or CTranslate2's (faster-whisper's) format, or a hub id. Converted once
-               and kept in the cache.
+    model:     folder of Hugging Face's or CTranslate2's (faster-whisper's) format, or a hub id. Converted
+               once and kept in the cache.
     draft:     "none", "ngram", "suffix" (also from earlier windows), a Whisper model of the same vocabulary,
                "universal(MODEL)" for another vocabulary, several as in "suffix|MODEL", or "auto": suffix. A
                model with the target's encoder, as distil-whisper's, takes its output.
@@ -66,7 +66,9 @@ def load(
     spec = parse(draft)
     for kind in spec.kinds:
         if kind in _NOT_FOR_SPEECH:
-            raise InvalidInput(f"speech models have no drafter {kind}", "choose ngram, suffix or a smaller Whisper")
+            raise InvalidInput(
+                f"speech models have no drafter {kind}", "choose ngram, suffix or a smaller Whisper"
+            )
     if batch < 1:
         raise InvalidInput(f"batch is {batch}; it must be 1 or more")
     folders = Folders(history, None)
@@ -117,7 +119,9 @@ def _read(files: ModelFiles) -> tuple[Tokenizer, WhisperTokens, WhisperShape]:
 def _speech(loaded: Loaded, files: ModelFiles) -> Loaded:
     """Return a model that the backend loaded as one of speech. Raises ModelError."""
     if loaded.speech is None:
-        raise ModelError(f"{files.name} was not loaded as a speech model on this device", "choose another --device")
+        raise ModelError(
+            f"{files.name} was not loaded as a speech model on this device", "choose another --device"
+        )
     return loaded
 
 

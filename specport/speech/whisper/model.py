@@ -111,6 +111,8 @@ class WhisperModel:
         finally:
             for each in running:
                 each.generation.cancel()
+                if each.generation.kept is not None:  # a cache that no round has taken yet
+                    engine.release(each.generation.kept)
             engine.tidy()
             self._sums.clear()
         return [found[index] for index in range(len(windows))]
@@ -125,9 +127,7 @@ class WhisperModel:
         weights = np.exp(chosen - chosen.max())
         return dict(zip(languages, (weights / weights.sum()).tolist(), strict=True))
 
-    def align(
-        self, features: Features, prompt: Sequence[int], ids: Sequence[int]
-    ) -> NDArray[np.float32]:
+    def align(self, features: Features, prompt: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
         """Return [heads, ids, frames] what the model attended to when it chose each of these ids.
 
         That is where the token before each was read. A frame is 0.02 s.

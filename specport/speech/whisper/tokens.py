@@ -17,7 +17,7 @@ _MULTILINGUAL = 51865  # smallest vocabulary of a multilingual model
 
 # Signs that no one speaks, and that begin or end remarks on sounds, as in OpenAI's whisper/tokenizer.py.
 _SIGNS = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』']
-_SIGNS += "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()
+_SIGNS += "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()  # noqa: SIM905
 _MUSIC = "♩♪♫♬♭♮♯"
 
 
@@ -43,7 +43,8 @@ class WhisperTokens:
         self.timestamp_begin = self.no_timestamps + 1
         found = (tokenizer.special_id(name) for name in _NO_SPEECH)
         self.no_speech: int | None = next((i for i in found if i is not None), None)
-        self.multilingual = vocab >= _MULTILINGUAL
+        told = self._generation.get("is_multilingual")
+        self.multilingual = told if isinstance(told, bool) else vocab >= _MULTILINGUAL
         if not self.eot < self.sot < self.timestamp_begin < vocab:
             raise ModelError(f"the tokenizer does not fit a model of {vocab} ids", "copy its files again")
 
@@ -55,7 +56,7 @@ class WhisperTokens:
 
     @cached_property
     def languages(self) -> dict[str, int]:
-        """Return language code -> id; empty for an English-only model, whose ids of languages mean nothing."""
+        """Return language code -> id; empty for an English-only model, whose ids of them mean nothing."""
         return self._named if self.multilingual else {}
 
     @cached_property
@@ -76,7 +77,7 @@ class WhisperTokens:
 
     def _signs(self) -> set[int]:
         found = set()
-        for sign in _SIGNS + [*_MUSIC]:
+        for sign in (*_SIGNS, *_MUSIC):
             for text in (sign, f" {sign}"):
                 ids = self.encode(text)
                 # Signs of music have several tokens, whose first one no other text has.

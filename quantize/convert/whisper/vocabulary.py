@@ -1,0 +1,70 @@
+"""Write a tokenizer from CTranslate2's list of tokens, for folders without tokenizer.json.
+
+The list has no merges, but Whisper's tokens are numbered in the order in which they were merged. So the pair
+that a token was made of is what the merges before it leave of its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from specport.errors import ModelError
+from specport.models.json_file import MAX_FILE_BYTES, TOKENIZER_FILE
+from specport.models.safe_files import UnsafeFile, regular
+
+FILES = ("vocabulary.json", "vocabulary.txt")
+_END = "<|endoftext|>"
+_LONGEST = 200  # characters of a token; real ones have up to 128
+_HINT = "copy the model's tokenizer.json into the folder"
+
+
+def write(folder: Path, target: Path) -> None:
+    """Write tokenizer.json into `target` from the list in `folder`. Raises ModelError."""
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"{folder} has no {TOKENIZER_FILE}", _HINT)
+    tokens = _tokens(path)
+    if _END not in tokens or len({*tokens}) != len(tokens):
+        raise ModelError(f"{path} is no list of Whisper's tokens", _HINT)
+    words, special = tokens[: tokens.index(_END)], tokens[tokens.index(_END) :]
+    ranks = {token: i for i, token in enumerate(words)}
+    alphabet = {*tokenizers.pre_tokenizers.ByteLevel.alphabet()}
+    if not alphabet <= {*words} or max(map(len, words)) > _LONGEST:
+        raise ModelError(f"{path} is no list of byte-level tokens", _HINT)
+    merges = [pair for token in words if len(token) > 1 and (pair := _parts(token, ranks))]
+    backend: Any = tokenizers.Tokenizer(tokenizers.models.BPE(ranks, merges))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
+    backend.save(str(target / TOKENIZER_FILE))
+
+
+def _tokens(path: Path) -> list[str]:
+    try:
+        if regular(path).stat().st_size > MAX_FILE_BYTES:
+            raise ModelError(f"{path} is too large", _HINT)
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else text.rstrip("\n").split("\n")
+    except (OSError, UnsafeFile, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", _HINT) from error
+    if not isinstance(found, list) or not all(isinstance(token, str) and token for token in found):
+        raise ModelError(f"{path} is no list of tokens", _HINT)
+    return found
+
+
+def _parts(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
+    """Return the two tokens that a token was merged from; None where the earlier ones do not give it."""
+    parts, own = [*token], ranks[token]
+    while len(parts) > 2:
+        joined = [ranks.get(a + b, own) for a, b in pairwise(parts)]
+        best = min(joined)
+        if best >= own:
+            return None
+        at = joined.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]

@@ -1,0 +1,128 @@
+"""What speech is loaded from: folders of two formats; what is no speech model is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from specport.quantize.convert.whisper import source
+from support import tiny_whisper
+
+from specport import load as load_text
+from specport.errors import InvalidInput, ModelError
+from specport.models.whisper import find_encoder_key
+from specport.speech.ports import Window
+from specport.speech.whisper.load import load
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_ctranslate2_weights_are_read(models, tmp_path: Path, quantized: bool) -> None:
+    folder = tiny_whisper.write_ctranslate2(models.target, tmp_path, quantized=quantized)
+    ours, theirs = source.read(folder), source.read(models.target)
+    assert ours.shape == theirs.shape and {*ours.weights} == {*theirs.weights}
+    for name, weight in theirs.weights.items():
+        atol = np.abs(weight).max() / 127 if quantized else 0
+        np.testing.assert_allclose(ours.weights[name], weight, atol=atol)
+    for name in ("suppress_tokens", "begin_suppress_tokens", "alignment_heads"):
+        assert ours.generation[name] == theirs.generation[name]
+
+
+def test_ctranslate2_folder_gives_the_same_ids(models, tmp_path: Path, device: str) -> None:
+    folder = tiny_whisper.write_ctranslate2(models.target, tmp_path / "ct2")
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "is_multilingual": True})
+    )
+    found = []
+    for name in (models.target, folder):
+        model = load(str(name), draft="none", device=device, precision="fp32")
+        prompt = (model.tokens.sot, model.tokens.no_timestamps)
+        found.append(model.decode([Window(tiny_whisper.features(), prompt, False, max_new_tokens=12)])[0].ids)
+        model.close()
+    assert found[0] == found[1]
+
+
+def _damaged(data: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"",
+        "another model": tiny_whisper.packed({"a": np.zeros(2, np.float32)}, "TransformerSpec"),
+        "no weights": tiny_whisper.packed({"a": np.zeros(2, np.float32)}),
+        "truncated": data[: len(data) // 2],
+        "a huge count": data[:22] + b"\xff\xff\xff\x7f" + data[26:],
+        "a huge array": data[: data.index(b"weight\0") + 8]
+        + b"\xff" * 40
+        + data[data.index(b"weight\0") + 48 :],
+        "old version": b"\x01" + data[1:],
+    }
+
+
+def test_damaged_ctranslate2_files_are_refused(models, tmp_path: Path) -> None:
+    folder = tiny_whisper.write_ctranslate2(models.target, tmp_path)
+    data = (folder / "model.bin").read_bytes()
+    for name, damaged in _damaged(data).items():
+        (folder / "model.bin").write_bytes(damaged)
+        with pytest.raises(ModelError) as error:
+            source.read(folder)
+        assert "\n" not in str(error.value), name
+
+
+def test_incomplete_folders_are_refused(models, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((models.target / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for wrong in (
+        {"d_model": 64},
+        {"decoder_layers": 3},
+        {"vocab_size": "many"},
+        {"activation_function": "relu"},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(ModelError):
+            source.read(tmp_path)
+
+
+def test_other_models_are_refused(models, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    with pytest.raises(ModelError, match=r"no Whisper model \(t5\)"):
+        load(str(tmp_path))
+    with pytest.raises(ModelError, match="speech model"):
+        load_text(str(models.target))
+    with pytest.raises(InvalidInput, match="no speech model"):
+        load("default")
+    for draft in ("early-exit:1", "mtp"):
+        with pytest.raises(InvalidInput, match="no drafter"):
+            load(str(models.target), draft=draft)
+    with pytest.raises(ModelError, match="another tokenizer"):
+        load(str(models.target), draft=str(models.english), precision="fp32", device="torch-cpu")
+
+
+def test_a_draft_with_the_targets_encoder_takes_its_output(models) -> None:
+    keys = [find_encoder_key(f) for f in (models.target, models.same_encoder, models.other_encoder)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_real_model_writes_what_transformers_does(device: str) -> None:
+    folder = Path(os.environ.get("SPECPORT_TEST_MODELS") or "", "whisper-tiny.en")
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("SPECPORT_TEST_MODELS names no folder with whisper-tiny.en")
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    features = np.random.default_rng(0).normal(size=(80, 3000)).astype(np.float32) * 0.3
+    model = load(str(folder), draft="none", device=device, precision="fp32")
+    prompt = (model.tokens.sot, model.tokens.no_timestamps)
+    found = model.decode([Window(features, prompt, False, max_new_tokens=20)])[0].ids
+    theirs = WhisperForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        ids = theirs.generate(
+            torch.from_numpy(features)[None],
+            decoder_input_ids=torch.tensor([prompt]),
+            suppress_tokens=[*model.tokens.suppressed],
+            begin_suppress_tokens=[*model.tokens.suppressed_first],
+            max_new_tokens=20,
+        )[0].tolist()
+    said = ids[len(prompt) :] if ids[: len(prompt)] == [*prompt] else ids
+    assert [*found] == [i for i in said if i != model.tokens.eot]
+    model.close()
