@@ -1,4 +1,4 @@
-"""`specport bench --speech`: word errors, speed and speakers, for drafts and for other systems, on audio files."""
+"""`specport bench --speech`: word errors, speed, speakers, for drafts and other systems, on audio files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Row:
     method: str
     texts: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    counts: Counts = Counts()
+    counts: Counts = field(default_factory=Counts)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,13 @@ def read_clips(path: Path) -> list[Clip]:
             rttm = data.get("rttm")
             found.append(
                 Clip(
-                    str(data.get("id", number)), path.parent / data["audio"], data.get("text"),
-                    data.get("language", "en"), path.parent / rttm if rttm else None, data.get("speakers"),
-                )  # fmt: skip
+                    str(data.get("id", number)),
+                    path.parent / data["audio"],
+                    data.get("text"),
+                    data.get("language", "en"),
+                    path.parent / rttm if rttm else None,
+                    data.get("speakers"),
+                )
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInput(f"{path}, line {number}: {error!r}") from error
@@ -132,7 +136,9 @@ def bench_speech(
             made[name] = _own(found, batch)
         rows = _measured(clips, made, runs, part(progress, 0.2, 0.9))
         speakers = [
-            _speakers(transcribers[0], clip, part(progress, 0.9, 1.0)) for clip in clips if clip.rttm is not None
+            _speakers(transcribers[0], clip, part(progress, 0.9, 1.0))
+            for clip in clips
+            if clip.rttm is not None
         ]
     finally:
         for each in transcribers:
@@ -159,7 +165,12 @@ def _own(transcriber: Transcriber, batch: int) -> _Method:
 
 
 def _peer(
-    name: str, model: str | None, draft: str | None, folders: Mapping[str, str], threads: int | None, progress: Progress
+    name: str,
+    model: str | None,
+    draft: str | None,
+    folders: Mapping[str, str],
+    threads: int | None,
+    progress: Progress,
 ) -> _Method:
     folder = folders.get(name.partition(":")[0]) or named(model, progress)
     assistant = Path(named(draft, progress)) if draft is not None else None
@@ -167,7 +178,9 @@ def _peer(
     return lambda samples, clip: (peer(samples, clip.language), Counts())
 
 
-def _measured(clips: Sequence[Clip], methods: Mapping[str, _Method], runs: int, progress: Progress) -> list[Row]:
+def _measured(
+    clips: Sequence[Clip], methods: Mapping[str, _Method], runs: int, progress: Progress
+) -> list[Row]:
     """Run the methods in turn on each clip, so that what slows the machine down meets all of them."""
     rows = {name: Row(name) for name in methods}
     total, done = len(clips) * len(methods) * runs, 0
@@ -215,7 +228,9 @@ def word_error_rate(pairs: Iterable[tuple[str, str | None, str]]) -> float | Non
     try:
         import jiwer
     except ImportError as error:
-        raise SpecportError("word error rates need the package jiwer", "pip install 'specport[bench]'") from error
+        raise SpecportError(
+            "word error rates need the package jiwer", "pip install 'specport[bench]'"
+        ) from error
     truths, texts = [], []
     for text, truth, language in pairs:
         normal = normalizer(language)
@@ -227,7 +242,7 @@ def word_error_rate(pairs: Iterable[tuple[str, str | None, str]]) -> float | Non
 
 
 def _speakers(transcriber: Transcriber, clip: Clip, progress: Progress) -> dict[str, Any]:
-    """Return the diarization error rate of a clip, and how many words each merge gives to the right speaker."""
+    """Return the diarization error of a clip, and how many words each merge gives to the right speaker."""
     assert clip.rttm is not None
     truth = read_rttm(clip.rttm)
     given = Diarizer(clip.speakers).turns(Source(clip.audio), progress)
@@ -244,7 +259,8 @@ def _speakers(transcriber: Transcriber, clip: Clip, progress: Progress) -> dict[
         "false_alarm": diarization_error(truth, given).false_alarm,
         "confusion": diarization_error(truth, given).confusion,
         "right_speaker": {
-            name: right_speaker_share(merge(found.segments, given), truth, given) for name, merge in MERGES.items()
+            name: right_speaker_share(merge(found.segments, given), truth, given)
+            for name, merge in MERGES.items()
         },
     }
 
@@ -276,13 +292,18 @@ def table(report: SpeechReport) -> list[list[str]]:
 def _write(report: SpeechReport, rows: Sequence[Row]) -> None:
     head, *body = table(report)
     lines = ["# Speech", "", *(f"- {name}: {value}" for name, value in report.about.items()), ""]
-    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(r)} |" for r in body), ""]
+    lines += [
+        f"| {' | '.join(head)} |",
+        f"|{' --- |' * len(head)}",
+        *(f"| {' | '.join(r)} |" for r in body),
+        "",
+    ]
     for each in report.speakers:
         shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in each["right_speaker"].items())
         lines.append(
             f"- {each['id']}: diarization error {100 * each['der']:.1f} % (number of speakers given), "
-            f"{100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); words "
-            f"with the right speaker, by merge: {shares}"
+            f"{100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); "
+            f"words with the right speaker, by merge: {shares}"
         )
     write_atomically(report.folder / "report.md", "\n".join(lines) + "\n")
     data = {

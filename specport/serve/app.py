@@ -75,9 +75,7 @@ def make_app(
 class _Api:
     """The routes."""
 
-    def __init__(
-        self, service: Service, name: str, sampling: Sampling, speech: SpeechService | None
-    ) -> None:
+    def __init__(self, service: Service, name: str, sampling: Sampling, speech: SpeechService | None) -> None:
         limits = service.limits
         self._service, self._name, self._speech = service, name, speech
         self._reader = RequestReader(service.pipeline, name, limits, sampling)

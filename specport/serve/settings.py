@@ -21,8 +21,8 @@ class Limits:
     max_stop, max_stop_length: stop strings, and characters of each. max_bias: entries of `logit_bias`.
     max_connections: open connections.
     request_seconds: from a request's arrival to its last token.
-    header_seconds, body_seconds, audio_seconds: for a client to send the head and the body of its request, and
-                     an audio file.
+    header_seconds, body_seconds, audio_seconds: for a client to send the head and the body of its request,
+                     and an audio file.
     send_seconds:    for a client to take a piece of the answer.
     shutdown_seconds: for running requests to finish once the server was told to end.
     beat_seconds:    a stream says that it is alive after as long without text.

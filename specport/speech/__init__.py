@@ -1,7 +1,7 @@
 """Speech: what was said, and by whom. Whisper with drafts, for audio of any length.
 
-    with specport.speech.load() as transcriber:
-        print(transcriber.transcribe("talk.mp3").text)
+with specport.speech.load() as transcriber:
+    print(transcriber.transcribe("talk.mp3").text)
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def load(model: str | None = None, *, progress: Progress | None = None, **options: Any) -> Transcriber:
     """Load a Whisper model; return what transcribes with it.
 
-    model:   "base" (the default, 99 languages) or "tiny.en" (English), which come through packages and need no
-             model hub; a folder of Hugging Face's or CTranslate2's format; or a hub id.
+    model:   "base" (the default, 99 languages) or "tiny.en" (English), which come through packages and need
+             no model hub; a folder of Hugging Face's or CTranslate2's format; or a hub id.
     options: draft, device, precision and more, of `specport.speech.whisper.load.load`; a draft may be named
              "base" or "tiny.en", too.
 

@@ -43,9 +43,7 @@ class Checkpoint:
             if data["version"] != VERSION:
                 raise ValueError(f"it has version {data['version']}")
             changed = [name for name, value in self._key.items() if data["key"].get(name) != value]
-            state = State(
-                int(data["position"]), int(data["window"]), tuple(int(i) for i in data["context"])
-            )
+            state = State(int(data["position"]), int(data["window"]), tuple(int(i) for i in data["context"]))
             found = [Segment.of(segment) for segment in data["segments"]]
             language, counts = str(data["language"]), Counts(**data["counts"])
         except FileNotFoundError:

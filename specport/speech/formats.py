@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -43,7 +44,7 @@ def as_data(transcript: Transcript) -> dict[str, Any]:
 def _segment(number: int, segment: Segment) -> dict[str, Any]:
     # A model without a token for no speech says nan, which JSON cannot hold.
     data = {
-        name: (None if value != value else value) if isinstance(value, float) else value
+        name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in asdict(segment).items()
     }
     return {"id": number, **data}
@@ -105,9 +106,7 @@ def clock(seconds: float, mark: str) -> str:
 
 def rows(segments: Iterable[Segment]) -> list[str]:
     """Return segments as lines for a terminal."""
-    return [
-        f"[{clock(s.start, '.')} --> {clock(s.end, '.')}] {_named(s, '{}: ')}" for s in segments
-    ]
+    return [f"[{clock(s.start, '.')} --> {clock(s.end, '.')}] {_named(s, '{}: ')}" for s in segments]
 
 
 def _line(segment: Segment) -> str:

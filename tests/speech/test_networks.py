@@ -1,4 +1,4 @@
-"""The small networks in numpy compute what PyTorch computes, with made-up weights; features are transformers'."""
+"""The small networks compute what PyTorch computes, with made-up weights; features are transformers'."""
 
 from __future__ import annotations
 

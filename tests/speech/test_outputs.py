@@ -60,14 +60,14 @@ def test_json() -> None:
 SCRIPT = [said(0.0, "ask not", 5.0), said(0.0, "what", 5.0), said(0.0, "your country", 5.0)]
 
 
-def talk(script: list[Decoded], path: Path, stop_after: int | None = None, **key: str) -> tuple[Transcript, int]:
+def talk(
+    script: list[Decoded], path: Path, stop_after: int | None = None, **key: str
+) -> tuple[Transcript, int]:
     """Transcribe 75 s, one text for each 30 s; return the transcript and the number of decoded windows."""
     model = ScriptedModel(script)
     checkpoint = Checkpoint(path, {"audio": "a", **key})
     running = Transcriber(model).stream(tone(75.0), checkpoint=checkpoint, resume=path.exists())
-    count = 0
-    for _ in running:
-        count += 1
+    for count, _ in enumerate(running, 1):
         if count == stop_after:
             running.cancel()
     return running.transcript, len(model.windows)
@@ -104,7 +104,7 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     good = path.read_text(encoding="utf-8")
     for damage in ("", "[]", good[:-20], good.replace('"version": 1', '"version": 9'), "[" * 5000):
         path.write_text(damage, encoding="utf-8")
-        with pytest.raises(InvalidInput, match="damaged|version"):
+        with pytest.raises(InvalidInput, match="damaged"):
             talk(SCRIPT, path, model="x")
 
 

@@ -25,7 +25,9 @@ def encode(path: Path, samples: np.ndarray, codec: str, rate: int, layout: str =
         stream = out.add_stream(codec, rate=rate, layout=layout)
         frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
         frame.sample_rate = rate
-        resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size)
+        resampler = av.AudioResampler(
+            format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size
+        )
         for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
             out.mux(stream.encode(piece))
     return path
@@ -69,7 +71,9 @@ def test_raw_samples() -> None:
 
 def test_one_sample_and_none(tmp_path: Path) -> None:
     assert len(read_all(write_wav(tmp_path / "one.wav", np.ones(1)))) == 1
-    found = Transcriber(ScriptedModel([said(0.0, "ask", 1.0)])).transcribe(write_wav(tmp_path / "0.wav", np.ones(0)))
+    found = Transcriber(ScriptedModel([said(0.0, "ask", 1.0)])).transcribe(
+        write_wav(tmp_path / "0.wav", np.ones(0))
+    )
     assert found.text == "" and found.complete
 
 
@@ -97,12 +101,18 @@ def test_a_header_that_lies_about_twelve_hours(tmp_path: Path) -> None:
 
 def test_what_is_no_audio(tmp_path: Path) -> None:
     cases: dict[str, tuple[bytes, str]] = {
-        "text.mp3": (b"this is no audio, only text\n" * 99, "no audio that can be read|cannot be decoded|damaged"),
+        "text.mp3": (
+            b"this is no audio, only text\n" * 99,
+            "no audio that can be read|cannot be decoded|damaged",
+        ),
         "empty.wav": (b"", "is empty"),
         "head.wav": (b"RIFF\x00\x00", "no audio that can be read"),
         "noise.flac": (b"fLaC" + bytes(range(256)) * 20, "no audio|cannot be decoded|damaged"),
         # A playlist would open other files and addresses.
-        "list.m3u8": (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "no audio that can be read"),
+        "list.m3u8": (
+            b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+            "no audio that can be read",
+        ),
         "list.mp4": (b"ffconcat version 1.0\nfile /etc/passwd\n", "no audio that can be read"),
     }
     for name, (data, reason) in cases.items():
@@ -135,7 +145,7 @@ def test_samples_of_another_form(given: Any) -> None:
 
 
 def test_numbers_that_are_none() -> None:
-    assert [*Source(np.array([np.nan, np.inf, 0.5])).blocks()][0].tolist() == [0.0, 1.0, 0.5]
+    assert next(Source(np.array([np.nan, np.inf, 0.5])).blocks()).tolist() == [0.0, 1.0, 0.5]
 
 
 def test_streams_are_read_again_where_that_is_possible(tmp_path: Path) -> None:

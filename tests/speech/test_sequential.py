@@ -19,9 +19,7 @@ FIRST = said(0.0, "ask not what", 4.0, 4.0, "your country", 20.0, 20.0)
 LAST = said(0.0, "can do for you .", 5.0)
 
 
-def transcribe(
-    script: list[Answer], seconds: float, **options: Any
-) -> tuple[Transcript, ScriptedModel]:
+def transcribe(script: list[Answer], seconds: float, **options: Any) -> tuple[Transcript, ScriptedModel]:
     model = ScriptedModel(script, multilingual=options.pop("multilingual", False))
     return Transcriber(model).transcribe(tone(seconds), **options), model
 
@@ -43,7 +41,7 @@ def test_the_next_window_begins_where_the_text_ends() -> None:
 
 
 def test_a_text_that_ends_with_one_timestamp_fills_its_window() -> None:
-    found, model = transcribe([said(0.0, "ask not", 8.0), LAST], 40.0)
+    found, _ = transcribe([said(0.0, "ask not", 8.0), LAST], 40.0)
     assert [(s.start, s.end) for s in found.segments] == [(0.0, 8.0), (30.0, 35.0)]
     found, _ = transcribe([said(0.0, "ask", 2.0, 2.0, "not", 8.0), LAST], 40.0)
     assert [(s.start, s.end) for s in found.segments] == [(0.0, 2.0), (2.0, 8.0), (30.0, 35.0)]
@@ -125,7 +123,8 @@ def test_prompts() -> None:
         ({"language": "de"}, "English only"), ({"task": "translate"}, "cannot translate"),
         ({"task": "sing"}, "task"), ({"batch": 0}, "batch"), ({"temperature": ()}, "temperature"),
         ({"beam": 5}, "unknown option: beam"), ({"merge": "x", "diarize": True}, "merge"),
-        ({"logprob_threshold": float("nan")}, "logprob_threshold"), ({"speakers": 0, "diarize": True}, "speakers"),
+        ({"logprob_threshold": float("nan")}, "logprob_threshold"),
+        ({"speakers": 0, "diarize": True}, "speakers"),
     ],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], said_of_it: str) -> None:

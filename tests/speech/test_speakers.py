@@ -107,7 +107,9 @@ def test_error_rate() -> None:
 
 def test_rttm_and_overlap(tmp_path: Path) -> None:
     path = tmp_path / "a.rttm"
-    path.write_text("SPEAKER a 1 6.690 0.430 <NA> <NA> x <NA> <NA>\nSPEAKER a 1 7.0 2 <NA> <NA> y <NA> <NA>\n")
+    path.write_text(
+        "SPEAKER a 1 6.690 0.430 <NA> <NA> x <NA> <NA>\nSPEAKER a 1 7.0 2 <NA> <NA> y <NA> <NA>\n"
+    )
     assert read_rttm(path) == [Turn(6.69, pytest.approx(7.12), "x"), Turn(7.0, 9.0, "y")]
     assert [t.overlap for t in diarize.GivenTurns(path)._turns] == [True, True]
     assert not diarize.mark_overlap([Turn(0, 1, A), Turn(1, 2, B)])[0].overlap

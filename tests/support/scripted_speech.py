@@ -16,7 +16,7 @@ from specport.speech.ports import Decoded, Window
 
 RATE = 16000
 STAMP = 1000  # id of <|0.00|>
-WORDS = "ask not what your country can do for you and so my fellow Americans .".split()
+WORDS = [*"ask not what your country can do for you and so my fellow Americans .".split()]  # noqa: SIM905
 
 
 @dataclass

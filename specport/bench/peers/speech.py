@@ -1,4 +1,4 @@
-"""Other systems that transcribe: transformers, openvino-genai and faster-whisper; and Whisper's text normalizers.
+"""Other systems that transcribe: transformers, openvino-genai, faster-whisper; and Whisper's normalizers.
 
 Each gets the same samples and does long audio its own way, by its defaults for accuracy: greedy first, with
 temperature fallback and the text before as context where it has them.
@@ -66,7 +66,9 @@ class _Transformers:
             return_attention_mask=True,
         )  # fmt: skip
         if given["input_features"].shape[-1] < 3000:
-            given = self._features(samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True)
+            given = self._features(
+                samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
+            )
         options: dict[str, Any] = {"return_timestamps": True}
         if getattr(self._model.generation_config, "is_multilingual", False):
             options |= {"language": language, "task": "transcribe"}
@@ -143,7 +145,8 @@ def normalizer(language: str) -> Callable[[str], str]:
 def _needs(folder: Path, file: str, system: str) -> None:
     if not (folder / file).is_file():
         raise InvalidInput(
-            f"{system} needs {file}, which {folder} does not have", f"name its folder: --peer-model {system}=DIR"
+            f"{system} needs {file}, which {folder} does not have",
+            f"name its folder: --peer-model {system}=DIR",
         )
 
 

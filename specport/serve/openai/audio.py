@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -13,7 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from specport.errors import InvalidInput, SpecportError
-from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, naming, not_supported
+from specport.serve.openai.errors import (
+    ApiError,
+    JsonResponse,
+    bad_request,
+    from_input,
+    naming,
+    not_supported,
+)
 from specport.serve.openai.streaming import DONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.service import NotReady, Service
 from specport.serve.speech import SpeechService, TooManyTalks
@@ -243,7 +251,7 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "id": number, "seek": round(100 * segment.start), "start": segment.start, "end": segment.end,
         "text": segment.text, "tokens": [*segment.ids], "temperature": segment.temperature,
         "avg_logprob": segment.avg_logprob, "compression_ratio": segment.compression_ratio,
-        "no_speech_prob": quality if quality == quality else None,  # nan: the model has no such token
+        "no_speech_prob": None if math.isnan(quality) else quality,  # nan: the model has no such token
     }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class AudioBuffer:
         return self.end / RATE
 
     def fill(self, position: int) -> bool:
-        """Read on up to a position. Return whether it was reached or the audio ended; False = wait for more."""
+        """Read on up to a position. Return whether that or the end was reached; False = wait for more."""
         while self.end < position and not self.ended:
             block = next(self._blocks, _END)
             if block is None:

@@ -1,7 +1,7 @@
-"""Read audio of any format as 16 kHz mono, block by block, through PyAV (FFmpeg's libraries; no program is run).
+"""Read audio of any format as 16 kHz mono, block by block, through PyAV (FFmpeg's libraries, no program).
 
-Files are untrusted: a demuxer that would open further files or addresses (playlists) is not used, and nothing is
-allocated by what a header claims.
+Files are untrusted: a demuxer that would open further files or addresses (playlists) is not used, and nothing
+is allocated by what a header claims.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ RATE = 16000  # samples a second
 INSTALL = "pip install 'specport[speech]'"
 # Demuxers that read one file only. The rest are playlists, devices, pictures and protocols.
 FORMATS = (
-    "3gp", "aac", "ac3", "adts", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "eac3",
-    "flac", "flv", "g722", "g726", "gsm", "ilbc", "m4a", "matroska", "mka", "mkv", "mov", "mp2", "mp3", "mp4",
-    "mpeg", "mpegts", "ogg", "oma", "opus", "rm", "s16be", "s16le", "f32le", "mulaw", "alaw", "tta", "u8", "voc", "w64",
-    "wav", "webm", "wv", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "3g2", "mj2",
+    "3gp", "aac", "ac3", "adts", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf",
+    "dts", "eac3", "flac", "flv", "g722", "g726", "gsm", "ilbc", "m4a", "matroska", "mka", "mkv", "mov",
+    "mp2", "mp3", "mp4", "mpeg", "mpegts", "ogg", "oma", "opus", "rm", "s16be", "s16le", "f32le",
+    "mulaw", "alaw", "tta", "u8", "voc", "w64", "wav", "webm", "wv", "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm", "3g2", "mj2",
 )  # fmt: skip
 _RAW = ("s16le", "s16be", "f32le", "u8", "mulaw", "alaw")
 
@@ -144,7 +145,7 @@ def _open_file(path: Path) -> BinaryIO:
     try:
         if path.is_dir():
             raise InvalidInput(f"{path} is a folder", "name the audio files in it")
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 (closed by Audio)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:

@@ -110,9 +110,9 @@ def speech_spans(
 ) -> list[Span]:
     """Return the stretches of speech, in order, without overlap.
 
-    Speech begins at `threshold`, and ends where the probability stays 0.15 below it for `min_silence` seconds.
-    Stretches shorter than `min_speech` are dropped, the others made longer by `pad` at both ends. seconds: of a
-    step of `probabilities`.
+    Speech begins at `threshold`, and ends where the probability stays 0.15 below it for `min_silence`
+    seconds. Stretches shorter than `min_speech` are dropped, the others made longer by `pad` at both ends.
+    seconds: of a step of `probabilities`.
     """
     found: list[Span] = []
     start = quiet = None

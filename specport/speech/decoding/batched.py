@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,7 +20,7 @@ MOST_S = WINDOW / RATE
 
 
 def windows(speech: Sequence[Span], most: float = MOST_S) -> list[Span]:
-    """Join stretches of speech to windows of at most `most` seconds, cut at silences where that is possible."""
+    """Join stretches of speech to windows of at most `most` seconds, cut at silences where possible."""
     found: list[Span] = []
     for span in speech:
         pieces = _halved(span, most)
@@ -33,7 +34,7 @@ def _halved(span: Span, most: float) -> list[Span]:
     """Cut a stretch that is too long into equal parts."""
     count = max(1, int(np.ceil(span.length / most - 1e-9)))
     marks = np.linspace(span.start, span.end, count + 1)
-    return [Span(float(a), float(b)) for a, b in zip(marks[:-1], marks[1:], strict=True)]
+    return [Span(float(a), float(b)) for a, b in pairwise(marks)]
 
 
 def batched(

@@ -50,7 +50,7 @@ class Recognizer:
             self._start = (tokens.sot, tokens.languages[language], task)
 
     def prompt(self, previous: Sequence[int] = (), *, timestamps: bool = True) -> tuple[int, ...]:
-        """Return the ids before a window's text. previous: ids of the text before it; the last ones are used."""
+        """Return the ids before a window's text. previous: ids of the text before it, cut to the last."""
         tokens = self.model.tokens
         end = () if timestamps else (tokens.no_timestamps,)
         before = tuple(previous)[-self.model.max_prompt :]
@@ -129,13 +129,17 @@ def choose_language(
         if asked not in (None, "en"):
             raise InvalidInput(f"the model knows English only, not {asked!r}", "choose a multilingual model")
         if options.task == "translate":
-            raise InvalidInput("the model knows English only: it cannot translate", "choose a multilingual model")
+            raise InvalidInput(
+                "the model knows English only: it cannot translate", "choose a multilingual model"
+            )
         return "en", options
     if asked is None:
         found = model.language(features)
         asked = max(found, key=lambda code: found[code])
     if asked not in tokens.languages:
-        raise InvalidInput(f"the model has no language {asked!r}", f"it has {' '.join(sorted(tokens.languages))}")
+        raise InvalidInput(
+            f"the model has no language {asked!r}", f"it has {' '.join(sorted(tokens.languages))}"
+        )
     return asked, replace(options, language=asked)
 
 

@@ -63,8 +63,14 @@ def _made(
         if text.strip() and end > start:
             found.append(
                 Segment(
-                    start, end, text, tuple(ids), outcome.temperature, outcome.avg_logprob,
-                    outcome.compression_ratio, outcome.decoded.no_speech_prob,
-                )  # fmt: skip
+                    start,
+                    end,
+                    text,
+                    tuple(ids),
+                    outcome.temperature,
+                    outcome.avg_logprob,
+                    outcome.compression_ratio,
+                    outcome.decoded.no_speech_prob,
+                )
             )
     return found

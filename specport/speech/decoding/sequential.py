@@ -32,7 +32,7 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """Hold what one window gave. partial: the text so far of a window that still grows; then nothing else is new."""
+    """Hold what one window gave. partial: the text so far of a window that grows; nothing else is new."""
 
     segments: list[Segment] = field(default_factory=list)
     state: State = State()

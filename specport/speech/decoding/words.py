@@ -21,8 +21,8 @@ from specport.speech.transcript import Segment, Word
 FRAME_S = 0.02  # seconds of a frame of the encoder
 _MEDIAN = 7  # frames
 _UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")  # languages written without spaces
-_BEFORE, _AFTER = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"
-_STOPS = ".。!！?？"
+_BEFORE, _AFTER = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+_STOPS = ".。!！?？"  # noqa: RUF001
 _MAX_MEDIAN_S = 0.7
 
 Weights = NDArray[np.float32]
@@ -39,8 +39,8 @@ def add_words(
 ) -> list[Segment]:
     """Return a window's segments with the times of their words.
 
-    start: seconds at which the window begins. length: samples of audio in it. Raises InvalidInput where the model
-    gives none.
+    start: seconds at which the window begins. length: samples of audio in it. Raises InvalidInput where the
+    model gives none.
     """
     tokens = recognizer.model.tokens
     texts = [[i for i in segment.ids if i < tokens.eot] for segment in segments]
@@ -139,7 +139,13 @@ def _merged(words: list[_Piece]) -> list[_Piece]:
     for word in words:
         if word.text.startswith(" ") and word.text.strip() and word.text.strip() in _BEFORE:
             opening = word if opening is None else _joined(opening, word)
-        elif found and opening is None and word.text and word.text in _AFTER and not found[-1].text.endswith(" "):
+        elif (
+            found
+            and opening is None
+            and word.text
+            and word.text in _AFTER
+            and not found[-1].text.endswith(" ")
+        ):
             found[-1] = _joined(found[-1], word)
         else:
             found.append(word if opening is None else _joined(opening, word))
@@ -161,7 +167,7 @@ def _placed(words: Sequence[Word], start: float, longest: float) -> list[Word]:
     found = []
     for i, word in enumerate(words):
         begin, end = word.start, word.end
-        if end - begin > longest and longest > 0:
+        if end - begin > longest > 0:
             if word.text.strip()[-1:] in _STOPS or i == len(words) - 1:
                 end = begin + longest
             elif i == 0 or words[i - 1].text.strip()[-1:] in _STOPS:

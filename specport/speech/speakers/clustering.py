@@ -53,7 +53,7 @@ def _spectral(vectors: Array, count: int | None, most: int) -> Labels:
         gaps = np.diff(values[: most + 1])
         groups = int(gaps.argmax()) + 1 if count is None else count
         gap = float(gaps[groups - 1] if groups <= len(gaps) else 0.0) / (float(values[-1]) + 1e-9)
-        # Few neighbours and a clear gap: the ratio is least where the graph is sparse and yet falls apart rightly.
+        # Few neighbours and a clear gap: a sparse graph that still falls apart rightly.
         ratio = neighbours / total / (gap + 1e-9)
         if best is None or ratio < best[0]:
             best = (ratio, groups, directions[:, :groups])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,7 @@ def _span_turns(span: Span, spots: Sequence[Span], likeness: NDArray[np.float32]
     scores = weights @ likeness / weights.sum(axis=1, keepdims=True)
     path = _likeliest(scores)
     borders = [0, *(np.flatnonzero(np.diff(path)) + 1), count]
-    return [
-        Turn(float(edges[a]), float(edges[b]), str(path[a]))
-        for a, b in zip(borders[:-1], borders[1:], strict=True)
-    ]
+    return [Turn(float(edges[a]), float(edges[b]), str(path[a])) for a, b in pairwise(borders)]
 
 
 def _likeliest(scores: NDArray[np.float64]) -> NDArray[np.int64]:

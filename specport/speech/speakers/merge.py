@@ -1,7 +1,7 @@
 """Bring text and speakers together.
 
-"turns": as Insanely Fast Whisper and HF's speech endpoints do it: each turn takes the segments up to the one that
-ends nearest to it. Every turn takes at least one, so that a short turn takes its neighbour's.
+"turns": as Insanely Fast Whisper and HF's speech endpoints do it: each turn takes the segments up to the one
+that ends nearest to it. Every turn takes at least one, so that a short turn takes its neighbour's.
 "words": each word goes to who speaks during it, and segments are cut where the speaker changes.
 """
 
@@ -29,7 +29,7 @@ def by_turns(segments: Sequence[Segment], turns: Sequence[Turn]) -> list[Segment
 
 
 def _whole_turns(turns: Sequence[Turn]) -> list[tuple[float, str]]:
-    """Return the end and speaker of each run of turns of one speaker. It ends where the next speaker begins."""
+    """Return the end and speaker of each run of one speaker's turns. It ends where the next one begins."""
     runs = [[*run] for _, run in groupby(turns, key=lambda turn: turn.speaker)]
     ends = [following[0].start for following in runs[1:]] + [run[-1].end for run in runs[-1:]]
     return [(end, run[0].speaker) for run, end in zip(runs, ends, strict=True)]
@@ -47,7 +47,9 @@ def by_words(segments: Sequence[Segment], turns: Sequence[Turn]) -> list[Segment
             continue
         words = [replace(w, speaker=speaker_at(w.start, w.end, turns)) for w in segment.words]
         runs = [[*run] for _, run in groupby(words, key=lambda word: word.speaker)]
-        found += [segment_of(segment, run) if len(runs) > 1 else _spoken(segment, run[0].speaker) for run in runs]
+        found += [
+            segment_of(segment, run) if len(runs) > 1 else _spoken(segment, run[0].speaker) for run in runs
+        ]
     return found
 
 

@@ -78,7 +78,9 @@ def _best_pairing(shared: NDArray[np.float64]) -> list[tuple[int, int]]:
     if rows > columns:
         return [(i, j) for j, i in _best_pairing(shared.T)]
     if columns <= _EXHAUSTIVE:
-        best = max(permutations(range(columns), rows), key=lambda p: sum(shared[i, j] for i, j in enumerate(p)))
+        best = max(
+            permutations(range(columns), rows), key=lambda p: sum(shared[i, j] for i, j in enumerate(p))
+        )
         return [*enumerate(best)]
     found: list[tuple[int, int]] = []
     left = shared.copy()
@@ -104,7 +106,7 @@ def read_rttm(path: Path) -> list[Turn]:
 
 
 def right_speaker_share(segments: Sequence[Segment], truth: Sequence[Turn], found: Sequence[Turn]) -> float:
-    """Return the share of words whose speaker is the true one at their middle. Words of nobody are not counted.
+    """Return the share of words whose speaker is the true one at their middle; nobody's are not counted.
 
     segments: with words and speakers; found: the turns that the speakers' names come from.
     """
