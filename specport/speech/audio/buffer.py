@@ -51,14 +51,20 @@ class AudioBuffer:
                 self._size += len(block)
         return True
 
+    def stop(self) -> None:
+        """Take what was read so far as the whole audio."""
+        self.ended = True
+
     def window(self, start: int, length: int) -> Samples:
         """Return the samples from `start` on, at most `length`, and forget those before. Reads no more."""
         if start < self._start:
             raise ValueError(f"the samples before {self._start} are forgotten")
         self._forget(start)
         found = np.concatenate(self._held) if self._held else np.zeros(0, np.float32)
+        found = found[start - self._start :].copy()
+        self._start, self._size = start, len(found)
         self._held = [found] if len(found) else []
-        return found[start - self._start :][:length]
+        return found[:length]
 
     def skip(self, position: int) -> None:
         """Read on to a position and forget what lies before it."""

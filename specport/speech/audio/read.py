@@ -63,7 +63,7 @@ class Audio:
             layout = "mono" if channels == 1 else f"{channels} channels"
             options |= {"sample_rate": str(rate), "ch_layout": layout}
         try:
-            return av.open(self._file, format=kind, options=options, metadata_errors="ignore")
+            return av.open(self._file, "r", format=kind, options=options, metadata_errors="ignore")
         except (av.FFmpegError, ValueError, OSError) as error:
             raise InvalidInput(f"{self.name} is no audio that can be read: {_reason(error)}") from error
 
@@ -86,7 +86,7 @@ class Audio:
         av = _av()
         found = False
         try:
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
+            resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
             for frame in self._frames(av):
                 for piece in resampler.resample(frame):
                     found = True
@@ -135,9 +135,9 @@ def read_all(source: Path | BinaryIO | bytes) -> Samples:
 
 
 def _samples(frame: Any) -> Samples:
-    found = np.ascontiguousarray(frame.to_ndarray().reshape(-1), np.float32)
-    # A file of floats may hold anything.
-    return np.clip(np.nan_to_num(found, nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
+    # 16 bits as in Whisper's own reader; channels are then averaged, where floats would add up.
+    found: Samples = frame.to_ndarray().reshape(-1).astype(np.float32) / 32768
+    return found
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -121,9 +121,9 @@ class Recognizer:
 
 
 def choose_language(
-    model: SpeechModel, options: TranscribeOptions, features: NDArray[np.float32]
+    model: SpeechModel, options: TranscribeOptions, features: Callable[[], NDArray[np.float32]]
 ) -> tuple[str, TranscribeOptions]:
-    """Return the language of a talk by its first window, or as the user says. Raises InvalidInput."""
+    """Return the language that the user says, or that of the first window. Raises InvalidInput."""
     tokens, asked = model.tokens, options.language
     if not tokens.multilingual:
         if asked not in (None, "en"):
@@ -134,7 +134,7 @@ def choose_language(
             )
         return "en", options
     if asked is None:
-        found = model.language(features)
+        found = model.language(features())
         asked = max(found, key=lambda code: found[code])
     if asked not in tokens.languages:
         raise InvalidInput(

@@ -32,7 +32,10 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """Hold what one window gave. partial: the text so far of a window that grows; nothing else is new."""
+    """Hold what one window gave; nothing while a live audio is waited for.
+
+    partial: the text so far of a window that still grows.
+    """
 
     segments: list[Segment] = field(default_factory=list)
     state: State = State()
@@ -77,7 +80,9 @@ def _waiting(recognizer: Recognizer, audio: AudioBuffer, state: State) -> Iterat
     """Read a window's audio. Where it is long in coming, yield what was said so far."""
     heard = state.position
     while not audio.fill(state.position + WINDOW):
-        if audio.end - heard >= PARTIAL_S * RATE:
+        if audio.end - heard < PARTIAL_S * RATE:
+            yield Step(state=state)
+        else:
             heard = audio.end
             features = log_mel(audio.window(state.position, WINDOW), recognizer.model.mel_bins)
             yield Step(state=state, partial=recognizer.partial(features, state.context))

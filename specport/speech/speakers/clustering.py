@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 500  # vectors whose graph is made; the others go to the nearest group
+MOST = 300  # vectors whose graph is made; the others go to the nearest group
 _TRIES = 12  # numbers of neighbours
+_NEAR = 4  # vectors to each side that come from partly the same sound
+_APART = 0.06  # cosine similarity by which one's own group must be nearer than the next, for several to exist
 _STARTS = 10  # of k-means
 
 Array = NDArray[np.float32]
@@ -19,7 +21,7 @@ Labels = NDArray[np.int64]
 
 
 def cluster(vectors: Array, count: int | None = None, most: int = 8) -> Labels:
-    """Return the group of each vector, 0 and up. Vectors have length 1.
+    """Return the group of each vector, 0 and up. Vectors have length 1 and are in order of time.
 
     count: number of groups; None = estimated, at most `most`. There are never more groups than vectors.
     """
@@ -28,6 +30,8 @@ def cluster(vectors: Array, count: int | None = None, most: int = 8) -> Labels:
         return np.zeros(0, np.int64)
     chosen = np.unique(np.linspace(0, total - 1, min(total, MOST)).round().astype(int))
     labels = _spectral(vectors[chosen], count, most)
+    if count is None and _margin(vectors[chosen], labels, _NEAR if len(chosen) == total else 1) < _APART:
+        labels = np.zeros_like(labels)
     if len(chosen) == total:
         return labels
     return np.asarray((vectors @ centroids(vectors[chosen], labels).T).argmax(axis=1), np.int64)
@@ -38,6 +42,25 @@ def centroids(vectors: Array, labels: Labels) -> Array:
     means = np.stack([vectors[labels == group].mean(axis=0) for group in range(int(labels.max()) + 1)])
     found: Array = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-8)
     return found
+
+
+def _margin(vectors: Array, labels: Labels, near: int) -> float:
+    """Return by how much vectors are more like others of their group than like the next group, on average.
+
+    Others less than `near` places away are like them anyway, and do not count.
+    """
+    places = np.arange(len(labels))
+    far = np.abs(places[:, None] - places) >= near
+    likeness = (vectors @ vectors.T) * far
+    member = (labels[:, None] == np.arange(int(labels.max()) + 1)).astype(np.float32)
+    counts = far @ member
+    means = np.where(counts > 0, likeness @ member / np.maximum(counts, 1), np.nan)
+    own = means[places, labels].copy()
+    means[places, labels] = np.nan
+    usable = ~np.isnan(own) & ~np.isnan(means).all(axis=1)
+    if not usable.any():
+        return 0.0
+    return float(np.mean(own[usable] - np.nanmax(means[usable], axis=1)))
 
 
 def _spectral(vectors: Array, count: int | None, most: int) -> Labels:
