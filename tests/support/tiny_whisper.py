@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-MELS, FRAMES, CONTEXT, STAMPS = 8, 16, 64, 40
+MELS, FRAMES, CONTEXT, STAMPS = 8, 16, 160, 40
 _BEGIN = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>"]
 _REST = [
     "<|translate|>",
