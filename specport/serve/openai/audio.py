@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -107,7 +107,7 @@ class AudioRoutes:
                 headers={"connection": "close"},
             ) from None  # fmt: skip
 
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+    async def _body(self, request: Request) -> AsyncGenerator[bytes, None]:
         size, most = 0, self._limits.max_audio
         async for part in request.stream():
             size += len(part)

@@ -44,7 +44,7 @@ class Recognizer:
         self.counts = Counts()
         self.words_if_can = False
         tokens = model.tokens
-        self._start = (tokens.sot,)
+        self._start: tuple[int, ...] = (tokens.sot,)
         if tokens.multilingual:
             task = tokens.translate if options.task == "translate" else tokens.transcribe
             self._start = (tokens.sot, tokens.languages[language], task)
