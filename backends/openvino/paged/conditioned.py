@@ -73,7 +73,7 @@ class WindowPool:
             raise ContextFull(f"there is no room for more than {self.most} windows")
         if place >= self._room:
             self._grow(min(self.most, max(1, 2 * self._room)))
-        self._cross({"states": states[None]})
+        self._cross({"states": states[None].copy()})  # it becomes the input's memory
         for name, array in self._arrays.items():
             array[place] = self._cross.output(name).data[0]
         window = Window(place)

@@ -168,6 +168,7 @@ def _config(arrays: dict[str, Array], weights: dict[str, Array]) -> dict[str, An
             f"{side}_ffn_dim": weights[f"model.{side}.layers.0.fc1.weight"].shape[0],
         }
     end = 50256 if vocab == 51864 else 50257  # .en models have one token less
+    end = end if end < vocab else 0  # no real model; the tokenizer knows
     return {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",

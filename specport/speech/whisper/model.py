@@ -100,9 +100,11 @@ class WhisperModel:
                 while waiting and len(running) < self._batch and self._has_room(running):
                     index, window = waiting.popleft()
                     running.append(self._begin(index, window))
-                began = time.perf_counter()
+                # A draft's own encoder runs inside of a step, and is counted apart.
+                began, heard = time.perf_counter(), _heard_seconds(running)
                 engine.step()
-                share = (time.perf_counter() - began) / len(running)
+                encoding = _heard_seconds(running) - heard
+                share = (time.perf_counter() - began - encoding) / len(running)
                 for each in running:
                     each.seconds += share
                 for each in [each for each in running if each.generation.ended]:
@@ -216,6 +218,10 @@ class WhisperModel:
             encoder_seconds=done.heard.seconds,
             decoder_seconds=max(0.0, done.seconds),
         )
+
+
+def _heard_seconds(running: Sequence[_Running]) -> float:
+    return sum(each.heard.seconds for each in running)
 
 
 def _probability(logits: NDArray[np.float32], token: int) -> float:
