@@ -48,7 +48,7 @@ def test_words_that_are_wrong(
 def test_bad_lists_of_clips(text: str, tmp_path: Path) -> None:
     path = tmp_path / "clips.jsonl"
     path.write_text(text + "\n")
-    with pytest.raises(InvalidInput, match="clips.jsonl"):
+    with pytest.raises(InvalidInput, match=r"clips\.jsonl"):
         bench.read_clips(path)
 
 
