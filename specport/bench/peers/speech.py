@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specport.errors import InvalidInput, SpecportError
+from specport.quantize.convert import package_faults
 from specport.speech.audio.read import RATE, Samples
 
 PEERS = ("transformers:plain", "transformers:draft", "genai:plain", "faster-whisper:plain")
@@ -36,6 +37,7 @@ def make(name: str, model: Path, draft: Path | None, threads: int) -> SpeechPeer
 
 class _Transformers:
     def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
+        package_faults.mend()
         torch = _package("torch", "specport[openvino]")
         transformers = _package("transformers", "specport[openvino]")
         _needs(model, "model.safetensors", "transformers")
