@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specport.quantize.convert.whisper import source
+from specport.quantize.convert.whisper import source, vocabulary
 from support import tiny_whisper
 
 from specport import load as load_text
@@ -16,6 +16,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models.whisper import find_encoder_key
 from specport.speech.ports import Window
 from specport.speech.whisper.load import load
+from specport.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -42,6 +43,24 @@ def test_ctranslate2_folder_gives_the_same_ids(models, tmp_path: Path, device: s
         found.append(model.decode([Window(tiny_whisper.features(), prompt, False, max_new_tokens=12)])[0].ids)
         model.close()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["vocabulary.json", "vocabulary.txt"])
+def test_a_tokenizer_is_made_from_a_list_of_tokens(models, tmp_path: Path, name: str) -> None:
+    theirs = load_tokenizer(models.target)
+    known = json.loads((models.target / "tokenizer.json").read_text())
+    tokens = [*known["model"]["vocab"], *(added["content"] for added in known["added_tokens"])]
+    (tmp_path / name).write_text(
+        json.dumps(tokens) if name.endswith("json") else "\n".join(tokens) + "\n", "utf-8"
+    )
+    vocabulary.write(tmp_path, tmp_path)
+    ours = load_tokenizer(tmp_path)
+    text = "another senseless text, noted as it is"
+    assert ours.encode_part(text) == theirs.encode_part(text) and ours.mismatch(theirs) is None
+    for wrong in ("", "[]", '["a", 3]', "a\nb\n"):
+        (tmp_path / name).write_text(wrong)
+        with pytest.raises(ModelError):
+            vocabulary.write(tmp_path, tmp_path)
 
 
 def _damaged(data: bytes) -> dict[str, bytes]:

@@ -93,7 +93,8 @@ class WindowPool:
 
     def keys(self, window: Window, layer: int) -> NDArray[np.float32]:
         """Return the keys [heads, frames, width] of a layer."""
-        return self._arrays[f"cross_key.{layer}"][window.place]
+        found: NDArray[np.float32] = self._arrays[f"cross_key.{layer}"][window.place]
+        return found
 
     def bind(self, first: int, count: int) -> None:
         """Let the decoder read these windows."""

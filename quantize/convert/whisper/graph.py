@@ -126,7 +126,7 @@ def decoder(weights: Weights, shape: WhisperShape) -> ov.Model:
             cached.append(joined)
             sinks.append(sink)
         mask = mask or _causal(positions, cached[0])
-        x = ops.add(x, own.linear(_joined(_attention(q, *cached, mask)), "out_proj"))
+        x = ops.add(x, own.linear(_joined(_attention(q, cached[0], cached[1], mask)), "out_proj"))
         flat = ops.reshape(x, _ints(-1, shape.width), False)
         query = other.linear(layer.norm(flat, "encoder_attn_layer_norm"), "q_proj")
         queries.append(_output(query, f"query.{i}"))
@@ -134,7 +134,7 @@ def decoder(weights: Weights, shape: WhisperShape) -> ov.Model:
         windows = [_input(f"cross_{name}.{i}", size, np.float32) for name in ("key", "value")]
         inputs += windows
         spread = _heads(ops.gather(query, rows, ops.constant(0)), shape.decoder_heads)
-        seen = ops.reshape(_joined(_attention(spread, *windows)), _ints(-1, shape.width), False)
+        seen = ops.reshape(_joined(_attention(spread, windows[0], windows[1])), _ints(-1, shape.width), False)
         seen = other.linear(ops.gather(seen, back, ops.constant(0)), "out_proj")
         x = ops.add(x, ops.reshape(seen, ops.shape_of(x), False))
         x = layer.inner(x)
