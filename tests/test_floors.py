@@ -38,12 +38,14 @@ FLOORS: imports.Floors = (
 # Packages that are no vendor's runtime: they may be imported anywhere but in `core`.
 COMMON = {
     "array_api_compat": "the array API",
+    "av": "reads audio files, runs no model",
     "fastapi": "routes of the server",
     "filelock": "locks of the cache",
     "h11": "connections of the server",
     "huggingface_hub": "downloads files, runs no model",
     "httpx": "what huggingface_hub connects with; its errors are caught",
     "jinja2": "chat templates",
+    "jiwer": "word error rates of benchmarks",
     "llm": "the command that the plugin of the room agents extends; imported there only",
     "llguidance": "grammars to token masks, runs no model; one module of the room text imports it",
     "matplotlib": "reports",
@@ -56,6 +58,7 @@ COMMON = {
     "pytest": "the conformance suite",
     "ray": "machines for replicas of the server and for writers of text; runs no model",
     "smolagents": "the agents that the model of the room agents serves; imported there only",
+    "sounddevice": "the microphone",
     "starlette": "requests and replies of the server",
     "tokenizers": "text to ids, runs no model",
     "tomli": "tomllib before Python 3.11",

@@ -20,6 +20,7 @@ from specport.errors import SpecportError
 # Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy at load.
 COMMANDS = {
     "run": "specport.cli.run",
+    "transcribe": "specport.cli.transcribe",
     "serve": "specport.cli.serve",
     "tune": "specport.cli.tune",
     "calibrate": "specport.cli.calibrate",
@@ -35,6 +36,7 @@ EXAMPLES = """\
 examples:
   specport run "Explain speculative decoding to a child."
   specport run --chat --device xeon
+  specport transcribe talk.mp3          what was said, with Whisper and a draft
   specport serve                        OpenAI's HTTP API on http://127.0.0.1:8000/v1
   specport tune --budget 10m            find what is fastest here; run uses it
   specport calibrate --device xeon      measure step times on this machine for the planner of run

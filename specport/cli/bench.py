@@ -19,6 +19,7 @@ examples:
   specport bench --prompts spec_bench.jsonl --per-category 10 --model DIR --draft DRAFT_DIR \\
       --method 'ngram|draft' --method ngram@fixed=4 --method genai:plain --method genai:draft --out results
 
+  specport bench --speech clips.jsonl --draft tiny.en --method draft --method suffix --out results
   specport bench --prompts questions.jsonl --draft DRAFT_DIR --record rounds.json
   specport bench --replay rounds.json
 
@@ -28,6 +29,8 @@ A method is DRAFT, DRAFT@POLICY or DRAFT@POLICY=N, where DRAFT is auto, ngram, s
 genai:lookup, genai:draft and genai:draft-dynamic are openvino-genai on the same model; transformers:plain,
 transformers:lookup and transformers:draft are PyTorch on the weights before conversion; llama.cpp:plain,
 llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file before conversion.
+For speech a method is a draft expression of specport transcribe, or transformers:plain, transformers:draft,
+genai:plain (with --peer-model genai=DIR, as optimum-cli exports it) or faster-whisper:plain.
 Plain decoding is always measured, before and after the others. The same command resumes a benchmark that was
 stopped.
 """
@@ -42,6 +45,18 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--prompts", type=Path, metavar="FILE",
         help='one JSON object per line: {"id": 1, "category": "qa", "turns": ["Why?"]}',
     )  # fmt: skip
+    parser.add_argument(
+        "--speech", type=Path, metavar="FILE",
+        help='transcribe instead; one JSON object per line: {"audio": "a.wav", "text": "What is said", '
+        '"language": "en", "rttm": "a.rttm"}',
+    )  # fmt: skip
+    parser.add_argument(
+        "--peer-model", action="append", metavar="SYSTEM=DIR", default=[],
+        help="with --speech: the model's folder in the format of another system; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="with --speech: windows that are decoded together"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.md, .html, .json and rows")
     add = parser.add_argument
     add(
@@ -89,10 +104,14 @@ RECORD_OPTIONS = (
     "categories", "trust_remote_code",
 )  # fmt: skip
 
+SPEECH_OPTIONS = ("model", "draft", "methods", "device", "precision", "threads", "batch", "runs")
+
 
 def run(args: argparse.Namespace) -> int:
     if args.replay:
         return _replay(args.replay)
+    if args.speech is not None:
+        return _speech(args)
     if args.prompts is None:
         raise InvalidInput("no prompts are given", "add --prompts FILE")
     if args.record:
@@ -105,6 +124,24 @@ def run(args: argparse.Namespace) -> int:
         report = bench(args.prompts, args.out, **options.given(args, BENCH_OPTIONS), progress=progress)
     _table(report)
     terminal.say(f"written: {report.folder / 'report.md'}, report.html, report.json")
+    return 0
+
+
+def _speech(args: argparse.Namespace) -> int:
+    from specport.bench.speech import bench_speech, table
+
+    if args.out is None:
+        raise InvalidInput("no folder for the report is given", "add --out DIR")
+    peers = dict(each.partition("=")[::2] for each in args.peer_model)
+    with terminal.progress(args.quiet) as progress:
+        report = bench_speech(
+            args.speech, args.out, **options.given(args, SPEECH_OPTIONS), peer_models=peers, progress=progress
+        )
+    rows = table(report)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        terminal.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + "\n")
+    terminal.say(f"written: {report.folder / 'report.md'}, report.json")
     return 0
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from socket import socket
 
     from specport.pipeline import Pipeline
+    from specport.serve.settings import Limits
+    from specport.serve.speech import SpeechService
 
 EXAMPLES = """\
 examples:
@@ -26,6 +28,7 @@ examples:
   specport serve --host 0.0.0.0 --api-key-file keys.txt
   specport serve --metrics-prefix vllm             for dashboards that were made for vLLM
   specport serve --ray --replicas 1:4              replicas on a Ray cluster, as many as the load needs
+  specport serve --speech-model base               also transcribes audio
 
 GET /health says when the model is ready. Ctrl-C lets running requests finish; a second one cancels them.
 """
@@ -57,6 +60,13 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     group.add_argument("--no-page", action="store_true", help="serve no page at /, the API only")
     group.add_argument("--quiet", action="store_true", help="no line for each request")
+    speech = parser.add_argument_group("speech (adds /v1/audio/transcriptions and /v1/audio/translations)")
+    speech.add_argument(
+        "--speech-model",
+        metavar="MODEL",
+        help="base, tiny.en, a folder or a hub id, as for specport transcribe",
+    )
+    speech.add_argument("--speech-draft", metavar="DRAFT", help="as for specport transcribe --draft")
     serve_ray.add_options(parser)
     limits = parser.add_argument_group("limits")
     for name, kind, unit, text in LIMITS:
@@ -102,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:
+            speech = _load_speech(args, limits)
             return _serve(
                 args,
                 pipeline,
@@ -111,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
                 keys=keys,
                 hosts=hosts,
                 page=not args.no_page,
+                speech=speech,
             )
     finally:
         listening.close()
@@ -119,6 +131,22 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> Pipeline:
     with terminal.progress(args.quiet) as progress:
         return specport.load(args.model, **options.given(args, options.LOAD_OPTIONS), progress=progress)
+
+
+def _load_speech(args: argparse.Namespace, limits: Limits) -> SpeechService | None:
+    if args.speech_model is None:
+        if args.speech_draft is not None:
+            raise InvalidInput("a speech draft needs a speech model", "add --speech-model base")
+        return None
+    from specport import speech
+    from specport.serve.speech import SpeechService
+
+    given = options.given(args, ("device", "threads"))
+    if args.speech_draft is not None:
+        given["draft"] = args.speech_draft
+    with terminal.progress(args.quiet) as progress:
+        found = speech.load(args.speech_model, **given, progress=progress)
+    return SpeechService(found, found.model_name, limits.max_talks)
 
 
 def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **settings: Any) -> int:
@@ -133,6 +161,9 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     terminal.say(f"{name} on {pipeline.device_name}, draft {pipeline.draft_name}, {mode}")
     for note in pipeline.notes:
         terminal.say(f"note: {note}")
+    if settings["speech"] is not None:
+        found = settings["speech"].transcriber
+        terminal.say(f"{found.model_name} for speech on {found.device_name}, draft {found.draft_name}")
     if not settings["keys"] and settings["hosts"] is None:
         terminal.say(guard.NO_KEYS)
     server.listen(listening)

@@ -17,6 +17,7 @@ from specport.errors import InvalidInput
 from specport.serve import metrics
 from specport.serve.answer import Answer, Choice, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
+from specport.serve.openai.audio import AudioRoutes
 from specport.serve.openai.body import BodyReader, parse
 from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, response
 from specport.serve.openai.generation import Asked, RequestReader
@@ -25,6 +26,7 @@ from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream,
 from specport.serve.playground import add_playground, paths
 from specport.serve.service import Busy, NotReady, Service
 from specport.serve.settings import Sampling
+from specport.serve.speech import SpeechService
 
 GONE = 499  # nginx's status for a client that did not wait; nobody reads it
 _log = logging.getLogger(__name__)
@@ -39,10 +41,12 @@ def make_app(
     keys: Sequence[str] = (),
     hosts: Collection[str] | None = None,
     page: bool = True,
+    speech: SpeechService | None = None,
 ) -> FastAPI:
     """Return the application. Its lifespan starts and stops the service.
 
     name: of the model, as clients ask for it. keys, hosts: see `Guard`. page: serve the playground at "/".
+    speech: adds the routes of audio.
     """
 
     @asynccontextmanager
@@ -50,9 +54,11 @@ def make_app(
         await service.start()
         yield
         await service.stop()
+        if speech is not None:
+            await speech.stop()
 
     app = FastAPI(title="specport", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    api = _Api(service, name, sampling)
+    api = _Api(service, name, sampling, speech)
     get, post = ["GET"], ["POST"]
     app.add_api_route("/health", api.health, methods=get)
     app.add_api_route("/metrics", api.metrics, methods=get)
@@ -61,6 +67,8 @@ def make_app(
     app.add_api_route("/v1/chat/completions", api.chat, methods=post)
     app.add_api_route("/v1/completions", api.completions, methods=post)
     app.add_api_route("/v1/embeddings", api.embeddings, methods=post)
+    if speech is not None:
+        AudioRoutes(service, speech).add_to(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
@@ -78,9 +86,9 @@ def open_paths(*, page: bool) -> tuple[str, ...]:
 class _Api:
     """The routes."""
 
-    def __init__(self, service: Service, name: str, sampling: Sampling) -> None:
+    def __init__(self, service: Service, name: str, sampling: Sampling, speech: SpeechService | None) -> None:
         limits = service.limits
-        self._service, self._name = service, name
+        self._service, self._name, self._speech = service, name, speech
         self._reader = RequestReader(service.pipeline, name, limits, sampling)
         self._bodies = BodyReader(limits.max_body, limits.max_bodies, limits.body_seconds)
         self._created = int(time.time())
@@ -94,23 +102,25 @@ class _Api:
         return Response(self._service.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     async def models(self) -> Response:
-        return JsonResponse({"object": "list", "data": [self._card()]})
+        return JsonResponse({"object": "list", "data": self._cards()})
 
     async def model(self, asked: str) -> Response:
-        if asked != self._name:
+        found = next((card for card in self._cards() if card["id"] == asked), None)
+        if found is None:
             raise self._reader.unknown_model(asked)
-        return JsonResponse(self._card())
+        return JsonResponse(found)
 
-    def _card(self) -> dict[str, Any]:
+    def _cards(self) -> list[dict[str, Any]]:
+        common = {"object": "model", "created": self._created, "owned_by": "specport"}
         pipeline = self._service.pipeline
-        return {
-            "id": self._name, "object": "model", "created": self._created, "owned_by": "specport",
-            "max_model_len": pipeline.engine.model.max_context,
+        found = {
+            "id": self._name, **common, "max_model_len": pipeline.engine.model.max_context,
             "specport": {
                 "device": pipeline.device_name, "draft": pipeline.draft_name, "exact": pipeline.exact,
                 "chat_template": pipeline.tokenizer.has_chat_template,
             },
         }  # fmt: skip
+        return [found] if self._speech is None else [found, {"id": self._speech.name, **common}]
 
     async def embeddings(self) -> Response:
         raise bad_request(

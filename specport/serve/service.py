@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from specport.core.sequence import Generation
@@ -129,6 +130,17 @@ class Service:
             choices, ticket, self._admission, start=self._worker.add, nudge=self._worker.nudge,
             closed=self._closed, seconds=self.limits.request_seconds, beat=self.limits.beat_seconds,
         )  # fmt: skip
+
+    @contextmanager
+    def other_work(self) -> Iterator[None]:
+        """Let the end of the service wait for work of another kind. Raises NotReady."""
+        self._check()
+        self._num_answers += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._closed()
 
     def _check(self) -> None:
         if self.state != "ready":

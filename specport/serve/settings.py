@@ -16,11 +16,13 @@ class Limits:
     max_running, max_queue: sequences in the engine, and sequences that wait for it.
     max_choices:     sequences of one request (prompts times `n`).
     max_body, max_bodies: bytes of one request, and of all requests that are being read.
+    max_audio, max_talks: bytes of an audio file, and audio files that run or wait.
     max_depth:       nesting of a request's JSON.
     max_stop, max_stop_length: stop strings, and characters of each. max_bias: entries of `logit_bias`.
     max_connections: open connections.
     request_seconds: from a request's arrival to its last token.
-    header_seconds, body_seconds: for a client to send the head and the body of its request.
+    header_seconds, body_seconds, audio_seconds: for a client to send the head and the body of its request,
+                     and an audio file.
     send_seconds:    for a client to take a piece of the answer.
     shutdown_seconds: for running requests to finish once the server was told to end.
     beat_seconds:    a stream says that it is alive after as long without text.
@@ -31,6 +33,8 @@ class Limits:
     max_choices: int = 16
     max_body: int = 16 << 20
     max_bodies: int = 128 << 20
+    max_audio: int = 256 << 20
+    max_talks: int = 16
     max_depth: int = 64
     max_stop: int = 16
     max_stop_length: int = 256
@@ -39,6 +43,7 @@ class Limits:
     request_seconds: float = 600.0
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    audio_seconds: float = 300.0
     send_seconds: float = 60.0
     shutdown_seconds: float = 60.0
     beat_seconds: float = 15.0

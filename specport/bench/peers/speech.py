@@ -1,0 +1,161 @@
+"""Other systems that transcribe: transformers, openvino-genai, faster-whisper; and Whisper's normalizers.
+
+Each gets the same samples and does long audio its own way, by its defaults for accuracy: greedy first, with
+temperature fallback and the text before as context where it has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from specport.errors import InvalidInput, SpecportError
+from specport.quantize.convert import package_faults
+from specport.speech.audio.read import RATE, Samples
+
+PEERS = ("transformers:plain", "transformers:draft", "genai:plain", "faster-whisper:plain")
+_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class SpeechPeer(Protocol):
+    """Transcribe samples at 16 kHz."""
+
+    def __call__(self, samples: Samples, language: str | None) -> str: ...
+
+
+def make(name: str, model: Path, draft: Path | None, threads: int) -> SpeechPeer:
+    """Load a peer. Raises SpecportError with the next step."""
+    if name not in PEERS:
+        raise InvalidInput(f"unknown peer {name!r}", f"peers: {', '.join(PEERS)}")
+    system, _, mode = name.partition(":")
+    if mode == "draft" and draft is None:
+        raise InvalidInput(f"{name} needs a draft model", "give one with --draft")
+    return _SYSTEMS[system](model, draft if mode == "draft" else None, threads)
+
+
+class _Transformers:
+    def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
+        package_faults.mend()
+        torch = _package("torch", "specport[openvino]")
+        transformers = _package("transformers", "specport[openvino]")
+        _needs(model, "model.safetensors", "transformers")
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._features = transformers.WhisperFeatureExtractor.from_pretrained(
+            model, trust_remote_code=False, local_files_only=True
+        )
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            model, trust_remote_code=False, local_files_only=True
+        )
+        self._model = self._loaded(transformers, model)
+        self._draft = self._loaded(transformers, draft) if draft is not None else None
+
+    def _loaded(self, transformers: Any, folder: Path) -> Any:
+        kind = transformers.WhisperForConditionalGeneration
+        found = kind.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, use_safetensors=True,
+            dtype=self._torch.float32,
+        )  # fmt: skip
+        if getattr(found.generation_config, "no_timestamps_token_id", None) is None:
+            _complete(found.generation_config, self._tokenizer, found.config.vocab_size)
+        return found.eval()
+
+    def __call__(self, samples: Samples, language: str | None) -> str:
+        given = self._features(
+            samples, sampling_rate=RATE, return_tensors="pt", truncation=False, padding="longest",
+            return_attention_mask=True,
+        )  # fmt: skip
+        if given["input_features"].shape[-1] < 3000:
+            given = self._features(
+                samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
+            )
+        options: dict[str, Any] = {"return_timestamps": True}
+        if getattr(self._model.generation_config, "is_multilingual", False):
+            options |= {"language": language, "task": "transcribe"}
+        if self._draft is not None:
+            options["assistant_model"] = self._draft
+        elif given["input_features"].shape[-1] > 3000:
+            options |= {
+                "temperature": _TEMPERATURES, "compression_ratio_threshold": 2.4, "logprob_threshold": -1.0,
+                "no_speech_threshold": 0.6, "condition_on_prev_tokens": True,
+            }  # fmt: skip
+        with self._torch.no_grad():
+            ids = self._model.generate(**given, **options)
+        return str(self._tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+
+
+def _complete(config: Any, tokenizer: Any, vocab: int) -> None:
+    """Say which ids are special, for a folder without a generation config."""
+    first = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    config.no_timestamps_token_id = first
+    config.is_multilingual = vocab >= 51865
+    config.return_timestamps = True
+    config.max_initial_timestamp_index = 50
+    config.prev_sot_token_id = tokenizer.convert_tokens_to_ids("<|startofprev|>")
+    if config.is_multilingual:
+        names = [token for token in tokenizer.get_vocab() if token.startswith("<|") and 6 <= len(token) <= 7]
+        config.lang_to_id = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
+        config.task_to_id = {
+            task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")
+        }
+
+
+class _Genai:
+    def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
+        genai = _package("openvino_genai", "specport[bench]")
+        _needs(model, "openvino_encoder_model.xml", "openvino-genai")
+        self._pipe = genai.WhisperPipeline(str(model), "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def __call__(self, samples: Samples, language: str | None) -> str:
+        options: dict[str, Any] = {"return_timestamps": True}
+        if self._pipe.get_generation_config().is_multilingual:
+            options["task"] = "transcribe"
+            if language is not None:
+                options["language"] = f"<|{language}|>"
+        return str(self._pipe.generate(samples.tolist(), **options).texts[0])
+
+
+class _FasterWhisper:
+    def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
+        faster_whisper = _package("faster_whisper", "faster-whisper")
+        _needs(model, "model.bin", "faster-whisper")
+        self._model = faster_whisper.WhisperModel(
+            str(model), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
+        )
+
+    def __call__(self, samples: Samples, language: str | None) -> str:
+        segments, _ = self._model.transcribe(
+            samples, language=language, beam_size=1, best_of=1, temperature=[*_TEMPERATURES]
+        )
+        return "".join(segment.text for segment in segments)
+
+
+_SYSTEMS: dict[str, Callable[[Path, Path | None, int], SpeechPeer]] = {
+    "transformers": _Transformers, "genai": _Genai, "faster-whisper": _FasterWhisper,
+}  # fmt: skip
+
+
+def normalizer(language: str) -> Callable[[str], str]:
+    """Return what makes two spellings of one text equal: Whisper's, for English or any language."""
+    module = _package("transformers.models.whisper.english_normalizer", "specport[openvino]")
+    found = module.EnglishTextNormalizer({}) if language == "en" else module.BasicTextNormalizer()
+    return lambda text: str(found(text))
+
+
+def _needs(folder: Path, file: str, system: str) -> None:
+    if not (folder / file).is_file():
+        raise InvalidInput(
+            f"{system} needs {file}, which {folder} does not have",
+            f"name its folder: --peer-model {system}=DIR",
+        )
+
+
+def _package(name: str, requirement: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise SpecportError(
+            f"this needs the package {name.partition('.')[0]}", f"pip install '{requirement}'"
+        ) from error

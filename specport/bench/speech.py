@@ -1,0 +1,313 @@
+"""`specport bench --speech`: word errors, speed, speakers, for drafts and other systems, on audio files."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specport import speech
+from specport.bench.peers.speech import PEERS, make, normalizer
+from specport.errors import InvalidInput, SpecportError
+from specport.models.atomic import write_atomically, write_json
+from specport.progress import Progress, part, silent
+from specport.runtime.profiles import cpu_name
+from specport.runtime.versions import installed
+from specport.speech.audio.read import RATE, Samples, read_all
+from specport.speech.audio.source import Source
+from specport.speech.packaged import named
+from specport.speech.speakers.diarize import Diarizer
+from specport.speech.speakers.merge import MERGES
+from specport.speech.speakers.score import diarization_error, read_rttm, right_speaker_share
+from specport.speech.transcriber import Transcriber
+from specport.speech.transcript import Counts
+
+PLAIN = "none"
+PACKAGES = ("openvino", "openvino-genai", "transformers", "torch", "faster-whisper", "ctranslate2", "numpy")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Hold an audio file and what is known of it. text: what is said; rttm: who speaks when."""
+
+    id: str
+    audio: Path
+    text: str | None = None
+    language: str = "en"
+    rttm: Path | None = None
+    speakers: int | None = None
+
+
+@dataclass
+class Row:
+    """Hold what one method made of all clips. texts: clip -> text; seconds: clip -> of its fastest run."""
+
+    method: str
+    texts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+
+
+@dataclass(frozen=True)
+class SpeechReport:
+    """Hold the results. rows: one a method; speakers: one a clip with known speakers."""
+
+    rows: list[dict[str, Any]]
+    speakers: list[dict[str, Any]]
+    about: Mapping[str, Any]
+    folder: Path
+
+
+def read_clips(path: Path) -> list[Clip]:
+    """Return the clips of a file of one JSON object a line: id, audio, text, language, rttm, speakers.
+
+    Paths are relative to the file. Raises InvalidInput.
+    """
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            rttm = data.get("rttm")
+            found.append(
+                Clip(
+                    str(data.get("id", number)),
+                    path.parent / data["audio"],
+                    data.get("text"),
+                    data.get("language", "en"),
+                    path.parent / rttm if rttm else None,
+                    data.get("speakers"),
+                )
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"{path}, line {number}: {error!r}") from error
+    if not found:
+        raise InvalidInput(f"{path} names no audio")
+    return found
+
+
+def bench_speech(
+    clips_file: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    draft: str | None = None,
+    methods: Sequence[str] = (),
+    peer_models: Mapping[str, str] | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    batch: int = 1,
+    runs: int = 1,
+    progress: Progress = silent,
+) -> SpeechReport:
+    """Run all methods on all clips, clip by clip, and write report.md and report.json into `out`.
+
+    methods: draft expressions, in which "draft" is the model that `draft` names, and names of PEERS. Plain
+             decoding is always measured, first. peer_models: system -> folder, where it needs another format.
+    batch:   windows that specport decodes together. runs: of each method on each clip; the fastest counts.
+    """
+    clips = read_clips(clips_file)
+    chosen = [*dict.fromkeys((PLAIN, *(methods or (("auto", "draft") if draft else ("auto",)))))]
+    if draft is None and any(name == "draft" or name.endswith(":draft") for name in chosen):
+        raise InvalidInput("the method draft needs a model", "give one with --draft")
+    given = {"device": device, "precision": precision, "threads": threads}
+    options = {name: value for name, value in given.items() if value is not None}
+    made: dict[str, _Method] = {}
+    transcribers: list[Transcriber] = []
+    try:
+        for number, name in enumerate(chosen):
+            show = part(progress, 0.2 * number / len(chosen), 0.2 * (number + 1) / len(chosen))
+            if name in PEERS:
+                made[name] = _peer(name, model, draft, peer_models or {}, threads, show)
+                continue
+            expression = draft if name == "draft" else name.replace("draft", draft or "draft")
+            found = speech.load(model, draft=expression, batch=max(8, batch), progress=show, **options)
+            transcribers.append(found)
+            made[name] = _own(found, batch)
+        rows = _measured(clips, made, runs, part(progress, 0.2, 0.9))
+        speakers = [
+            _speakers(transcribers[0], clip, part(progress, 0.9, 1.0))
+            for clip in clips
+            if clip.rttm is not None
+        ]
+    finally:
+        for each in transcribers:
+            each.close()
+    about = {
+        "model": model or "default", "draft": draft, "device": device or "auto", "batch": batch, "runs": runs,
+        "processor": cpu_name(), "cores": os.cpu_count(), "threads": threads, "packages": installed(PACKAGES),
+    }  # fmt: skip
+    report = SpeechReport([_figures(row, rows[0], clips) for row in rows], speakers, about, out)
+    _write(report, rows)
+    return report
+
+
+_Method = Callable[[Samples, Clip], "tuple[str, Counts]"]
+
+
+def _own(transcriber: Transcriber, batch: int) -> _Method:
+    def run(samples: Samples, clip: Clip) -> tuple[str, Counts]:
+        language = clip.language if transcriber.model.tokens.multilingual else None
+        found = transcriber.transcribe(samples, language=language, batch=batch)
+        return found.text, found.counts
+
+    return run
+
+
+def _peer(
+    name: str,
+    model: str | None,
+    draft: str | None,
+    folders: Mapping[str, str],
+    threads: int | None,
+    progress: Progress,
+) -> _Method:
+    folder = folders.get(name.partition(":")[0]) or named(model, progress)
+    assistant = Path(named(draft, progress)) if draft is not None else None
+    peer = make(name, Path(folder), assistant, threads or max(1, (os.cpu_count() or 2) // 2))
+    return lambda samples, clip: (peer(samples, clip.language), Counts())
+
+
+def _measured(
+    clips: Sequence[Clip], methods: Mapping[str, _Method], runs: int, progress: Progress
+) -> list[Row]:
+    """Run the methods in turn on each clip, so that what slows the machine down meets all of them."""
+    rows = {name: Row(name) for name in methods}
+    total, done = len(clips) * len(methods) * runs, 0
+    for clip in clips:
+        samples = read_all(clip.audio)
+        for run in range(runs):
+            for name, method in methods.items():
+                progress(f"{clip.id}, {name}", done / total)
+                began = time.perf_counter()
+                text, counts = method(samples, clip)
+                seconds = time.perf_counter() - began
+                row = rows[name]
+                row.texts[clip.id] = text
+                row.seconds[clip.id] = min(seconds, row.seconds.get(clip.id, seconds))
+                row.counts += counts if run == 0 else Counts()
+                done += 1
+    return [*rows.values()]
+
+
+def _figures(row: Row, plain: Row, clips: Sequence[Clip]) -> dict[str, Any]:
+    audio = sum(_duration(clip) for clip in clips)
+    counts, seconds = row.counts, sum(row.seconds.values())
+    return {
+        "method": row.method,
+        "wer": word_error_rate((row.texts[c.id], c.text, c.language) for c in clips if c.text is not None),
+        "same_text": sum(row.texts[clip.id] == plain.texts[clip.id] for clip in clips),
+        "clips": len(clips),
+        "seconds": seconds,
+        "real_time_factor": seconds / audio if audio else None,
+        "speedup": sum(plain.seconds.values()) / seconds if seconds else None,
+        "encoder_seconds": counts.encoder_seconds or None,
+        "decoder_seconds": counts.decoder_seconds or None,
+        "tokens_per_step": counts.tokens / counts.rounds if counts.rounds else None,
+        "acceptance": counts.accepted / counts.drafted if counts.drafted else None,
+        "fallbacks": counts.fallbacks,
+    }
+
+
+def _duration(clip: Clip) -> float:
+    return len(read_all(clip.audio)) / RATE
+
+
+def word_error_rate(pairs: Iterable[tuple[str, str | None, str]]) -> float | None:
+    """Return the share of words that are wrong, after Whisper's normalizer: (text, reference, language)."""
+    try:
+        import jiwer
+    except ImportError as error:
+        raise SpecportError(
+            "word error rates need the package jiwer", "pip install 'specport[bench]'"
+        ) from error
+    truths, texts = [], []
+    for text, truth, language in pairs:
+        normal = normalizer(language)
+        wanted = normal(truth or "")
+        if wanted.strip():  # jiwer refuses an empty reference
+            truths.append(wanted)
+            texts.append(normal(text))
+    return float(jiwer.wer(truths, texts)) if truths else None
+
+
+def _speakers(transcriber: Transcriber, clip: Clip, progress: Progress) -> dict[str, Any]:
+    """Return the diarization error of a clip, and how many words each merge gives to the right speaker."""
+    assert clip.rttm is not None
+    truth = read_rttm(clip.rttm)
+    given = Diarizer(clip.speakers).turns(Source(clip.audio), progress)
+    estimated = Diarizer().turns(Source(clip.audio), progress)
+    language = clip.language if transcriber.model.tokens.multilingual else None
+    found = transcriber.transcribe(clip.audio, language=language, word_timestamps=True)
+    return {
+        "id": clip.id,
+        "speakers": len({turn.speaker for turn in truth}),
+        "estimated": len({turn.speaker for turn in estimated}),
+        "der": diarization_error(truth, given).rate,
+        "der_estimated": diarization_error(truth, estimated).rate,
+        "missed": diarization_error(truth, given).missed,
+        "false_alarm": diarization_error(truth, given).false_alarm,
+        "confusion": diarization_error(truth, given).confusion,
+        "right_speaker": {
+            name: right_speaker_share(merge(found.segments, given), truth, given)
+            for name, merge in MERGES.items()
+        },
+    }
+
+
+_COLUMNS = {
+    "method": "method", "wer": "WER %", "same_text": "same text", "seconds": "seconds",
+    "real_time_factor": "real-time factor", "speedup": "speed-up", "encoder_seconds": "encoder s",
+    "decoder_seconds": "decoder s", "tokens_per_step": "tokens a step", "acceptance": "accepted %",
+}  # fmt: skip
+_PERCENT = ("wer", "acceptance")
+
+
+def table(report: SpeechReport) -> list[list[str]]:
+    """Return the results as rows of cells, with a head."""
+    found = [[*_COLUMNS.values()]]
+    for row in report.rows:
+        cells = []
+        for name in _COLUMNS:
+            value = row[name]
+            if name == "same_text":
+                value = f"{value}/{row['clips']}"
+            elif isinstance(value, float):
+                value = f"{100 * value:.2f}" if name in _PERCENT else f"{value:.3g}"
+            cells.append("" if value is None else str(value))
+        found.append(cells)
+    return found
+
+
+def _write(report: SpeechReport, rows: Sequence[Row]) -> None:
+    head, *body = table(report)
+    lines = ["# Speech", "", *(f"- {name}: {value}" for name, value in report.about.items()), ""]
+    lines += [
+        f"| {' | '.join(head)} |",
+        f"|{' --- |' * len(head)}",
+        *(f"| {' | '.join(r)} |" for r in body),
+        "",
+    ]
+    for each in report.speakers:
+        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in each["right_speaker"].items())
+        lines.append(
+            f"- {each['id']}: diarization error {100 * each['der']:.1f} % (number of speakers given), "
+            f"{100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); "
+            f"words with the right speaker, by merge: {shares}"
+        )
+    write_atomically(report.folder / "report.md", "\n".join(lines) + "\n")
+    data = {
+        "about": dict(report.about), "rows": report.rows, "speakers": report.speakers,
+        "clips": [asdict(row) for row in rows],
+    }  # fmt: skip
+    write_json(report.folder / "report.json", data)

@@ -1,0 +1,77 @@
+"""The speech service: one transcriber behind a queue, with one thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from specport.errors import SpecportError
+from specport.speech.transcriber import Talk, Transcriber
+from specport.speech.transcript import Segment, Transcript
+
+
+class TooManyTalks(Exception):
+    """Too many audio files wait."""
+
+
+class SpeechService:
+    """Transcribe one audio after the other. Belongs to the event loop that uses it.
+
+    name: of the model, for clients. most: audio files that run or wait.
+    """
+
+    def __init__(self, transcriber: Transcriber, name: str, most: int) -> None:
+        self.transcriber, self.name = transcriber, name
+        self._most, self._count = most, 0
+        self._thread = ThreadPoolExecutor(1, "specport-speech")
+        self._talks: set[Talk] = set()
+
+    async def segments(
+        self, audio: BinaryIO, options: dict[str, Any], done: Callable[[Transcript], None]
+    ) -> AsyncIterator[Segment]:
+        """Yield segments as they are understood, then call `done` with the whole.
+
+        options: of `Transcriber.stream`. It stops when the iterator is closed. Raises SpecportError and
+        TooManyTalks.
+        """
+        if self._count >= self._most:
+            raise TooManyTalks
+        talk = self.transcriber.stream(audio, **options)
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[Segment | None] = asyncio.Queue()
+
+        def tell(segment: Segment | None) -> None:
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(news.put_nowait, segment)
+
+        def work() -> None:
+            try:
+                for segment in talk:
+                    tell(segment)
+            finally:
+                tell(None)
+
+        self._count += 1
+        self._talks.add(talk)
+        running = loop.run_in_executor(self._thread, work)
+        try:
+            while (segment := await news.get()) is not None:
+                yield segment
+            await running
+            done(talk.transcript)
+        finally:
+            talk.cancel()
+            with suppress(SpecportError, asyncio.CancelledError):
+                await asyncio.shield(running)  # the audio's file is closed after this
+            self._count -= 1
+            self._talks.discard(talk)
+
+    async def stop(self) -> None:
+        """Stop what runs, and free the model."""
+        for talk in self._talks:
+            talk.cancel()
+        await asyncio.to_thread(self._thread.shutdown, True, cancel_futures=True)
+        self.transcriber.close()

@@ -1,0 +1,1 @@
+"""Audio: reading any format, log-mel features, voice activity."""

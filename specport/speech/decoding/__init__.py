@@ -1,0 +1,1 @@
+"""Decoding of long audio: windows, temperature fallback, segments, times of words."""

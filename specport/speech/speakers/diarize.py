@@ -1,0 +1,165 @@
+"""Who spoke when: stretches of speech, vectors of voices in them, groups of vectors, turns.
+
+One speaker at a time: who speaks at the same time as another is not heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specport.errors import InvalidInput
+from specport.progress import Progress, part, silent
+from specport.speech.audio.buffer import AudioBuffer
+from specport.speech.audio.read import RATE, Samples
+from specport.speech.audio.source import Source
+from specport.speech.audio.vad import SileroVad, Span, speech_spans
+from specport.speech.speakers.clustering import centroids, cluster, numbered
+from specport.speech.speakers.embeddings import LENGTH, LENGTH_S, VoiceEncoder
+from specport.speech.speakers.score import read_rttm
+from specport.speech.transcript import Turn
+
+HOP_S = 0.4  # seconds from window to window
+FRAME_S = 0.1
+_SWITCH = 0.35  # what a change of speaker costs, in cosine similarity summed over frames
+_SHARP_S = 0.5  # a window counts for the frames around its middle
+_BATCH = 64
+
+
+class Diarizer:
+    """Find the turns of an audio. count: number of speakers; None = estimated, at most `most`."""
+
+    def __init__(self, count: int | None = None, most: int = 8) -> None:
+        for name, value in (("speakers", count), ("max_speakers", most)):
+            if value is not None and not 1 <= value <= 64:
+                raise InvalidInput(f"{name} is {value}; it must be 1 to 64")
+        self._count, self._most = count, most
+
+    def turns(self, source: Source, progress: Progress = silent) -> list[Turn]:
+        """Return the turns, in order. Reads the audio twice, block by block. Raises SpecportError."""
+        vad, encoder = SileroVad(progress=progress), VoiceEncoder(progress=progress)
+        spans = speech_spans(vad.probabilities(source.blocks()))
+        if not spans:
+            return []
+        spots = [(i, spot) for i, span in enumerate(spans) for spot in _spots(span)]
+        vectors = self._vectors(source, encoder, [spot for _, spot in spots], part(progress, 0.1, 0.95))
+        labels = cluster(vectors, self._count, self._most)
+        likeness = vectors @ centroids(vectors, labels).T
+        found: list[Turn] = []
+        for i, span in enumerate(spans):
+            rows = [row for row, (of, _) in enumerate(spots) if of == i]
+            found += _span_turns(span, [spots[row][1] for row in rows], likeness[rows])
+        return _named(_joined(found))
+
+    @staticmethod
+    def _vectors(
+        source: Source, encoder: VoiceEncoder, spots: Sequence[Span], progress: Progress
+    ) -> NDArray[np.float32]:
+        buffer = AudioBuffer(source.blocks())
+        found, waiting = [], []
+        for number, spot in enumerate(spots):
+            start, end = round(spot.start * RATE), round(spot.end * RATE)
+            buffer.skip(start)
+            buffer.fill(end)
+            waiting.append(_filled(buffer.window(start, end - start)))
+            if len(waiting) == _BATCH or number + 1 == len(spots):
+                found.append(encoder.embed(waiting))
+                waiting = []
+                progress("telling speakers apart", (number + 1) / len(spots))
+        return np.concatenate(found)
+
+
+def _spots(span: Span) -> list[Span]:
+    """Return the windows of a stretch of speech; of a short one, itself."""
+    if span.length <= LENGTH_S:
+        return [span]
+    count = int(np.ceil((span.length - LENGTH_S) / HOP_S)) + 1
+    starts = np.linspace(span.start, span.end - LENGTH_S, count)
+    return [Span(float(start), float(start) + LENGTH_S) for start in starts]
+
+
+def _filled(samples: Samples) -> Samples:
+    """Return a window's samples; of a short one, repeated until they fill it."""
+    return np.resize(samples, LENGTH) if 0 < len(samples) < LENGTH else samples
+
+
+def _span_turns(span: Span, spots: Sequence[Span], likeness: NDArray[np.float32]) -> list[Turn]:
+    """Return the turns in a stretch of speech: the likeliest path of speakers over its frames.
+
+    likeness: [windows, speakers].
+    """
+    count = max(1, round(span.length / FRAME_S))
+    edges = np.linspace(span.start, span.end, count + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
+    centres = np.array([(spot.start + spot.end) / 2 for spot in spots])
+    weights = np.exp(-0.5 * ((middles[:, None] - centres) / _SHARP_S) ** 2) + 1e-9
+    scores = weights @ likeness / weights.sum(axis=1, keepdims=True)
+    path = _likeliest(scores)
+    borders = [0, *(np.flatnonzero(np.diff(path)) + 1), count]
+    return [Turn(float(edges[a]), float(edges[b]), str(path[a])) for a, b in pairwise(borders)]
+
+
+def _likeliest(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the path [frames] with the largest sum of scores, less the cost of changes (Viterbi)."""
+    frames, speakers = scores.shape
+    best = scores[0].copy()
+    came = np.zeros((frames, speakers), np.int64)
+    for frame in range(1, frames):
+        other = int(best.argmax())
+        came[frame] = np.where(best >= best[other] - _SWITCH, np.arange(speakers), other)
+        best = np.maximum(best, best[other] - _SWITCH) + scores[frame]
+    path = np.empty(frames, np.int64)
+    path[-1] = best.argmax()
+    for frame in range(frames - 1, 0, -1):
+        path[frame - 1] = came[frame, path[frame]]
+    return path
+
+
+def _joined(turns: Sequence[Turn], gap: float = 0.3) -> list[Turn]:
+    """Join turns of one speaker with at most `gap` seconds between them."""
+    found: list[Turn] = []
+    for turn in turns:
+        if found and found[-1].speaker == turn.speaker and turn.start - found[-1].end <= gap:
+            found[-1] = replace(found[-1], end=turn.end)
+        else:
+            found.append(turn)
+    return found
+
+
+def _named(turns: Sequence[Turn]) -> list[Turn]:
+    """Name speakers in the order in which they begin, and round times to milliseconds."""
+    order = numbered(np.array([int(turn.speaker) for turn in turns], np.int64))
+    return [
+        Turn(round(turn.start, 3), round(turn.end, 3), f"SPEAKER_{number:02}")
+        for turn, number in zip(turns, order, strict=True)
+    ]
+
+
+class GivenTurns:
+    """Take turns from an RTTM file, as from pyannote, instead of finding them; overlap is told."""
+
+    def __init__(self, path: Path) -> None:
+        self._turns = mark_overlap(read_rttm(path))
+
+    def turns(self, source: Source, progress: Progress = silent) -> list[Turn]:
+        """Return the turns of the file."""
+        return self._turns
+
+
+def mark_overlap(turns: Sequence[Turn]) -> list[Turn]:
+    """Return turns by time, each with whether another speaker talks during it."""
+    return [
+        replace(
+            turn,
+            overlap=any(
+                other.speaker != turn.speaker and other.start < turn.end and turn.start < other.end
+                for other in turns
+            ),
+        )
+        for turn in sorted(turns, key=lambda turn: (turn.start, turn.end))
+    ]

@@ -1,0 +1,124 @@
+"""`specport transcribe` on a scripted model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.scripted_speech import ScriptedModel, said, tone, write_wav
+
+from specport import cli, speech
+from specport.cli.transcribe import FORMATS
+from specport.speech import formats
+from specport.speech.transcriber import Transcriber
+
+pytest.importorskip("av")
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Let `specport.speech.load` give a scripted model; return the arguments that it gets."""
+    calls: list[dict[str, Any]] = []
+
+    def found(model: str | None = None, **options: Any) -> Transcriber:
+        calls.append({"model": model, **options})
+        script = [said(0.0, "ask not what", 2.0, 2.0, "your country", 4.0)]
+        return Transcriber(ScriptedModel(script), model_name="scripted", device_name="nowhere")
+
+    monkeypatch.setattr(speech, "load", found)
+    return calls
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    return write_wav(tmp_path / "talk.wav", tone(5.0))
+
+
+def test_text_goes_to_stdout(load: Any, talk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(talk), "--draft", "suffix", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "ask not what\nyour country\n"
+    assert "scripted on nowhere" in err and "5 s of en" in err and "draft tokens accepted" in err
+    assert load[0]["model"] is None and load[0]["draft"] == "suffix" and load[0]["device"] == "cpu"
+    assert cli.main(["transcribe", str(talk), "--quiet", "--timestamps"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "[00:00:00.000 --> 00:00:02.000] ask not what" and err == ""
+    assert cli.main(["transcribe", str(talk), "--quiet", "--format", "srt"]) == 0
+    assert capsys.readouterr().out.startswith("1\n00:00:00,000 --> ")
+
+
+def test_files(load: Any, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rttm = tmp_path / "who.rttm"
+    rttm.write_text("SPEAKER a 1 0 1.1 <NA> <NA> x <NA> <NA>\nSPEAKER a 1 1.1 9 <NA> <NA> y <NA> <NA>\n")
+    out = tmp_path / "out"
+    arguments = ["transcribe", str(talk), "--output", str(out), "--rttm", str(rttm)]
+    assert cli.main([*arguments, "--format", "txt,json,srt,vtt,tsv,rttm"]) == 0
+    assert {p.name for p in out.iterdir()} == {f"talk.{form}" for form in FORMATS}
+    data = json.loads((out / "talk.json").read_text(encoding="utf-8"))
+    assert [s["speaker"] for s in data["segments"]][:2] == ["x", "y"] and data["complete"]
+    assert (out / "talk.txt").read_text(encoding="utf-8").startswith("x: ask")
+    assert "2 speakers" in capsys.readouterr().err
+    assert {*FORMATS} == {*formats.FORMATS}
+
+
+def test_a_bad_file_does_not_stop_the_others(
+    load: Any, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no audio")
+    assert cli.main(["transcribe", str(bad), str(talk), "--output", str(tmp_path)]) == 2
+    assert (tmp_path / "talk.txt").exists() and not (tmp_path / "bad.txt").exists()
+    err = capsys.readouterr().err
+    assert "bad.wav is no audio" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["gone.wav"], "there is no file gone.wav"),
+        ([], "required"),
+        (["TALK", "--format", "doc"], "unknown format"),
+        (["TALK", "--format", "srt,vtt"], "need --output"),
+        (["TALK", "--format", "rttm"], "needs --diarize"),
+        (["TALK", "--resume"], "needs --output"),
+        (["TALK", "TALK", "--output", "x"], "two files"),
+        (["TALK", "--batch", "0"], "batch is 0"),
+        (["TALK", "--task", "sing"], "task"),
+        (["TALK", "--temperature", "warm"], "list of numbers"),
+        (["-", "--diarize"], "needs a file"),
+        (["TALK", "--raw", "mp3"], "raw samples"),
+        (["TALK", "--language", "de"], "English only"),
+        (["-", "microphone"], "one live source"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], reason: str, load: Any, talk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [str(talk) if each == "TALK" else each for each in arguments]
+    assert cli.main(["transcribe", *found, "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert reason in err and err.count("\n") == 1 and out == ""
+
+
+def test_stopped_and_resumed(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_wav(tmp_path / "long.wav", tone(65.0))
+    arguments = ["transcribe", str(path), "--output", str(tmp_path / "out")]
+    decode, stops = ScriptedModel.decode, [2]
+
+    def interrupted(self: ScriptedModel, windows: Any) -> Any:
+        stops[0] -= 1
+        if stops[0] == 0:
+            raise KeyboardInterrupt
+        return decode(self, windows)
+
+    monkeypatch.setattr(ScriptedModel, "decode", interrupted)
+    assert cli.main(arguments) == 130
+    state = [p.name for p in (tmp_path / "out").iterdir()]
+    assert state == [".long.specport-state.json"]
+    assert cli.main([*arguments, "--resume"]) == 0
+    text = (tmp_path / "out" / "long.txt").read_text(encoding="utf-8")
+    assert text.count("ask not what") == 3 and len([*(tmp_path / "out").iterdir()]) == 1

@@ -1,0 +1,115 @@
+"""Formats, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.scripted_speech import Decoded, ScriptedModel, said, tone
+
+from specport.errors import InvalidInput
+from specport.speech import formats
+from specport.speech.checkpoint import Checkpoint, fingerprint
+from specport.speech.transcriber import Transcriber
+from specport.speech.transcript import Segment, Transcript, Turn, Word
+
+SEGMENTS = (
+    Segment(0.0, 1.5, " Hello <b>you</b>", (1, 2), words=(Word(0.0, 1.5, " Hello"),), speaker="SPEAKER_00"),
+    Segment(3661.25, 3662.0, " & good --> bye\n\nnow", no_speech_prob=float("nan"), speaker="SPEAKER_01"),
+)
+TURNS = (Turn(0.0, 1.5, "SPEAKER_00"), Turn(3661.25, 3662.0, "SPEAKER_01", overlap=True))
+WITH = Transcript("en", 3700.0, SEGMENTS, TURNS)
+PLAIN = Transcript("en", 3700.0, tuple(Segment(s.start, s.end, s.text) for s in SEGMENTS))
+
+
+def test_text() -> None:
+    assert formats.text(PLAIN).startswith("Hello <b>you</b>\n& good")
+    assert formats.text(WITH).splitlines()[0] == "SPEAKER_00: Hello <b>you</b>"
+    assert formats.text(Transcript("en", 0.0, ())) == ""
+
+
+def test_subtitles() -> None:
+    assert formats.srt(PLAIN) == (
+        "1\n00:00:00,000 --> 00:00:01,500\nHello <b>you</b>\n\n"
+        "2\n01:01:01,250 --> 01:01:02,000\n& good -> bye now\n\n"
+    )
+    assert formats.vtt(WITH) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\n<v SPEAKER_00>Hello &lt;b&gt;you&lt;/b&gt;\n\n"
+        "01:01:01.250 --> 01:01:02.000\n<v SPEAKER_01>&amp; good -&gt; bye now\n\n"
+    )
+    assert formats.clock(59.9996, ".") == "00:01:00.000" and formats.clock(-1.0, ",") == "00:00:00,000"
+
+
+def test_tables() -> None:
+    assert formats.tsv(PLAIN).splitlines()[:2] == ["start\tend\ttext", "0\t1500\tHello <b>you</b>"]
+    assert formats.tsv(WITH).splitlines()[2] == "3661250\t3662000\tSPEAKER_01\t& good -> bye now"
+    assert formats.rttm(WITH, "my talk").splitlines()[0] == (
+        "SPEAKER my_talk 1 0.000 1.500 <NA> <NA> SPEAKER_00 <NA> <NA>"
+    )
+
+
+def test_json() -> None:
+    data = json.loads(formats.to_json(WITH))
+    assert data["segments"][1]["no_speech_prob"] is None and data["segments"][0]["ids"] == [1, 2]
+    assert data["turns"][1]["overlap"] is True and data["language"] == "en"
+    restored = Segment.of({k: v for k, v in data["segments"][0].items() if k != "id"})
+    assert restored == SEGMENTS[0]
+
+
+SCRIPT = [said(0.0, "ask not", 5.0), said(0.0, "what", 5.0), said(0.0, "your country", 5.0)]
+
+
+def talk(
+    script: list[Decoded], path: Path, stop_after: int | None = None, **key: str
+) -> tuple[Transcript, int]:
+    """Transcribe 75 s, one text for each 30 s; return the transcript and the number of decoded windows."""
+    model = ScriptedModel(script)
+    checkpoint = Checkpoint(path, {"audio": "a", **key})
+    running = Transcriber(model).stream(tone(75.0), checkpoint=checkpoint, resume=path.exists())
+    for count, _ in enumerate(running, 1):
+        if count == stop_after:
+            running.cancel()
+    return running.transcript, len(model.windows)
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    whole, windows = talk(SCRIPT, tmp_path / "none.json")
+    assert windows == 3 and not (tmp_path / "none.json").exists()
+    path = tmp_path / "state.json"
+    first, windows = talk(SCRIPT, path, stop_after=1)
+    assert windows == 1 and not first.complete and first.text == "ask not" and path.exists()
+    rest, windows = talk(SCRIPT[1:], path)
+    assert windows == 2 and rest.complete and not path.exists()
+    assert rest.segments == whole.segments and rest.counts == whole.counts
+    assert rest.duration == pytest.approx(75.0)
+
+
+def test_an_error_keeps_what_was_done(tmp_path: Path) -> None:
+    def fail(window: object) -> Decoded:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "state.json"
+    with pytest.raises(KeyboardInterrupt):
+        talk([SCRIPT[0], fail], path)  # type: ignore[list-item]
+    rest, windows = talk(SCRIPT[1:], path)
+    assert windows == 2 and rest.text == "ask not what your country"
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    talk(SCRIPT, path, stop_after=1, model="x")
+    with pytest.raises(InvalidInput, match="model differs"):
+        talk(SCRIPT, path, model="y")
+    good = path.read_text(encoding="utf-8")
+    for damage in ("", "[]", good[:-20], good.replace('"version": 1', '"version": 9'), "[" * 5000):
+        path.write_text(damage, encoding="utf-8")
+        with pytest.raises(InvalidInput, match="damaged"):
+            talk(SCRIPT, path, model="x")
+
+
+def test_fingerprints(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 200_000)
+    (tmp_path / "b").write_bytes(b"x" * 199_999 + b"y")
+    (tmp_path / "c").write_bytes(b"x" * 200_001)
+    assert len({fingerprint(tmp_path / name) for name in "abc"}) == 3
