@@ -66,7 +66,9 @@ def check(args: argparse.Namespace) -> None:
     if args.target_running is not None and not args.target_running > 0:
         raise InvalidInput(f"target_running is {args.target_running}; it must be more than 0")
     if args.ray and args.speech_model is not None:
-        raise InvalidInput("replicas on a Ray cluster have no speech model", "leave --ray or --speech-model out")
+        raise InvalidInput(
+            "replicas on a Ray cluster have no speech model", "leave --ray or --speech-model out"
+        )
     if args.update and args.ray_address is None:
         raise InvalidInput("--update needs the address of the cluster", "--ray-address auto")
 

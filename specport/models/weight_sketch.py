@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.models import tensors
-from specport.models.safe_files import UnsafeFile, regular
+from specport.models.safe_files import regular
 from specport.models.tensors import Stored
 
 SIZE = 64  # number of weights in a sketch
