@@ -48,6 +48,7 @@ class WhisperParts:
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers raises many types for unusable files
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -21,7 +21,7 @@ class Heard:
 
     So a draft with the target's encoder takes the target's output, and one with its own computes that once.
 
-    seconds: in encoders so far.
+    seconds: in encoders so far, as far as they were not told.
     """
 
     features: Features
@@ -35,6 +35,11 @@ class Heard:
             self._by_encoder[speech.key] = speech.encode(self.features)
             self.seconds += time.perf_counter() - began
         return self._by_encoder[speech.key]
+
+    def told(self) -> float:
+        """Return the seconds that were not told before."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 def listening(loaded: Loaded) -> Model:
