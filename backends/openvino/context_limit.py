@@ -16,7 +16,7 @@ def context_limit(config: Mapping[str, Any], most: int | None) -> int:
 
     config: the model's config.json. Raises ModelError where config.json holds a limit that is no number.
     """
-    config = text_part(config)
+    config = text_part(dict(config))
     limit = whole(config, "max_position_embeddings")
     if limit is None:
         if not isinstance(config.get("max_position_embeddings", 0), int):

@@ -52,7 +52,8 @@ def code_step(
 def _call(tool: Tool, longest: int) -> str:
     """Return the rule of a call: all arguments by name, those that may be left out last."""
     parameters = tool_schema(tool)["function"]["parameters"]
-    needed, others = [], []
+    needed: list[str] = []
+    others: list[str] = []
     for name, schema in parameters["properties"].items():
         rule = f'"{name}=" ({_literal(schema, longest)})'
         (needed if name in parameters["required"] else others).append(rule)

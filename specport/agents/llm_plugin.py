@@ -29,7 +29,7 @@ _LOADING = (
 )  # fmt: skip
 
 
-@llm.hookimpl  # type: ignore[misc]
+@llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Callable[..., None]) -> None:
     register(SpecportLlm())
 

@@ -156,7 +156,7 @@ class WhisperModel:
 
     def _heard(self, features: Features) -> Heard:
         features = checked(features, self.mel_bins, 2 * self._shape.frames)
-        key = hashlib.blake2b(np.ascontiguousarray(features)).digest()
+        key = hashlib.blake2b(features.tobytes()).digest()
         heard = self._lately.pop(key, None) or Heard(features.copy())
         self._lately[key] = heard
         if len(self._lately) > 2 * self._batch:
