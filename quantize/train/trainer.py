@@ -163,12 +163,12 @@ class Run:
 
         if not self.path.is_file():
             return False
-        values: dict[str, Any]
         try:
             with safe_open(self.path, "pt") as stored:
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))  # may hold NaN
                 if not isinstance(about, dict) or about.get("identity") != self.identity:
                     return False
+                values = {name: about[name] for name in _KEPT}
                 for i, parameter in enumerate(self.trained):
                     parameter.data.copy_(stored.get_tensor(f"{i}.weight"))
                     names = ("exp_avg", "exp_avg_sq", "step")
@@ -181,7 +181,6 @@ class Run:
         except OSError as error:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
-            values = {name: about[name] for name in _KEPT}
         except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise ModelError(
                 f"{self.path} is damaged: {error}", "remove it and run the command again"
