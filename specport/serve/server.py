@@ -22,7 +22,7 @@ from specport.serve.settings import Limits
 
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 1024
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,7 +85,9 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        hung_up = getattr(signal, "SIGHUP", None)  # nohup ignores it
+        ignored = {hung_up} if hung_up and signal.getsignal(hung_up) is signal.SIG_IGN else set()
+        before = {n: signal.signal(n, self.handle_exit) for n in SIGNALS if n not in ignored}
         try:
             yield
         finally:
