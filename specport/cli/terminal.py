@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from specport.progress import Progress
 
 BOLD, DIM, RED = "1", "2", "31"  # ANSI codes
-# Standard streams: their modes, and how the null device is opened where they are closed: results that cannot be
-# written are an error, messages are not.
+# Standard streams: their modes, and how the null device is opened where they are closed. Results that cannot
+# be written are an error, messages are not.
 _STREAMS = {"stdin": ("r", os.O_RDONLY), "stdout": ("w", os.O_RDONLY), "stderr": ("w", os.O_WRONLY)}
 # Signals that end the program: SIGTERM, SIGHUP (the terminal was closed), SIGBREAK (Windows).
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
@@ -48,7 +48,7 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             number = os.open(os.devnull, flags)
             os.set_inheritable(number, True)
-            setattr(sys, name, open(number, mode, encoding="utf-8"))
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115
     if os.name == "nt":
         os.system("")  # an empty command enables ANSI escape codes in the console
     for stream in (sys.stdout, sys.stderr):
@@ -197,7 +197,7 @@ def on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _handled(numbers: Sequence[int], usual: Sequence[Any], handler: Any) -> Iterator[dict[int, Any]]:
-    """Handle those of the signals in the block that are handled in a usual way; yield their handlers before."""
+    """Handle the signals in the block whose handlers are usual ones; yield these by signal."""
     before = {n: found for n in numbers if (found := signal.getsignal(n)) in usual}
     if threading.current_thread() is not threading.main_thread():  # it alone receives signals
         before = {}

@@ -12,8 +12,8 @@ VISIBLE = {
     **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
     **{ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None},
 }
-# The colours that the command line uses itself; not black, which hides text. Whoever writes them, they end with
-# the text that is shown.
+# The colours that the command line uses itself; not black, which hides text. Whoever writes them, they end
+# with the text that is shown.
 _RESET = "\x1b[0m"
 _COLOURS = re.compile(r"(\x1b\[(?:0|1|2|3[1-6]|1;31)m)")
 

@@ -86,9 +86,7 @@ def exiting(context: BuildContext) -> Source:
 @pytest.mark.parametrize(
     ("build", "said"), [(exiting, "SystemExit: 3"), (lambda context: None, "a NoneType is no source")]
 )
-def test_a_package_that_fails_to_build_is_named(
-    plugins: Callable[..., None], build: Any, said: str
-) -> None:
+def test_a_package_that_fails_to_build_is_named(plugins: Callable[..., None], build: Any, said: str) -> None:
     plugins(medusa=lambda: replace(MEDUSA, build=build), odd=lambda: exiting(None))  # type: ignore[arg-type]
     assert registry().broken == {"odd": "SystemExit: 3"}
     costs = StepCosts.prior({1: 1.0})
