@@ -22,7 +22,14 @@ from specport.serve.settings import Limits
 
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 1024
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
+
+
+def ending_signals() -> list[int]:
+    """Return the signals that end a server: not SIGHUP where it is ignored, as under nohup."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    found: list[int] = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    hung_up = getattr(signal, "SIGHUP", None)
+    return [n for n in found if n != hung_up or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,9 +92,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        hung_up = getattr(signal, "SIGHUP", None)  # nohup ignores it
-        ignored = {hung_up} if hung_up and signal.getsignal(hung_up) is signal.SIG_IGN else set()
-        before = {n: signal.signal(n, self.handle_exit) for n in SIGNALS if n not in ignored}
+        before = {number: signal.signal(number, self.handle_exit) for number in ending_signals()}
         try:
             yield
         finally:
