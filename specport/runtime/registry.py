@@ -206,7 +206,7 @@ def _guarded(name: str, backend: Any) -> Backend:
     """Return a backend of another package for use. Raises TypeError for an object that is none."""
     if not (callable(getattr(backend, "probe", None)) and callable(getattr(backend, "load", None))):
         raise TypeError(f"a {type(backend).__name__} is no backend")
-    weights = getattr(backend, "weights", None)
+    weights: Any = getattr(backend, "weights", None)
     if weights not in get_args(Weights):
         raise TypeError(f"it loads weights {weights!r:.100}, not {' or '.join(get_args(Weights))}")
     return GuardedBackend(name, weights, backend)
