@@ -196,9 +196,13 @@ def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None
         raise InvalidInput("there is too little text to learn from", "let the target write more")
 
 
-def sample_of(losses: Sequence[float]) -> list[float]:
-    """Return about 50 of the steps' losses, evenly spread, for a record."""
-    return [round(loss, 3) for loss in losses[:: max(1, len(losses) // 50)]]
+def sample_of(losses: Sequence[float]) -> list[float | None]:
+    """Return about 50 of the steps' losses, evenly spread, for a record; None where training diverged.
+
+    A record is JSON, which has no infinite numbers and no NaN.
+    """
+    chosen = losses[:: max(1, len(losses) // 50)]
+    return [round(loss, 3) if math.isfinite(loss) else None for loss in chosen]
 
 
 def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:

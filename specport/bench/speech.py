@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from specport import speech
 from specport.bench.peers.speech import PEERS, make, normalizer
 from specport.errors import InvalidInput, SpecportError
 from specport.models.atomic import write_atomically, write_json
+from specport.outside import Format
 from specport.progress import Progress, part, silent
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
@@ -42,6 +44,20 @@ class Clip:
     speakers: int | None = None
 
 
+class _Clip(Struct):
+    """A clip as it is listed."""
+
+    audio: str
+    id: str | int | None = None
+    text: str | None = None
+    language: str = "en"
+    rttm: str | None = None
+    speakers: Annotated[int, Meta(ge=1, le=1000)] | None = None
+
+
+_CLIP = Format(_Clip, "a clip", 'write it like {"audio": "talk.wav", "text": "What was said."}', InvalidInput)
+
+
 @dataclass
 class Row:
     """Hold what one method made of all clips. texts: clip -> text; seconds: clip -> of its fastest run."""
@@ -68,28 +84,11 @@ def read_clips(path: Path) -> list[Clip]:
     Paths are relative to the file. Raises InvalidInput.
     """
     found = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            rttm = data.get("rttm")
-            found.append(
-                Clip(
-                    str(data.get("id", number)),
-                    path.parent / data["audio"],
-                    data.get("text"),
-                    data.get("language", "en"),
-                    path.parent / rttm if rttm else None,
-                    data.get("speakers"),
-                )
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(f"{path}, line {number}: {error!r}") from error
+    for number, line in _CLIP.raw_lines(path):
+        clip = _CLIP.decode(line, f"{path}, line {number}")
+        name = str(number) if clip.id is None else str(clip.id)
+        rttm = path.parent / clip.rttm if clip.rttm else None
+        found.append(Clip(name, path.parent / clip.audio, clip.text, clip.language, rttm, clip.speakers))
     if not found:
         raise InvalidInput(f"{path} names no audio")
     return found

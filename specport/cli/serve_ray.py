@@ -145,8 +145,10 @@ class _Stop:
 @contextmanager
 def _signals() -> Iterator[_Stop]:
     """Handle signals; Ray has a handler of its own, which would end this process at once."""
+    from specport.serve.server import ending_signals
+
     stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         yield stop
     finally:

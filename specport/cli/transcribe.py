@@ -221,8 +221,7 @@ def _print_as_heard(args: argparse.Namespace, talk: Talk) -> None:
         if step.partial is not None:
             if live:
                 line = " ".join(step.partial.split())[-78:]
-                sys.stderr.write(line)
-                sys.stderr.flush()
+                terminal.tell(line)
                 shown = len(line)
             continue
         lines = rows(step.segments) if args.timestamps else [s.text.strip() for s in step.segments]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from specport.errors import InvalidInput
 from specport.models.atomic import write_json
+from specport.outside import Format, Table, plain_values
+from specport.outside.numbers import Count, TokenId
 from specport.speech.decoding.sequential import State
 from specport.speech.transcript import Counts, Segment
 
@@ -19,6 +22,28 @@ VERSION = 1
 EVERY_S = 2.0
 _MOST_BYTES = 256 << 20
 _SAMPLE = 1 << 16
+_AGAIN = "start again without --resume"
+
+
+class _Stored(Struct):
+    version: int
+    key: Table
+    language: str
+    position: Count
+    window: Count
+    context: tuple[TokenId, ...]
+    segments: list[Segment]
+    counts: Counts
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ValueError(f"it has version {self.version}")
+
+
+_STORED = Format(
+    _Stored, "the state of a transcription", _AGAIN, InvalidInput, most_bytes=_MOST_BYTES,
+    parse=plain_values.from_foreign_json,  # what a model does not say is NaN
+)  # fmt: skip
 
 
 class Checkpoint:
@@ -36,29 +61,14 @@ class Checkpoint:
 
         Raises InvalidInput where the file is damaged or of another transcription.
         """
-        try:
-            if self.path.stat().st_size > _MOST_BYTES:
-                raise ValueError("it is too large")
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            if data["version"] != VERSION:
-                raise ValueError(f"it has version {data['version']}")
-            changed = [name for name, value in self._key.items() if data["key"].get(name) != value]
-            state = State(int(data["position"]), int(data["window"]), tuple(int(i) for i in data["context"]))
-            found = [Segment.of(segment) for segment in data["segments"]]
-            language, counts = str(data["language"]), Counts(**data["counts"])
-        except FileNotFoundError:
+        found = _STORED.read_if_there(self.path)
+        if found is None:
             return None
-        except OSError as error:
-            raise InvalidInput(f"cannot read {self.path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InvalidInput(
-                f"{self.path} is damaged: {str(error)[:100]}", "start again without --resume"
-            ) from error
-        if changed:
-            raise InvalidInput(
-                f"{self.path} is of another run: {', '.join(changed)} differs", "start again without --resume"
-            )
-        return language, state, found, counts
+        if changed := [name for name, value in self._key.items() if found.key.get(name) != value]:
+            raise InvalidInput(f"{self.path} is of another run: {', '.join(changed)} differs", _AGAIN)
+        return (
+            found.language, State(found.position, found.window, found.context), found.segments, found.counts,
+        )  # fmt: skip
 
     def write(
         self, language: str, state: State, segments: Sequence[Segment], counts: Counts, *, now: bool = False

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
+from specport.outside import read_bytes
 from specport.speech.transcript import Segment, Turn
 
 COLLAR_S = 0.25  # to each side of a border
+_MOST_BYTES = 64 << 20  # of a file of turns
 _EXHAUSTIVE = 6  # speakers; above, the pairing is greedy
 
 
@@ -95,7 +97,7 @@ def read_rttm(path: Path) -> list[Turn]:
     """Return the turns of an RTTM file. Raises InvalidInput."""
     found = []
     try:
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
+        for line in read_bytes(path, _MOST_BYTES).decode("utf-8-sig").splitlines():
             parts = line.split()
             if parts[:1] == ["SPEAKER"]:
                 start, length = float(parts[3]), float(parts[4])
