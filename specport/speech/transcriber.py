@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -171,7 +171,7 @@ class Talk:
         for step in self._steps:
             yield from step.segments
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step, None, None]:
         """Yield what each window gave, and texts of windows that still grow, in live audio."""
         return self._steps
 
@@ -184,7 +184,16 @@ class Talk:
         else:
             self._cancelled.set()
 
-    def _transcribed(self) -> Iterator[Step]:
+    def _transcribed(self) -> Generator[Step, None, None]:
+        try:
+            yield from self._windows()
+        finally:  # also where the caller reads no further
+            self._source.stop()
+            if self._buffer is not None:
+                self._buffer.close()
+
+    def _windows(self) -> Iterator[Step]:
+        earlier = self._checkpoint.read() if self._resume and self._checkpoint is not None else None
         began = time.perf_counter()
         model, source = self._transcriber.model, self._source
         spans = None
@@ -194,7 +203,6 @@ class Talk:
         buffer = self._buffer = AudioBuffer(source.blocks(), live=source.live)
         if source.duration is not None and not source.live:
             self._progress("transcribing", 0.0)
-        earlier = self._checkpoint.read() if self._resume and self._checkpoint is not None else None
         language, state, counts = "", State(), Counts()
         if earlier is not None:
             language, state, self._segments, counts = earlier
@@ -232,6 +240,8 @@ class Talk:
         finally:
             if not complete:
                 self._keep(language, state, recognizer.counts, now=True)
+        if complete:
+            buffer.finish()  # of silence at the end no window was made
         self._report(recognizer, began, complete)
         if complete and self._diarizer is not None:
             self._diarize()
