@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.read import RATE, Samples
@@ -146,7 +147,7 @@ class GivenTurns:
     """Take turns from an RTTM file, as from pyannote, instead of finding them; overlap is told."""
 
     def __init__(self, path: Path) -> None:
-        self._turns = mark_overlap(read_rttm(path))
+        self._turns = mark_overlap(read_rttm(expanded(path)))
 
     def turns(self, source: Source, progress: Progress = silent) -> list[Turn]:
         """Return the turns of the file."""
