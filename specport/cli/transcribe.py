@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput, SpecportError
+from specport.outside.places import expanded
+from specport.outside.shown import visible
 
 if TYPE_CHECKING:
     from specport.speech.checkpoint import Checkpoint
@@ -41,6 +43,7 @@ LOAD_OPTIONS = (
 )  # fmt: skip
 SPEAKER_OPTIONS = ("speakers", "max_speakers", "merge", "rttm")
 STATE = ".specport-state.json"
+LIVE = ("-", "microphone")
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -220,7 +223,7 @@ def _print_as_heard(args: argparse.Namespace, talk: Talk) -> None:
             shown = 0
         if step.partial is not None:
             if live:
-                line = " ".join(step.partial.split())[-78:]
+                line = visible(" ".join(step.partial.split()))[-78:]
                 sys.stderr.write(line)
                 sys.stderr.flush()
                 shown = len(line)
@@ -270,20 +273,22 @@ def _checkpoint(args: argparse.Namespace, transcriber: Transcriber, name: str) -
     from specport.speech.checkpoint import Checkpoint, fingerprint
     from specport.speech.decoding.options import TranscribeOptions
 
-    path = Path(name)
-    if name in ("-", "microphone") or not path.is_file():
+    path = expanded(name)
+    if name in LIVE or not path.is_file():
         _refuse(args.resume, f"{name} cannot be resumed: it is no file")
         return None
     chosen = asdict(TranscribeOptions(**options.given(args, OPTIONS)))
     chosen["temperature"] = [*chosen["temperature"]]
-    key: dict[str, Any] = {"audio": fingerprint(path), "model": transcriber.model_name, "options": chosen}
+    key: dict[str, Any] = {
+        "audio": fingerprint(path), "raw": args.raw, "model": transcriber.model_name, "options": chosen,
+    }  # fmt: skip
     return Checkpoint(args.output / f".{_stem(name)}{STATE}", key)
 
 
 def _check_files(names: list[str]) -> None:
     for name in names:
-        _refuse(name not in ("-", "microphone") and not Path(name).exists(), f"there is no file {name}", "")
-    _refuse(names.count("-") + names.count("microphone") > 1, "only one live source can be read", "")
+        _refuse(name not in LIVE and not expanded(name).exists(), f"there is no file {name}")
+    _refuse(sum(map(names.count, LIVE)) > 1, "only one live source can be read")
 
 
 def _stem(name: str) -> str:
