@@ -14,6 +14,7 @@ from specport.bench.clips import Clip, read_clips
 from specport.bench.peers.speech import PEERS, make, normalizer
 from specport.errors import InvalidInput, SpecportError
 from specport.models.atomic import write_atomically, write_json
+from specport.outside.places import expanded
 from specport.outside.shown import in_markdown
 from specport.progress import Progress, part, silent
 from specport.runtime.profiles import cpu_name
@@ -73,8 +74,7 @@ def bench_speech(
     batch:   windows that specport decodes together. runs: of each method on each clip; the fastest counts.
     """
     clips = read_clips(clips_file)
-    # Now, not after hours of measuring: what the word errors need is there, and each text can be normalized.
-    word_error_rate(("", clip.text, clip.language) for clip in clips)
+    _check(clips, runs)
     chosen = [*dict.fromkeys((PLAIN, *(methods or (("auto", "draft") if draft else ("auto",)))))]
     if draft is None and any(name == "draft" or name.endswith(":draft") for name in chosen):
         raise InvalidInput("the method draft needs a model", "give one with --draft")
@@ -108,6 +108,19 @@ def bench_speech(
     report = SpeechReport([_figures(row, rows[0], clips, audio) for row in rows], speakers, about, out)
     _write(report, rows)
     return report
+
+
+def _check(clips: Sequence[Clip], runs: int) -> None:
+    """Raise SpecportError for what would end the benchmark after hours of measuring."""
+    if runs < 1:
+        raise InvalidInput(f"runs is {runs}; it must be 1 or more")
+    for clip in clips:
+        if not expanded(clip.audio).is_file():
+            raise InvalidInput(f"there is no file {clip.audio}")
+        if clip.rttm is not None:
+            read_rttm(clip.rttm)
+    # Whether what the word errors need is there.
+    word_error_rate(("", clip.text, clip.language) for clip in clips)
 
 
 _Method = Callable[[Samples, Clip], "tuple[str, Counts]"]
@@ -258,8 +271,8 @@ def _write(report: SpeechReport, rows: Sequence[MethodRun]) -> None:
     for each in report.speakers:
         shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in each["right_speaker"].items())
         lines.append(
-            f"- {in_markdown(each['id'])}: diarization error {100 * each['der']:.1f} % (number of speakers given), "
-            f"{100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); "
+            f"- {in_markdown(each['id'])}: diarization error {100 * each['der']:.1f} % (number of speakers "
+            f"given), {100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); "
             f"words with the right speaker, by merge: {shares}"
         )
     write_atomically(report.folder / "report.md", "\n".join(lines) + "\n")

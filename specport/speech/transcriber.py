@@ -243,10 +243,8 @@ class Talk:
         if complete:
             buffer.finish()  # of silence at the end no window was made
         self._report(recognizer, began, complete)
-        if complete and self._diarizer is not None:
-            self._diarize()
-        if complete and self._checkpoint is not None:
-            self._checkpoint.remove()
+        if complete:
+            self._conclude()
         self.transcript = replace(self.transcript, seconds=time.perf_counter() - began)
 
     def _initial(self) -> tuple[int, ...]:
@@ -272,10 +270,15 @@ class Talk:
         if source.duration and not source.live:
             self._progress("transcribing", heard / max(source.duration, heard))
 
-    def _diarize(self) -> None:
-        """Say who said what."""
-        assert self._diarizer is not None
+    def _conclude(self) -> None:
+        """Say who said what, where that was asked for; the state is needed no more."""
+        if self._diarizer is not None:
+            self._diarize(self._diarizer)
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+
+    def _diarize(self, diarizer: Diarizer | GivenTurns) -> None:
         self._progress("telling speakers apart", 0.0)
-        turns: list[Turn] = self._diarizer.turns(self._source, self._progress)
+        turns: list[Turn] = diarizer.turns(self._source, self._progress)
         segments = MERGES[self._merge](self.transcript.segments, turns)
         self.transcript = self.transcript.with_segments(segments, turns)

@@ -48,7 +48,8 @@ def test_words_that_are_wrong(
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{}", "[]", "no json", '{"audio": 3}', '{"audio": "a.wav", "text": 5}', '{"audio": "a.wav", "speakers": 0}',
+        "", "{}", "[]", "no json", '{"audio": 3}', '{"audio": "a.wav", "text": 5}',
+        '{"audio": "a.wav", "speakers": 0}',
         '{"audio": "a.wav", "id": "x"}\n{"audio": "b.wav", "id": "x"}',
     ],
 )  # fmt: skip
@@ -59,8 +60,15 @@ def test_bad_lists_of_clips(text: str, tmp_path: Path) -> None:
         read_clips(path)
 
 
-def test_methods_that_need_more(tmp_path: Path) -> None:
+def test_what_is_missing_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "clips.jsonl"
-    path.write_text('{"audio": "a.wav"}\n')
-    with pytest.raises(InvalidInput, match="--draft"):
-        bench.bench_speech(path, tmp_path, methods=["draft"])
+    write_wav(tmp_path / "a.wav", tone(0.1))
+    for line, options, reason in (
+        ('{"audio": "a.wav"}', {"methods": ["draft"]}, "--draft"),
+        ('{"audio": "a.wav"}', {"runs": 0}, "runs is 0"),
+        ('{"audio": "gone.wav"}', {}, "no file"),
+        ('{"audio": "a.wav", "rttm": "gone.rttm"}', {}, "RTTM"),
+    ):
+        path.write_text(line + "\n")
+        with pytest.raises(InvalidInput, match=reason):
+            bench.bench_speech(path, tmp_path, **options)

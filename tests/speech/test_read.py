@@ -123,15 +123,13 @@ def test_what_is_no_audio(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is a folder"):
         read_all(tmp_path)
     for missing in (tmp_path / "gone.wav", Path("a\0b"), Path("~nobody-of-that-name/a.wav")):
-        with pytest.raises(InvalidInput, match="cannot (read|use|find)"):
+        with pytest.raises(InvalidInput, match=r"cannot (read|use|find)"):
             read_all(missing)
 
 
 def test_the_sound_may_change_its_rate_and_channels_in_the_middle(tmp_path: Path) -> None:
     kinds = ((44100, "stereo"), (22050, "mono"), (16000, "mono"))
-    files = [
-        encode(tmp_path / f"{rate}.mp2", tone(1.0, rate), "mp2", rate, layout) for rate, layout in kinds
-    ]
+    files = [encode(tmp_path / f"{rate}.mp2", tone(1.0, rate), "mp2", rate, layout) for rate, layout in kinds]
     samples = read_all(b"".join(file.read_bytes() for file in files))
     assert 3.0 < len(samples) / RATE < 3.5
     for second in range(3):

@@ -114,7 +114,14 @@ def test_rttm_and_overlap(tmp_path: Path) -> None:
     assert read_rttm(path) == [Turn(6.69, pytest.approx(7.12), "x"), Turn(7.0, 9.0, "y")]
     assert [t.overlap for t in diarize.GivenTurns(path)._turns] == [True, True]
     assert not diarize.mark_overlap([Turn(0, 1, A), Turn(1, 2, B)])[0].overlap
-    for wrong in ("x", "nan 1 <NA> <NA> x", "inf 1 <NA> <NA> x", "-1 1 <NA> <NA> x", "1 -1 <NA> <NA> x", "1 1"):
+    for wrong in (
+        "x",
+        "nan 1 <NA> <NA> x",
+        "inf 1 <NA> <NA> x",
+        "-1 1 <NA> <NA> x",
+        "1 -1 <NA> <NA> x",
+        "1 1",
+    ):
         path.write_text(f"SPEAKER a 1 {wrong}\n")
         with pytest.raises(InvalidInput, match="no RTTM"):
             read_rttm(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -104,10 +105,9 @@ def _ahead(blocks: Iterable[Samples]) -> Iterator[Samples | None]:
 
     def give(item: Samples | BaseException | None) -> None:
         while not stopped.is_set():
-            try:
-                return waiting.put(item, timeout=PATIENCE_S)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                waiting.put(item, timeout=PATIENCE_S)
+                return
 
     def read() -> None:
         try:

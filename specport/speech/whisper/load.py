@@ -116,7 +116,7 @@ def _read(files: ModelFiles) -> tuple[Tokenizer, WhisperTokens, WhisperShape]:
 
 
 def _speech(loaded: Loaded, files: ModelFiles) -> Speech:
-    """Return what a model has beside its decoder. Raises ModelError where the backend loaded none of speech."""
+    """Return what a speech model has beside its decoder. Raises ModelError for any other model."""
     if loaded.speech is None:
         raise ModelError(
             f"{files.name} was not loaded as a speech model on this device", "choose another --device"
