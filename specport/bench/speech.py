@@ -272,8 +272,8 @@ def _write(report: SpeechReport, rows: Sequence[MethodRun]) -> None:
         shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in each["right_speaker"].items())
         lines.append(
             f"- {in_markdown(each['id'])}: diarization error {100 * each['der']:.1f} % (number of speakers "
-            f"given), {100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); "
-            f"words with the right speaker, by merge: {shares}"
+            f"given), {100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} "
+            f"estimated); words with the right speaker, by merge: {shares}"
         )
     write_atomically(report.folder / "report.md", "\n".join(lines) + "\n")
     data = {

@@ -146,11 +146,18 @@ def run(args: argparse.Namespace) -> int:
     twice = sorted({name for name in names if names.count(name) > 1})
     _refuse(bool(args.output and twice), f"two files would be written as {twice and twice[0]}", "rename one")
     from specport import speech
+    from specport.speech.audio.read import raw_format
     from specport.speech.decoding.options import TranscribeOptions
+    from specport.speech.speakers.diarize import Diarizer, GivenTurns
 
     # Reject bad options and missing files now, not after a model was downloaded and converted.
     TranscribeOptions(**options.given(args, OPTIONS))
     _check_files(args.files)
+    if args.raw is not None:
+        raw_format(args.raw)
+    if args.rttm is not None:
+        GivenTurns(args.rttm)
+    Diarizer(args.speakers, 8 if args.max_speakers is None else args.max_speakers)
     with terminal.progress(args.quiet) as progress:
         given = options.given(args, LOAD_OPTIONS)
         if args.batch is not None:
@@ -217,10 +224,15 @@ def _print_as_heard(args: argparse.Namespace, talk: Talk) -> None:
 
     live = sys.stderr.isatty() and not args.quiet
     shown = 0
-    for step in talk.steps():
-        if live and shown:
+
+    def erase() -> None:
+        nonlocal shown
+        if shown:
             sys.stderr.write("\r" + " " * shown + "\r")
             shown = 0
+
+    for step in talk.steps():
+        erase()
         if step.partial is not None:
             if live:
                 line = visible(" ".join(step.partial.split()))[-78:]
@@ -231,6 +243,7 @@ def _print_as_heard(args: argparse.Namespace, talk: Talk) -> None:
         lines = rows(step.segments) if args.timestamps else [s.text.strip() for s in step.segments]
         for line in lines:
             terminal.write(f"{line}\n")
+    erase()
 
 
 def _write(

@@ -60,7 +60,7 @@ class Audio:
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
         kind = None
         if raw is not None:
-            kind, rate, channels = _raw_format(raw)
+            kind, rate, channels = raw_format(raw)
             layout = "mono" if channels == 1 else f"{channels} channels"
             options |= {"sample_rate": str(rate), "ch_layout": layout}
         try:
@@ -177,7 +177,7 @@ def _stream_name(stream: Any) -> str:
     return "standard input" if name in ("<stdin>", 0) else name if isinstance(name, str) else "the audio"
 
 
-def _raw_format(text: str) -> tuple[str, int, int]:
+def raw_format(text: str) -> tuple[str, int, int]:
     """Return the sample format, rate and channels of a text like s16le:16000:1. Raises InvalidInput."""
     kind, *numbers = text.split(":")
     try:
