@@ -113,8 +113,12 @@ def test_alignment_heads_that_are_none(models, wrong: object) -> None:
 def test_a_tokenizer_with_more_ids_than_the_model(models, tmp_path) -> None:
     known = json.loads((models.target / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = read_json(models.target / "config.json")["vocab_size"]
-    added = {each["content"]: each for each in known["added_tokens"]}
-    added["<|nospeech|>"]["id"], added["<|de|>"]["id"] = vocab + 1, vocab + 2
+    first = max(each["id"] for each in known["added_tokens"]) + 1
+    names = [*(f"<|filler {i}|>" for i in range(tiny_whisper.STAMPS)), "<|fr|>"]
+    more = [{**known["added_tokens"][0], "id": first + i, "content": name} for i, name in enumerate(names)]
+    known["added_tokens"] += more
     (tmp_path / "tokenizer.json").write_text(json.dumps(known), encoding="utf-8")
-    found = WhisperTokens(load_tokenizer(tmp_path), vocab, {"is_multilingual": True})
-    assert found.no_speech is None and [*found.languages] == ["en"]
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_id("<|fr|>") == vocab
+    found = WhisperTokens(tokenizer, vocab, {"is_multilingual": True})
+    assert [*found.languages] == ["en", "de"]
