@@ -36,8 +36,8 @@ class _Saved:
     counts: Counts
 
     def __post_init__(self) -> None:
-        timed = [*self.segments, *(word for segment in self.segments for word in segment.words)]
-        if not all(math.isfinite(each.start) and math.isfinite(each.end) for each in timed):
+        times = [at for s in self.segments for each in (s, *s.words) for at in (each.start, each.end)]
+        if not all(map(math.isfinite, times)):
             raise ValueError("it has a time that is no number")
 
 

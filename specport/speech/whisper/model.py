@@ -226,7 +226,7 @@ class WhisperModel:
         )
 
 
-def _closed(*_: Any) -> NoReturn:
+def _closed(*_: Any, **__: Any) -> NoReturn:
     raise InvalidInput("this speech model is closed", "load it again")
 
 

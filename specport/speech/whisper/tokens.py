@@ -78,7 +78,7 @@ class WhisperTokens:
         return tuple(sorted({*self._signs(), *(i for i in control if i is not None)}))
 
     def _signs(self) -> set[int]:
-        found = set()
+        found: set[int] = set()
         for sign in (*_SIGNS, *_MUSIC):
             for text in (sign, f" {sign}"):
                 ids = self.encode(text)
