@@ -15,7 +15,7 @@ from specport.models.atomic import write_json
 from specport.outside import Format, plain_values
 from specport.outside.numbers import Count, TokenId
 from specport.speech.decoding.sequential import State
-from specport.speech.transcript import Counts, Segment
+from specport.speech.transcript import Counts, Segment, Word
 
 VERSION = 1
 EVERY_S = 2.0
@@ -36,8 +36,9 @@ class _Saved:
     counts: Counts
 
     def __post_init__(self) -> None:
-        times = [at for s in self.segments for each in (s, *s.words) for at in (each.start, each.end)]
-        if not all(map(math.isfinite, times)):
+        timed: list[Segment | Word] = [*self.segments]
+        timed += [word for segment in self.segments for word in segment.words]
+        if not all(math.isfinite(each.start) and math.isfinite(each.end) for each in timed):
             raise ValueError("it has a time that is no number")
 
 
