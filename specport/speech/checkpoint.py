@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from specport.errors import InvalidInput
 from specport.models.atomic import write_json
-from specport.outside import Format, Table, plain_values
+from specport.outside import Format, plain_values
 from specport.outside.numbers import Count, TokenId
 from specport.speech.decoding.sequential import State
-from specport.speech.transcript import Counts, Segment
+from specport.speech.transcript import Counts, Segment, Word
 
 VERSION = 1
 EVERY_S = 2.0
-_MOST_BYTES = 256 << 20
 _SAMPLE = 1 << 16
-_AGAIN = "start again without --resume"
+_HINT = "start again without --resume"
 
 
-class _Stored(Struct):
-    version: int
-    key: Table
+@dataclass(frozen=True)
+class _Saved:
+    """Hold what the file holds. Raises ValueError for times that are none."""
+
+    key: dict[str, Any]
     language: str
     position: Count
     window: Count
     context: tuple[TokenId, ...]
-    segments: list[Segment]
+    segments: tuple[Segment, ...]
     counts: Counts
 
     def __post_init__(self) -> None:
-        if self.version != VERSION:
-            raise ValueError(f"it has version {self.version}")
+        timed: list[Segment | Word] = [*self.segments]
+        timed += [word for segment in self.segments for word in segment.words]
+        if not all(math.isfinite(each.start) and math.isfinite(each.end) for each in timed):
+            raise ValueError("it has a time that is no number")
 
 
-_STORED = Format(
-    _Stored, "the state of a transcription", _AGAIN, InvalidInput, most_bytes=_MOST_BYTES,
-    parse=plain_values.from_foreign_json,  # what a model does not say is NaN
+_SAVED = Format(
+    _Saved, "the state of a transcription", _HINT, InvalidInput, version=VERSION, most_bytes=256 << 20,
+    parse=plain_values.from_foreign_json,  # a probability of no speech may be nan
 )  # fmt: skip
 
 
@@ -61,14 +63,14 @@ class Checkpoint:
 
         Raises InvalidInput where the file is damaged or of another transcription.
         """
-        found = _STORED.read_if_there(self.path)
-        if found is None:
+        saved = _SAVED.read_if_there(self.path)
+        if saved is None:
             return None
-        if changed := [name for name, value in self._key.items() if found.key.get(name) != value]:
-            raise InvalidInput(f"{self.path} is of another run: {', '.join(changed)} differs", _AGAIN)
-        return (
-            found.language, State(found.position, found.window, found.context), found.segments, found.counts,
-        )  # fmt: skip
+        changed = [name for name, value in self._key.items() if saved.key.get(name) != value]
+        if changed:
+            raise InvalidInput(f"{self.path} is of another run: {', '.join(changed)} differs", _HINT)
+        state = State(saved.position, saved.window, saved.context)
+        return saved.language, state, [*saved.segments], saved.counts
 
     def write(
         self, language: str, state: State, segments: Sequence[Segment], counts: Counts, *, now: bool = False
@@ -77,7 +79,7 @@ class Checkpoint:
         if not now and time.monotonic() - self._written < EVERY_S:
             return
         data = {
-            "version": VERSION,
+            "format": VERSION,
             "key": self._key,
             "language": language,
             "position": state.position,
@@ -98,11 +100,17 @@ class Checkpoint:
 
 
 def fingerprint(path: Path) -> str:
-    """Return what tells one audio file from another: its size, and a hash of its beginning and its end."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read(_SAMPLE))
+    """Return what tells one audio file from another: its size, and a hash of its beginning and its end.
+
+    Raises InvalidInput where it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()

@@ -68,4 +68,4 @@ def _parts(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
             return None
         at = joined.index(best)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]
+    return (parts[0], parts[1]) if all(ranks.get(part, own) < own for part in parts) else None
