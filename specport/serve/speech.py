@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -29,9 +29,14 @@ class SpeechService:
         self._thread = ThreadPoolExecutor(1, "specport-speech")
         self._talks: set[Talk] = set()
 
+    @property
+    def num_talks(self) -> int:
+        """Return how many audio files run or wait."""
+        return self._count
+
     async def segments(
         self, audio: BinaryIO, options: dict[str, Any], done: Callable[[Transcript], None]
-    ) -> AsyncIterator[Segment]:
+    ) -> AsyncGenerator[Segment, None]:
         """Yield segments as they are understood, then call `done` with the whole.
 
         options: of `Transcriber.stream`. It stops when the iterator is closed. Raises SpecportError and
@@ -56,7 +61,8 @@ class SpeechService:
 
         self._count += 1
         self._talks.add(talk)
-        running = loop.run_in_executor(self._thread, work)
+        job = self._thread.submit(work)
+        running = asyncio.wrap_future(job)
         try:
             while (segment := await news.get()) is not None:
                 yield segment
@@ -64,8 +70,9 @@ class SpeechService:
             done(talk.transcript)
         finally:
             talk.cancel()
-            with suppress(SpecportError, asyncio.CancelledError):
-                await asyncio.shield(running)  # the audio's file is closed after this
+            if not job.cancel():  # it has begun: the audio's file is closed after this
+                with suppress(SpecportError, asyncio.CancelledError):
+                    await asyncio.shield(running)
             self._count -= 1
             self._talks.discard(talk)
 
