@@ -122,6 +122,11 @@ def test_answers_are_those_of_a_server_of_its_own(server: Server) -> None:
     assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{server.url}/health", timeout=60).json() == {"status": "ready", "model": "toy"}
     assert len(server.metrics("generation_tokens_total")) == 2
+    page = httpx.get(f"{server.url}/", timeout=60)  # without a key
+    assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+    style = httpx.get(f"{server.url}/page/style.css", timeout=60)
+    assert style.status_code == 200 and "default-src 'none'" in style.headers["content-security-policy"]
+    assert httpx.head(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_a_conversation_stays_with_the_replica_that_has_read_it(server: Server) -> None:
