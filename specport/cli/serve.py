@@ -167,8 +167,6 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     if not settings["keys"] and settings["hosts"] is None:
         terminal.say(guard.NO_KEYS)
     server.listen(listening)
-    url = server.url(host, port)
-    where = f", page at {url}/" if settings["page"] else ""
-    terminal.say(f"listening on {url}/v1{where}; Ctrl-C ends it")
+    terminal.say(server.told(host, port, page=settings["page"]))
     asyncio.run(running.serve([listening]))
     return 130 if running.signal == signal.SIGINT else 0

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ import specport
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
 from specport.jobs import ray_cluster
+from specport.outside.places import expanded
 
 if TYPE_CHECKING:
     from specport.jobs.ray_cluster import Cluster
     from specport.serve.settings import Limits, Sampling
 
 OPTIONS = ("ray_address", "replicas", "cores", "target_running", "update")
-FOLDERS = ("history", "datastore", "prefix_cache")  # of the options of `specport.load`
+# Options of `specport.load` that name a folder, and those that may name the file of a profile.
+FOLDERS, DEVICES = ("history", "datastore", "prefix_cache"), ("device", "draft_device")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +67,9 @@ def check(args: argparse.Namespace) -> None:
         raise InvalidInput(f"cores is {args.cores}; it must be 1 or more")
     if args.target_running is not None and not args.target_running > 0:
         raise InvalidInput(f"target_running is {args.target_running}; it must be more than 0")
-    if args.ray and args.speech_model is not None:
+    if args.ray and (args.speech_model, args.speech_draft) != (None, None):
         raise InvalidInput(
-            "replicas on a Ray cluster have no speech model", "leave --ray or --speech-model out"
+            "replicas on a Ray cluster have no speech model", "leave out --ray, or what begins with --speech"
         )
     if args.update and args.ray_address is None:
         raise InvalidInput("--update needs the address of the cluster", "--ray-address auto")
@@ -125,7 +127,7 @@ def run(
                 return 0
             if not keys and hosts is None:
                 terminal.say(guard.NO_KEYS)
-            terminal.say(f"listening on {server.url(args.host, port)}/v1; Ctrl-C ends it")
+            terminal.say(server.told(args.host, port, page=served.page))
             return _until_signal(stop, limits.shutdown_seconds, own=found.own)
 
 
@@ -188,13 +190,27 @@ def _fitting(found: Cluster, most: int) -> int:
 def _load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `specport.load`. Replicas run in another folder than this process."""
     load = options.given(args, options.LOAD_OPTIONS)
-    return {name: _absolute(value, name in FOLDERS) for name, value in load.items()}
+    for name in {*FOLDERS, *DEVICES} & {*load}:
+        load[name] = _absolute(load[name], name in FOLDERS)
+    if "draft" in load:
+        load["draft"] = _with_whole_paths(load["draft"])
+    return load
+
+
+def _with_whole_paths(draft: str) -> str:
+    """Return a draft expression whose models have whole paths. Raises InvalidInput."""
+    from specport.drafters import spec
+
+    found = spec.parse(draft)
+    return str(replace(found, parts=tuple(replace(p, model=_absolute(p.model)) for p in found.parts)))
 
 
 def _absolute(value: Any, folder: bool = False) -> Any:
-    """Return the whole path of what names a file or folder; anything else as it is."""
-    if isinstance(value, str) and (folder or Path(value).expanduser().exists()):
-        return str(Path(value).expanduser().resolve())
+    """Return the whole path of what names a file or folder; anything else as it is. Raises InvalidInput."""
+    if isinstance(value, str):
+        path = expanded(value)
+        if folder or path.exists():
+            return str(path.resolve())
     return value
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from specport.cli import main, serve_ray
+from specport.errors import InvalidInput
 from specport.jobs import ray_cluster
 
 
@@ -31,6 +32,8 @@ def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--ray", "--target-running", "0"], "target_running is 0.0; it must be more than 0"),
         (["--ray", "--update"], "--update needs the address of the cluster"),
         (["--ray", "--port", "70000"], "cannot use the address"),
+        (["--ray", "--speech-model", "base"], "have no speech model"),
+        (["--ray", "--speech-draft", "suffix"], "have no speech model"),
     ],
 )
 @pytest.mark.usefixtures("ray_is_there")
@@ -70,6 +73,23 @@ def test_paths_are_whole_as_replicas_run_elsewhere(tmp_path: Path, monkeypatch: 
     whole = {"draft": str(here / "model"), "prefix_cache": str(here / "new")}
     assert found == {**given, **whole}
     assert serve_ray._absolute("org/name") == "org/name" and serve_ray._absolute(None) is None
+    for draft, wanted in {
+        "suffix|./model": f"suffix|{here / 'model'}", "universal(model)": f"universal({here / 'model'})",
+        "suffix": "suffix", "auto": "auto", "none": "none", "org/name|ngram": "org/name|ngram",
+    }.items():  # fmt: skip
+        assert serve_ray._with_whole_paths(draft) == wanted
+    (tmp_path / "suffix").mkdir()  # of a drafter's name
+    (tmp_path / "fixed").mkdir()  # of a policy's name
+    given = {**names, "draft": "suffix", "policy": "fixed"}
+    assert serve_ray._load_options(argparse.Namespace(**given)) == {"draft": "suffix", "policy": "fixed"}
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/m", "m" * 5000, "a\0b"])
+def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
+    for options in ({"draft": name}, {"history": name}):
+        names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
+        with pytest.raises(InvalidInput):
+            serve_ray._load_options(argparse.Namespace(**{**names, **options}))
 
 
 @pytest.mark.parametrize(
