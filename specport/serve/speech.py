@@ -17,6 +17,10 @@ class TooManyTalks(Exception):
     """Too many audio files wait."""
 
 
+class TooLate(Exception):
+    """The time for an audio file is up."""
+
+
 class SpeechService:
     """Transcribe one audio after the other. Belongs to the event loop that uses it.
 
@@ -35,12 +39,12 @@ class SpeechService:
         return self._count
 
     async def segments(
-        self, audio: BinaryIO, options: dict[str, Any], done: Callable[[Transcript], None]
+        self, audio: BinaryIO, options: dict[str, Any], done: Callable[[Transcript], None], seconds: float
     ) -> AsyncGenerator[Segment, None]:
         """Yield segments as they are understood, then call `done` with the whole.
 
-        options: of `Transcriber.stream`. It stops when the iterator is closed. Raises SpecportError and
-        TooManyTalks.
+        options: of `Transcriber.stream`. seconds: most time, waiting included. It stops when the iterator is
+        closed. Raises SpecportError, TooManyTalks and TooLate.
         """
         if self._count >= self._most:
             raise TooManyTalks
@@ -51,6 +55,13 @@ class SpeechService:
         def tell(segment: Segment | None) -> None:
             with suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(news.put_nowait, segment)
+
+        late = False
+
+        def expire() -> None:
+            nonlocal late
+            late = True
+            news.put_nowait(None)
 
         def work() -> None:
             try:
@@ -63,12 +74,16 @@ class SpeechService:
         self._talks.add(talk)
         job = self._thread.submit(work)
         running = asyncio.wrap_future(job)
+        timer = loop.call_later(seconds, expire)
         try:
             while (segment := await news.get()) is not None:
                 yield segment
+            if late:
+                raise TooLate
             await running
             done(talk.transcript)
         finally:
+            timer.cancel()
             talk.cancel()
             if not job.cancel():  # it has begun: the audio's file is closed after this
                 with suppress(SpecportError, asyncio.CancelledError):

@@ -107,13 +107,15 @@ def test_a_stream(wav: bytes) -> None:
     assert "no audio" in events(reply)[0]["error"]["message"]
 
 
-def test_a_stream_has_a_last_second(wav: bytes) -> None:
+def test_a_request_takes_only_so_long(wav: bytes) -> None:
     def slow(window: Any) -> Decoded:
         time.sleep(0.5)
         return SCRIPT[0]
 
-    [reply] = ask({"file": wav, "stream": "true"}, model=ScriptedModel([slow]), request_seconds=0.1)
-    assert events(reply)[0]["error"]["code"] == "request_timeout"
+    model = ScriptedModel([slow])
+    streamed, whole = ask({"file": wav, "stream": "true"}, {"file": wav}, model=model, request_seconds=0.1)
+    assert events(streamed)[0]["error"]["code"] == "request_timeout"
+    assert whole.status_code == 408 and whole.json()["error"]["code"] == "request_timeout"
 
 
 def test_whoever_goes_away_while_it_waits_gives_its_place_back(wav: bytes) -> None:
@@ -125,7 +127,7 @@ def test_whoever_goes_away_while_it_waits_gives_its_place_back(wav: bytes) -> No
 
     async def start() -> None:
         speech = SpeechService(Transcriber(ScriptedModel([slow])), "heard", 4)
-        talks = [speech.segments(io.BytesIO(wav), {}, lambda transcript: None) for _ in range(2)]
+        talks = [speech.segments(io.BytesIO(wav), {}, lambda transcript: None, 60) for _ in range(2)]
         running, waiting = (asyncio.ensure_future(_first(talk)) for talk in talks)
         await asyncio.sleep(0.1)
         assert speech.num_talks == 2

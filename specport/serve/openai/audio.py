@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -27,7 +26,7 @@ from specport.serve.openai.errors import (
 )
 from specport.serve.openai.streaming import DONE, GONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.service import NotReady, Service
-from specport.serve.speech import SpeechService, TooManyTalks
+from specport.serve.speech import SpeechService, TooLate, TooManyTalks
 from specport.speech import formats
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.transcript import Segment, Transcript
@@ -77,6 +76,8 @@ class AudioRoutes:
                 429, "too many audio files wait; try again later", code="rate_limit_exceeded",
                 headers={"retry-after": "10", "connection": "close"},
             ) from None  # fmt: skip
+        except TooLate:
+            raise too_late() from None
         except InvalidInput as error:
             raise from_input(error, "file") from error
         except SpecportError as error:
@@ -135,7 +136,7 @@ class AudioRoutes:
         if form_of == "diarized_json":
             options["diarize"] = True
         whole: list[Transcript] = []
-        segments = self._speech.segments(file.file, options, whole.append)
+        segments = self._speech.segments(file.file, options, whole.append, self._limits.request_seconds)
         if fields.get("stream", "false").lower() in ("true", "1"):
             if form_of == "diarized_json":
                 raise not_supported("stream", "is not supported with diarized_json")
@@ -146,30 +147,22 @@ class AudioRoutes:
                 async for _ in segments:
                     pass
 
-        try:
-            await asyncio.wait_for(unless_gone(request.receive, finish()), self._limits.request_seconds)
-        except asyncio.TimeoutError:
-            raise too_late() from None
+        await unless_gone(request.receive, finish())
         return _reply(whole[0], form_of, bool(options.get("word_timestamps")))
 
     async def _events(
         self, segments: AsyncGenerator[Segment, None], whole: list[Transcript], form: FormData
     ) -> AsyncIterator[bytes]:
         """Yield the events of a stream. An error in its middle is an event, too."""
-        end = time.monotonic() + self._limits.request_seconds
         try:
             with self._service.other_work():
                 async with aclosing(segments):  # before its file is closed
-                    while True:
-                        left = max(0.0, end - time.monotonic())
-                        segment = await asyncio.wait_for(anext(segments, None), left)
-                        if segment is None:
-                            break
+                    async for segment in segments:
                         yield event({"type": "transcript.text.delta", "delta": segment.text})
             yield event({"type": "transcript.text.done", "text": whole[0].text, "usage": _usage(whole[0])})
         except (NotReady, TooManyTalks):
             yield event(ApiError(503, "the server cannot take this audio now; try again later").body())
-        except asyncio.TimeoutError:
+        except TooLate:
             yield event(too_late().body())
         except InvalidInput as error:
             yield event(from_input(error, "file").body())
