@@ -29,6 +29,7 @@ from specport.serve.service import NotReady, Service
 from specport.serve.speech import SpeechService, TooLate, TooManyTalks
 from specport.speech import formats
 from specport.speech.decoding.options import TranscribeOptions
+from specport.speech.decoding.recognizer import check_language
 from specport.speech.transcript import Segment, Transcript
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
@@ -133,6 +134,9 @@ class AudioRoutes:
             )  # fmt: skip
         form_of = naming("response_format", lambda: _format(fields.get("response_format", "json")))
         options = _options(form, fields, task)
+        tokens = self._speech.transcriber.model.tokens
+        param = "language" if "language" in options else "model"
+        naming(param, lambda: check_language(tokens, TranscribeOptions(**options)))
         if form_of == "diarized_json":
             options["diarize"] = True
         whole: list[Transcript] = []
