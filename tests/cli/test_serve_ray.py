@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +57,23 @@ def test_a_machine_without_ray(
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err == f"specport: error: Ray is not installed ({ray_cluster.INSTALL})\n"
+
+
+def test_a_cluster_that_does_not_let_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoToken(Exception):
+        """As Ray's own, which is no error of Python's."""
+
+    def init(**options: object) -> None:
+        raise NoToken("Token authentication is enabled but no token was found\nmore")
+
+    exceptions = SimpleNamespace(RayError=NoToken)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, exceptions=exceptions))
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: object())
+    assert main(["serve", "--ray", "--ray-address", "there:6379"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and "cannot use a Ray cluster at there:6379: Token" in err
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
