@@ -18,6 +18,7 @@ from specport.jobs import ray_cluster
 @pytest.fixture
 def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: object())
+    monkeypatch.setattr(ray_cluster, "WINDOWS", False)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,13 @@ def test_a_machine_without_ray(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster, "WINDOWS", False)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err == f"specport: error: Ray is not installed ({ray_cluster.INSTALL})\n"
 
 
+@pytest.mark.usefixtures("ray_is_there")
 def test_a_cluster_that_does_not_let_in(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +73,6 @@ def test_a_cluster_that_does_not_let_in(
 
     exceptions = SimpleNamespace(RayError=NoToken)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, exceptions=exceptions))
-    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: object())
     assert main(["serve", "--ray", "--ray-address", "there:6379"]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and "cannot use a Ray cluster at there:6379: Token" in err
@@ -103,12 +105,11 @@ def test_paths_are_whole_as_replicas_run_elsewhere(tmp_path: Path, monkeypatch: 
     assert serve_ray._load_options(argparse.Namespace(**given)) == {"draft": "suffix", "policy": "fixed"}
 
 
-@pytest.mark.parametrize("name", ["~nobody-of-that-name/m", "m" * 5000, "a\0b"])
-def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
-    for options in ({"draft": name}, {"history": name}):
-        names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
-        with pytest.raises(InvalidInput):
-            serve_ray._load_options(argparse.Namespace(**{**names, **options}))
+def test_names_that_no_file_can_have_are_one_line() -> None:
+    names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
+    for name in ("draft", "history"):
+        with pytest.raises(InvalidInput, match="cannot use the path"):
+            serve_ray._load_options(argparse.Namespace(**{**names, name: "a\0b"}))
 
 
 @pytest.mark.parametrize(

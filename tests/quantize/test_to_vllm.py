@@ -215,11 +215,10 @@ def test_requests_that_make_no_sense(
     ):
         assert main(["quantize", "export", str(draft), "--to", "vllm", "--out", str(out), *wrong]) == 2
         assert says in capsys.readouterr().err
-    for folder in ("~nobody-of-that-name/m", "m" * 5000):
-        for layout in ("hf", "vllm"):
-            assert main(["quantize", "export", folder, "--to", layout, "--out", str(out)]) == 2
-            assert main(["quantize", "export", str(draft), "--to", layout, "--out", folder]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+    for layout in ("hf", "vllm"):
+        for folders in (("a\0b", str(out)), (str(draft), "a\0b")):
+            assert main(["quantize", "export", folders[0], "--to", layout, "--out", folders[1]]) == 2
+            assert "cannot use the path" in capsys.readouterr().err
     assert main(["quantize", "export", str(draft), "--to", "hf", "--tokens", "2", "--out", str(out)]) == 2
     assert "--tokens is for --to vllm" in capsys.readouterr().err
     assert not out.exists()
