@@ -60,7 +60,8 @@ class AudioRoutes:
         return await self._answered(request, "translate")
 
     async def _answered(self, request: Request, task: str) -> Response:
-        form, streams = None, False
+        form: FormData | None = None
+        streams = False
         try:
             form = await self._form(request)
             response = await self._answer(request, form, task)
