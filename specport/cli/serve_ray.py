@@ -87,6 +87,7 @@ def run(
     least, most = args.replicas or (1, 2)
     own_cores = args.cores or max(1, (os.cpu_count() or 1) // most)
     port = args.port if args.ray_address and args.port else _free(args.host, args.port)
+    model, chosen = _absolute(args.model), _load_options(args)
     from specport.serve import guard, server
 
     # A cluster of its own has room for an update: new replicas start beside the old ones.
@@ -104,8 +105,8 @@ def run(
         replicas = deploy.Replicas(least, most, cores, target)
         load = f"{specport.load.__module__}:{specport.load.__qualname__}"
         served = Served(
-            _absolute(args.model), {"threads": cores, **_load_options(args)}, args.served_model_name, limits,
-            sampling, args.metrics_prefix, not args.no_page, replicas.reports, load,
+            model, {"threads": cores, **chosen}, args.served_model_name, limits, sampling,
+            args.metrics_prefix, not args.no_page, replicas.reports, load,
         )  # fmt: skip
         with _signals() as stop:
             try:

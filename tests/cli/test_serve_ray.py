@@ -37,6 +37,7 @@ def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--ray", "--port", "70000"], "cannot use the address"),
         (["--ray", "--speech-model", "base"], "have no speech model"),
         (["--ray", "--speech-draft", "suffix"], "have no speech model"),
+        (["--ray", "--port", "0", "--model", "a\0b"], "cannot use the path"),
     ],
 )
 @pytest.mark.usefixtures("ray_is_there")
