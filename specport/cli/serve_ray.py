@@ -97,6 +97,8 @@ def run(
 
         if args.update and not deploy.is_running():
             raise InvalidInput("the cluster serves nothing that could be replaced", "leave --update out")
+        if args.update and not keys and deploy.has_keys():
+            raise InvalidInput("the server has keys, and the update has none", "--api-key-file FILE")
         if not args.update and deploy.is_running():
             raise InvalidInput("the cluster serves already", "--update replaces what it serves")
         cores = args.cores or (own_cores if found.own else _fitting(found, most))

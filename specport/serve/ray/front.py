@@ -48,7 +48,7 @@ class Front:
     ) -> None:
         self._replicas, self._limits = replicas, limits
         self._answers = replicas.options(stream=True).answer
-        self._guard = Guard(self._handle, keys, hosts, open_paths)
+        self._guard, self._has_keys = Guard(self._handle, keys, hosts, open_paths), bool(keys)
         self._bodies = BodyReader(limits.max_body, limits.max_bodies, limits.body_seconds)
         self._num_running = self._num_held = 0
         self._draining = False
@@ -63,6 +63,10 @@ class Front:
                 await self._guard(scope, receive, send)
 
         return app
+
+    async def has_keys(self) -> bool:
+        """Return whether clients need a key."""
+        return self._has_keys
 
     async def drain(self) -> bool:
         """Take no more requests, and wait for the running ones. Return whether they ended in time."""

@@ -196,6 +196,15 @@ def test_an_update_starts_new_replicas_before_old_ones_end(server: Server) -> No
     assert not {*old} & {*server.metrics("num_requests_running")}
 
 
+def test_an_update_does_not_open_a_server_that_has_keys(server: Server) -> None:
+    command = server.again("--update")
+    at = command.index("--api-key-file")
+    done = subprocess.run([*command[:at], *command[at + 2 :]], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "the server has keys, and the update has none" in done.stderr
+    refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, timeout=60)
+    assert refused.status_code == 401
+
+
 def test_a_model_that_cannot_be_loaded_is_one_line_and_the_old_one_stays(server: Server) -> None:
     command = server.again("--replicas", "2", "--cores", "1", "--update", "--model", "missing")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
