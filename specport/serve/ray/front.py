@@ -137,8 +137,12 @@ class Front:
     async def _parts(self, call: Call, seconds: float) -> AsyncGenerator[Head | bytes, None]:
         """Yield the parts of a replica's reply. seconds: for the first one, in the queue."""
         reply = self._answers.remote(call)
+        first = asyncio.ensure_future(anext(reply))
         try:
-            yield await asyncio.wait_for(anext(reply), seconds)
+            # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the part.
+            if not (await asyncio.wait({first}, timeout=seconds))[0]:
+                raise asyncio.TimeoutError
+            yield first.result()
             async for part in reply:
                 yield part
         except StopAsyncIteration:
@@ -146,6 +150,7 @@ class Front:
         except _GONE as error:
             raise Lost from error
         finally:
+            first.cancel()
             reply.cancel()
 
     async def _metrics(self) -> Response:
