@@ -138,6 +138,8 @@ class Front:
         """Yield the parts of a replica's reply. seconds: for the first one, in the queue."""
         reply = self._answers.remote(call)
         first = asyncio.ensure_future(anext(reply))
+        # Nobody else hears of the error that Ray raises where a reply is cancelled.
+        first.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the part.
             if not (await asyncio.wait({first}, timeout=seconds))[0]:
