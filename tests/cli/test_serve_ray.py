@@ -86,17 +86,17 @@ def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_paths_are_whole_as_replicas_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
+    (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path)
     names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
-    given = {"draft": "model", "device": "xeon", "prefix_cache": "new", "exact": False, "num_draft_tokens": 3}
+    given = {"draft": "small", "device": "xeon", "prefix_cache": "new", "exact": False, "num_draft_tokens": 3}
     found = serve_ray._load_options(argparse.Namespace(**{**names, **given}))
     here = Path(os.path.realpath(tmp_path))
-    whole = {"draft": str(here / "model"), "prefix_cache": str(here / "new")}
+    whole = {"draft": str(here / "small"), "prefix_cache": str(here / "new")}
     assert found == {**given, **whole}
     assert serve_ray._absolute("org/name") == "org/name" and serve_ray._absolute(None) is None
     for draft, wanted in {
-        "suffix|./model": f"suffix|{here / 'model'}", "universal(model)": f"universal({here / 'model'})",
+        "suffix|./small": f"suffix|{here / 'small'}", "universal(small)": f"universal({here / 'small'})",
         "suffix": "suffix", "auto": "auto", "none": "none", "org/name|ngram": "org/name|ngram",
     }.items():  # fmt: skip
         assert serve_ray._with_whole_paths(draft) == wanted
