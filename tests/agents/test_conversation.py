@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -136,7 +136,9 @@ def test_schemas_are_plain_json_schema() -> None:
 
 def test_schemas_in_schemas_are_plain_too() -> None:
     @tool
-    def sort(rows: list[list[Any]], table: dict[str, int | None], pairs: list[str | list[int] | None]) -> str:
+    def sort(
+        rows: list[list[Any]], table: dict[str, int | None], pairs: list[Literal[1, "a"] | list[int] | None]
+    ) -> str:
         """Sorts.
 
         Args:
@@ -157,7 +159,8 @@ def test_schemas_in_schemas_are_plain_too() -> None:
             "type": "array", "description": "",
             "items": {
                 "anyOf": [
-                    {"type": "string"}, {"type": "array", "items": {"type": "integer"}}, {"type": "null"},
+                    {"type": ["integer", "string"], "enum": [1, "a"]},
+                    {"type": "array", "items": {"type": "integer"}}, {"type": "null"},
                 ]
             },
         },

@@ -24,7 +24,7 @@ def call(served: Served, **fields: Any) -> Any:
 
 def test_a_reply_comes_with_its_head_first_and_in_few_pieces() -> None:
     async def work() -> None:
-        async with served(toy()) as server:
+        async with served(toy(step_seconds=0.005)) as server:
             head, body = [part async for part in call(server)]
             assert isinstance(head, Head) and head.status == 200
             assert json.loads(body)["choices"][0]["text"] == greedy("abc", 40)
