@@ -65,9 +65,11 @@ def listen(bound: socket.socket) -> None:
         ) from error
 
 
-def url(host: str, port: int) -> str:
-    """Return the address that a client uses."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def told(host: str, port: int, *, page: bool) -> str:
+    """Return the line that says where a server listens."""
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    where = f", page at {url}/" if page else ""
+    return f"listening on {url}/v1{where}; Ctrl-C ends it"
 
 
 def _reason(error: Exception) -> str:
