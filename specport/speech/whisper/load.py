@@ -134,9 +134,7 @@ def _draft(
     target: Loaded,
 ) -> DraftModel:
     """Return a loaded draft. Raises ModelError for one that cannot hear the target's features."""
-    default = loader.profile.draft_precision
-    # A small decoder loses more by INT4 than its reading saves.
-    files = loader.files(name, precision or ("int8" if default.startswith("int4") else default))
+    files = loader.files(name, precision_of_draft(loader, precision))
     _, own, size = _read(files)
     loaded = _speech(loader.draft_with(files, None), files)
     assert loaded.speech is not None and target.speech is not None
@@ -154,6 +152,13 @@ def _draft(
         loader.costs(loaded),
         mismatch=own.mismatch(tokens),
     )
+
+
+def precision_of_draft(loader: Loader, asked: str | None = None) -> str:
+    """Return the weight format of a draft: what was asked for, or the device's own."""
+    default = loader.profile.draft_precision
+    # A small decoder loses more by INT4 than its reading saves.
+    return asked or ("int8" if default.startswith("int4") else default)
 
 
 def _vocabulary(tokens: WhisperTokens) -> Tokenizer:
