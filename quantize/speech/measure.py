@@ -1,4 +1,4 @@
-"""Measure a draft for speech on windows that it was not trained on: acceptance, word errors, cost of steps."""
+"""Measure a draft for speech on windows that it was not trained on: acceptance, word errors, step costs."""
 
 from __future__ import annotations
 

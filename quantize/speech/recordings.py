@@ -15,10 +15,11 @@ from specport.speech.audio.source import Source
 from specport.speech.checkpoint import fingerprint
 
 # Names of audio and video files that are looked for in folders. A file that the user names may have any.
-SUFFIXES = frozenset(
-    ".3gp .aac .ac3 .aif .aiff .amr .ape .au .avi .caf .dts .flac .flv .g722 .m4a .m4b .mka .mkv .mov .mp2 "
-    ".mp3 .mp4 .mpeg .mpg .oga .ogg .opus .ts .tta .voc .w64 .wav .webm .wma .wv".split()
-)
+SUFFIXES = (
+    ".3gp", ".aac", ".ac3", ".aif", ".aiff", ".amr", ".ape", ".au", ".avi", ".caf", ".dts", ".flac", ".flv",
+    ".g722", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".oga", ".ogg",
+    ".opus", ".ts", ".tta", ".voc", ".w64", ".wav", ".webm", ".wma", ".wv",
+)  # fmt: skip
 
 
 def find(given: Sequence[str | Path]) -> list[tuple[Path, bool]]:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from specport.quantize.speech.about import About
 
 EXPLAINED = """\
-The draft is the target with few layers of its decoder. It shares the target's encoder, which then runs once for
-both. The target transcribes the recordings, and the draft learns to say the same: no text is needed. A tenth is
-held out to measure. An hour of speech is a beginning; more of what you will transcribe is better.
+The draft is the target with few layers of its decoder. It shares the target's encoder, which runs once for
+both. The target transcribes the recordings, and the draft learns to say the same: no text is needed. A tenth
+is held out to measure. An hour of speech is a beginning; more of what you will transcribe is better.
 
 examples:
   specport quantize speech --audio talks/ --out draft            two layers for the default model, base
@@ -110,7 +110,7 @@ def show(about: About, as_json: bool) -> None:
         ("heard", heard),
         ("agreement", f"{change}, in {about.train_seconds:.0f} s"),
         ("accepted", f"{depths} of the tokens at depth 1, 2, ... in {found.rounds} rounds"),
-        ("same text", f"{found.same} of {found.windows} windows as the target wrote them without the draft"),
+        ("same ids", f"{found.same} of {found.windows} windows as the target wrote them without the draft"),
         ("WER alone", f"{wer} against the target"),
         ("step", f"draft {found.draft_ms:.1f} ms, target {found.target_ms:.1f} ms ({found.cost:.0%})"),
         (

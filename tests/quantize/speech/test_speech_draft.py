@@ -127,7 +127,7 @@ def test_a_tenth_is_held_out_whole_recordings_where_some_fit(
 def test_the_command_from_end_to_end(
     target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped while it listens and while it trains: the same model as of one run, and the same ids with it."""
+    """Stopped while it listens and while it trains: the model of one run, and the same ids with it."""
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
     (talks := tmp_path / "talks").mkdir()
     noise = np.random.default_rng(0).normal(scale=0.1, size=32000).astype(np.float32)
