@@ -92,30 +92,31 @@ def _hear(
         lambda: log_mel(buffer.window(state.position, WINDOW), model.mel_bins),
     )
     recorder = _Recorder(model, chosen, language)
-    places: list[int] = []
-    texts: list[Dialogue] = []
-    states: list[NDArray[np.float32]] = []
+    pending: list[tuple[int, Dialogue, NDArray[np.float32], State]] = []
 
-    def add(state: State, *, ended: bool) -> None:
-        part = Part(start.file, language, tuple(places), state.position, state.window, state.context, ended)
-        material.add(part, texts, states)
-        for each in (places, texts, states):
-            each.clear()
+    def add(*, ended: bool) -> None:
+        after = pending[-1][3] if pending else state
+        places = tuple(place for place, *_ in pending)
+        part = Part(start.file, language, places, after.position, after.window, after.context, ended)
+        material.add(part, [text for _, text, *_ in pending], [states for _, _, states, _ in pending])
+        pending.clear()
 
-    for step in sequential(recorder, buffer, state):
-        if recorder.last is not None:
-            most = min(options.max_new_tokens, context - len(recorder.last[1]))
-            text, heard = _learnt(model, recorder.last, most)
-            recorder.last = None
-            places.append(state.position)
-            texts.append(text)
-            states.append(heard)
-        state = step.state
-        if source.duration:
-            show(min(1.0, state.position / RATE / source.duration))
-        if len(texts) >= PART:
-            add(state, ended=False)
-    add(state, ended=True)
+    try:
+        for step in sequential(recorder, buffer, state):
+            if recorder.last is not None:
+                most = min(options.max_new_tokens, context - len(recorder.last[1]))
+                text, states = _learnt(model, recorder.last, most)
+                recorder.last = None
+                pending.append((state.position, text, states, step.state))
+            state = step.state
+            if source.duration:
+                show(min(1.0, state.position / RATE / source.duration))
+            if len(pending) >= PART:
+                add(ended=False)
+    except KeyboardInterrupt:
+        add(ended=False)
+        raise
+    add(ended=True)
 
 
 def _learnt(model: WhisperModel, heard: _Heard, most: int) -> tuple[Dialogue, NDArray[np.float32]]:

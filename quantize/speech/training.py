@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from specport.quantize.convert import package_faults
 from specport.quantize.convert.whisper.export import WEIGHTS
 from specport.quantize.speech.material import Material
 from specport.quantize.speech.recipe import Recipe
@@ -74,6 +75,7 @@ def train(
     held_out: windows that are not trained on. recipe: entries of `Recipe`.
     Arguments are plain data (`worker.run`). Returns what `About` keeps of it.
     """
+    package_faults.mend()
     from transformers import WhisperForConditionalGeneration
 
     how, folder = Recipe(**recipe), Path(source)
