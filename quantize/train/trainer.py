@@ -178,10 +178,10 @@ class Run:
                         )
                         for name in names
                     }
+                values = {name: about[name] for name in _KEPT}
         except OSError as error:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
-            values = {name: about[name] for name in _KEPT}
         except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise ModelError(
                 f"{self.path} is damaged: {error}", "remove it and run the command again"
