@@ -20,7 +20,8 @@ FORMAT = 1
 class Measured:
     """What was measured with the draft on held-out windows.
 
-    windows, tokens: that were measured; same: windows whose ids are those that the target wrote before.
+    windows, tokens: that were measured. greedy: windows whose text was greedy when the target heard them;
+              same: those of them that have the same ids with the draft.
     survival: share of the rounds in which the draft tokens of depth 1, 2, ... were all accepted.
     wer:      of the draft alone, with the target's text as the truth; None where jiwer is missing.
     draft_ms, target_ms: a step of one token. encoder_ms: a window's.
@@ -30,6 +31,7 @@ class Measured:
 
     windows: Count
     tokens: Count
+    greedy: Count
     same: Count
     survival: tuple[Share, ...]
     rounds: Count

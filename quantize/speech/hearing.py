@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,16 @@ from specport.speech.whisper.model import WhisperModel
 PART = 16  # windows that are written at once: at most these are heard again after a kill
 
 _Heard = tuple[NDArray[np.float32], tuple[int, ...], Outcome]
+
+
+class _Learnt(NamedTuple):
+    """Hold a window that is not written yet. after: where the recording goes on."""
+
+    place: int
+    greedy: bool
+    text: Dialogue
+    states: NDArray[np.float32]
+    after: State
 
 
 class _Recorder(Recognizer):
@@ -92,13 +103,16 @@ def _hear(
         lambda: log_mel(buffer.window(state.position, WINDOW), model.mel_bins),
     )
     recorder = _Recorder(model, chosen, language)
-    pending: list[tuple[int, Dialogue, NDArray[np.float32], State]] = []
+    pending: list[_Learnt] = []
 
     def add(*, ended: bool) -> None:
-        after = pending[-1][3] if pending else state
-        places = tuple(place for place, *_ in pending)
-        part = Part(start.file, language, places, after.position, after.window, after.context, ended)
-        material.add(part, [text for _, text, *_ in pending], [states for _, _, states, _ in pending])
+        after = pending[-1].after if pending else state
+        part = Part(
+            start.file, language,
+            tuple(each.place for each in pending), tuple(each.greedy for each in pending),
+            after.position, after.window, after.context, ended,
+        )  # fmt: skip
+        material.add(part, [each.text for each in pending], [each.states for each in pending])
         pending.clear()
 
     try:
@@ -106,8 +120,9 @@ def _hear(
             if recorder.last is not None:
                 most = min(options.max_new_tokens, context - len(recorder.last[1]))
                 text, states = _learnt(model, recorder.last, most)
+                greedy = recorder.last[2].temperature == 0
                 recorder.last = None
-                pending.append((state.position, text, states, step.state))
+                pending.append(_Learnt(state.position, greedy, text, states, step.state))
             state = step.state
             if source.duration:
                 show(min(1.0, state.position / RATE / source.duration))

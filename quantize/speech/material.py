@@ -32,6 +32,7 @@ class Part(Struct):
     """Some windows of one recording, in order.
 
     file:      number of the recording. places: sample at which each window begins.
+    greedy:    whether each window's text is greedy, not drawn after the greedy one had failed.
     position, window, context: where the recording goes on, as in `State`. ended: whether it does not.
     problem:   why nothing was heard, where the file could not be read.
     """
@@ -39,6 +40,7 @@ class Part(Struct):
     file: Count
     language: str = ""
     places: tuple[Count, ...] = ()
+    greedy: tuple[bool, ...] = ()
     position: Count = 0
     window: Count = 0
     context: tuple[TokenId, ...] = ()
@@ -124,6 +126,11 @@ class Material:
         if chosen:
             return [i for i, owner in enumerate(owners) if int(owner) in chosen]
         return [*range(total - max(1, round(HELD_OUT * total)), total)]
+
+    @property
+    def greedy(self) -> list[bool]:
+        """Return whether each window's text is greedy."""
+        return [each for part in self.parts for each in part.greedy]
 
     @property
     def _bytes(self) -> int:

@@ -68,6 +68,7 @@ def measure(
     texts = material.texts()
     chosen = [texts[i] for i in numbers]
     languages = [material.windows[i][2] for i in numbers]
+    greedy = [material.greedy[i] for i in numbers]
     with closing(pair.model(pair.target, str(pair.draft), pair.precision, part(progress, 0.0, 0.1))) as model:
         windows = [
             Window(features, tuple(text.tokens[: text.start].tolist()), True)
@@ -97,7 +98,11 @@ def measure(
     return Measured(
         windows=len(both),
         tokens=tokens,
-        same=sum(_ids(text, eot) == each.ids for text, each in zip(chosen, both, strict=True)),
+        greedy=sum(greedy),
+        same=sum(
+            known and _ids(text, eot) == each.ids
+            for known, text, each in zip(greedy, chosen, both, strict=True)
+        ),
         survival=survival,
         rounds=rounds,
         wer=_wer(pairs),

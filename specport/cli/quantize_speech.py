@@ -110,7 +110,7 @@ def show(about: About, as_json: bool) -> None:
         ("heard", heard),
         ("agreement", f"{change}, in {about.train_seconds:.0f} s"),
         ("accepted", f"{depths} at depth 1, 2, ... in {found.rounds} rounds"),
-        ("same ids", f"{found.same} of {found.windows} windows as the target wrote them without the draft"),
+        ("same ids", f"{found.same} of {found.greedy} windows as the target wrote them without the draft"),
         ("WER alone", f"{wer} against the target"),
         ("step", f"draft {found.draft_ms:.1f} ms, target {found.target_ms:.1f} ms ({found.cost:.0%})"),
         (
