@@ -31,7 +31,8 @@ FLOORS: imports.Floors = (
         "speech": ("speech",),
     },
     {"agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
-    {"tune": ("tune",)},
+    # It measures word errors as the bench does, with the engine of speech.
+    {"tune": ("tune",), "speech drafts": ("quantize.speech",)},
     {"cli": ("cli", "__main__")},
 )
 

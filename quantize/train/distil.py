@@ -161,7 +161,7 @@ def distil(
         )
         run, writes, better = train_student(
             student, texts, recipe, facts, work,
-            lambda student, device: _agreement(student, held_out, recipe.batch_tokens, device),
+            lambda student, device: agreement(student, held_out, recipe.batch_tokens, device),
             float, "distilling", progress,
         )  # fmt: skip
         after = run.after if better else run.before
@@ -171,23 +171,25 @@ def distil(
 def train_student(
     student: Any,
     texts: Sequence[Dialogue],
-    recipe: Recipe,
+    recipe: trainer.Pace,
     facts: Sequence[bytes],
     work: Path,
     examine: Callable[[Any, Any], Any],
     score: Callable[[Any], float],
     stage: str,
     progress: Progress,
+    frozen: Sequence[str] = ("embed_tokens",),
 ) -> tuple[trainer.Run, bool, bool]:
     """Train all of a student but its embeddings, in place; undo that where it did not raise the score.
 
     facts:   that decide how it is trained; a checkpoint of others is ignored.
     score:   of what `examine` returns; the higher, the better.
+    frozen:  parts of the names of parameters that are not trained.
     Other arguments and errors as for `trainer.train`. Returns the run, whether this process writes the model,
     and whether the student was changed.
     """
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_("embed_tokens" not in name)
+        parameter.requires_grad_(not any(part in name for part in frozen))
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     start = KeptWeights(trained, work / START)
     run, writes = trainer.train(
@@ -200,7 +202,7 @@ def train_student(
     return run, writes, better
 
 
-def _agreement(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> float:
+def agreement(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: Any) -> float:
     """Return the share of the answers' tokens that the student would propose."""
     hits = count = 0
     student.eval()

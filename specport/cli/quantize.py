@@ -17,6 +17,7 @@ from specport.cli import (
     quantize_inspect,
     quantize_layers,
     quantize_layerskip,
+    quantize_speech,
     terminal,
 )
 from specport.errors import InvalidInput
@@ -40,6 +41,7 @@ examples:
   specport quantize head --distil 300000 --out draft      a small head on the target's hidden states
   specport quantize layers                                measure the importance of each layer
   specport quantize compare --precision int4:128,awq      compare weight formats
+  specport quantize speech --audio talks/ --out draft     a draft for Whisper, from your recordings
 
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
@@ -63,6 +65,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_compare.add_parser(actions)
     quantize_layerskip.add_parser(actions)
     quantize_head.add_parser(actions)
+    quantize_speech.add_parser(actions)
     options.add_pair_options(parser)
     draft = parser.add_argument_group("draft")
     add = draft.add_argument
@@ -179,4 +182,5 @@ ACTIONS = {
     "compare": quantize_compare.run,
     "layerskip": quantize_layerskip.run,
     "head": quantize_head.run,
+    "speech": quantize_speech.run,
 }

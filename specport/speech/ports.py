@@ -39,6 +39,7 @@ class Decoded:
     sum_logprob: of ids and the end token, after suppression and the rules of timestamps, at temperature 1.
     no_speech_prob: at the position of <|startoftranscript|>; nan where the model has no such token.
     rounds, drafted, accepted: steps of the target's decoder, draft tokens, and those that were accepted.
+    drafted_per_depth, accepted_per_depth: the same, of the first, second, ... token of a draft.
     encoder_seconds, decoder_seconds: this window's share of time in the runtime.
     """
 
@@ -50,6 +51,8 @@ class Decoded:
     accepted: int = 0
     encoder_seconds: float = 0.0
     decoder_seconds: float = 0.0
+    drafted_per_depth: tuple[int, ...] = ()
+    accepted_per_depth: tuple[int, ...] = ()
 
 
 class SpeechTokens(Protocol):

@@ -32,8 +32,12 @@ def make(
     layers: int = 2,
     encoder_of: Path | None = None,
     width: int = 32,
+    frames: int = FRAMES,
+    context: int = CONTEXT,
 ) -> Path:
     """Write a model. english: another vocabulary, without languages in use. encoder_of: shares its encoder.
+
+    frames: of the encoder's output; 1500 = real windows of 30 s. context: most tokens of the decoder.
 
     Its weights are large enough that the text depends on all of what is heard and said.
     """
@@ -51,8 +55,8 @@ def make(
         decoder_attention_heads=2,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
-        max_source_positions=FRAMES,
-        max_target_positions=CONTEXT,
+        max_source_positions=frames,
+        max_target_positions=context,
         decoder_start_token_id=first + 1,
         bos_token_id=first,
         eos_token_id=first,

@@ -21,6 +21,7 @@ from specport.models.source import IR_XML
 from specport.models.whisper import CROSS_XML, ENCODER_XML, FACTS, encoder_key
 from specport.progress import Progress, silent
 
+WEIGHTS = "model.safetensors"
 _COPIED = ("tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 
 
@@ -73,11 +74,18 @@ def save(folder: Path, target: Path, precision: str, *, progress: Progress = sil
     found = source.read(folder)
     dtype = np.float16 if precision == "fp16" else np.float32
     progress("writing weights", 0.6)
-    tensors.write(
-        target / "model.safetensors", {name: array.astype(dtype) for name, array in found.weights.items()}
-    )
-    _write_files(folder, target, found)
+    write(folder, target, found, dtype)
     return {"numpy": metadata.version("numpy")}
+
+
+def write(folder: Path, target: Path, found: source.WhisperSource, dtype: Any = None) -> None:
+    """Write a model as a Hugging Face folder. folder: has its tokenizer. dtype: None = as the weights are.
+
+    Raises OSError.
+    """
+    arrays = {name: array.astype(dtype or array.dtype, copy=False) for name, array in found.weights.items()}
+    tensors.write(target / WEIGHTS, arrays)
+    _write_files(folder, target, found)
 
 
 def _write_files(folder: Path, target: Path, found: source.WhisperSource) -> None:

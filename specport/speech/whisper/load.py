@@ -136,9 +136,7 @@ def _draft(
 
     One whose encoder is the target's hears through that: a draft's precision never reaches the target's text.
     """
-    default = loader.profile.draft_precision
-    # A small decoder loses more by INT4 than its reading saves.
-    files = loader.files(name, precision or ("int8" if default.startswith("int4") else default))
+    files = loader.files(name, precision_of_draft(loader, precision))
     _, own, size = _read(files)
     loaded = loader.draft_with(files, None)
     speech = _speech(loaded, files)
@@ -157,6 +155,13 @@ def _draft(
         loader.costs(loaded),
         mismatch=own.mismatch(tokens),
     )
+
+
+def precision_of_draft(loader: Loader, asked: str | None = None) -> str:
+    """Return the weight format of a draft: what was asked for, or the device's own."""
+    default = loader.profile.draft_precision
+    # A small decoder loses more by INT4 than its reading saves.
+    return asked or ("int8" if default.startswith("int4") else default)
 
 
 def _vocabulary(tokens: WhisperTokens) -> Tokenizer:

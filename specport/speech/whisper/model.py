@@ -142,6 +142,32 @@ class WhisperModel:
         weights = self._attention(self._encode(self._heard(features)), tokens, heads)
         return weights[:, len(prompt) - 1 :][:, : len(ids)]
 
+    def chosen_from(
+        self, features: Features, prompt: Sequence[int], ids: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what a draft can learn of a window: the encoder's states, and the logits of each id.
+
+        That is states [frames, width], and the logits [ids, vocab] that each of these ids was chosen from,
+        before Whisper's rules. The prompt must not be empty.
+        """
+        heard, model = self._heard(features), self.engine.model
+        states, tokens = self._encode(heard), [*prompt, *ids][:-1]
+        widest = max(model.capabilities.buckets, default=len(tokens))
+        handle = model.open(len(tokens), heard)
+        found = []
+        try:
+            for start in range(0, len(tokens), widest):
+                chunk = tokens[start : start + widest]
+                output = model.step([Row(handle, Block.chain(chunk))])
+                if output.refused:
+                    raise DeviceError("there is no memory for a window of speech", "free some memory")
+                skipped = max(0, min(len(chunk), len(prompt) - 1 - start))
+                found.append(np.array(to_host(output.logits_of(0)[skipped:, :]), np.float32))
+                model.commit(handle, range(len(chunk)))
+        finally:
+            model.close(handle)
+        return states, np.concatenate(found)
+
     def _check(self, window: Window) -> None:
         if not window.prompt or min(window.prompt) < 0 or max(window.prompt) >= self.tokens.vocab:
             raise InvalidInput("a prompt is ids of the model, beginning with <|startoftranscript|>")
@@ -223,6 +249,8 @@ class WhisperModel:
             accepted=metrics.num_accepted_tokens,
             encoder_seconds=done.heard.told(),
             decoder_seconds=max(0.0, done.seconds),
+            drafted_per_depth=(*metrics.drafted_per_depth,),
+            accepted_per_depth=(*metrics.accepted_per_depth,),
         )
 
 
