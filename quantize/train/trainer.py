@@ -178,7 +178,6 @@ class Run:
                         )
                         for name in names
                     }
-                values = {name: about[name] for name in _KEPT}
         except OSError as error:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
