@@ -44,10 +44,11 @@ class Pair:
 
     def model(self, name: str, draft: str, precision: str | None, progress: Progress) -> WhisperModel:
         """Return one of the two, loaded with a draft of DEPTH tokens a round or "none"."""
+        plain = draft == "none"
         return load(
             name, draft=draft, device=self.device, precision=precision, threads=self.threads,
-            exact=draft != "none", progress=progress,
-            **({} if draft == "none" else {"policy": "fixed", "num_draft_tokens": DEPTH}),
+            exact=not plain, policy=None if plain else "fixed", num_draft_tokens=None if plain else DEPTH,
+            progress=progress,
         )  # fmt: skip
 
 
