@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="most steps of a task")
     args = parser.parse_args()
     files = args.documents or sorted(DOCUMENTS.glob("*.txt"))
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise InvalidInput(f"there is no file {missing}")
     with SpecportModel(
         args.model, draft=args.draft, device=args.device, draft_device=args.draft_device,
         history=args.history, max_tokens=300,

@@ -18,11 +18,12 @@ from specport.quantize.convert.to_huggingface import new_folder, to_hugging_face
 from specport.quantize.train.layerskip import about
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, download, mtp, source
+from specport.models import bundle, download, json_file, mtp, source
 from specport.models.atomic import write_atomically, write_json
 from specport.models.bundle import BUNDLE_FILE, Bundle
 from specport.models.json_file import read_json
 from specport.models.manifest import MANIFEST_FILE
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
@@ -58,7 +59,9 @@ class Exported:
     @property
     def command(self) -> str:
         """The command for a shell in `folder`."""
-        name, _, revision = self.model.partition("@")
+        name, revision = self.model, ""
+        if not (Path(name).is_absolute() or name.startswith("./")):  # a hub id; folders may have an @, too
+            name, _, revision = name.partition("@")
         words = ["vllm", "serve", name, *(["--revision", revision] if revision else [])]
         return shlex.join([*words, "--speculative-config", json.dumps(self.speculative)])
 
@@ -88,7 +91,7 @@ def to_vllm(
         raise InvalidInput(f"--tokens is {tokens}", "choose a number from 1 to 64")
     if draft is not None and draft not in WITHOUT_WEIGHTS:
         raise InvalidInput(f"unknown draft {draft!r}", f"choose one of {', '.join(WITHOUT_WEIGHTS)}")
-    folder = Path(spec).expanduser()
+    folder = expanded(spec)
     is_bundle = (folder / BUNDLE_FILE).is_file()
     if draft is not None and (is_bundle or target is not None):
         raise InvalidInput(f"{spec} and --draft {draft} are two drafts", "leave one of them out")
@@ -130,7 +133,7 @@ def _alone(spec: str, work: Path, draft: str | None, tokens: int | None, progres
 
 def _pair(spec: str, work: Path, target: str | None, tokens: int | None, progress: Progress) -> Exported:
     """Return a target and a draft that is a model of its own."""
-    folder = Path(spec).expanduser()
+    folder = expanded(spec)
     made = None
     if (folder / BUNDLE_FILE).is_file():
         made = bundle.read(folder, thorough=True, keep=True)
@@ -189,7 +192,7 @@ def _speculative(made: Bundle | None, own: int, target: int, spec: str, tokens: 
 def _target(spec: str | None, original: Path, work: Path, progress: Progress) -> tuple[str, Path]:
     """Return what vLLM serves, and the folder that has it: the user's own, or a new one of float weights."""
     if original.is_dir():
-        local = spec is not None and Path(spec).expanduser().is_dir()
+        local = spec is not None and expanded(spec).is_dir()
         return (str(original.resolve()) if local else str(spec)), original
     files = resolve(spec, precision=_PRECISION, weights="huggingface", progress=progress)
     _copy(files.folder, work / TARGET)
@@ -204,9 +207,7 @@ def _copy(folder: Path, made: Path) -> None:
 
 
 def _vocabulary(folder: Path) -> int:
-    config = read_json(folder / "config.json")
-    text = config.get("text_config")
-    return int((text if isinstance(text, dict) else config).get("vocab_size", 0))
+    return json_file.whole(json_file.text_config(folder), "vocab_size") or 0
 
 
 def _readme(made: Exported) -> str:

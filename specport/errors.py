@@ -30,6 +30,10 @@ class PromptTooLong(InvalidInput):
     """A prompt that the model's context cannot hold."""
 
 
+class UnusableTools(InvalidInput):
+    """Tools whose calls an answer cannot be held to."""
+
+
 class ModelError(SpecportError):
     """A model that cannot be found, read, converted or trusted."""
 

@@ -47,7 +47,7 @@ class RecurrentHead:
         self._begin, self._step = Request(begin), Request(step)
 
     def begin(self, hidden: Mapping[int, Array]) -> NDArray[np.float32]:
-        self._begin({f"hidden.{n}": np.array(hidden[n], dtype=np.float32) for n in self.layers})
+        self._begin({f"hidden.{n}": np.asarray(hidden[n], dtype=np.float32) for n in self.layers})
         states: NDArray[np.float32] = self._output(self._begin, graph.STATES).copy()
         return states
 
@@ -66,9 +66,8 @@ class RecurrentHead:
         return HeadChains(found, confidences, states)
 
     def _run(self, states: Array, tokens: Sequence[int] | Array) -> None:
-        # Copies, since a request writes the inputs of later calls into the arrays of the first.
-        ids = np.array(tokens, dtype=np.int64)
-        self._step({graph.STATES: np.array(states, dtype=np.float32), graph.TOKENS: ids})
+        ids = np.asarray(tokens, dtype=np.int64)
+        self._step({graph.STATES: np.asarray(states, dtype=np.float32), graph.TOKENS: ids})
 
     @staticmethod
     def _output(request: Request, name: str) -> Any:

@@ -33,6 +33,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         # fp32 weights imply f32 arithmetic.
         f32 = profile.fallback
         profile = replace(profile, exact=f32, fast=f32, draft=f32)
+    job = replace(job, options=replace(job.options, profile=profile))  # the encoder of speech takes it, too
     if options.role == "draft":
         # Pad like an exact target, although the rounding of a draft does not matter: one and two new
         # tokens then have the same shape, and a change of shape costs more than the second token.

@@ -14,7 +14,10 @@ Array = NDArray[np.generic]
 
 
 class Request:
-    """Run a compiled graph. Inputs that it lacks are ignored, so that several graphs can share a batch."""
+    """Run a compiled graph. Inputs that it lacks are ignored, so that several graphs can share a batch.
+
+    Each input's memory is the request's own and is used again by later calls: callers' arrays are only read.
+    """
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self.compiled = compiled
@@ -23,8 +26,10 @@ class Request:
         self._arrays: dict[str, Array] = {}
 
     def bind(self, port: Any, tensor: ov.Tensor) -> None:
-        """Bind an input (a port or its name) to this tensor until the next call of `bind`."""
+        """Bind an input (a port or its name) to this tensor until `bind` or a call brings another."""
         self._request.set_tensor(port, tensor)
+        for name in [port] if isinstance(port, str) else port.names:
+            self._arrays.pop(name, None)  # no longer what the graph reads
 
     def __call__(self, inputs: Mapping[str, Array]) -> float:
         """Run the graph on these inputs and return the seconds inside the runtime's call."""
@@ -33,8 +38,8 @@ class Request:
             if bound is not None and bound.shape == values.shape:
                 bound[...] = values  # the tensor shares this memory; a new binding is far slower
             elif name in self._names:
-                self._arrays[name] = values
-                self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
+                self._arrays[name] = own = np.array(values, order="C")
+                self._request.set_tensor(name, ov.Tensor(own, shared_memory=True))
         start = time.perf_counter()
         self._request.infer(share_inputs=True, share_outputs=True)  # else it copies the logits
         return time.perf_counter() - start

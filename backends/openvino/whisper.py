@@ -38,7 +38,7 @@ class WhisperEncoder:
 
         One window at a time: more would round differently.
         """
-        self._request({"features": np.array(features[None], np.float32)})  # its memory is used again
+        self._request({"features": np.asarray(features[None], np.float32)})
         states: NDArray[np.float32] = self._request.output("states").data[0].copy()
         return states
 

@@ -137,7 +137,7 @@ def write(traffic: Traffic, old: Sequence[Dialogue], most_tokens: float, folder:
     # The log has fewer likely tokens than old text; all texts of a batch need equally many.
     width = min(d.top_ids.shape[1] for texts in parts.values() for d in texts)
     for name, texts in parts.items():
-        save_shard(folder / name, [_narrowed(d, width) for d in texts], private=True)
+        save_shard(folder / name, [_narrowed(d, width) for d in texts], lasting=False)
     made = Mixture(folder, num_answer_tokens(own), num_answer_tokens(learned), epochs, traffic.notes)
     write_json(folder / PLAN, {**asdict(made), "folder": None})  # last, as it marks a complete mixture
     return made

@@ -44,11 +44,11 @@ class Pair:
 
     def model(self, name: str, draft: str, precision: str | None, progress: Progress) -> WhisperModel:
         """Return one of the two, loaded with a draft of DEPTH tokens a round or "none"."""
-        plain = draft == "none"
+        drafts = draft != "none"
         return load(
             name, draft=draft, device=self.device, precision=precision, threads=self.threads,
-            exact=not plain, policy=None if plain else "fixed", num_draft_tokens=None if plain else DEPTH,
-            progress=progress,
+            exact=drafts, policy="fixed" if drafts else None,
+            num_draft_tokens=DEPTH if drafts else None, progress=progress,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from specport.quantize.text.dialogues import Dialogue, read_shard
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Model, Row
 from specport.errors import ModelError
-from specport.models.atomic import replacing
+from specport.models.atomic import owner_only, replacing
 from specport.models.os_errors import cause
 from specport.progress import Progress
 
@@ -90,7 +90,7 @@ def _states(model: Model, layers: Sequence[int], dialogue: Dialogue) -> NDArray[
 
 def _save(path: Path, states: NDArray[np.float16]) -> None:
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb", opener=owner_only) as file:
             np.save(file, states)
     except OSError as error:
         message, hint = cause(error, "free some space and run the command again: complete files are kept")

@@ -12,7 +12,6 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from specport.quantize.text.dialogues import Dialogue
@@ -22,6 +21,7 @@ from specport.quantize.text.writer import TextWriter
 from specport.core.ports import Model
 from specport.errors import InvalidInput, ModelError, SpecportError
 from specport.jobs import ray_cluster
+from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
@@ -119,8 +119,8 @@ def writer_on(
     """
     if cluster is None:
         return None
-    if target is not None and Path(target).expanduser().exists():
-        target = str(Path(target).expanduser().resolve())
+    if target is not None and (path := expanded(target)).exists():
+        target = str(path.resolve())
     return RayWriter(cluster, Target({"name": target, "fingerprint": fingerprint, **options}), threads)
 
 

@@ -163,12 +163,12 @@ class Run:
 
         if not self.path.is_file():
             return False
-        values: dict[str, Any]
         try:
             with safe_open(self.path, "pt") as stored:
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))  # may hold NaN
                 if not isinstance(about, dict) or about.get("identity") != self.identity:
                     return False
+                values = {name: about[name] for name in _KEPT}
                 for i, parameter in enumerate(self.trained):
                     parameter.data.copy_(stored.get_tensor(f"{i}.weight"))
                     names = ("exp_avg", "exp_avg_sq", "step")
@@ -178,7 +178,6 @@ class Run:
                         )
                         for name in names
                     }
-                values = {name: about[name] for name in _KEPT}
         except OSError as error:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
@@ -197,9 +196,13 @@ def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None
         raise InvalidInput("there is too little text to learn from", "let the target write more")
 
 
-def sample_of(losses: Sequence[float]) -> list[float]:
-    """Return about 50 of the steps' losses, evenly spread, for a record."""
-    return [round(loss, 3) for loss in losses[:: max(1, len(losses) // 50)]]
+def sample_of(losses: Sequence[float]) -> list[float | None]:
+    """Return about 50 of the steps' losses, evenly spread, for a record; None where training diverged.
+
+    A record is JSON, which has no infinite numbers and no NaN.
+    """
+    chosen = losses[:: max(1, len(losses) // 50)]
+    return [round(loss, 3) if math.isfinite(loss) else None for loss in chosen]
 
 
 def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:

@@ -63,9 +63,22 @@ def tool_schema(tool: Tool) -> Json:
 
 
 def _value(value: Mapping[str, Any]) -> Json:
+    """Return a schema, and those in it, in plain JSON Schema."""
     out = dict(value)
+    for name in ("items", "additionalProperties"):
+        if isinstance(out.get(name), Mapping):
+            out[name] = _value(out[name])
+    for name in ("anyOf", "prefixItems"):
+        if isinstance(out.get(name), list):
+            out[name] = [_value(each) for each in out[name]]
+    if isinstance(out.get("properties"), Mapping):
+        out["properties"] = {name: _value(each) for name, each in out["properties"].items()}
     nullable = out.pop("nullable", False)
-    given = out.get("type", "string")
+    if "type" not in out:
+        if nullable and "anyOf" in out:
+            out["anyOf"].append({"type": "null"})
+        return out
+    given = out["type"]
     types = [
         each if each in _JSON_TYPES else "string" for each in ([given] if isinstance(given, str) else given)
     ]

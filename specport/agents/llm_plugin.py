@@ -105,7 +105,8 @@ class SpecportLlm(llm.Model):  # type: ignore[misc]
             for chunk in answer if stream else ():
                 text = chunk.text
                 if parser is not None:
-                    text = "".join(getattr(delta, "text", "") for delta in parser.feed(text))
+                    parser.feed(text)
+                    text = parser.content.removeprefix(said)  # a call that breaks off is text, too
                 if text:
                     said += text
                     yield StreamEvent("text", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from specport import speech
+from specport.bench.clips import Clip, read_clips
 from specport.bench.peers.speech import PEERS, make, normalizer
 from specport.errors import InvalidInput, SpecportError
 from specport.models.atomic import write_atomically, write_json
+from specport.outside.places import expanded
+from specport.outside.shown import in_markdown
 from specport.progress import Progress, part, silent
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
@@ -30,20 +32,8 @@ PLAIN = "none"
 PACKAGES = ("openvino", "openvino-genai", "transformers", "torch", "faster-whisper", "ctranslate2", "numpy")
 
 
-@dataclass(frozen=True)
-class Clip:
-    """Hold an audio file and what is known of it. text: what is said; rttm: who speaks when."""
-
-    id: str
-    audio: Path
-    text: str | None = None
-    language: str = "en"
-    rttm: Path | None = None
-    speakers: int | None = None
-
-
 @dataclass
-class Row:
+class MethodRun:
     """Hold what one method made of all clips. texts: clip -> text; seconds: clip -> of its fastest run."""
 
     method: str
@@ -60,39 +50,6 @@ class SpeechReport:
     speakers: list[dict[str, Any]]
     about: Mapping[str, Any]
     folder: Path
-
-
-def read_clips(path: Path) -> list[Clip]:
-    """Return the clips of a file of one JSON object a line: id, audio, text, language, rttm, speakers.
-
-    Paths are relative to the file. Raises InvalidInput.
-    """
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            rttm = data.get("rttm")
-            found.append(
-                Clip(
-                    str(data.get("id", number)),
-                    path.parent / data["audio"],
-                    data.get("text"),
-                    data.get("language", "en"),
-                    path.parent / rttm if rttm else None,
-                    data.get("speakers"),
-                )
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(f"{path}, line {number}: {error!r}") from error
-    if not found:
-        raise InvalidInput(f"{path} names no audio")
-    return found
 
 
 def bench_speech(
@@ -117,6 +74,7 @@ def bench_speech(
     batch:   windows that specport decodes together. runs: of each method on each clip; the fastest counts.
     """
     clips = read_clips(clips_file)
+    _check(clips, runs)
     chosen = [*dict.fromkeys((PLAIN, *(methods or (("auto", "draft") if draft else ("auto",)))))]
     if draft is None and any(name == "draft" or name.endswith(":draft") for name in chosen):
         raise InvalidInput("the method draft needs a model", "give one with --draft")
@@ -134,7 +92,7 @@ def bench_speech(
             found = speech.load(model, draft=expression, batch=max(8, batch), progress=show, **options)
             transcribers.append(found)
             made[name] = _own(found, batch)
-        rows = _measured(clips, made, runs, part(progress, 0.2, 0.9))
+        rows, audio = _measured(clips, made, runs, part(progress, 0.2, 0.9))
         speakers = [
             _speakers(transcribers[0], clip, part(progress, 0.9, 1.0))
             for clip in clips
@@ -147,9 +105,22 @@ def bench_speech(
         "model": model or "default", "draft": draft, "device": device or "auto", "batch": batch, "runs": runs,
         "processor": cpu_name(), "cores": os.cpu_count(), "threads": threads, "packages": installed(PACKAGES),
     }  # fmt: skip
-    report = SpeechReport([_figures(row, rows[0], clips) for row in rows], speakers, about, out)
+    report = SpeechReport([_figures(row, rows[0], clips, audio) for row in rows], speakers, about, out)
     _write(report, rows)
     return report
+
+
+def _check(clips: Sequence[Clip], runs: int) -> None:
+    """Raise SpecportError for what would end the benchmark after hours of measuring."""
+    if runs < 1:
+        raise InvalidInput(f"runs is {runs}; it must be 1 or more")
+    for clip in clips:
+        if not expanded(clip.audio).is_file():
+            raise InvalidInput(f"there is no file {clip.audio}")
+        if clip.rttm is not None:
+            read_rttm(clip.rttm)
+    # Whether what the word errors need is there.
+    word_error_rate(("", clip.text, clip.language) for clip in clips)
 
 
 _Method = Callable[[Samples, Clip], "tuple[str, Counts]"]
@@ -180,12 +151,16 @@ def _peer(
 
 def _measured(
     clips: Sequence[Clip], methods: Mapping[str, _Method], runs: int, progress: Progress
-) -> list[Row]:
-    """Run the methods in turn on each clip, so that what slows the machine down meets all of them."""
-    rows = {name: Row(name) for name in methods}
-    total, done = len(clips) * len(methods) * runs, 0
+) -> tuple[list[MethodRun], float]:
+    """Run the methods in turn on each clip, so that what slows the machine down meets all of them.
+
+    Returns also the seconds of audio.
+    """
+    rows = {name: MethodRun(name) for name in methods}
+    total, done, audio = len(clips) * len(methods) * runs, 0, 0.0
     for clip in clips:
         samples = read_all(clip.audio)
+        audio += len(samples) / RATE
         for run in range(runs):
             for name, method in methods.items():
                 progress(f"{clip.id}, {name}", done / total)
@@ -197,11 +172,10 @@ def _measured(
                 row.seconds[clip.id] = min(seconds, row.seconds.get(clip.id, seconds))
                 row.counts += counts if run == 0 else Counts()
                 done += 1
-    return [*rows.values()]
+    return [*rows.values()], audio
 
 
-def _figures(row: Row, plain: Row, clips: Sequence[Clip]) -> dict[str, Any]:
-    audio = sum(_duration(clip) for clip in clips)
+def _figures(row: MethodRun, plain: MethodRun, clips: Sequence[Clip], audio: float) -> dict[str, Any]:
     counts, seconds = row.counts, sum(row.seconds.values())
     return {
         "method": row.method,
@@ -217,10 +191,6 @@ def _figures(row: Row, plain: Row, clips: Sequence[Clip]) -> dict[str, Any]:
         "acceptance": counts.accepted / counts.drafted if counts.drafted else None,
         "fallbacks": counts.fallbacks,
     }
-
-
-def _duration(clip: Clip) -> float:
-    return len(read_all(clip.audio)) / RATE
 
 
 def word_error_rate(pairs: Iterable[tuple[str, str | None, str]]) -> float | None:
@@ -289,21 +259,21 @@ def table(report: SpeechReport) -> list[list[str]]:
     return found
 
 
-def _write(report: SpeechReport, rows: Sequence[Row]) -> None:
+def _write(report: SpeechReport, rows: Sequence[MethodRun]) -> None:
     head, *body = table(report)
-    lines = ["# Speech", "", *(f"- {name}: {value}" for name, value in report.about.items()), ""]
+    lines = ["# Speech", "", *(f"- {name}: {in_markdown(str(v))}" for name, v in report.about.items()), ""]
     lines += [
         f"| {' | '.join(head)} |",
         f"|{' --- |' * len(head)}",
-        *(f"| {' | '.join(r)} |" for r in body),
+        *(f"| {' | '.join(map(in_markdown, row))} |" for row in body),
         "",
     ]
     for each in report.speakers:
         shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in each["right_speaker"].items())
         lines.append(
-            f"- {each['id']}: diarization error {100 * each['der']:.1f} % (number of speakers given), "
-            f"{100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} estimated); "
-            f"words with the right speaker, by merge: {shares}"
+            f"- {in_markdown(each['id'])}: diarization error {100 * each['der']:.1f} % (number of speakers "
+            f"given), {100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} "
+            f"estimated); words with the right speaker, by merge: {shares}"
         )
     write_atomically(report.folder / "report.md", "\n".join(lines) + "\n")
     data = {

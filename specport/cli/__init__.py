@@ -2,12 +2,13 @@
 
 This module knows the names of the subcommands only. Exit codes: 0 done; 1 done, but a check failed (matrix);
 2 an error that the user can fix (printed on one line); 130 stopped by Ctrl-C; 141 the reader of the output
-closed the pipe.
+closed the pipe; 128 + N ended by signal N, with the same things kept as after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -48,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Only errors that are bugs keep their traceback."""
     terminal.prepare_streams()
     try:
-        return _dispatch([*(sys.argv[1:] if argv is None else argv)])
+        with terminal.ending():
+            code = _dispatch([*(sys.argv[1:] if argv is None else argv)])
+        number = terminal.ended()
+        return code if code != 130 or number is None else 128 + number
     except SpecportError as error:
         terminal.complain(str(error))
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         terminal.stopped()
-        return 130
+        return 128 + (stop.number if isinstance(stop, terminal.Ended) else signal.SIGINT)
     except BrokenPipeError:
         return 141
     except OSError as error:  # a full disk, a name that is too long, a folder that was deleted meanwhile

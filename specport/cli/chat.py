@@ -36,8 +36,8 @@ def converse(chat: Chat, printer: Printer, first: str | None = None) -> int:
     while True:
         try:
             line = first if first is not None else _read(interactive)
-        except KeyboardInterrupt:
-            if interrupted or not interactive:
+        except KeyboardInterrupt as stop:
+            if interrupted or not interactive or isinstance(stop, terminal.Ended):
                 raise
             interrupted = True
             terminal.say("\n(Ctrl-C again or Ctrl-D leaves)")
@@ -56,7 +56,7 @@ def converse(chat: Chat, printer: Printer, first: str | None = None) -> int:
                 terminal.complain(str(error))  # for instance a full context: /reset helps
                 continue
             interrupted = result.finish_reason == "cancelled"
-            if interrupted and not interactive:
+            if interrupted and (not interactive or terminal.ended() is not None):
                 return 130
 
 
@@ -83,13 +83,12 @@ def _read(interactive: bool) -> str | None:
         return line.rstrip("\r\n") if line else None
     prompt = "> "
     if not sys.stdout.isatty():  # input() would write its prompt into the answers
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
+        terminal.tell(prompt)
         prompt = ""
     try:
         return input(prompt)
     except EOFError:
-        sys.stderr.write("\n")
+        terminal.tell("\n")
         return None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 
 if TYPE_CHECKING:
     from specport.progress import Progress
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     given = [name for name in ONLY_VLLM if getattr(args, name, None) is not None]
     if given and args.to != "vllm":
         raise InvalidInput(f"--{given[0]} is for --to vllm", f"leave it out with --to {args.to}")
+    args.exported = expanded(args.exported)
     if args.exported.exists():
         raise InvalidInput(f"{args.exported} is there already", "choose another --out")
     with terminal.progress(getattr(args, "quiet", False)) as progress:
@@ -66,7 +68,7 @@ def _converted(args: argparse.Namespace, progress: Progress) -> str:
     """Write one of the layouts that hold the draft only; return how it is used."""
     from specport.models import bundle
 
-    folder, out = Path(args.folder), args.exported
+    folder, out = expanded(args.folder), args.exported
     if not (folder / bundle.BUNDLE_FILE).is_file():
         raise InvalidInput(f"{folder} is not a draft bundle", "specport quantize --out DIR makes one")
     bundle.check_is_model(bundle.read(folder, thorough=True), folder)

@@ -39,7 +39,7 @@ class Printer:
             return
         names = [] if draft_name == "none" else draft_name.split("|")
         shown = ["the model itself", *(self._mark(f"{name} draft", name) for name in names)]
-        sys.stderr.write(f"drafts: {', '.join(shown)}\n")
+        terminal.tell(f"drafts: {', '.join(shown)}\n")
 
     def answer(self, stream: Stream) -> Result:
         """Print a stream as it arrives. Ctrl-C ends the text; a second one raises KeyboardInterrupt."""

@@ -95,6 +95,8 @@ SAMPLING = (
 
 def run(args: argparse.Namespace) -> int:
     serve_ray.check(args)
+    if args.speech_draft is not None and args.speech_model is None:
+        raise InvalidInput("a speech draft needs a speech model", "add --speech-model base")
     try:
         from specport.serve import guard, metrics, server, settings
     except ImportError as error:
@@ -135,8 +137,6 @@ def _load(args: argparse.Namespace) -> Pipeline:
 
 def _load_speech(args: argparse.Namespace, limits: Limits) -> SpeechService | None:
     if args.speech_model is None:
-        if args.speech_draft is not None:
-            raise InvalidInput("a speech draft needs a speech model", "add --speech-model base")
         return None
     from specport import speech
     from specport.serve.speech import SpeechService
@@ -167,8 +167,6 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     if not settings["keys"] and settings["hosts"] is None:
         terminal.say(guard.NO_KEYS)
     server.listen(listening)
-    url = server.url(host, port)
-    where = f", page at {url}/" if settings["page"] else ""
-    terminal.say(f"listening on {url}/v1{where}; Ctrl-C ends it")
+    terminal.say(server.told(host, port, page=settings["page"]))
     asyncio.run(running.serve([listening]))
     return 130 if running.signal == signal.SIGINT else 0

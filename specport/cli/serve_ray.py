@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ import specport
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
 from specport.jobs import ray_cluster
+from specport.outside.places import expanded
 
 if TYPE_CHECKING:
     from specport.jobs.ray_cluster import Cluster
     from specport.serve.settings import Limits, Sampling
 
 OPTIONS = ("ray_address", "replicas", "cores", "target_running", "update")
-FOLDERS = ("history", "datastore", "prefix_cache")  # of the options of `specport.load`
+# Options of `specport.load` that name a folder, and those that may name the file of a profile.
+FOLDERS, DEVICES = ("history", "datastore", "prefix_cache"), ("device", "draft_device")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +67,9 @@ def check(args: argparse.Namespace) -> None:
         raise InvalidInput(f"cores is {args.cores}; it must be 1 or more")
     if args.target_running is not None and not args.target_running > 0:
         raise InvalidInput(f"target_running is {args.target_running}; it must be more than 0")
-    if args.ray and args.speech_model is not None:
+    if args.ray and (args.speech_model, args.speech_draft) != (None, None):
         raise InvalidInput(
-            "replicas on a Ray cluster have no speech model", "leave --ray or --speech-model out"
+            "replicas on a Ray cluster have no speech model", "leave out --ray, or what begins with --speech"
         )
     if args.update and args.ray_address is None:
         raise InvalidInput("--update needs the address of the cluster", "--ray-address auto")
@@ -85,6 +87,7 @@ def run(
     least, most = args.replicas or (1, 2)
     own_cores = args.cores or max(1, (os.cpu_count() or 1) // most)
     port = args.port if args.ray_address and args.port else _free(args.host, args.port)
+    model, chosen = _absolute(args.model), _load_options(args)
     from specport.serve import guard, server
 
     # A cluster of its own has room for an update: new replicas start beside the old ones.
@@ -94,6 +97,8 @@ def run(
 
         if args.update and not deploy.is_running():
             raise InvalidInput("the cluster serves nothing that could be replaced", "leave --update out")
+        if args.update and not keys and deploy.has_keys():
+            raise InvalidInput("the server has keys, and the update has none", "--api-key-file FILE")
         if not args.update and deploy.is_running():
             raise InvalidInput("the cluster serves already", "--update replaces what it serves")
         cores = args.cores or (own_cores if found.own else _fitting(found, most))
@@ -102,8 +107,8 @@ def run(
         replicas = deploy.Replicas(least, most, cores, target)
         load = f"{specport.load.__module__}:{specport.load.__qualname__}"
         served = Served(
-            _absolute(args.model), {"threads": cores, **_load_options(args)}, args.served_model_name, limits,
-            sampling, args.metrics_prefix, not args.no_page, replicas.reports, load,
+            model, {"threads": cores, **chosen}, args.served_model_name, limits, sampling,
+            args.metrics_prefix, not args.no_page, replicas.reports, load,
         )  # fmt: skip
         with _signals() as stop:
             try:
@@ -125,7 +130,7 @@ def run(
                 return 0
             if not keys and hosts is None:
                 terminal.say(guard.NO_KEYS)
-            terminal.say(f"listening on {server.url(args.host, port)}/v1; Ctrl-C ends it")
+            terminal.say(server.told(args.host, port, page=served.page))
             return _until_signal(stop, limits.shutdown_seconds, own=found.own)
 
 
@@ -145,8 +150,10 @@ class _Stop:
 @contextmanager
 def _signals() -> Iterator[_Stop]:
     """Handle signals; Ray has a handler of its own, which would end this process at once."""
+    from specport.serve.server import ending_signals
+
     stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         yield stop
     finally:
@@ -188,13 +195,27 @@ def _fitting(found: Cluster, most: int) -> int:
 def _load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `specport.load`. Replicas run in another folder than this process."""
     load = options.given(args, options.LOAD_OPTIONS)
-    return {name: _absolute(value, name in FOLDERS) for name, value in load.items()}
+    for name in {*FOLDERS, *DEVICES} & {*load}:
+        load[name] = _absolute(load[name], name in FOLDERS)
+    if "draft" in load:
+        load["draft"] = _with_whole_paths(load["draft"])
+    return load
+
+
+def _with_whole_paths(draft: str) -> str:
+    """Return a draft expression whose models have whole paths. Raises InvalidInput."""
+    from specport.drafters import spec
+
+    found = spec.parse(draft)
+    return str(replace(found, parts=tuple(replace(p, model=_absolute(p.model)) for p in found.parts)))
 
 
 def _absolute(value: Any, folder: bool = False) -> Any:
-    """Return the whole path of what names a file or folder; anything else as it is."""
-    if isinstance(value, str) and (folder or Path(value).expanduser().exists()):
-        return str(Path(value).expanduser().resolve())
+    """Return the whole path of what names a file or folder; anything else as it is. Raises InvalidInput."""
+    if isinstance(value, str):
+        path = expanded(value)
+        if folder or path.exists():
+            return str(path.resolve())
     return value
 
 

@@ -1,4 +1,4 @@
-"""Terminal input and output: encodings, colours, progress bar, Ctrl-C, closed pipes.
+"""Terminal input and output: encodings, colours, progress bar, signals, closed pipes and streams.
 
 Results go to stdout, messages about them to stderr. What is shown may come from untrusted files and models:
 here, and only here, it is cleaned of control characters. This module knows nothing of models.
@@ -11,8 +11,9 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from specport.errors import InvalidInput, SpecportError
@@ -22,10 +23,32 @@ if TYPE_CHECKING:
     from specport.progress import Progress
 
 BOLD, DIM, RED = "1", "2", "31"  # ANSI codes
+# Standard streams: their modes, and how the null device is opened where they are closed. Results that cannot
+# be written are an error, messages are not.
+_STREAMS = {"stdin": ("r", os.O_RDONLY), "stdout": ("w", os.O_RDONLY), "stderr": ("w", os.O_WRONLY)}
+# Signals that end the program: SIGTERM, SIGHUP (the terminal was closed), SIGBREAK (Windows).
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+_ended: list[int] = []  # the signal that ended a block of `on_ctrl_c`
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that ends the program came: what Ctrl-C keeps is kept."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def prepare_streams() -> None:
-    """Set encodings and error handlers so that no character of a model's output raises an exception."""
+    """Set encodings and error handlers so that no character of a model's output raises an exception.
+
+    A closed stream gets the null device: else the next file that is opened would take its place.
+    """
+    for name, (mode, flags) in _STREAMS.items():
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, flags)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115
     if os.name == "nt":
         os.system("")  # an empty command enables ANSI escape codes in the console
     for stream in (sys.stdout, sys.stderr):
@@ -82,23 +105,37 @@ def decoded(read: Callable[[], str]) -> str:
 
 
 def say(text: str, code: str = DIM) -> None:
-    """Print a line on stderr."""
-    text = on_terminal(text, sys.stderr)
-    sys.stderr.write((paint(text, code) if coloured(sys.stderr) else text) + "\n")
-    sys.stderr.flush()
+    """Print a line on stderr. Raises BrokenPipeError when the reader has closed the pipe."""
+    tell((paint(text, code) if coloured(sys.stderr) else text) + "\n")
 
 
 def complain(text: str) -> None:
     """Print an error on one line of stderr."""
     label = paint("error:", f"{BOLD};{RED}") if coloured(sys.stderr) else "error:"
-    sys.stderr.write(f"specport: {label} {on_terminal(' '.join(text.split()), sys.stderr)}\n")
+    with suppress(BrokenPipeError):
+        tell(f"specport: {label} {' '.join(text.split())}\n")
+
+
+def tell(text: str) -> None:
+    """Write a text to stderr. On a full disk or a closed terminal it is lost, and the work goes on.
+
+    Raises BrokenPipeError when the reader has closed the pipe.
+    """
+    try:
+        sys.stderr.write(on_terminal(text, sys.stderr))
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def stopped() -> None:
-    """Print that Ctrl-C ended the program, on a line of its own."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\n")
-    say("specport: stopped")
+    """Print that Ctrl-C or another signal ended the program, on a line of its own."""
+    with suppress(BrokenPipeError):
+        if sys.stderr.isatty():
+            tell("\n")
+        say("specport: stopped")
 
 
 @contextmanager
@@ -123,23 +160,51 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` on the first Ctrl-C inside the block. A second one raises KeyboardInterrupt as usual."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored (nohup), or handled by other code
+def ending() -> Iterator[None]:
+    """Raise `Ended` in the block for signals that end the program, unless they are ignored (nohup)."""
+    _ended.clear()
+    with _handled(_ENDING, (signal.SIG_DFL,), _end):
         yield
-        return
+
+
+def ended() -> int | None:
+    """Return the signal, other than Ctrl-C, that ended a block of `on_ctrl_c`; None = none came."""
+    return _ended[0] if _ended else None
+
+
+def _end(number: int, frame: Any) -> None:
+    raise Ended(number)
+
+
+@contextmanager
+def on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` on the first Ctrl-C, or signal that ends the program, inside the block.
+
+    A second one raises KeyboardInterrupt as usual.
+    """
 
     def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if number != signal.SIGINT:
+            _ended.append(number)
         act()
 
-    try:
-        signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread, which alone receives Ctrl-C
+    usual = (signal.default_int_handler, _end)  # others: ignored (nohup), or handled by other code
+    with _handled([signal.SIGINT, *_ENDING], usual, handle) as before:
         yield
-        return
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], usual: Sequence[Any], handler: Any) -> Iterator[dict[int, Any]]:
+    """Handle the signals in the block whose handlers are usual ones; yield these by signal."""
+    before = {n: found for n in numbers if (found := signal.getsignal(n)) in usual}
+    if threading.current_thread() is not threading.main_thread():  # it alone receives signals
+        before = {}
     try:
-        yield
+        for number in before:
+            signal.signal(number, handler)
+        yield before
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, found in before.items():
+            signal.signal(number, found)

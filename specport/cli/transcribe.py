@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput, SpecportError
+from specport.outside.places import expanded
+from specport.outside.shown import visible
 
 if TYPE_CHECKING:
     from specport.speech.checkpoint import Checkpoint
@@ -41,6 +43,7 @@ LOAD_OPTIONS = (
 )  # fmt: skip
 SPEAKER_OPTIONS = ("speakers", "max_speakers", "merge", "rttm")
 STATE = ".specport-state.json"
+LIVE = ("-", "microphone")
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -143,11 +146,18 @@ def run(args: argparse.Namespace) -> int:
     twice = sorted({name for name in names if names.count(name) > 1})
     _refuse(bool(args.output and twice), f"two files would be written as {twice and twice[0]}", "rename one")
     from specport import speech
+    from specport.speech.audio.read import raw_format
     from specport.speech.decoding.options import TranscribeOptions
+    from specport.speech.speakers.diarize import Diarizer, GivenTurns
 
     # Reject bad options and missing files now, not after a model was downloaded and converted.
     TranscribeOptions(**options.given(args, OPTIONS))
     _check_files(args.files)
+    if args.raw is not None:
+        raw_format(args.raw)
+    if args.rttm is not None:
+        GivenTurns(args.rttm)
+    Diarizer(args.speakers, 8 if args.max_speakers is None else args.max_speakers)
     with terminal.progress(args.quiet) as progress:
         given = options.given(args, LOAD_OPTIONS)
         if args.batch is not None:
@@ -214,20 +224,25 @@ def _print_as_heard(args: argparse.Namespace, talk: Talk) -> None:
 
     live = sys.stderr.isatty() and not args.quiet
     shown = 0
-    for step in talk.steps():
-        if live and shown:
+
+    def erase() -> None:
+        nonlocal shown
+        if shown:
             sys.stderr.write("\r" + " " * shown + "\r")
             shown = 0
+
+    for step in talk.steps():
+        erase()
         if step.partial is not None:
             if live:
-                line = " ".join(step.partial.split())[-78:]
-                sys.stderr.write(line)
-                sys.stderr.flush()
+                line = visible(" ".join(step.partial.split()))[-78:]
+                terminal.tell(line)
                 shown = len(line)
             continue
         lines = rows(step.segments) if args.timestamps else [s.text.strip() for s in step.segments]
         for line in lines:
             terminal.write(f"{line}\n")
+    erase()
 
 
 def _write(
@@ -270,20 +285,22 @@ def _checkpoint(args: argparse.Namespace, transcriber: Transcriber, name: str) -
     from specport.speech.checkpoint import Checkpoint, fingerprint
     from specport.speech.decoding.options import TranscribeOptions
 
-    path = Path(name)
-    if name in ("-", "microphone") or not path.is_file():
+    path = expanded(name)
+    if name in LIVE or not path.is_file():
         _refuse(args.resume, f"{name} cannot be resumed: it is no file")
         return None
     chosen = asdict(TranscribeOptions(**options.given(args, OPTIONS)))
     chosen["temperature"] = [*chosen["temperature"]]
-    key: dict[str, Any] = {"audio": fingerprint(path), "model": transcriber.model_name, "options": chosen}
+    key: dict[str, Any] = {
+        "audio": fingerprint(path), "raw": args.raw, "model": transcriber.model_name, "options": chosen,
+    }  # fmt: skip
     return Checkpoint(args.output / f".{_stem(name)}{STATE}", key)
 
 
 def _check_files(names: list[str]) -> None:
     for name in names:
-        _refuse(name not in ("-", "microphone") and not Path(name).exists(), f"there is no file {name}", "")
-    _refuse(names.count("-") + names.count("microphone") > 1, "only one live source can be read", "")
+        _refuse(name not in LIVE and not expanded(name).exists(), f"there is no file {name}")
+    _refuse(sum(map(names.count, LIVE)) > 1, "only one live source can be read")
 
 
 def _stem(name: str) -> str:

@@ -12,9 +12,9 @@ from specport.core.policies.first_proposal import FirstProposal
 from specport.core.ports import Model, Policy
 from specport.drafters.context import NO_RETRIEVAL, BuildContext, DraftModel, Retrieval
 from specport.drafters.forced import ForcedDrafter
-from specport.drafters.registry import MODEL, MTP, UNIVERSAL, registry
+from specport.drafters.registry import BUILT_IN, MODEL, MTP, UNIVERSAL, DrafterKind, registry
 from specport.drafters.spec import DraftSpec, PartSpec
-from specport.errors import InvalidInput, ModelError
+from specport.errors import InvalidInput, ModelError, SpecportError
 from specport.text.tokenizer import Tokenizer
 
 
@@ -50,8 +50,23 @@ def build_sources(
             model_follows=any(later.model is not None or later.kind == MTP for later in spec.parts[i + 1 :]),
             retrieval=retrieval, mtp=mtp,
         )  # fmt: skip
-        sources.append(kinds[part.kind].build(context))
+        sources.append(_built(kinds[part.kind], context))
     return sources
+
+
+def _built(kind: DrafterKind, context: BuildContext) -> Source:
+    """Return what a kind of drafter builds. Raises ModelError where code of another package fails."""
+    if kind.name in BUILT_IN:
+        return kind.build(context)
+    try:
+        found = kind.build(context)
+        if not isinstance(found, Source):
+            raise TypeError(f"a {type(found).__name__} is no source of drafts")
+        return found
+    except SpecportError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"drafter {kind.name} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def build_policy(

@@ -83,7 +83,7 @@ def registry() -> Registry:
             if not isinstance(kind, DrafterKind):
                 raise TypeError(f"a {type(kind).__name__} is no DrafterKind")
             kinds[point.name] = replace(kind, name=point.name)
-        except Exception as error:  # third-party code may raise anything; other kinds must stay usable
+        except (Exception, SystemExit) as error:  # third-party code may do anything; other kinds stay usable
             broken[point.name] = f"{type(error).__name__}: {error}"
     return Registry(kinds, broken)
 

@@ -31,7 +31,9 @@ def main() -> int:
     module, _, function = task["function"].partition(":")
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print to stdout, where only messages may go
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent closes the pipe
+    for name in ("SIGINT", "SIGHUP", *(() if "RANK" in os.environ else ("SIGTERM",))):
+        if hasattr(signal, name):  # they reach the parent too, which closes the pipe
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     stopped = threading.Event()
     threading.Thread(target=_watch_parent, args=(stopped, task["grace_s"]), daemon=True).start()
     if not task["verbose"]:

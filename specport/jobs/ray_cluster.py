@@ -67,10 +67,10 @@ def connected(address: str = THIS_MACHINE, cores: int | None = None) -> Iterator
         options |= {"address": address}
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "on this machine" if own or address == "auto" else f"at {address}"
-        raise DeviceError(f"there is no Ray cluster {where}: {reason}", "ray status") from error
+        raise DeviceError(f"cannot use a Ray cluster {where}: {reason}", "ray status") from error
     try:
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         yield Cluster(own, ray.get_runtime_context().gcs_address, tuple(int(each) for each in nodes if each))

@@ -49,7 +49,7 @@ def hold_workdir(work: Path, identity: dict[str, Any]) -> Iterator[None]:
     text = json.dumps(identity, sort_keys=True)
     path = work / REQUEST
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        work.mkdir(0o700, parents=True, exist_ok=True)  # the request and its texts are the user's own
         if any(work.iterdir()) and not (path.is_file() or (work / LOCK).is_file()):
             raise InvalidInput(f"{work} is there already, but no build made it", "choose another --out")
         with _locked(work):

@@ -43,6 +43,21 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         raise
 
 
+def owner_only(path: str, flags: int) -> int:
+    """Open a file for `open(opener=...)`; a new one may be read by its owner only, where modes mean that."""
+    return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make an empty folder `name.RANDOM`. The umask says who may read it; only its owner ever writes there.
+
+    `tempfile.mkdtemp` makes folders that nobody else can read, whatever the umask. Raises OSError.
+    """
+    folder = parent / f"{name}.{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o755)
+    return folder
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write UTF-8 text without newline conversion. Raises OSError; an older file then stays as it was."""
     with replacing(path) as temporary, open(temporary, "x", encoding="utf-8", newline="") as file:
@@ -70,7 +85,8 @@ def replace_folder(new: Path, out: Path) -> None:
     try:
         move(new, out)
     except BaseException:
-        move(old, out)
+        if os.path.lexists(old):  # else another process has put it back meanwhile (`recovered`)
+            move(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
+from specport.models.atomic import new_folder
 from specport.models.os_errors import cause
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
@@ -163,7 +163,7 @@ def _size(folder: Path) -> int:
 def _build(name: str, folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Entry:
     """Build under the lock. On any failure, no partial entry remains."""
     _clean(name)
-    work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=_temporary()))
+    work = new_folder(_temporary(), name)
     try:
         manifest.write(work, build(work))
         if folder.exists():
@@ -189,7 +189,7 @@ def _clean(held: str) -> None:
 def _discard(folder: Path) -> None:
     """Rename an entry out of the way, then delete it, so that no process sees a partial entry."""
     _temporary().mkdir(parents=True, exist_ok=True)
-    grave = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=_temporary()))
+    grave = new_folder(_temporary(), folder.name)
     try:
         os.replace(folder, grave / "old")
     except OSError as error:

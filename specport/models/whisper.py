@@ -22,6 +22,7 @@ ENCODER_XML, CROSS_XML = "openvino_encoder.xml", "openvino_cross.xml"  # beside 
 FACTS = "specport-whisper.json"  # written by conversions: what config.json does not say
 _ENCODER = "model.encoder."
 _LARGEST = 1 << 17  # of any size in a configuration; real ones end at 51866
+_MOST_LAYERS = 256  # and heads; real ones end at 32
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,20 @@ def is_whisper(folder: Path) -> bool:
 
 
 def speech_form(folder: Path) -> str | None:
-    """Return the format of a Whisper model: HUGGING_FACE (our IR too), CTRANSLATE2, or None for others."""
+    """Return the format of a Whisper model: HUGGING_FACE (our IR too), CTRANSLATE2, or None for others.
+
+    Raises ModelError for a damaged config.json, and for files that cannot be read.
+    """
     if is_whisper(folder):
         return HUGGING_FACE
     path = folder / CTRANSLATE2_FILE
     if not path.is_file() or any(folder.glob("*.safetensors")):
         return None
-    with open(path, "rb") as file:  # version, length of the name, name
-        return CTRANSLATE2 if file.read(64)[6:].startswith(b"WhisperSpec\0") else None
+    try:
+        with open(path, "rb") as file:  # version, length of the name, name
+            return CTRANSLATE2 if file.read(64)[6:].startswith(b"WhisperSpec\0") else None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
 
 
 def shape_of(config: dict[str, Any], where: Path) -> WhisperShape:
@@ -87,7 +94,8 @@ def shape_of(config: dict[str, Any], where: Path) -> WhisperShape:
     sizes: dict[str, int] = {}
     for name, key in _NAMES.items():
         value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+        most = _MOST_LAYERS if name.endswith(("_layers", "_heads")) else _LARGEST
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise ModelError(f"{where}: {key} is {value!r}", "check that it is a complete Whisper model")
         sizes[name] = value
     shape = WhisperShape(**sizes)

@@ -12,24 +12,33 @@ VISIBLE = {
     **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
     **{ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None},
 }
-# The colours that the command line uses itself. From elsewhere they do no harm, as each ends with its line.
-_COLOURS = re.compile(r"(\x1b\[(?:0|1|2|3[0-6]|1;31)m)")
+# The colours that the command line uses itself; not black, which hides text. Whoever writes them, they end
+# with the text that is shown.
+_RESET = "\x1b[0m"
+_COLOURS = re.compile(r"(\x1b\[(?:0|1|2|3[1-6]|1;31)m)")
 
 
 def on_terminal(text: str, stream: TextIO) -> str:
-    """Return a text without control characters if the stream is a terminal, else as it is."""
-    return visible(text) if stream.isatty() else text
+    """Return a text as it is, or for a terminal with visible signs for control characters.
+
+    Colours stay, and end with the text.
+    """
+    if not stream.isatty():
+        return text
+    parts = _COLOURS.split(text)
+    if len(parts) > 1 and parts[-2] != _RESET:
+        parts.append(_RESET)
+    return "".join(part if i % 2 else visible(part) for i, part in enumerate(parts))
 
 
 def visible(text: str) -> str:
-    """Return a text whose control characters are visible signs; colours stay."""
-    parts = _COLOURS.split(text)
-    return "".join(part if i % 2 else part.translate(VISIBLE) for i, part in enumerate(parts))
+    """Return a text with visible signs for all its control characters."""
+    return text.translate(VISIBLE)
 
 
 def in_markdown(text: str) -> str:
     """Return text that is only text in one line of Markdown: no tag, no end of a cell, no link, no code."""
-    escaped = html.escape(" ".join(text.translate(VISIBLE).split()))
+    escaped = html.escape(" ".join(visible(text).split()))
     for mark in "\\`*[]|":
         escaped = escaped.replace(mark, f"&#{ord(mark)};")
     return escaped.replace("://", "&#58;//")  # some renderers make links of bare addresses

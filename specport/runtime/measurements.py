@@ -29,7 +29,6 @@ FORMAT = 1
 
 
 T = TypeVar("T")
-Layer = Annotated[int, Meta(ge=1, lt=1 << 16)]
 
 
 class _Calibration(Struct):
@@ -80,7 +79,7 @@ class _Cut(Struct):
 
 
 class _Exit(Struct):
-    exit_layer: Layer
+    exit_layer: Annotated[int, Meta(ge=1, lt=1 << 16)]
 
 
 _AGAIN = "run specport calibrate again"

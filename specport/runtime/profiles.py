@@ -187,6 +187,7 @@ _PROPERTIES = ("exact", "fast", "draft", "fallback", "amx")
 _TABLES = ("recognise", *_PROPERTIES, "cost")
 _NUMBER = re.compile("[1-9][0-9]{0,4}")
 _MOST = 1 << 16  # of tokens in a step
+_WHOLE_TOKEN = (1 << 64) - 1  # OpenVINO's group of all activations of a token
 
 
 _PROFILE = Format(
@@ -253,8 +254,15 @@ def _check_properties(name: str, table: Mapping[str, Any], fail: Any) -> None:
     for key, value in table.items():
         if type(value) not in (str, int, float, bool):
             raise fail(f"{name}.{key} is {value!r:.200}", "it must be a text, a number, true or false")
-        if key == DYNAMIC_GROUP and (type(value) is not int or not 0 <= value <= _MOST):
+        if key == DYNAMIC_GROUP and not _is_group(value):
             raise fail(f"{name}.{key} is {value!r:.200}", "it must be a number of activations, or 0")
+
+
+def _is_group(value: str | float) -> bool:
+    """Return whether this is a group of activations, as a number or as OpenVINO's own text."""
+    if isinstance(value, str):
+        return value == "0" or _NUMBER.fullmatch(value) is not None
+    return type(value) is int and (0 <= value <= _MOST or value == _WHOLE_TOKEN)
 
 
 def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:

@@ -12,14 +12,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.block import Block
 from specport.core.ports import Model, Row
-from specport.errors import DeviceError
+from specport.errors import DeviceError, SpecportError
 from specport.progress import Progress, silent
 from specport.runtime.profiles import Profile, cpu_flags
 
@@ -170,6 +170,52 @@ class Backend(Protocol):
         ...
 
 
+# What code of other packages may raise; what it does must not end or break the rest.
+_ANYTHING = (Exception, SystemExit)
+
+
+@dataclass(frozen=True)
+class GuardedBackend:
+    """Call a backend of another package, and name it where it fails."""
+
+    name: str
+    weights: Weights
+    own: Backend
+
+    def probe(self, profiles: Sequence[Profile]) -> list[DeviceStatus]:
+        try:
+            found = {s.profile: s for s in self.own.probe(profiles) if isinstance(s, DeviceStatus)}
+        except _ANYTHING as error:
+            return BrokenBackend(self.name, _reason(error)).probe(profiles)
+        unknown = BrokenBackend(self.name, "its backend says nothing of it").probe(profiles)
+        return [found.get(status.profile, status) for status in unknown]
+
+    def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
+        try:
+            loaded = self.own.load(files, options)
+        except SpecportError:
+            raise
+        except _ANYTHING as error:
+            raise DeviceError(f"backend {self.name} cannot load {files.name}: {_reason(error)}") from error
+        if not isinstance(loaded, Loaded):
+            raise DeviceError(f"backend {self.name} gives a {type(loaded).__name__} for a loaded model")
+        return loaded
+
+
+def _guarded(name: str, backend: Any) -> Backend:
+    """Return a backend of another package for use. Raises TypeError for an object that is none."""
+    if not (callable(getattr(backend, "probe", None)) and callable(getattr(backend, "load", None))):
+        raise TypeError(f"a {type(backend).__name__} is no backend")
+    weights: Any = getattr(backend, "weights", None)
+    if weights not in get_args(Weights):
+        raise TypeError(f"it loads weights {weights!r:.100}, not {' or '.join(get_args(Weights))}")
+    return GuardedBackend(name, weights, backend)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True)
 class BrokenBackend:
     """Stand for an entry point that could not be loaded, so that it is listed without breaking the others."""
@@ -194,9 +240,11 @@ def backends() -> dict[str, Backend]:
         if names is not None and point.name not in names:
             continue
         try:
-            found[point.name] = point.load()
-        except Exception as error:  # third-party code may raise anything; the listing continues
-            found[point.name] = BrokenBackend(point.name, f"{type(error).__name__}: {error}")
+            backend = point.load()
+            own = point.value.startswith("specport.")
+            found[point.name] = backend if own else _guarded(point.name, backend)
+        except _ANYTHING as error:
+            found[point.name] = BrokenBackend(point.name, _reason(error))
     return found
 
 

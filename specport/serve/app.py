@@ -19,16 +19,15 @@ from specport.serve.answer import Answer, Choice, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.audio import AudioRoutes
 from specport.serve.openai.body import BodyReader, parse
-from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, response
+from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, response, too_late
 from specport.serve.openai.generation import Asked, RequestReader
 from specport.serve.openai.replies import Replies, finish_reason, speculation_of
-from specport.serve.openai.streaming import BEAT, DONE, ClientGone, EventStream, event, unless_gone
+from specport.serve.openai.streaming import BEAT, DONE, GONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.playground import add_playground, paths
 from specport.serve.service import Busy, NotReady, Service
 from specport.serve.settings import Sampling
 from specport.serve.speech import SpeechService
 
-GONE = 499  # nginx's status for a client that did not wait; nobody reads it
 _log = logging.getLogger(__name__)
 Reader = Callable[[dict[str, Any]], Asked]
 
@@ -60,7 +59,7 @@ def make_app(
     app = FastAPI(title="specport", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     api = _Api(service, name, sampling, speech)
     get, post = ["GET"], ["POST"]
-    app.add_api_route("/health", api.health, methods=get)
+    app.add_api_route("/health", api.health, methods=["GET", "HEAD"])  # load balancers ask with either
     app.add_api_route("/metrics", api.metrics, methods=get)
     app.add_api_route("/v1/models", api.models, methods=get)
     app.add_api_route("/v1/models/{asked:path}", api.model, methods=get)
@@ -210,10 +209,7 @@ async def _events(answer: Answer, replies: Replies, asked: Asked) -> AsyncIterat
 
 def _ended_early(error: TimedOut | Failed) -> ApiError:
     if isinstance(error, TimedOut):
-        # The client would else send the same request again, which takes as long.
-        return ApiError(
-            408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
-        )
+        return too_late()
     cause = error.__cause__
     if isinstance(cause, InvalidInput):  # a grammar that grew too large while it was followed
         return from_input(cause)
@@ -228,7 +224,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Say in OpenAI's shape that there is no such route or method."""
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path}: {error.detail}"
+    # Its URL may be none: clients choose its host and its query.
+    what = f"{request.method} {request.scope['path']}: {error.detail}"
     return response(ApiError(error.status_code, what, headers=error.headers))
 
 

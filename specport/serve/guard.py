@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.serve.openai.errors import ApiError, response
 
 NO_KEYS = "note: other machines can use this server, and there are no keys (--api-key-file)"
@@ -74,7 +75,7 @@ def digests(keys: Sequence[str | bytes]) -> list[bytes]:
 def read_keys(path: Path) -> list[str]:
     """Return the keys of a file, one a line; lines with # are comments. Raises InvalidInput."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = expanded(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"cannot read the file of API keys {path}: {reason}") from error

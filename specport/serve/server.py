@@ -22,7 +22,14 @@ from specport.serve.settings import Limits
 
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 1024
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
+
+
+def ending_signals() -> list[int]:
+    """Return the signals that end a server: not SIGHUP where it is ignored, as under nohup."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    found: list[int] = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    hung_up = getattr(signal, "SIGHUP", None)
+    return [n for n in found if n != hung_up or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -58,9 +65,11 @@ def listen(bound: socket.socket) -> None:
         ) from error
 
 
-def url(host: str, port: int) -> str:
-    """Return the address that a client uses."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def told(host: str, port: int, *, page: bool) -> str:
+    """Return the line that says where a server listens."""
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    where = f", page at {url}/" if page else ""
+    return f"listening on {url}/v1{where}; Ctrl-C ends it"
 
 
 def _reason(error: Exception) -> str:
@@ -85,7 +94,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        before = {number: signal.signal(number, self.handle_exit) for number in ending_signals()}
         try:
             yield
         finally:

@@ -16,7 +16,7 @@ class Limits:
     max_running, max_queue: sequences in the engine, and sequences that wait for it.
     max_choices:     sequences of one request (prompts times `n`).
     max_body, max_bodies: bytes of one request, and of all requests that are being read.
-    max_audio, max_talks: bytes of an audio file, and audio files that run or wait.
+    max_audio, max_talks: bytes of an audio file, and audio files that are being read, wait or run.
     max_depth:       nesting of a request's JSON.
     max_stop, max_stop_length: stop strings, and characters of each. max_bias: entries of `logit_bias`.
     max_connections: open connections.

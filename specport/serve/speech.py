@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -15,6 +15,10 @@ from specport.speech.transcript import Segment, Transcript
 
 class TooManyTalks(Exception):
     """Too many audio files wait."""
+
+
+class TooLate(Exception):
+    """The time for an audio file is up."""
 
 
 class SpeechService:
@@ -29,13 +33,18 @@ class SpeechService:
         self._thread = ThreadPoolExecutor(1, "specport-speech")
         self._talks: set[Talk] = set()
 
+    @property
+    def num_talks(self) -> int:
+        """Return how many audio files run or wait."""
+        return self._count
+
     async def segments(
-        self, audio: BinaryIO, options: dict[str, Any], done: Callable[[Transcript], None]
-    ) -> AsyncIterator[Segment]:
+        self, audio: BinaryIO, options: dict[str, Any], done: Callable[[Transcript], None], seconds: float
+    ) -> AsyncGenerator[Segment, None]:
         """Yield segments as they are understood, then call `done` with the whole.
 
-        options: of `Transcriber.stream`. It stops when the iterator is closed. Raises SpecportError and
-        TooManyTalks.
+        options: of `Transcriber.stream`. seconds: most time, waiting included. It stops when the iterator is
+        closed. Raises SpecportError, TooManyTalks and TooLate.
         """
         if self._count >= self._most:
             raise TooManyTalks
@@ -47,6 +56,13 @@ class SpeechService:
             with suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(news.put_nowait, segment)
 
+        late = False
+
+        def expire() -> None:
+            nonlocal late
+            late = True
+            news.put_nowait(None)
+
         def work() -> None:
             try:
                 for segment in talk:
@@ -56,16 +72,22 @@ class SpeechService:
 
         self._count += 1
         self._talks.add(talk)
-        running = loop.run_in_executor(self._thread, work)
+        job = self._thread.submit(work)
+        running = asyncio.wrap_future(job)
+        timer = loop.call_later(seconds, expire)
         try:
             while (segment := await news.get()) is not None:
                 yield segment
+            if late:
+                raise TooLate
             await running
             done(talk.transcript)
         finally:
+            timer.cancel()
             talk.cancel()
-            with suppress(SpecportError, asyncio.CancelledError):
-                await asyncio.shield(running)  # the audio's file is closed after this
+            if not job.cancel():  # it has begun: the audio's file is closed after this
+                with suppress(SpecportError, asyncio.CancelledError):
+                    await asyncio.shield(running)
             self._count -= 1
             self._talks.discard(talk)
 

@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from specport.errors import InvalidInput
 from specport.models.atomic import write_json
+from specport.outside import Format, plain_values
+from specport.outside.numbers import Count, TokenId
 from specport.speech.decoding.sequential import State
-from specport.speech.transcript import Counts, Segment
+from specport.speech.transcript import Counts, Segment, Word
 
 VERSION = 1
 EVERY_S = 2.0
-_MOST_BYTES = 256 << 20
 _SAMPLE = 1 << 16
+_HINT = "start again without --resume"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """Hold what the file holds. Raises ValueError for times that are none."""
+
+    key: dict[str, Any]
+    language: str
+    position: Count
+    window: Count
+    context: tuple[TokenId, ...]
+    segments: tuple[Segment, ...]
+    counts: Counts
+
+    def __post_init__(self) -> None:
+        timed: list[Segment | Word] = [*self.segments]
+        timed += [word for segment in self.segments for word in segment.words]
+        if not all(math.isfinite(each.start) and math.isfinite(each.end) for each in timed):
+            raise ValueError("it has a time that is no number")
+
+
+_SAVED = Format(
+    _Saved, "the state of a transcription", _HINT, InvalidInput, version=VERSION, most_bytes=256 << 20,
+    parse=plain_values.from_foreign_json,  # a probability of no speech may be nan
+)  # fmt: skip
 
 
 class Checkpoint:
@@ -36,29 +63,14 @@ class Checkpoint:
 
         Raises InvalidInput where the file is damaged or of another transcription.
         """
-        try:
-            if self.path.stat().st_size > _MOST_BYTES:
-                raise ValueError("it is too large")
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            if data["version"] != VERSION:
-                raise ValueError(f"it has version {data['version']}")
-            changed = [name for name, value in self._key.items() if data["key"].get(name) != value]
-            state = State(int(data["position"]), int(data["window"]), tuple(int(i) for i in data["context"]))
-            found = [Segment.of(segment) for segment in data["segments"]]
-            language, counts = str(data["language"]), Counts(**data["counts"])
-        except FileNotFoundError:
+        saved = _SAVED.read_if_there(self.path)
+        if saved is None:
             return None
-        except OSError as error:
-            raise InvalidInput(f"cannot read {self.path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InvalidInput(
-                f"{self.path} is damaged: {str(error)[:100]}", "start again without --resume"
-            ) from error
+        changed = [name for name, value in self._key.items() if saved.key.get(name) != value]
         if changed:
-            raise InvalidInput(
-                f"{self.path} is of another run: {', '.join(changed)} differs", "start again without --resume"
-            )
-        return language, state, found, counts
+            raise InvalidInput(f"{self.path} is of another run: {', '.join(changed)} differs", _HINT)
+        state = State(saved.position, saved.window, saved.context)
+        return saved.language, state, [*saved.segments], saved.counts
 
     def write(
         self, language: str, state: State, segments: Sequence[Segment], counts: Counts, *, now: bool = False
@@ -67,7 +79,7 @@ class Checkpoint:
         if not now and time.monotonic() - self._written < EVERY_S:
             return
         data = {
-            "version": VERSION,
+            "format": VERSION,
             "key": self._key,
             "language": language,
             "position": state.position,
@@ -88,11 +100,17 @@ class Checkpoint:
 
 
 def fingerprint(path: Path) -> str:
-    """Return what tells one audio file from another: its size, and a hash of its beginning and its end."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read(_SAMPLE))
+    """Return what tells one audio file from another: its size, and a hash of its beginning and its end.
+
+    Raises InvalidInput where it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()

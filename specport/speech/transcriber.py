@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -171,7 +171,7 @@ class Talk:
         for step in self._steps:
             yield from step.segments
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step, None, None]:
         """Yield what each window gave, and texts of windows that still grow, in live audio."""
         return self._steps
 
@@ -184,7 +184,16 @@ class Talk:
         else:
             self._cancelled.set()
 
-    def _transcribed(self) -> Iterator[Step]:
+    def _transcribed(self) -> Generator[Step, None, None]:
+        try:
+            yield from self._windows()
+        finally:  # also where the caller reads no further
+            self._source.stop()
+            if self._buffer is not None:
+                self._buffer.close()
+
+    def _windows(self) -> Iterator[Step]:
+        earlier = self._checkpoint.read() if self._resume and self._checkpoint is not None else None
         began = time.perf_counter()
         model, source = self._transcriber.model, self._source
         spans = None
@@ -194,7 +203,6 @@ class Talk:
         buffer = self._buffer = AudioBuffer(source.blocks(), live=source.live)
         if source.duration is not None and not source.live:
             self._progress("transcribing", 0.0)
-        earlier = self._checkpoint.read() if self._resume and self._checkpoint is not None else None
         language, state, counts = "", State(), Counts()
         if earlier is not None:
             language, state, self._segments, counts = earlier
@@ -232,11 +240,11 @@ class Talk:
         finally:
             if not complete:
                 self._keep(language, state, recognizer.counts, now=True)
+        if complete:
+            buffer.finish()  # of silence at the end no window was made
         self._report(recognizer, began, complete)
-        if complete and self._diarizer is not None:
-            self._diarize()
-        if complete and self._checkpoint is not None:
-            self._checkpoint.remove()
+        if complete:
+            self._conclude()
         self.transcript = replace(self.transcript, seconds=time.perf_counter() - began)
 
     def _initial(self) -> tuple[int, ...]:
@@ -262,10 +270,15 @@ class Talk:
         if source.duration and not source.live:
             self._progress("transcribing", heard / max(source.duration, heard))
 
-    def _diarize(self) -> None:
-        """Say who said what."""
-        assert self._diarizer is not None
+    def _conclude(self) -> None:
+        """Say who said what, where that was asked for; the state is needed no more."""
+        if self._diarizer is not None:
+            self._diarize(self._diarizer)
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+
+    def _diarize(self, diarizer: Diarizer | GivenTurns) -> None:
         self._progress("telling speakers apart", 0.0)
-        turns: list[Turn] = self._diarizer.turns(self._source, self._progress)
+        turns: list[Turn] = diarizer.turns(self._source, self._progress)
         segments = MERGES[self._merge](self.transcript.segments, turns)
         self.transcript = self.transcript.with_segments(segments, turns)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,6 @@ class Segment:
     no_speech_prob: float = 0.0
     words: tuple[Word, ...] = ()
     speaker: str | None = None
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Segment:
-        """Return the segment that `asdict` made these data of. Raises TypeError, KeyError or ValueError."""
-        words = tuple(Word(**word) for word in data["words"])
-        return cls(**{**data, "ids": tuple(map(int, data["ids"])), "words": words})
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class _Bounding(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _call("made", node) if isinstance(node.arg, nodes.Slice) else node
+        return _call("cut", node) if isinstance(node.arg, nodes.Slice) else node
 
     def _literal(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
@@ -64,6 +64,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = bounded_filter(name, function)
 
     counted = staticmethod(limits.counted)
+    cut = staticmethod(limits.cut)
     made = staticmethod(limits.made)
 
     @contextmanager
@@ -107,7 +108,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(own, (str, bytes, int)):
             limits.check_call(getattr(__obj, "__name__", ""), own, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
-        return result if __obj is limits.made else limits.made(result)
+        counted = __obj is limits.made or __obj is limits.cut
+        return result if counted else limits.made(result)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)

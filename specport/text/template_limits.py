@@ -22,9 +22,9 @@ MOST_WIDTH = 10_000  # that a text is padded or indented to
 MOST_BITS = 4096  # of a whole number
 MOST_SOURCE = 1 << 20  # characters of a template
 
-_WIDE = re.compile(r"[0-9]{5,}")
-_NESTED = re.compile(r"\{[^{}]*\{")
-_STARRED = re.compile(r"%[^a-zA-Z%]*\*")
+# Widths of five digits, and those that come from a value. Each takes time in proportion to the text.
+_WIDE = {"%": re.compile(r"[%)][-#0 +]*(?:[0-9]*\.)?[0-9]{5,}"), "{": re.compile(r"\{[^{}]*[0-9]{5,}")}
+_CHOSEN = {"%": re.compile(r"%[^a-zA-Z%]*\*"), "{": re.compile(r"\{[^{}]*\{")}
 
 
 class TooMuch(jinja2.TemplateRuntimeError):
@@ -101,6 +101,13 @@ def made(value: Any) -> Any:
     return value
 
 
+def cut(value: Any) -> Any:
+    """Return a slice, once it is counted. Its parts were counted when they were made."""
+    if isinstance(value, (str, bytes, list, tuple)):
+        CURRENT.get().make(len(value))
+    return value
+
+
 def check_operator(operator: str, left: Any, right: Any) -> None:
     """Raise TooMuch where the result would be too large."""
     numbers = isinstance(left, int) and isinstance(right, int)
@@ -126,7 +133,8 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
 
 def check_format(text: str, values: Any, mark: str) -> None:
     """Raise TooMuch where a text that values are put into could become too large."""
-    if _WIDE.search(text) or (_STARRED if mark == "%" else _NESTED).search(text.replace("{{", "")):
+    form = text.replace("{{", "") if mark == "{" else text
+    if _WIDE[mark].search(form) or _CHOSEN[mark].search(form):
         raise TooMuch(f"it pads texts to more than {MOST_WIDTH:,} characters")
     require(len(text) + (text.count(mark) + 1) * weight(values))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import ModelError
-from specport.models.atomic import replacing
+from specport.models.atomic import owner_only, replacing
 from specport.models.os_errors import cause
 from specport.models.safe_files import regular
 
@@ -65,25 +64,21 @@ def likeliest(logits: NDArray[np.float32], count: int) -> TopTokens:
     return ids.astype(np.int32), (shifted[ids] / shifted.sum(dtype=np.float64)).astype(np.float32)
 
 
-def save_shard(path: Path, shard: Sequence[Dialogue], *, private: bool = False) -> None:
-    """Write a shard atomically. Raises ModelError when the file cannot be written.
+def save_shard(path: Path, shard: Sequence[Dialogue], *, lasting: bool = True) -> None:
+    """Write a shard atomically, for its owner only. lasting: as for `replacing`.
 
-    private: whether only this user may read the file, where the system has permissions.
+    Raises ModelError when the file cannot be written.
     """
     try:
         # Another build may write the same shard at the same time.
         with (
-            replacing(path, lasting=not private) as temporary,
-            open(temporary, "wb", opener=_private if private else None) as f,
+            replacing(path, lasting=lasting) as temporary,
+            open(temporary, "wb", opener=owner_only) as f,
         ):
             np.savez_compressed(f, **_arrays(shard))
     except OSError as error:
         message, hint = cause(error, "free some space and run the command again: complete shards are kept")
         raise ModelError(f"cannot write {path}: {message}", hint) from error
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
 
 
 def _arrays(shard: Sequence[Dialogue]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class TrafficLog:
             return False
         self.prepare()
         path = self.folder / f"{time.time_ns():020}-{secrets.token_hex(4)}.npz"
-        save_shard(path, dialogues, private=True)
+        save_shard(path, dialogues, lasting=False)
         self._size += path.stat().st_size
         self._count += 1
         self._until_look -= 1

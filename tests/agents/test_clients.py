@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from support.served import NAME, listening
 
 import specport
 from specport.agents.code_steps import code_step
+from specport.models import download
 from specport.pipeline import Pipeline
 
 SCHEMA: dict[str, Any] = {
@@ -78,6 +80,21 @@ def test_a_code_agent_over_the_server(url: str) -> None:
     agent.run("answer")
     lines = [step.code_action for step in agent.memory.steps if getattr(step, "code_action", None)]
     assert lines and all(line.startswith(("print(", "final_answer(")) for line in lines)
+
+
+@pytest.mark.parametrize("package", ["smolagents", "langchain_openai"])
+def test_the_snippets_of_the_docs(url: str, package: str) -> None:
+    pytest.importorskip(package, reason="pip install 'specport[clients]'")
+    text = (Path(__file__).parents[2] / "docs" / "agents.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if f"from {package} " in block and "127.0.0.1:8000" in block)
+    assert f'"{download.NAME}"' in code  # the name of the default model for clients
+    found: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:8000/v1", url).replace(download.NAME, NAME), found)
+    if package == "smolagents":
+        assert found["model"].generate([{"role": "user", "content": ASK}], max_tokens=4).content
+    else:
+        assert found["llm"].invoke(ASK, max_tokens=4).content
 
 
 def test_langchain(url: str, wanted: specport.Result) -> None:

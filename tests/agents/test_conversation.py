@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 pytest.importorskip("smolagents")
-from smolagents import FinalAnswerTool, Tool
+from smolagents import FinalAnswerTool, Tool, tool
 from smolagents.memory import ActionStep, ToolCall
 from smolagents.models import ChatMessage, MessageRole
 from smolagents.monitoring import Timing
 
 from specport.agents.conversation import messages_of, tool_schema
 from specport.errors import InvalidInput
+from specport.text.grammar.grammar import Grammar
 
 
 def message(role: MessageRole, *texts: str) -> ChatMessage:
@@ -131,3 +132,37 @@ def test_schemas_are_plain_json_schema() -> None:
     answer = tool_schema(FinalAnswerTool())["function"]["parameters"]["properties"]["answer"]
     assert answer["type"] == "string"
     assert Many.inputs["image"]["type"] == "image"  # the tool's own are left alone
+
+
+def test_schemas_in_schemas_are_plain_too() -> None:
+    @tool
+    def sort(
+        rows: list[list[Any]], table: dict[str, int | None], pairs: list[Literal[1, "a"] | list[int] | None]
+    ) -> str:
+        """Sorts.
+
+        Args:
+            rows: what
+            table: how
+            pairs: more
+        """
+        return ""
+
+    schema = tool_schema(sort)["function"]["parameters"]
+    found = {name: {**value, "description": ""} for name, value in schema["properties"].items()}
+    assert found == {
+        "rows": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}, "description": ""},
+        "table": {
+            "type": "object", "additionalProperties": {"type": ["integer", "null"]}, "description": "",
+        },
+        "pairs": {
+            "type": "array", "description": "",
+            "items": {
+                "anyOf": [
+                    {"type": ["integer", "string"], "enum": [1, "a"]},
+                    {"type": "array", "items": {"type": "integer"}}, {"type": "null"},
+                ]
+            },
+        },
+    }  # fmt: skip
+    Grammar.json_schema(schema)

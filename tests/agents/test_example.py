@@ -19,6 +19,7 @@ from support.own_cache import own_cache  # noqa: F401
 
 from specport.agents import SpecportModel
 from specport.agents.code_steps import code_step
+from specport.errors import InvalidInput
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -68,3 +69,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "agent_core_ultra.py"), "--device", "abacus"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "abacus" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_document_that_is_missing(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["agent_core_ultra.py", "abacus.txt"])
+    with pytest.raises(InvalidInput, match="no file abacus"):
+        example.main()

@@ -22,7 +22,12 @@ from support import tiny_agents
 from support.own_cache import own_cache  # noqa: F401
 
 from specport.agents.llm_plugin import SpecportLlm, messages_of
+from specport.core.metrics import Metrics
 from specport.errors import InvalidInput
+from specport.stream import Chunk, Result
+from specport.text.tools.definitions import Tool
+from specport.text.tools.session import ToolSession
+from specport.text.tools.syntax import HERMES
 
 SCHEMA = {
     "type": "object", "properties": {"size": {"enum": [1, 2, 3]}}, "required": ["size"],
@@ -107,6 +112,33 @@ def test_tools_are_called_and_their_results_told(model: SpecportLlm, options: di
     ids = [call.tool_call_id for call in calls]
     assert [call["id"] for call in answer["tool_calls"]] == ids == [each["tool_call_id"] for each in results]
     assert [(each["role"], each["content"]) for each in results] == [("tool", f"{f}: 100 g") for f in seen]
+
+
+def test_a_call_that_breaks_off_is_told_once_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 'Now. <tool_call>\n{"name": "f", "arguments": {"x": 1 2}} and <tool_call>\n' + (
+        '{"name": "f", "arguments": {"x": 3}}\n</tool_call>'
+    )
+    session = ToolSession([], None, HERMES, (Tool("f"),))
+    content, calls = session.parse(written)
+
+    class Answer(list[Chunk]):
+        tools = session
+        result = Result(written, [], "stop", Metrics(), [], [], content, calls)
+
+        def close(self) -> None:
+            pass
+
+    class Loaded:
+        model_name = "scripted"
+
+        def stream(self, messages: Any, **options: Any) -> Answer:
+            return Answer(Chunk(written[i : i + 3], ()) for i in range(0, len(written), 3))
+
+    model = SpecportLlm()
+    monkeypatch.setattr(model, "_pipeline", lambda wanted: Loaded())
+    answer = model.prompt("hello")
+    assert answer.text() == content and content.startswith("Now. <tool_call>") and content.count("1 2") == 1
+    assert [call.arguments for call in answer.tool_calls()] == [{"x": 3}]
 
 
 def test_what_cannot_be_done_is_said(model: SpecportLlm, options: dict[str, Any]) -> None:

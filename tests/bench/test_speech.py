@@ -11,6 +11,7 @@ from support.scripted_speech import ScriptedModel, said, tone, write_wav
 
 from specport import cli, speech
 from specport.bench import speech as bench
+from specport.bench.clips import read_clips
 from specport.errors import InvalidInput
 from specport.speech.transcriber import Transcriber
 
@@ -44,16 +45,30 @@ def test_words_that_are_wrong(
     assert "WER %" in printed and "20.00" in printed and (out / "report.md").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "no json", '{"audio": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "[]", "no json", '{"audio": 3}', '{"audio": "a.wav", "text": 5}',
+        '{"audio": "a.wav", "speakers": 0}',
+        '{"audio": "a.wav", "id": "x"}\n{"audio": "b.wav", "id": "x"}',
+    ],
+)  # fmt: skip
 def test_bad_lists_of_clips(text: str, tmp_path: Path) -> None:
     path = tmp_path / "clips.jsonl"
     path.write_text(text + "\n")
     with pytest.raises(InvalidInput, match=r"clips\.jsonl"):
-        bench.read_clips(path)
+        read_clips(path)
 
 
-def test_methods_that_need_more(tmp_path: Path) -> None:
+def test_what_is_missing_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "clips.jsonl"
-    path.write_text('{"audio": "a.wav"}\n')
-    with pytest.raises(InvalidInput, match="--draft"):
-        bench.bench_speech(path, tmp_path, methods=["draft"])
+    write_wav(tmp_path / "a.wav", tone(0.1))
+    for line, options, reason in (
+        ('{"audio": "a.wav"}', {"methods": ["draft"]}, "--draft"),
+        ('{"audio": "a.wav"}', {"runs": 0}, "runs is 0"),
+        ('{"audio": "gone.wav"}', {}, "no file"),
+        ('{"audio": "a.wav", "rttm": "gone.rttm"}', {}, "RTTM"),
+    ):
+        path.write_text(line + "\n")
+        with pytest.raises(InvalidInput, match=reason):
+            bench.bench_speech(path, tmp_path, **options)

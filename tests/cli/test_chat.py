@@ -92,8 +92,11 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def ctrl_c(self) -> None:
+        self.signal(signal.SIGINT)
+
+    def signal(self, number: int) -> None:
         time.sleep(0.2)  # Python's readline misses a signal between showing its prompt and waiting
-        self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(number)
 
     def end(self) -> int:
         try:
@@ -101,6 +104,18 @@ class Terminal:
         finally:
             self._process.kill()
             os.close(self._master)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_signal_to_end_leaves_the_chat(answering):
+    terminal = Terminal(0.02)
+    terminal.wait_for("> ")
+    if answering:
+        terminal.type("hello\n")
+        terminal.wait_for("hello")
+    terminal.signal(signal.SIGTERM)
+    assert terminal.end() == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from support import toy_pipeline
@@ -13,6 +18,7 @@ import specport
 from specport.cli import COMMANDS, main
 
 TOY = toy_pipeline.PROGRAM
+FULL = os.path.exists("/dev/full")
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +138,64 @@ def test_reader_that_goes_away(arguments):
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(
+    ("closed", "code", "said"),
+    [
+        ("<&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">&-", 2, "specport: error: cannot write to standard output: Bad file descriptor"),
+        ("<&- >&- 2>&-", 2, ""),
+        pytest.param("2>/dev/full", 0, "", marks=pytest.mark.skipif(not FULL, reason="needs a full disk")),
+    ],
+)
+def test_streams_that_are_closed_or_full(closed, code, said):
+    command = shlex.join([*TOY, "run", "Hi", "--max-new-tokens", "4", *(["--quiet"] if said else [])])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, bool(done.stdout)) == (code, code == 0)
+    assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == ([said] if said else [])
+
+
+def test_no_prompt_comes_from_a_closed_stdin():
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join([*TOY, 'run'])} <&-"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "the prompt is empty" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_other_signals_keep_what_ctrl_c_keeps(number):
+    env = {**os.environ, "TOY_STEP_SECONDS": "0.02"}
+    command = [*TOY, "run", "Hi", "--json", "--max-new-tokens", "4000"]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr and process.stdout
+        process.stderr.readline()  # it is loaded
+        time.sleep(1.0)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and "Traceback" not in err
+    assert json.loads(out)["finish_reason"] == "cancelled"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_signal_while_loading(monkeypatch, capsys):
+    def load(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("only the main thread receives signals")
+    monkeypatch.setattr(specport, "load", load)
+    assert main(["run", "Hi"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "specport: stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.skipif(not FULL, reason="needs a full disk")
 def test_output_that_cannot_be_written():
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -81,7 +81,8 @@ def test_pull(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(conversion, "resolve", resolve)
     assert main(["models", "pull"]) == 0
     assert main(["models", "pull", "org/small", "--precision", "int4"]) == 0
-    assert asked == [(None, {}), ("org/small", {"precision": "int4"})]
+    any_kind = {"speech": None}
+    assert asked == [(None, any_kind), ("org/small", {"precision": "int4", **any_kind})]
     out, err = capsys.readouterr()
     assert out == f"{tmp_path}\n" * 2
     assert err == "specport: converting\nsmall (int4) is ready\n" * 2

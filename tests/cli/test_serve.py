@@ -47,6 +47,8 @@ def test_the_server_is_for_this_machine_unless_told() -> None:
         (["--port", "http"], "invalid int value"),
         (["--host", "no.such.host.invalid"], "cannot use the address no.such.host.invalid"),
         (["--api-key-file", "no/such/file"], "cannot read the file of API keys"),
+        (["--api-key-file", "a\0b"], "cannot use the path"),
+        (["--speech-draft", "suffix"], "a speech draft needs a speech model"),
         (["--metrics-prefix", "a-b"], "the prefix of metrics 'a-b'"),
     ],
 )

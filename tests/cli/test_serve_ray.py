@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from specport.cli import main, serve_ray
+from specport.errors import InvalidInput
 from specport.jobs import ray_cluster
 
 
 @pytest.fixture
 def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: object())
+    monkeypatch.setattr(ray_cluster, "WINDOWS", False)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,9 @@ def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--ray", "--target-running", "0"], "target_running is 0.0; it must be more than 0"),
         (["--ray", "--update"], "--update needs the address of the cluster"),
         (["--ray", "--port", "70000"], "cannot use the address"),
+        (["--ray", "--speech-model", "base"], "have no speech model"),
+        (["--ray", "--speech-draft", "suffix"], "have no speech model"),
+        (["--ray", "--port", "0", "--model", "a\0b"], "cannot use the path"),
     ],
 )
 @pytest.mark.usefixtures("ray_is_there")
@@ -49,9 +56,27 @@ def test_a_machine_without_ray(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster, "WINDOWS", False)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err == f"specport: error: Ray is not installed ({ray_cluster.INSTALL})\n"
+
+
+@pytest.mark.usefixtures("ray_is_there")
+def test_a_cluster_that_does_not_let_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoToken(Exception):
+        """As Ray's own, which is no error of Python's."""
+
+    def init(**options: object) -> None:
+        raise NoToken("Token authentication is enabled but no token was found\nmore")
+
+    exceptions = SimpleNamespace(RayError=NoToken)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, exceptions=exceptions))
+    assert main(["serve", "--ray", "--ray-address", "there:6379"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and "cannot use a Ray cluster at there:6379: Token" in err
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,15 +86,31 @@ def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_paths_are_whole_as_replicas_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
+    (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path)
     names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
-    given = {"draft": "model", "device": "xeon", "prefix_cache": "new", "exact": False, "num_draft_tokens": 3}
+    given = {"draft": "small", "device": "xeon", "prefix_cache": "new", "exact": False, "num_draft_tokens": 3}
     found = serve_ray._load_options(argparse.Namespace(**{**names, **given}))
     here = Path(os.path.realpath(tmp_path))
-    whole = {"draft": str(here / "model"), "prefix_cache": str(here / "new")}
+    whole = {"draft": str(here / "small"), "prefix_cache": str(here / "new")}
     assert found == {**given, **whole}
     assert serve_ray._absolute("org/name") == "org/name" and serve_ray._absolute(None) is None
+    for draft, wanted in {
+        "suffix|./small": f"suffix|{here / 'small'}", "universal(small)": f"universal({here / 'small'})",
+        "suffix": "suffix", "auto": "auto", "none": "none", "org/name|ngram": "org/name|ngram",
+    }.items():  # fmt: skip
+        assert serve_ray._with_whole_paths(draft) == wanted
+    (tmp_path / "suffix").mkdir()  # of a drafter's name
+    (tmp_path / "fixed").mkdir()  # of a policy's name
+    given = {**names, "draft": "suffix", "policy": "fixed"}
+    assert serve_ray._load_options(argparse.Namespace(**given)) == {"draft": "suffix", "policy": "fixed"}
+
+
+def test_names_that_no_file_can_have_are_one_line() -> None:
+    names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
+    for name in ("draft", "history"):
+        with pytest.raises(InvalidInput, match="cannot use the path"):
+            serve_ray._load_options(argparse.Namespace(**{**names, name: "a\0b"}))
 
 
 @pytest.mark.parametrize(

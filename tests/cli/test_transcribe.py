@@ -90,6 +90,11 @@ def test_a_bad_file_does_not_stop_the_others(
         (["-", "--diarize"], "needs a file"),
         (["TALK", "--raw", "mp3"], "raw samples"),
         (["TALK", "--language", "de"], "English only"),
+        (["TALK", "--seed", "-1"], "seed is -1"),
+        (["TALK", "--speakers", "0"], "speakers is 0"),
+        (["TALK", "--max-speakers", "0", "--diarize"], "max_speakers is 0"),
+        (["TALK", "--rttm", "gone.rttm"], "gone.rttm is no RTTM file"),
+        (["a\0b"], "cannot use the path"),
         (["-", "microphone"], "one live source"),
     ],
 )

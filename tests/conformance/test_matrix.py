@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.runtime.profiles import list_profiles
 
 ALL = dict.fromkeys(CHECKS, Cell("pass"))
+WORKFLOW = Path(__file__).parents[2] / ".github" / "workflows" / "matrix.yml"
 EVIL = "<script>alert(1)</script> | [x](javascript:y) `z` *a*"
 
 
@@ -60,12 +65,36 @@ def test_rows_of_a_ci(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_workflow_uses_what_the_rows_say() -> None:
-    workflow = Path(__file__).parents[2] / ".github" / "workflows" / "matrix.yml"
-    text = workflow.read_text(encoding="utf-8")
+    text = WORKFLOW.read_text(encoding="utf-8")
     assert "specport matrix --list --json" in text and "specport matrix --collect" in text
     row = matrix.ci_rows()["include"][0]
     assert set(re.findall(r"matrix\.(\w+)", text)) - {"outputs", "md"} <= {*row, "yml"}
     assert all(re.search(r"@v\d+$", line.strip()) for line in text.splitlines() if "uses:" in line)
+
+
+@pytest.mark.skipif(os.name == "nt" or shutil.which("jq") is None, reason="needs bash and jq")
+@pytest.mark.parametrize(
+    ("labelled", "labels", "run"),
+    [
+        ("true", '["docs", "hw:gaudi"]', {"gaudi"}),  # the label was just put on
+        ("false", '["docs", "hw:gaudi"]', set()),  # a later push, or another label
+        ("false", "null", set()),  # a push to main
+    ],
+)
+def test_hardware_runs_for_the_revision_that_was_labelled_only(
+    tmp_path: Path, labelled: str, labels: str, run: set[str]
+) -> None:
+    text = WORKFLOW.read_text(encoding="utf-8")
+    assert "github.event.action == 'labeled' && startsWith(github.event.label.name, 'hw:')" in text
+    found = re.search(r"LABELS: .*\n +run: \|\n((?: {10}.*\n)+)", text)
+    assert found
+    (tmp_path / "rows.json").write_text(json.dumps(matrix.ci_rows()), encoding="utf-8")
+    script = f"set -e\nspecport() {{ cat rows.json; }}\n{textwrap.dedent(found[1])}"
+    env = {**os.environ, "LABELLED": labelled, "LABELS": labels, "GITHUB_OUTPUT": "out"}
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True)
+    chosen = json.loads((tmp_path / "out").read_text(encoding="utf-8").removeprefix("matrix="))["include"]
+    assert {row["device"] for row in chosen if row["label"]} == run
+    assert {row["device"] for row in chosen} >= {"xeon", "torch-cpu"}
 
 
 def test_cells_tell_what_a_check_came_to() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from specport.drafters.context import BuildContext
 from specport.drafters.registry import BUILT_IN, DrafterKind, help_text, markdown_table, registry
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.spec import PartSpec, parse
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, ModelError
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +77,21 @@ def test_a_broken_package_is_named_and_left_out(plugins: Callable[..., None]) ->
         with pytest.raises(InvalidInput, match="drafter heads cannot be loaded: ImportError"):
             parse(expression)
     assert parse("heads-of-mine").models == ["heads-of-mine"]
+
+
+def exiting(context: BuildContext) -> Source:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"), [(exiting, "SystemExit: 3"), (lambda context: None, "a NoneType is no source")]
+)
+def test_a_package_that_fails_to_build_is_named(plugins: Callable[..., None], build: Any, said: str) -> None:
+    plugins(medusa=lambda: replace(MEDUSA, build=build), odd=lambda: exiting(None))  # type: ignore[arg-type]
+    assert registry().broken == {"odd": "SystemExit: 3"}
+    costs = StepCosts.prior({1: 1.0})
+    with pytest.raises(ModelError, match=f"drafter medusa cannot be built: .*{said}"):
+        build_sources(parse("medusa:3"), ToyModel(), None, {}, planned=True, costs=costs)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["ngram", "model", "auto", "none", "a|b", "a(b", "a:b", " "])

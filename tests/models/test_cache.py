@@ -36,6 +36,17 @@ def test_built_once_and_listed():
     assert cache.verify("tiny") is None
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o755), (0o077, 0o700)])
+def test_others_may_read_what_the_umask_lets_them(umask, mode, root):
+    before = os.umask(umask)
+    try:
+        folder = cache.entry("tiny", build).folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == mode
+
+
 def test_remove_frees_the_space(root):
     entry = cache.entry("tiny", build)
     assert cache.remove("tiny") == entry.size

@@ -196,3 +196,18 @@ def test_values_of_16_bits(tmp_path: Path) -> None:
     assert np.array_equal(stored.array(), (cut.astype(np.uint32) << 16).view(np.float32))
     tensors.write(tmp_path / "c.safetensors", {"copy": stored})
     assert np.array_equal(tensors.header(tmp_path / "c.safetensors")["copy"].array(), stored.array())
+
+
+def test_a_type_of_a_later_day_hides_no_other_tensor(tmp_path: Path) -> None:
+    entries = {
+        "packed": {"dtype": "F4", "shape": [4, 2], "data_offsets": [0, 4]},
+        "wide": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+    }
+    head = json.dumps(entries).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(12))
+    found = tensors.header(path)
+    assert found["packed"].size == 4 and found["wide"].array().tolist() == [0.0, 0.0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="wide lies outside"):
+        tensors.header(path)

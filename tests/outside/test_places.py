@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support import tiny_models
 
 from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import cache
 from specport.outside.places import expanded
+from specport.runtime.loading import Loader
 
 NAMES = ("~nosuchuser/x", "x" * 300, "x" * 5000, "a\0b", "\ud800" * 3)
 
@@ -48,6 +51,8 @@ def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.Monke
 def test_a_deleted_working_folder_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tiny_models.save_tokenizer(tmp_path / "model")  # nothing is downloaded
+    monkeypatch.setattr(Loader, "files", lambda *given: SimpleNamespace(folder=tmp_path / "model"))
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     os.rmdir(tmp_path / "gone")

@@ -22,7 +22,10 @@ def test_controls_are_visible_on_terminals_only() -> None:
     shown = on_terminal(HOSTILE, Terminal())
     assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 for letter in shown)
     assert on_terminal(HOSTILE, io.StringIO()) == HOSTILE
-    assert visible(terminal.paint("a\x1b[8m", "32")) == "\x1b[32ma␛[8m\x1b[0m"
+    assert on_terminal(terminal.paint("a\x1b[8m", "32"), Terminal()) == "\x1b[32ma␛[8m\x1b[0m"
+    # Nothing is hidden, nor stays red; elsewhere there are no colours.
+    assert on_terminal("\x1b[30ma \x1b[31mb\nc", Terminal()) == "␛[30ma \x1b[31mb\nc\x1b[0m"
+    assert visible("\x1b[31ma") == "␛[31ma"
 
 
 def test_every_way_to_the_terminal_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_what_was_distilled_elsewhere_keeps_its_layers_its_head_and_its_depth(
     assert made.parallel == parallel and made.measured["depth"] == 3 and made.measured["same_text"] == 2
     assert made.head is not None and [list(ids) for ids in made.head] == head and len(made.layers) == LAYERS
     (source / record.NAME).write_text('{"layers": 4, "precision": "int8", "head": [[9, 3]]}')
-    with pytest.raises(ModelError, match="damaged"):
+    with pytest.raises(ModelError, match="not the record of a distillation"):
         build(target, tmp_path / "other", Request(), source=str(source))
 
 

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("openvino")
 
-from specport.quantize.to_vllm import to_vllm
+from specport.quantize.to_vllm import Exported, to_vllm
 from specport.quantize.train.layerskip import about
 from support import tiny_head, tiny_models, tiny_mtp
 
@@ -127,6 +127,15 @@ def test_drafts_without_weights(
     assert bool(made.notes) == (draft == "suffix")
 
 
+def test_the_command_names_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+    def words(model: str) -> list[str]:
+        return shlex.split(Exported(tmp_path, model, {}).command)[2:-2]
+
+    assert words("org/name") == ["org/name"] and words("./target") == ["./target"]
+    assert words("org/name@v1") == ["org/name", "--revision", "v1"]
+    assert words(str(tmp_path / "name@v1")) == [str(tmp_path / "name@v1")]
+
+
 def test_multi_token_prediction(tmp_path: Path) -> None:
     tiny_mtp.save(tmp_path / "qwen", "qwen", "qwen3_5_text")
     made = to_vllm(str(tmp_path / "qwen"), tmp_path / "out")
@@ -206,6 +215,10 @@ def test_requests_that_make_no_sense(
     ):
         assert main(["quantize", "export", str(draft), "--to", "vllm", "--out", str(out), *wrong]) == 2
         assert says in capsys.readouterr().err
+    for layout in ("hf", "vllm"):
+        for folders in (("a\0b", str(out)), (str(draft), "a\0b")):
+            assert main(["quantize", "export", folders[0], "--to", layout, "--out", folders[1]]) == 2
+            assert "cannot use the path" in capsys.readouterr().err
     assert main(["quantize", "export", str(draft), "--to", "hf", "--tokens", "2", "--out", str(out)]) == 2
     assert "--tokens is for --to vllm" in capsys.readouterr().err
     assert not out.exists()

@@ -40,6 +40,15 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert profile.exact == {} and profile.buckets == ()
 
 
+@pytest.mark.parametrize(("written", "group"), [("0", 0), ('"64"', 64), (str(2**64 - 1), 2**64 - 1)])
+def test_the_group_of_activations_is_written_as_openvino_does(
+    tmp_path: Path, written: str, group: int
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{GOOD}[exact]\n{profiles.DYNAMIC_GROUP} = {written}\n", encoding="utf-8")
+    assert load_profile(path).dynamic_group() == group
+
+
 def test_the_group_of_activations_fits_int4_weights(tmp_path: Path) -> None:
     xeon = load_profile("xeon")
     assert xeon.dynamic_group() == 64

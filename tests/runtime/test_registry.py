@@ -6,6 +6,9 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +17,10 @@ from specport.backends.openvino import backend as openvino_backend
 
 from specport.cli import main
 from specport.errors import DeviceError
+from specport.models.source import ModelFiles
 from specport.runtime import registry
-from specport.runtime.profiles import list_profiles, load_profile
+from specport.runtime.profiles import Profile, list_profiles, load_profile
+from specport.runtime.registry import DeviceStatus, LoadOptions
 
 torch_probe = importlib.import_module(
     "specport.backends.torch.probe"
@@ -28,9 +33,10 @@ class Point:
     def __init__(self, name: str, value: Any) -> None:
         self.name = name
         self._value = value
+        self.value = "specport.backends.x" if name in ("torch", "openvino") else "theirs:backend"
 
     def load(self) -> Any:
-        if isinstance(self._value, Exception):
+        if isinstance(self._value, BaseException):
             raise self._value
         return self._value
 
@@ -60,6 +66,48 @@ def test_a_broken_entry_point_is_listed_and_breaks_nothing(monkeypatch: pytest.M
     assert "libfoo" not in by_name["cuda"].reason
     with pytest.raises(DeviceError, match="libfoo"):
         registry.backend_for(load_profile("xeon"))
+
+
+class Theirs:
+    """A backend of another package, which behaves as told."""
+
+    name, weights = "theirs", "huggingface"
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def probe(self, profiles: Sequence[Profile]) -> Any:
+        if isinstance(self.said, BaseException):
+            raise self.said
+        return self.said
+
+    load = probe
+
+
+PROFILE = replace(load_profile("torch-cpu"), name="mine", backend="theirs")
+THEIRS = {
+    "exits when imported": (SystemExit(3), "SystemExit: 3"),
+    "is none": ("a text", "a str is no backend"),
+    "raises": (Theirs(OSError("no such device")), "OSError: no such device"),
+    "exits": (Theirs(SystemExit("bye")), "SystemExit: bye"),
+    "says nothing": (Theirs([]), "says nothing of it"),
+    "gives no list": (Theirs(None), "TypeError"),
+    "speaks of another device": (Theirs([DeviceStatus("xeon", "theirs", "CPU", True)]), "says nothing of it"),
+}
+
+
+@pytest.mark.parametrize(("backend", "reason"), THEIRS.values(), ids=THEIRS)
+def test_what_another_package_does_is_named_and_breaks_nothing(
+    backend: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = registry.backends()["torch"]
+    points = [Point("theirs", backend), Point("torch", good)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    theirs, ours = registry.statuses([PROFILE, load_profile("torch-cpu")])
+    assert not theirs.available and reason in theirs.reason and theirs.backend == "theirs"
+    assert ours == good.probe([load_profile("torch-cpu")])[0]
+    with pytest.raises(DeviceError, match="theirs"):
+        registry.backends()["theirs"].load(ModelFiles(Path(), "m", "int8", "m", ""), LoadOptions(PROFILE))
 
 
 def test_absent_hardware_is_a_reason_and_a_remedy() -> None:

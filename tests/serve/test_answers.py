@@ -251,6 +251,7 @@ def test_models_and_health() -> None:
             assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
             await s.service.ready()
             assert (await s.client.get("/health")).json() == {"status": "ready", "model": NAME}
+            assert (await s.client.head("/health")).status_code == 200
             (card,) = (await s.client.get("/v1/models")).json()["data"]
             assert card["id"] == NAME and card["max_model_len"] == 4096
             assert (await s.client.get(f"/v1/models/{NAME}")).json() == card

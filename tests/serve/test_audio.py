@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -13,7 +17,9 @@ from support.served import Served, events, run, served, toy
 
 from specport.serve.settings import Limits
 from specport.serve.speech import SpeechService
+from specport.speech.ports import Decoded
 from specport.speech.transcriber import Transcriber
+from specport.speech.transcript import Segment
 
 pytest.importorskip("av")
 pytest.importorskip("python_multipart")
@@ -101,6 +107,46 @@ def test_a_stream(wav: bytes) -> None:
     assert "no audio" in events(reply)[0]["error"]["message"]
 
 
+def test_a_request_takes_only_so_long(wav: bytes) -> None:
+    def slow(window: Any) -> Decoded:
+        time.sleep(0.5)
+        return SCRIPT[0]
+
+    model = ScriptedModel([slow])
+    streamed, whole = ask({"file": wav, "stream": "true"}, {"file": wav}, model=model, request_seconds=0.1)
+    assert events(streamed)[0]["error"]["code"] == "request_timeout"
+    assert whole.status_code == 408 and whole.json()["error"]["code"] == "request_timeout"
+
+
+def test_whoever_goes_away_while_it_waits_gives_its_place_back(wav: bytes) -> None:
+    go_on = threading.Event()
+
+    def slow(window: Any) -> Decoded:
+        assert go_on.wait(30)
+        return SCRIPT[0]
+
+    async def start() -> None:
+        speech = SpeechService(Transcriber(ScriptedModel([slow])), "heard", 4)
+        talks = [speech.segments(io.BytesIO(wav), {}, lambda transcript: None, 60) for _ in range(2)]
+        running, waiting = (asyncio.ensure_future(_first(talk)) for talk in talks)
+        await asyncio.sleep(0.1)
+        assert speech.num_talks == 2
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=10)
+        assert waiting.cancelled() and speech.num_talks == 1 and not running.done()
+        go_on.set()
+        assert (await running).text == " ask not what"
+        await talks[0].aclose()
+        assert speech.num_talks == 0
+        await speech.stop()
+
+    run(start())
+
+
+async def _first(talk: AsyncIterator[Segment]) -> Segment:
+    return await anext(talk)
+
+
 def test_models() -> None:
     async def start() -> list[str]:
         speech = SpeechService(Transcriber(ScriptedModel(SCRIPT)), "heard", 2)
@@ -121,8 +167,10 @@ def test_refusals(wav: bytes) -> None:
         ({"file": wav, "response_format": "doc"}, 400, "response_format"),
         ({"file": wav, "temperature": "hot"}, 400, "temperature"),
         ({"file": wav, "temperature": "9"}, 400, "temperature"),
-        ({"file": wav, "language": "xx"}, 400, "file"),
+        ({"file": wav, "language": "xx"}, 400, "language"),
+        ({"file": wav, "language": "xx", "stream": "true"}, 400, "language"),
         ({"file": wav, "include[]": "logprobs"}, 400, "include[]"),
+        ({"file": wav, "chunking_strategy": '{"type": "server_vad"}'}, 400, "chunking_strategy"),
         ({"file": wav, "timestamp_granularities[]": "page"}, 400, "timestamp_granularities"),
         ({"file": wav, "headers": {"content-type": "application/json"}}, 415, None),
         ({"file": wav, "headers": {"origin": "https://evil.example"}}, 403, None),

@@ -42,7 +42,9 @@ def running(url: str) -> bool:
     return 'num_requests_running{engine="0",model_name="toy"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (getattr(signal, "SIGHUP", 1), 0), (signal.SIGINT, 130)]
+)
 def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(number: int, code: int) -> None:
     with start(**SLOW) as server:
         asking = [Asking(server.url, max_tokens=200, stream=stream) for stream in (False, True)]

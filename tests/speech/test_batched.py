@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.scripted_speech import RATE, ScriptedModel, said, tone
+from support.scripted_speech import RATE, ScriptedModel, said, tone, write_wav
 
 from specport.errors import InvalidInput
 from specport.speech import transcriber as module
@@ -38,7 +39,10 @@ def test_stretches_of_speech() -> None:
     assert speech_spans(np.zeros(50)) == []
 
 
-def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def vad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speech between 5 and 99 seconds, with pauses."""
+
     class Vad:
         def __init__(self, **options: Any) -> None: ...
 
@@ -49,6 +53,9 @@ def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
             return p
 
     monkeypatch.setattr(module, "SileroVad", Vad)
+
+
+def test_batches(vad: None) -> None:
     sizes = []
     model = ScriptedModel([said(0.0, "ask not", 5.0)])
     decode = model.decode
@@ -58,6 +65,13 @@ def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(w.prompt == (101,) for w in model.windows)
     assert [word.text for word in found.segments[1].words] == [" ask", " not"]
     assert found.segments[1].words[0].start == pytest.approx(30, abs=0.1)
+
+
+def test_the_silence_at_the_end_is_heard(vad: None, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = write_wav(tmp_path / "a.wav", tone(120.0))
+    found = Transcriber(ScriptedModel([said(0.0, "ask not", 5.0)])).transcribe(path, batch=8)
+    assert found.complete and found.duration == pytest.approx(120.0, abs=0.1) and found.notes == ()
 
 
 def test_word_times() -> None:

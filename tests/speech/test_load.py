@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,12 @@ def test_ctranslate2_folder_gives_the_same_ids(models, tmp_path: Path, device: s
         model = load(str(name), draft="none", device=device, precision="fp32")
         prompt = (model.tokens.sot, model.tokens.no_timestamps)
         found.append(model.decode([Window(tiny_whisper.features(), prompt, False, max_new_tokens=12)])[0].ids)
+        held = weakref.ref(model.engine.model)
         model.close()
+        gc.collect()
+        assert held() is None
+        with pytest.raises(InvalidInput, match="closed"):
+            model.align(tiny_whisper.features(), prompt, [])
     assert found[0] == found[1]
 
 
@@ -57,6 +64,11 @@ def test_a_tokenizer_is_made_from_a_list_of_tokens(models, tmp_path: Path, name:
     ours = load_tokenizer(tmp_path)
     text = "another senseless text, noted as it is"
     assert ours.encode_part(text) == theirs.encode_part(text) and ours.mismatch(theirs) is None
+    foreign = [*tokens[:256], "é猫", *tokens[256:]]  # a token that no bytes give
+    (tmp_path / name).write_text(
+        json.dumps(foreign) if name.endswith("json") else "\n".join(foreign) + "\n", "utf-8"
+    )
+    vocabulary.write(tmp_path, tmp_path)
     for wrong in ("", "[]", '["a", 3]', "a\nb\n"):
         (tmp_path / name).write_text(wrong)
         with pytest.raises(ModelError):
@@ -74,6 +86,12 @@ def _damaged(data: bytes) -> dict[str, bytes]:
         + b"\xff" * 40
         + data[data.index(b"weight\0") + 48 :],
         "old version": b"\x01" + data[1:],
+        "scales that would make a huge array": tiny_whisper.packed(
+            {"a": np.ones((1, 1000), np.int8), "a_scale": np.ones(1_000_000, np.float32)}
+        ),
+        "too many axes": tiny_whisper.packed({"a": np.ones((1,) * 32, np.float32)}).replace(
+            bytes([32]) + b"\1\0\0\0" * 32, bytes([99]) + b"\1\0\0\0" * 99
+        ),
     }
 
 
@@ -94,6 +112,7 @@ def test_incomplete_folders_are_refused(models, tmp_path: Path) -> None:
     for wrong in (
         {"d_model": 64},
         {"decoder_layers": 3},
+        {"encoder_layers": 100_000},
         {"vocab_size": "many"},
         {"activation_function": "relu"},
     ):
@@ -117,9 +136,24 @@ def test_other_models_are_refused(models, tmp_path: Path) -> None:
         load(str(models.target), draft=str(models.english), precision="fp32", device="torch-cpu")
 
 
-def test_a_draft_with_the_targets_encoder_takes_its_output(models) -> None:
+def test_a_draft_with_the_targets_encoder_takes_its_output(models, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [find_encoder_key(f) for f in (models.target, models.same_encoder, models.other_encoder)]
     assert keys[0] == keys[1] != keys[2]
+    pytest.importorskip("openvino")
+    from specport.backends.openvino.whisper import WhisperEncoder
+
+    used: list[WhisperEncoder] = []
+    encode = WhisperEncoder.__call__
+    monkeypatch.setattr(WhisperEncoder, "__call__", lambda self, x: (used.append(self), encode(self, x))[1])
+    model = load(
+        str(models.target), draft=str(models.same_encoder), device="xeon", precision="fp32",
+        draft_precision="fp32",
+    )  # fmt: skip
+    prompt = (model.tokens.sot, model.tokens.no_timestamps)
+    window = Window(tiny_whisper.features(), prompt, False, max_new_tokens=12)
+    model.tokens.no_speech = None  # then the draft might be the first to hear the window
+    assert model.decode([window])[0].drafted > 0 and len(used) == 1
+    model.close()
 
 
 def test_a_real_model_writes_what_transformers_does(device: str) -> None:

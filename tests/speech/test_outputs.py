@@ -11,8 +11,9 @@ from support.scripted_speech import Decoded, ScriptedModel, said, tone
 from specport.errors import InvalidInput
 from specport.speech import formats
 from specport.speech.checkpoint import Checkpoint, fingerprint
+from specport.speech.decoding.sequential import State
 from specport.speech.transcriber import Transcriber
-from specport.speech.transcript import Segment, Transcript, Turn, Word
+from specport.speech.transcript import Counts, Segment, Transcript, Turn, Word
 
 SEGMENTS = (
     Segment(0.0, 1.5, " Hello <b>you</b>", (1, 2), words=(Word(0.0, 1.5, " Hello"),), speaker="SPEAKER_00"),
@@ -53,8 +54,17 @@ def test_json() -> None:
     data = json.loads(formats.to_json(WITH))
     assert data["segments"][1]["no_speech_prob"] is None and data["segments"][0]["ids"] == [1, 2]
     assert data["turns"][1]["overlap"] is True and data["language"] == "en"
-    restored = Segment.of({k: v for k, v in data["segments"][0].items() if k != "id"})
-    assert restored == SEGMENTS[0]
+    assert data["segments"][0]["words"] == [{"start": 0.0, "end": 1.5, "text": " Hello", "speaker": None}]
+
+
+def test_a_state_holds_all_of_a_segment(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state.json", {"audio": "a"})
+    counts = Counts(tokens=3, encoder_seconds=0.5)
+    checkpoint.write("en", State(16000, 1, (7, 8)), SEGMENTS, counts, now=True)
+    found = checkpoint.read()
+    assert found is not None
+    assert found[:2] == ("en", State(16000, 1, (7, 8))) and found[3] == counts
+    assert str(found[2]) == str([*SEGMENTS])  # nan equals nothing
 
 
 SCRIPT = [said(0.0, "ask not", 5.0), said(0.0, "what", 5.0), said(0.0, "your country", 5.0)]
@@ -102,9 +112,14 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="model differs"):
         talk(SCRIPT, path, model="y")
     good = path.read_text(encoding="utf-8")
-    for damage in ("", "[]", good[:-20], good.replace('"version": 1', '"version": 9'), "[" * 5000):
+    damages = [
+        ('"format": 1', '"format": 9'), ('"position": ', '"position": -'), ('"window": 1', '"window": 1e400'),
+        ('"start": 0.0', '"start": "x"'), ('"end": 5.0', '"end": NaN'), ('"context": [', '"context": [-1, '),
+    ]  # fmt: skip
+    assert all(before in good for before, _ in damages)
+    for damage in ("", "[]", good[:-20], "[" * 5000, *(good.replace(*each) for each in damages)):
         path.write_text(damage, encoding="utf-8")
-        with pytest.raises(InvalidInput, match="damaged"):
+        with pytest.raises(InvalidInput, match=r"state\.json is not the state of a transcription"):
             talk(SCRIPT, path, model="x")
 
 
@@ -113,3 +128,5 @@ def test_fingerprints(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"x" * 199_999 + b"y")
     (tmp_path / "c").write_bytes(b"x" * 200_001)
     assert len({fingerprint(tmp_path / name) for name in "abc"}) == 3
+    with pytest.raises(InvalidInput, match="cannot read"):
+        fingerprint(tmp_path / "d")

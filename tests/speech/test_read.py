@@ -122,9 +122,31 @@ def test_what_is_no_audio(tmp_path: Path) -> None:
             read_all(path)
     with pytest.raises(InvalidInput, match="is a folder"):
         read_all(tmp_path)
-    for missing in (tmp_path / "gone.wav", Path("a\0b")):
-        with pytest.raises(InvalidInput, match="cannot read"):
+    for missing in (tmp_path / "gone.wav", Path("a\0b"), Path("~nobody-of-that-name/a.wav")):
+        with pytest.raises(InvalidInput, match=r"cannot (read|use|find)"):
             read_all(missing)
+
+
+def test_the_sound_may_change_its_rate_and_channels_in_the_middle(tmp_path: Path) -> None:
+    kinds = ((44100, "stereo"), (22050, "mono"), (16000, "mono"))
+    files = [encode(tmp_path / f"{rate}.mp2", tone(1.0, rate), "mp2", rate, layout) for rate, layout in kinds]
+    samples = read_all(b"".join(file.read_bytes() for file in files))
+    assert 3.0 < len(samples) / RATE < 3.5
+    for second in range(3):
+        part = samples[second * RATE + 2000 : second * RATE + 14000]
+        assert loudest(part) == pytest.approx(440, abs=3)
+
+
+def test_a_stream_that_cannot_be_read_any_more(tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 20000:
+                raise OSError(5, "Input/output error")
+            return super().read(min(size or 4096, 4096))
+
+    path = write_wav(tmp_path / "a.wav", tone(2.0))
+    with pytest.raises(InvalidInput, match="Input/output error"):
+        read_all(Broken(path.read_bytes()))
 
 
 def test_a_film_without_sound(tmp_path: Path) -> None:

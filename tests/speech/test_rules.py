@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import array_api_strict as strict
 import numpy as np
 import pytest
@@ -99,3 +101,24 @@ def test_the_default_suppresses_signs_and_control_tokens(models) -> None:
     assert found.encode("#")[0] in found.suppressed and found.encode("a")[0] not in found.suppressed
     assert found.suppressed_first == (*found.encode(" "), found.eot)
     assert config["vocab_size"] - found.timestamp_begin == tiny_whisper.STAMPS
+
+
+@pytest.mark.parametrize("wrong", [5, "x", [[0]], [["a", 1]], [[99, 0], [-1, 0]], None])
+def test_alignment_heads_that_are_none(models, wrong: object) -> None:
+    config = read_json(models.target / "config.json")
+    found = WhisperTokens(load_tokenizer(models.target), config["vocab_size"], {"alignment_heads": wrong})
+    assert found.alignment_heads(2, 2) == [(1, 0), (1, 1)]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(models, tmp_path) -> None:
+    known = json.loads((models.target / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = read_json(models.target / "config.json")["vocab_size"]
+    first = max(each["id"] for each in known["added_tokens"]) + 1
+    names = [*(f"<|filler {i}|>" for i in range(tiny_whisper.STAMPS)), "<|fr|>"]
+    more = [{**known["added_tokens"][0], "id": first + i, "content": name} for i, name in enumerate(names)]
+    known["added_tokens"] += more
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_id("<|fr|>") == vocab
+    found = WhisperTokens(tokenizer, vocab, {"is_multilingual": True})
+    assert [*found.languages] == ["en", "de"]

@@ -124,12 +124,17 @@ def test_prompts() -> None:
         ({"task": "sing"}, "task"), ({"batch": 0}, "batch"), ({"temperature": ()}, "temperature"),
         ({"beam": 5}, "unknown option: beam"), ({"merge": "x", "diarize": True}, "merge"),
         ({"logprob_threshold": float("nan")}, "logprob_threshold"),
-        ({"speakers": 0, "diarize": True}, "speakers"),
+        ({"speakers": 0, "diarize": True}, "speakers"), ({"seed": -1}, "seed is -1"),
+        ({"temperature": "warm"}, "temperature"), ({"batch": "two"}, "batch"), ({"temperature": 3}, "0 to 2"),
+        ({"no_speech_threshold": "low"}, "no_speech_threshold"),
     ],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], said_of_it: str) -> None:
     with pytest.raises(InvalidInput, match=said_of_it):
         transcribe([LAST], 5.0, **options)
+
+
+def test_an_unknown_language() -> None:
     with pytest.raises(InvalidInput, match="no language 'xx'"):
         transcribe([LAST], 5.0, multilingual=True, language="xx")
 
@@ -202,3 +207,45 @@ def test_cancelled_between_windows() -> None:
         assert segment.text == " ask not"
         talk.cancel()
     assert len(model.windows) == 1 and not talk.transcript.complete and talk.transcript.text == "ask not"
+
+
+def test_what_gives_the_audio_is_let_go_where_the_caller_reads_no_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from specport.speech.audio.source import Source
+
+    closed = []
+
+    def blocks(self: Source) -> Iterator[Any]:
+        try:
+            for _ in range(90):
+                yield tone(1.0)
+        finally:
+            closed.append(self.name)
+
+    monkeypatch.setattr(Source, "blocks", blocks)
+    talk = Transcriber(ScriptedModel([said(0.0, "ask not", 5.0)])).stream(tone(1.0))
+    next(talk.steps())
+    assert not closed
+    talk.steps().close()
+    assert closed == ["audio"]
+
+
+def test_the_thread_that_reads_ahead_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    from specport.speech.audio import buffer as module
+
+    monkeypatch.setattr(module, "PATIENCE_S", 0.02)
+    before = {*threading.enumerate()}
+    buffer = AudioBuffer((tone(0.1) for _ in iter(int, 1)), live=True)  # without an end: it fills the queue
+    assert buffer.fill(RATE)
+    (reader,) = {*threading.enumerate()} - before
+    buffer.close()
+    reader.join(20)
+    assert not reader.is_alive()
+
+
+def test_one_temperature_is_enough() -> None:
+    found, model = transcribe([LAST], 5.0, temperature=0.5)
+    assert model.windows[0].temperature == 0.5 and found.segments[0].temperature == 0.5

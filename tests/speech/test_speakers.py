@@ -114,6 +114,31 @@ def test_rttm_and_overlap(tmp_path: Path) -> None:
     assert read_rttm(path) == [Turn(6.69, pytest.approx(7.12), "x"), Turn(7.0, 9.0, "y")]
     assert [t.overlap for t in diarize.GivenTurns(path)._turns] == [True, True]
     assert not diarize.mark_overlap([Turn(0, 1, A), Turn(1, 2, B)])[0].overlap
-    path.write_text("SPEAKER a 1 x\n")
-    with pytest.raises(InvalidInput, match="no RTTM"):
-        read_rttm(path)
+    for wrong in (
+        "x",
+        "nan 1 <NA> <NA> x",
+        "inf 1 <NA> <NA> x",
+        "-1 1 <NA> <NA> x",
+        "1 -1 <NA> <NA> x",
+        "1 1",
+    ):
+        path.write_text(f"SPEAKER a 1 {wrong}\n")
+        with pytest.raises(InvalidInput, match="no RTTM"):
+            read_rttm(path)
+    path.write_text("SPEAKER a 1 1 0 <NA> <NA> x <NA> <NA>\n")
+    assert read_rttm(path) == []
+    with pytest.raises(InvalidInput, match="regular file"):
+        read_rttm(tmp_path)
+
+
+def test_overlap_is_told_of_any_two_speakers() -> None:
+    random = np.random.default_rng(0)
+    starts, lengths = random.integers(0, 30, 40), random.integers(1, 6, 40)
+    turns = [
+        Turn(float(start), float(start + length), str(i % 3))
+        for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
+    ][:20]
+    for turn in diarize.mark_overlap(turns):
+        others = (other for other in turns if other.speaker != turn.speaker)
+        assert turn.overlap == any(o.start < turn.end and turn.start < o.end for o in others)
+    assert len({turn.overlap for turn in diarize.mark_overlap(turns)}) == 2

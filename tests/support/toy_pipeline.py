@@ -81,5 +81,7 @@ def greedy(prompt: str, n: int) -> str:
 def program(argv: Sequence[str] | None = None) -> int:
     # A shell may have started the tests in the background, with Ctrl-C ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):  # and nohup ignores this one
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     specport.load = load
     return main(argv)

@@ -28,6 +28,8 @@ ORDINARY = {
     "{% for k, v in {'a': [1, 2]}.items() %}{{ k }}{{ v|length }}{% endfor %}{% set a, b = 1, 2 %}{{ b }}":
         "a22",
     "{% set x %}{{ 'in' }}{% endset %}{{ x|upper }}{{ none_such is defined }}": "INFalse",
+    "{{ 'no. 12345, %s' % 'x' }}{{ '<|reserved_20001|>{}'.format('x') }}":
+        "no. 12345, x<|reserved_20001|>x",
     "{% if false %}{{ 10**(10**9) }}{{ 'x'|center(10**9) }}{% endif %}ok": "ok",
 }  # fmt: skip
 
@@ -40,6 +42,8 @@ HOSTILE = (
     "{{ (1).to_bytes(10**9, 'big') }}",
     "{{ '%1000000000d' % 1 }}",
     "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '%(a)-1000000000d' % {'a': 1} }}",
+    "{{ '%2.1000000000f' % 1 }}",
     "{{ '%1000000000d'|format(1) }}",
     "{{ '{:1000000000}'.format(1) }}",
     "{{ '{:{}}'.format(1, 1000000000) }}",
@@ -106,3 +110,14 @@ def test_threads_have_budgets_of_their_own() -> None:
     inner = ChatTemplate("{% for m in messages %}{{ m.role }}{% endfor %}")
     made = outer.render(MESSAGES, True, inner=lambda: inner.render(MESSAGES, False))
     assert made == "userassistant" * 2
+
+
+def test_long_conversations_are_rendered_in_time() -> None:
+    looking_ahead = (
+        "{% for m in messages %}{% for later in messages[loop.index:] %}{% break %}{% endfor %}"
+        "{{ m.content[0].text }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]} for _ in range(3000)]
+    began = time.process_time()
+    assert ChatTemplate(looking_ahead).render(messages, True) == "hi" * 3000
+    assert time.process_time() - began < 4.0

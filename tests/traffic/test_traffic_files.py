@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,9 @@ def test_dialogues_come_back_with_their_weights(tmp_path: Path) -> None:
     found = read_shard(tmp_path / "plain.npz")
     assert all(map(same, found, plain)) and all(d.weights is None for d in found)
     weighted = [replace(plain[0], weights=np.float32([1, 2, 2, 1, 1])), plain[1]]
-    save_shard(tmp_path / "weighted.npz", weighted, private=True)
+    save_shard(tmp_path / "weighted.npz", weighted, lasting=False)
+    if os.name == "posix":
+        assert [path.stat().st_mode & 0o077 for path in tmp_path.iterdir()] == [0, 0]
     found = read_shard(tmp_path / "weighted.npz")
     assert all(map(same, found, weighted))
     assert [weights_of(d).tolist() for d in found] == [[1, 2, 2, 1, 1], [1] * 7]

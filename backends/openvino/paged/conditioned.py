@@ -73,7 +73,7 @@ class WindowPool:
             raise ContextFull(f"there is no room for more than {self.most} windows")
         if place >= self._room:
             self._grow(min(self.most, max(1, 2 * self._room)))
-        self._cross({"states": states[None].copy()})  # it becomes the input's memory
+        self._cross({"states": states[None]})
         for name, array in self._arrays.items():
             array[place] = self._cross.output(name).data[0]
         window = Window(place)
@@ -109,7 +109,8 @@ class WindowPool:
         for name, size in self._sizes.items():
             new = np.empty((room, *size), np.float32)
             if name in self._arrays:
-                new[: self._room] = self._arrays[name]
+                # An earlier growth that memory did not suffice for may have made this one longer already.
+                new[: self._room] = self._arrays[name][: self._room]
             self._arrays[name] = new
         self._room = room
 
@@ -128,8 +129,8 @@ class ConditionedModel(PagedModel):
     ) -> None:
         share = None if cache_bytes is None else int(_SHARE * cache_bytes)
         self.windows = WindowPool(cross, request, share)
-        if cache_bytes is not None:
-            cache_bytes -= min(cache_bytes // 2, self.windows.most * self.windows.window_bytes)
+        if share is not None and cache_bytes is not None:
+            cache_bytes -= min(share, self.windows.most * self.windows.window_bytes)
         super().__init__(request, cache_bytes=cache_bytes, **options)
         self.capabilities = replace(self.capabilities, conditioning=True)
 
@@ -179,7 +180,8 @@ class ConditionedModel(PagedModel):
             found: list[NDArray[np.float32]] = []
             for start in range(0, len(tokens), _READ):
                 chunk = tokens[start : start + _READ]
-                self.step([Row(handle, Block.chain(chunk), logits="last")])
+                if self.step([Row(handle, Block.chain(chunk), logits="last")]).refused:
+                    raise ContextFull(f"there is no room for {len(tokens)} tokens")
                 found.append(self._weights(handle, len(chunk), heads))
                 self.commit(handle, range(len(chunk)))
             return np.concatenate(found, axis=1)

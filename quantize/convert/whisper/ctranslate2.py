@@ -37,12 +37,12 @@ def read(folder: Path) -> tuple[dict[str, Array], dict[str, Any], dict[str, Any]
         size = regular(path).stat().st_size
         with open(path, "rb") as file:
             arrays = _Reader(file, size, path).arrays()
-    except (OSError, UnsafeFile, UnicodeDecodeError) as error:
+    except (OSError, UnsafeFile, ValueError) as error:  # a shape or a text that is none
         raise ModelError(f"{path} cannot be read: {error}", _HINT) from error
     try:
         weights = _renamed(arrays)
         config = _config(arrays, weights)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{path} holds no complete Whisper model: {error}", _HINT) from error
     return weights, config, _generation(read_json(folder / "config.json"))
 
@@ -104,7 +104,12 @@ class _Reader:
 
 
 def _dequantized(values: Array, scale: Array) -> Array:
-    """Return int8 or int16 weights in float32. scale: one a row, or one for all; weights were multiplied."""
+    """Return int8 or int16 weights in float32. scale: one a row, or one for all; weights were multiplied.
+
+    Raises ValueError for another number of scales.
+    """
+    if scale.size not in (1, *values.shape[:1]):
+        raise ValueError(f"{scale.size} scales for weights of {values.shape}")
     by_row = scale.reshape(-1, *[1] * (values.ndim - 1)) if scale.size > 1 else scale
     return values.astype(np.float32) / by_row.astype(np.float32)
 

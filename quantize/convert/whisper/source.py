@@ -51,9 +51,8 @@ def read(folder: Path) -> WhisperSource:
     known = {
         name if name.startswith(("model.", "proj_out")) else f"model.{name}": t for name, t in stored.items()
     }
-    wanted = dict(expected(shape))
     try:
-        weights = {name: known[name].array() for name in wanted if name in known}
+        weights = {name: known[name].array() for name, _ in expected(shape) if name in known}
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be read: {error}", _HINT) from error
     return WhisperSource(

@@ -6,21 +6,25 @@ that a token was made of is what the merges before it leave of its bytes.
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tokenizers
+from msgspec import Meta
 
 from specport.errors import ModelError
 from specport.models.json_file import MAX_FILE_BYTES, TOKENIZER_FILE
-from specport.models.safe_files import UnsafeFile, regular
+from specport.outside import Format, plain_values, read_bytes
 
 FILES = ("vocabulary.json", "vocabulary.txt")
 _END = "<|endoftext|>"
 _LONGEST = 200  # characters of a token; real ones have up to 128
 _HINT = "copy the model's tokenizer.json into the folder"
+_TOKENS = Format(
+    list[Annotated[str, Meta(min_length=1)]], "a list of tokens", _HINT, most_bytes=MAX_FILE_BYTES,
+    parse=plain_values.from_foreign_json,
+)  # fmt: skip
 
 
 def write(folder: Path, target: Path) -> None:
@@ -45,16 +49,13 @@ def write(folder: Path, target: Path) -> None:
 
 
 def _tokens(path: Path) -> list[str]:
+    if path.suffix == ".json":
+        return _TOKENS.read(path)
     try:
-        if regular(path).stat().st_size > MAX_FILE_BYTES:
-            raise ModelError(f"{path} is too large", _HINT)
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else text.rstrip("\n").split("\n")
-    except (OSError, UnsafeFile, ValueError, RecursionError) as error:
+        text = read_bytes(path, MAX_FILE_BYTES).decode().replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}", _HINT) from error
-    if not isinstance(found, list) or not all(isinstance(token, str) and token for token in found):
-        raise ModelError(f"{path} is no list of tokens", _HINT)
-    return found
+    return _TOKENS.of(text.rstrip("\n").split("\n"), str(path))
 
 
 def _parts(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
@@ -67,4 +68,4 @@ def _parts(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
             return None
         at = joined.index(best)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]
+    return (parts[0], parts[1]) if all(ranks.get(part, own) < own for part in parts) else None

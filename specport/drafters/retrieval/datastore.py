@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from specport.drafters.retrieval.suffix_index import GAP, Ints, SuffixIndex
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
-from specport.models.atomic import recovered, replace_folder
+from specport.models.atomic import new_folder, recovered, replace_folder
 from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, inside
 from specport.outside.places import expanded
@@ -174,12 +173,11 @@ def _write(out: Path, index: SuffixIndex, about: dict[str, object]) -> None:
     """Write a datastore atomically: build it in a temporary folder beside `out`, then move it there."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    work = new_folder(out.parent, f".{out.name[:100]}")
     try:
         index.tokens.astype("<i4").tofile(work / TOKENS_FILE)
         index.order.astype("<i4").tofile(work / ORDER_FILE)
         manifest.write(work, about, MANIFEST_FILE)
-        work.chmod(0o755)  # mkdtemp makes the folder private
         replace_folder(work, out)
     except BaseException:  # Ctrl-C as well
         shutil.rmtree(work, ignore_errors=True)

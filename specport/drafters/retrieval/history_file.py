@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from filelock import FileLock
 from specport.drafters.retrieval.history import MAX_TOKENS, History
 from specport.drafters.retrieval.suffix_index import Ints
 from specport.errors import InvalidInput
+from specport.models.atomic import owner_only
 
 _TABLE = "CREATE TABLE texts (id INTEGER PRIMARY KEY AUTOINCREMENT, tokens BLOB NOT NULL)"
 _WAIT_S = 5.0  # seconds to wait for another process that is writing
@@ -85,6 +86,9 @@ class HistoryFile:
     def _open(self) -> Iterator[sqlite3.Connection]:
         """Open the file, creating it where it is missing, in a transaction that excludes other writers."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():  # SQLite would let others read the user's texts
+            with suppress(FileExistsError):
+                open(self.path, "xb", opener=owner_only).close()
         try:
             with closing(sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)) as db:
                 # Code in the file's schema must not run. A power cut may lose the history, so no syncing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,15 +22,16 @@ from specport.serve.openai.errors import (
     from_input,
     naming,
     not_supported,
+    too_late,
 )
-from specport.serve.openai.streaming import DONE, ClientGone, EventStream, event, unless_gone
+from specport.serve.openai.streaming import DONE, GONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.service import NotReady, Service
-from specport.serve.speech import SpeechService, TooManyTalks
+from specport.serve.speech import SpeechService, TooLate, TooManyTalks
 from specport.speech import formats
 from specport.speech.decoding.options import TranscribeOptions
+from specport.speech.decoding.recognizer import check_language
 from specport.speech.transcript import Segment, Transcript
 
-GONE = 499  # as for text
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 _FIELDS = (
     "file", "model", "language", "prompt", "response_format", "temperature", "stream",
@@ -44,6 +46,7 @@ class AudioRoutes:
 
     def __init__(self, service: Service, speech: SpeechService) -> None:
         self._service, self._speech, self._limits = service, speech, service.limits
+        self._num_read = 0  # forms that are being read
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to an application."""
@@ -57,16 +60,14 @@ class AudioRoutes:
         return await self._answered(request, "translate")
 
     async def _answered(self, request: Request, task: str) -> Response:
-        try:
-            form = await self._form(request)
-        except ClientDisconnect:
-            return Response(status_code=GONE)
+        form: FormData | None = None
         streams = False
         try:
+            form = await self._form(request)
             response = await self._answer(request, form, task)
             streams = isinstance(response, EventStream)
             return response
-        except ClientGone:
+        except (ClientDisconnect, ClientGone):
             return Response(status_code=GONE)
         except NotReady as error:
             raise ApiError(
@@ -75,18 +76,20 @@ class AudioRoutes:
         except TooManyTalks:
             raise ApiError(
                 429, "too many audio files wait; try again later", code="rate_limit_exceeded",
-                headers={"retry-after": "10"},
+                headers={"retry-after": "10", "connection": "close"},
             ) from None  # fmt: skip
+        except TooLate:
+            raise too_late() from None
         except InvalidInput as error:
             raise from_input(error, "file") from error
         except SpecportError as error:
             raise ApiError(500, error.message) from error
         finally:
-            if not streams:
+            if form is not None and not streams:
                 await form.close()
 
     async def _form(self, request: Request) -> FormData:
-        """Return the form of a request. Raises ApiError."""
+        """Return the form of a request; its file is on disk. Raises ApiError, TooManyTalks."""
         headers = request.headers
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
             raise ApiError(415, "the body must be a form with a file (multipart/form-data)")
@@ -94,9 +97,12 @@ class AudioRoutes:
         if origin is not None and origin.partition("://")[2] != headers.get("host"):
             # A form, unlike JSON, could come from any page that the user's browser shows.
             raise ApiError(403, "pages of other sites may not send audio to this server")
+        if self._num_read + self._speech.num_talks >= self._limits.max_talks:
+            raise TooManyTalks
         parser = MultiPartParser(
             headers, self._body(request), max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_TEXT
         )
+        self._num_read += 1
         try:
             return await asyncio.wait_for(parser.parse(), self._limits.audio_seconds)
         except MultiPartException as error:
@@ -106,6 +112,8 @@ class AudioRoutes:
                 408, f"the audio did not arrive within {self._limits.audio_seconds:g} s",
                 headers={"connection": "close"},
             ) from None  # fmt: skip
+        finally:
+            self._num_read -= 1
 
     async def _body(self, request: Request) -> AsyncGenerator[bytes, None]:
         size, most = 0, self._limits.max_audio
@@ -127,10 +135,13 @@ class AudioRoutes:
             )  # fmt: skip
         form_of = naming("response_format", lambda: _format(fields.get("response_format", "json")))
         options = _options(form, fields, task)
+        tokens = self._speech.transcriber.model.tokens
+        param = "language" if "language" in options else "model"
+        naming(param, lambda: check_language(tokens, TranscribeOptions(**options)))
         if form_of == "diarized_json":
             options["diarize"] = True
         whole: list[Transcript] = []
-        segments = self._speech.segments(file.file, options, whole.append)
+        segments = self._speech.segments(file.file, options, whole.append, self._limits.request_seconds)
         if fields.get("stream", "false").lower() in ("true", "1"):
             if form_of == "diarized_json":
                 raise not_supported("stream", "is not supported with diarized_json")
@@ -141,25 +152,23 @@ class AudioRoutes:
                 async for _ in segments:
                     pass
 
-        try:
-            await asyncio.wait_for(unless_gone(request.receive, finish()), self._limits.request_seconds)
-        except asyncio.TimeoutError:
-            raise ApiError(
-                408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
-            ) from None
+        await unless_gone(request.receive, finish())
         return _reply(whole[0], form_of, bool(options.get("word_timestamps")))
 
     async def _events(
-        self, segments: AsyncIterator[Segment], whole: list[Transcript], form: FormData
+        self, segments: AsyncGenerator[Segment, None], whole: list[Transcript], form: FormData
     ) -> AsyncIterator[bytes]:
         """Yield the events of a stream. An error in its middle is an event, too."""
         try:
             with self._service.other_work():
-                async for segment in segments:
-                    yield event({"type": "transcript.text.delta", "delta": segment.text})
+                async with aclosing(segments):  # before its file is closed
+                    async for segment in segments:
+                        yield event({"type": "transcript.text.delta", "delta": segment.text})
             yield event({"type": "transcript.text.done", "text": whole[0].text, "usage": _usage(whole[0])})
         except (NotReady, TooManyTalks):
             yield event(ApiError(503, "the server cannot take this audio now; try again later").body())
+        except TooLate:
+            yield event(too_late().body())
         except InvalidInput as error:
             yield event(from_input(error, "file").body())
         except SpecportError as error:
@@ -183,6 +192,8 @@ def _fields(form: FormData) -> dict[str, str]:
 def _options(form: FormData, fields: Mapping[str, str], task: str) -> dict[str, Any]:
     """Return the options of a transcription. Raises ApiError."""
     options: dict[str, Any] = {"task": task}
+    if fields.get("chunking_strategy", "auto") != "auto":
+        raise not_supported("chunking_strategy", "must be auto: this server chooses the chunks")
     if fields.get("language"):
         options["language"] = fields["language"].lower()
     if fields.get("prompt"):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from specport.errors import InvalidInput, PromptTooLong
+from specport.errors import InvalidInput, PromptTooLong, UnusableTools
 
 _T = TypeVar("_T")
 _TYPES = {
@@ -75,9 +75,22 @@ def not_supported(name: str, why: str = "is not supported") -> ApiError:
     return bad_request(f"{name} {why}", name, "unsupported_parameter")
 
 
+def too_late() -> ApiError:
+    """Return the error for a request whose time is up."""
+    # The client would else send the same request again, which takes as long.
+    return ApiError(
+        408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
+    )
+
+
 def from_input(error: InvalidInput, param: str | None = None) -> ApiError:
-    """Return the error for what the library refused. Its hints are for the command line."""
+    """Return the error for what the library refused. Its hints are for the command line.
+
+    param: the field that is wrong, where the error does not say.
+    """
     code = "context_length_exceeded" if isinstance(error, PromptTooLong) else None
+    if isinstance(error, UnusableTools):
+        param = "tools"
     return bad_request(error.message, param, code)
 
 

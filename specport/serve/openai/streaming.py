@@ -14,6 +14,7 @@ from specport.serve.openai.errors import json_bytes
 
 DONE = b"data: [DONE]\n\n"
 BEAT = b": waiting\n\n"  # a comment, which clients skip
+GONE = 499  # nginx's status for a client that did not wait; nobody reads it
 _T = TypeVar("_T")
 
 

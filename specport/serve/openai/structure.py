@@ -8,7 +8,7 @@ from typing import Any
 from specport.serve.openai.errors import bad_request, naming
 from specport.serve.openai.schema import ChatRequest, Request
 from specport.text.grammar.grammar import Grammar, from_response_format
-from specport.text.tools.definitions import parse_choice, parse_tools
+from specport.text.tools.definitions import NONE, parse_choice, parse_tools
 
 
 def held_to(request: Request) -> Grammar | None:
@@ -32,7 +32,7 @@ def tools_of(request: ChatRequest) -> dict[str, Any]:
     """Return the options for tools. Raises ApiError."""
     tools = request.tools or []
     known = naming("tools", lambda: parse_tools(tools))
-    if request.tool_choice not in (None, "none", "auto") and not known:
+    if request.tool_choice not in (None, NONE) and not known:
         raise bad_request("tool_choice needs tools", "tool_choice", "invalid_value")
     naming("tool_choice", lambda: parse_choice(request.tool_choice, known))
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 Headers = list[tuple[bytes, bytes]]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ async def answered(app: ASGIApp, call: Call) -> AsyncIterator[Head | bytes]:
     async def send(message: Message) -> None:
         messages.put_nowait(message)
 
+    def ended(task: asyncio.Future[None]) -> None:
+        messages.put_nowait({"type": "end"})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s %s failed", call.method, call.path, exc_info=error)
+
     task = asyncio.ensure_future(app(_scope(call), receive, send))
-    task.add_done_callback(lambda _: messages.put_nowait({"type": "end"}))
+    task.add_done_callback(ended)
     try:
         more = True
         while more:
@@ -66,10 +73,7 @@ async def answered(app: ASGIApp, call: Call) -> AsyncIterator[Head | bytes]:
                 yield body
     finally:
         gone.set()
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled():
-            task.exception()  # the application has answered and logged it
+        task.cancel()
 
 
 def _gathered(first: Message, messages: asyncio.Queue[Message]) -> tuple[Head | None, bytes, bool]:

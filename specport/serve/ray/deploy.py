@@ -27,6 +27,7 @@ TELLS = 30.0  # seconds between two notes on what a deployment waits for
 REPORT_SECONDS = 5.0  # between two reports of a replica on what it has read
 _REPORTED = 16384  # names of blocks in the reports of all replicas: they go to every front
 _REPLICAS_OF_A_FRONT = 16
+_ANSWERS = 30.0  # seconds for a front to say something of itself
 Tell = Callable[[str], None]
 
 
@@ -57,6 +58,12 @@ class Replicas:
 def is_running() -> bool:
     """Return whether the cluster has the application."""
     return NAME in serve.status().applications
+
+
+def has_keys() -> bool:
+    """Return whether clients of the application that runs need a key."""
+    handle = serve.get_deployment_handle(Front.__name__, NAME)
+    return bool(handle.has_keys.remote().result(timeout_s=_ANSWERS))
 
 
 def start(host: str, port: int) -> None:

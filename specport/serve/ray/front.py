@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.metrics import CONTENT_TYPE
 from specport.serve.openai.body import BodyReader, parse
-from specport.serve.openai.errors import ApiError, response
+from specport.serve.openai.errors import ApiError, response, too_late
 from specport.serve.openai.streaming import ClientGone, unless_gone
 from specport.serve.ray.calls import Call, Head
 from specport.serve.ray.metrics import joined
@@ -26,6 +26,7 @@ from specport.serve.ray.relay import Lost, Relay
 from specport.serve.settings import Limits
 
 PROMPTED = ("/v1/chat/completions", "/v1/completions")
+MOST_HELD = 1 << 30  # bytes of requests that wait or run
 PAGE_SECONDS = 10.0  # for the replicas to tell their health and their metrics
 _log = logging.getLogger(__name__)
 _GONE = (RayActorError, WorkerCrashedError, ObjectLostError)
@@ -47,9 +48,9 @@ class Front:
     ) -> None:
         self._replicas, self._limits = replicas, limits
         self._answers = replicas.options(stream=True).answer
-        self._guard = Guard(self._handle, keys, hosts, open_paths)
+        self._guard, self._has_keys = Guard(self._handle, keys, hosts, open_paths), bool(keys)
         self._bodies = BodyReader(limits.max_body, limits.max_bodies, limits.body_seconds)
-        self._num_running = 0
+        self._num_running = self._num_held = 0
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -62,6 +63,10 @@ class Front:
                 await self._guard(scope, receive, send)
 
         return app
+
+    async def has_keys(self) -> bool:
+        """Return whether clients need a key."""
+        return self._has_keys
 
     async def drain(self) -> bool:
         """Take no more requests, and wait for the running ones. Return whether they ended in time."""
@@ -88,11 +93,13 @@ class Front:
         except ClientDisconnect:
             return
         self._num_running += 1
+        self._num_held += len(call.body)
         self._idle.clear()
         try:
             await self._answer(call, scope, receive, send)
         finally:
             self._num_running -= 1
+            self._num_held -= len(call.body)
             if not self._num_running:
                 self._idle.set()
 
@@ -102,6 +109,8 @@ class Front:
         names: tuple[bytes, ...] = ()
         if request.method == "POST" and scope["path"] in PROMPTED:
             body = await self._bodies.read(request)
+            if self._num_held + len(body) > MOST_HELD:
+                raise _busy()
             names = await asyncio.to_thread(_names, body, self._limits.max_depth)
         headers = [(name, value) for name, value in scope["headers"] if name == b"content-type"]
         return Call(
@@ -116,12 +125,7 @@ class Front:
         except ClientGone:
             return
         except BackPressureError:
-            await relay.fail(
-                ApiError(
-                    429, "too many requests wait; try again later", code="rate_limit_exceeded",
-                    headers={"retry-after": "2"},
-                )
-            )  # fmt: skip
+            await relay.fail(_busy())
         except DeploymentUnavailableError:
             await relay.fail(ApiError(503, "there is no replica", code="unavailable"))
         except asyncio.TimeoutError:
@@ -133,8 +137,14 @@ class Front:
     async def _parts(self, call: Call, seconds: float) -> AsyncGenerator[Head | bytes, None]:
         """Yield the parts of a replica's reply. seconds: for the first one, in the queue."""
         reply = self._answers.remote(call)
+        first = asyncio.ensure_future(anext(reply))
+        # Nobody else hears of the error that Ray raises where a reply is cancelled.
+        first.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            yield await asyncio.wait_for(anext(reply), seconds)
+            # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the part.
+            if not (await asyncio.wait({first}, timeout=seconds))[0]:
+                raise asyncio.TimeoutError
+            yield first.result()
             async for part in reply:
                 yield part
         except StopAsyncIteration:
@@ -142,6 +152,7 @@ class Front:
         except _GONE as error:
             raise Lost from error
         finally:
+            first.cancel()
             reply.cancel()
 
     async def _metrics(self) -> Response:
@@ -159,12 +170,17 @@ def _names(body: bytes, max_depth: int) -> tuple[bytes, ...]:
     return names_of(parse(body, max_depth))
 
 
+def _busy() -> ApiError:
+    return ApiError(
+        429, "too many requests wait; try again later", code="rate_limit_exceeded",
+        headers={"retry-after": "2"},
+    )  # fmt: skip
+
+
 def _late(call: Call) -> ApiError:
     if call.path == "/health":
         return ApiError(503, "no replica answers", code="unavailable")
-    return ApiError(
-        408, "the request took too long", code="request_timeout", headers={"x-should-retry": "false"}
-    )
+    return too_late()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

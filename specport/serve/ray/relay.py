@@ -50,6 +50,7 @@ class Relay:
             except Lost:
                 if self._told:
                     break
+                self._head = None  # a head alone is no answer
         if self._head is not None and (self._complete or not self._streams):
             await self._body(b"".join(self._held), more=False)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -72,6 +73,18 @@ class AudioBuffer:
             self.fill(min(position, self.end + RATE))
             self._forget(position)
 
+    def finish(self) -> None:
+        """Read on to the end and forget all of it: `seconds` is the audio's length then."""
+        while not self.ended:
+            self.skip(self.end + RATE)
+
+    def close(self) -> None:
+        """Read no more, and let go of what gives the blocks. Closing twice is harmless."""
+        self.ended = True
+        close = getattr(self._blocks, "close", None)
+        if close is not None:
+            close()
+
     def _forget(self, position: int) -> None:
         while self._held and self._start + len(self._held[0]) <= position:
             first = self._held.pop(0)
@@ -83,26 +96,41 @@ _END = np.zeros(0, np.float32)
 
 
 def _ahead(blocks: Iterable[Samples]) -> Iterator[Samples | None]:
-    """Yield blocks that a thread reads; None whenever the next one is not there yet."""
+    """Yield blocks that a thread reads; None whenever the next one is not there yet.
+
+    The thread ends with the iterator, once the block that it waits for has come.
+    """
     waiting: queue.Queue[Samples | BaseException | None] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def give(item: Samples | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                waiting.put(item, timeout=PATIENCE_S)
+                return
 
     def read() -> None:
         try:
             for block in blocks:
-                waiting.put(block)
-            waiting.put(None)
+                give(block)
+                if stopped.is_set():
+                    return
+            give(None)
         except BaseException as error:  # it is raised where the blocks are wanted
-            waiting.put(error)
+            give(error)
 
     threading.Thread(target=read, name="specport-audio", daemon=True).start()
-    while True:
-        try:
-            block = waiting.get(timeout=PATIENCE_S)
-        except queue.Empty:
-            yield None
-            continue
-        if block is None:
-            return
-        if isinstance(block, BaseException):
-            raise block
-        yield block
+    try:
+        while True:
+            try:
+                block = waiting.get(timeout=PATIENCE_S)
+            except queue.Empty:
+                yield None
+                continue
+            if block is None:
+                return
+            if isinstance(block, BaseException):
+                raise block
+            yield block
+    finally:
+        stopped.set()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 
 RATE = 16000  # samples a second
 INSTALL = "pip install 'specport[speech]'"
@@ -59,7 +60,7 @@ class Audio:
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
         kind = None
         if raw is not None:
-            kind, rate, channels = _raw_format(raw)
+            kind, rate, channels = raw_format(raw)
             layout = "mono" if channels == 1 else f"{channels} channels"
             options |= {"sample_rate": str(rate), "ch_layout": layout}
         try:
@@ -79,21 +80,27 @@ class Audio:
     def _header_duration(self) -> float | None:
         stream, container = self._stream, self._container
         if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        return container.duration / 1e6 if container.duration else None
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / 1e6
+        return seconds if seconds > 0 else None
 
     def __iter__(self) -> Iterator[Samples]:
         av = _av()
         found = False
+        kind: Any = None
+        resampler: Any = None
         try:
-            resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
             for frame in self._frames(av):
+                new = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if new != kind:  # files joined to one, and streams of radio stations, change in the middle
+                    yield from _rest(resampler)
+                    kind, resampler = new, av.AudioResampler(format="s16", layout="mono", rate=RATE)
                 for piece in resampler.resample(frame):
                     found = True
                     yield _samples(piece)
-            for piece in resampler.resample(None) if found else ():
-                yield _samples(piece)
-        except av.FFmpegError as error:
+            yield from _rest(resampler)
+        except (av.FFmpegError, ValueError, OSError) as error:  # the last two: of the stream that was given
             raise InvalidInput(f"{self.name} cannot be decoded: {_reason(error)}") from error
         finally:
             self.close()
@@ -134,6 +141,13 @@ def read_all(source: Path | BinaryIO | bytes) -> Samples:
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
+def _rest(resampler: Any) -> Iterator[Samples]:
+    """Yield what a resampler still holds. None = there is none."""
+    for piece in resampler.resample(None) if resampler is not None else ():
+        if piece is not None:  # one that had nothing to do
+            yield _samples(piece)
+
+
 def _samples(frame: Any) -> Samples:
     # 16 bits as in Whisper's own reader; channels are then averaged, where floats would add up.
     found: Samples = frame.to_ndarray().reshape(-1).astype(np.float32) / 32768
@@ -141,7 +155,7 @@ def _samples(frame: Any) -> Samples:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    path = path.expanduser()
+    path = expanded(path)
     try:
         if path.is_dir():
             raise InvalidInput(f"{path} is a folder", "name the audio files in it")
@@ -163,7 +177,7 @@ def _stream_name(stream: Any) -> str:
     return "standard input" if name in ("<stdin>", 0) else name if isinstance(name, str) else "the audio"
 
 
-def _raw_format(text: str) -> tuple[str, int, int]:
+def raw_format(text: str) -> tuple[str, int, int]:
     """Return the sample format, rate and channels of a text like s16le:16000:1. Raises InvalidInput."""
     kind, *numbers = text.split(":")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from specport.core.sampling.params import real_number, whole_number
 from specport.errors import InvalidInput
 
 TASKS = ("transcribe", "translate")
@@ -16,7 +17,8 @@ class TranscribeOptions:
 
     language:    code as in "en"; None = found in the first 30 s.
     task:        "transcribe", or "translate" to English.
-    temperature: tried in this order; the first is used, the next ones where a window fails a threshold.
+    temperature: one, or several in the order in which they are tried: the first is used, the next ones where
+                 a window fails a threshold.
     compression_ratio_threshold: a text that zip makes smaller by more than this repeats itself: failed.
     logprob_threshold:  a mean log-probability below this counts as failed.
     no_speech_threshold: a window with more than this probability of no speech is silent, where the
@@ -46,11 +48,17 @@ class TranscribeOptions:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InvalidInput(f"task is {self.task!r}; it must be transcribe or translate")
+        given = self.temperature if isinstance(self.temperature, (tuple, list)) else (self.temperature,)
+        object.__setattr__(self, "temperature", tuple(real_number("temperature", each) for each in given))
         if not self.temperature or not all(0 <= t <= 2 for t in self.temperature):
             raise InvalidInput(f"temperature is {self.temperature}; each must be 0 to 2")
-        for name, least, most in (("batch", 1, 256), ("max_new_tokens", 1, 448)):
+        for name, least, most in (
+            ("batch", 1, 256), ("max_new_tokens", 1, 448), ("seed", 0, (1 << 63) - 1),
+        ):  # fmt: skip
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
             if not least <= getattr(self, name) <= most:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be {least} to {most}")
         for name in ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"):
-            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(real_number(name, value)):
                 raise InvalidInput(f"{name} is {value}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
 from specport.speech.decoding.options import TranscribeOptions
-from specport.speech.ports import Decoded, SpeechModel, Window
+from specport.speech.ports import Decoded, SpeechModel, SpeechTokens, Window
 from specport.speech.transcript import Counts
 
 
@@ -124,23 +124,29 @@ def choose_language(
     model: SpeechModel, options: TranscribeOptions, features: Callable[[], NDArray[np.float32]]
 ) -> tuple[str, TranscribeOptions]:
     """Return the language that the user says, or that of the first window. Raises InvalidInput."""
-    tokens, asked = model.tokens, options.language
-    if not tokens.multilingual:
-        if asked not in (None, "en"):
-            raise InvalidInput(f"the model knows English only, not {asked!r}", "choose a multilingual model")
-        if options.task == "translate":
-            raise InvalidInput(
-                "the model knows English only: it cannot translate", "choose a multilingual model"
-            )
+    check_language(model.tokens, options)
+    if not model.tokens.multilingual:
         return "en", options
+    asked = options.language
     if asked is None:
         found = model.language(features())
         asked = max(found, key=lambda code: found[code])
-    if asked not in tokens.languages:
-        raise InvalidInput(
-            f"the model has no language {asked!r}", f"it has {' '.join(sorted(tokens.languages))}"
-        )
     return asked, replace(options, language=asked)
+
+
+def check_language(tokens: SpeechTokens, options: TranscribeOptions) -> None:
+    """Raise InvalidInput where a model does not know the language, or cannot translate."""
+    asked = options.language
+    if tokens.multilingual:
+        if asked is not None and asked not in tokens.languages:
+            raise InvalidInput(
+                f"the model has no language {asked!r}", f"it has {' '.join(sorted(tokens.languages))}"
+            )
+        return
+    if asked not in (None, "en"):
+        raise InvalidInput(f"the model knows English only, not {asked!r}", "choose a multilingual model")
+    if options.task == "translate":
+        raise InvalidInput("the model knows English only: it cannot translate", "choose a multilingual model")
 
 
 def compression_ratio(text: str) -> float:

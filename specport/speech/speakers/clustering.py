@@ -23,7 +23,8 @@ Labels = NDArray[np.int64]
 def cluster(vectors: Array, count: int | None = None, most: int = 8) -> Labels:
     """Return the group of each vector, 0 and up. Vectors have length 1 and are in order of time.
 
-    count: number of groups; None = estimated, at most `most`. There are never more groups than vectors.
+    count: number of groups; None = estimated, at most `most`. There are never more groups than vectors, and
+           none is empty.
     """
     total = len(vectors)
     if total == 0:
@@ -34,7 +35,7 @@ def cluster(vectors: Array, count: int | None = None, most: int = 8) -> Labels:
         labels = np.zeros_like(labels)
     if len(chosen) == total:
         return labels
-    return np.asarray((vectors @ centroids(vectors[chosen], labels).T).argmax(axis=1), np.int64)
+    return numbered(np.asarray((vectors @ centroids(vectors[chosen], labels).T).argmax(axis=1), np.int64))
 
 
 def centroids(vectors: Array, labels: Labels) -> Array:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.read import RATE, Samples
@@ -46,14 +47,15 @@ class Diarizer:
         spans = speech_spans(vad.probabilities(source.blocks()))
         if not spans:
             return []
-        spots = [(i, spot) for i, span in enumerate(spans) for spot in _spots(span)]
-        vectors = self._vectors(source, encoder, [spot for _, spot in spots], part(progress, 0.1, 0.95))
+        spots = [_spots(span) for span in spans]
+        vectors = self._vectors(source, encoder, [*chain.from_iterable(spots)], part(progress, 0.1, 0.95))
         labels = cluster(vectors, self._count, self._most)
         likeness = vectors @ centroids(vectors, labels).T
         found: list[Turn] = []
-        for i, span in enumerate(spans):
-            rows = [row for row, (of, _) in enumerate(spots) if of == i]
-            found += _span_turns(span, [spots[row][1] for row in rows], likeness[rows])
+        first = 0
+        for span, own in zip(spans, spots, strict=True):
+            found += _span_turns(span, own, likeness[first : first + len(own)])
+            first += len(own)
         return _named(_joined(found))
 
     @staticmethod
@@ -71,6 +73,7 @@ class Diarizer:
                 found.append(encoder.embed(waiting))
                 waiting = []
                 progress("telling speakers apart", (number + 1) / len(spots))
+        buffer.close()
         return np.concatenate(found)
 
 
@@ -144,7 +147,7 @@ class GivenTurns:
     """Take turns from an RTTM file, as from pyannote, instead of finding them; overlap is told."""
 
     def __init__(self, path: Path) -> None:
-        self._turns = mark_overlap(read_rttm(path))
+        self._turns = mark_overlap(read_rttm(expanded(path)))
 
     def turns(self, source: Source, progress: Progress = silent) -> list[Turn]:
         """Return the turns of the file."""
@@ -153,13 +156,11 @@ class GivenTurns:
 
 def mark_overlap(turns: Sequence[Turn]) -> list[Turn]:
     """Return turns by time, each with whether another speaker talks during it."""
-    return [
-        replace(
-            turn,
-            overlap=any(
-                other.speaker != turn.speaker and other.start < turn.end and turn.start < other.end
-                for other in turns
-            ),
-        )
-        for turn in sorted(turns, key=lambda turn: (turn.start, turn.end))
-    ]
+    found = sorted(turns, key=lambda turn: (turn.start, turn.end))
+    active: list[int] = []  # turns that go on where the present one begins
+    for i, turn in enumerate(found):
+        active = [j for j in active if found[j].end > turn.start]
+        for j in (j for j in active if found[j].speaker != turn.speaker and found[j].start < turn.end):
+            found[i], found[j] = replace(found[i], overlap=True), replace(found[j], overlap=True)
+        active.append(i)
+    return found

@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
+from specport.outside import read_bytes
 from specport.speech.transcript import Segment, Turn
 
 COLLAR_S = 0.25  # to each side of a border
+_MOST_BYTES = 64 << 20  # of an RTTM file
+_LATEST_S = 1e9
 _EXHAUSTIVE = 6  # speakers; above, the pairing is greedy
 
 
@@ -92,13 +95,17 @@ def _best_pairing(shared: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def read_rttm(path: Path) -> list[Turn]:
-    """Return the turns of an RTTM file. Raises InvalidInput."""
+    """Return the turns of an RTTM file; those without length are left out. Raises InvalidInput."""
     found = []
     try:
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
+        for line in read_bytes(path, _MOST_BYTES).decode("utf-8-sig").splitlines():
             parts = line.split()
-            if parts[:1] == ["SPEAKER"]:
-                start, length = float(parts[3]), float(parts[4])
+            if parts[:1] != ["SPEAKER"]:
+                continue
+            start, length = float(parts[3]), float(parts[4])
+            if not (0 <= start < _LATEST_S and 0 <= length < _LATEST_S):  # nan, too
+                raise ValueError(f"a turn at {start} of {length} seconds")
+            if length:
                 found.append(Turn(start, start + length, parts[7]))
     except (OSError, ValueError, IndexError) as error:
         raise InvalidInput(f"{path} is no RTTM file: {error}") from error

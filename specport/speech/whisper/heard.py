@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from specport.core.ports import Model, conditioned
 from specport.errors import InvalidInput
-from specport.runtime.registry import Loaded, Speech
+from specport.runtime.registry import Speech
 
 Features = NDArray[np.float32]
 
@@ -42,11 +42,9 @@ class Heard:
         return seconds
 
 
-def listening(loaded: Loaded) -> Model:
-    """Return a loaded speech model whose sequences are opened with `Heard`."""
-    speech = loaded.speech
-    assert speech is not None
-    return conditioned(loaded.model, lambda heard: heard.through(speech))
+def listening(model: Model, speech: Speech) -> Model:
+    """Return a speech model whose sequences are opened with `Heard`, which they hear through an encoder."""
+    return conditioned(model, lambda heard: heard.through(speech))
 
 
 def checked(features: Features, mel_bins: int, frames: int) -> Features:

@@ -20,7 +20,7 @@ from specport.models.source import ModelFiles
 from specport.models.whisper import WhisperShape, read_shape
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
+from specport.runtime.registry import Loaded, Speech
 from specport.speech.whisper.heard import listening
 from specport.speech.whisper.logprobs import LogprobSums
 from specport.speech.whisper.model import WhisperModel
@@ -85,17 +85,16 @@ def load(
     drafting = Drafting(policy or profile.policy, num_draft_tokens, (), acceptance)
     files, target = loader.target(model, precision, exact)
     tokenizer, tokens, shape = _read(files)
-    heard = listening(_speech(target, files))
+    speech = _speech(target, files)
+    heard = listening(target.model, speech)
     retrieval, said = folders.open(tokenizer, heard.vocab_size)
-    drafts = {name: _draft(name, beside, draft_precision, tokens, shape, target) for name in spec.models}
+    drafts = {name: _draft(name, beside, draft_precision, tokens, shape, speech) for name in spec.models}
     made = build_policy(
         spec, heard, _vocabulary(tokens), drafts,
         drafting=drafting, costs=loader.costs(target), retrieval=retrieval,
     )  # fmt: skip
     sums = LogprobSums()
     verifier = TargetVerifier(heard, made.needs if made else Needs(), sums.watch)
-    speech = target.speech
-    assert speech is not None
     return WhisperModel(
         Engine(heard, made, verifier, max_running=batch),
         tokens,
@@ -116,13 +115,13 @@ def _read(files: ModelFiles) -> tuple[Tokenizer, WhisperTokens, WhisperShape]:
     return tokenizer, WhisperTokens(tokenizer, shape.vocab, generation), shape
 
 
-def _speech(loaded: Loaded, files: ModelFiles) -> Loaded:
-    """Return a model that the backend loaded as one of speech. Raises ModelError."""
+def _speech(loaded: Loaded, files: ModelFiles) -> Speech:
+    """Return what a speech model has beside its decoder. Raises ModelError for any other model."""
     if loaded.speech is None:
         raise ModelError(
             f"{files.name} was not loaded as a speech model on this device", "choose another --device"
         )
-    return loaded
+    return loaded.speech
 
 
 def _draft(
@@ -131,22 +130,26 @@ def _draft(
     precision: str | None,
     tokens: WhisperTokens,
     shape: WhisperShape,
-    target: Loaded,
+    target: Speech,
 ) -> DraftModel:
-    """Return a loaded draft. Raises ModelError for one that cannot hear the target's features."""
+    """Return a loaded draft. Raises ModelError for one that cannot hear the target's features.
+
+    One whose encoder is the target's hears through that: a draft's precision never reaches the target's text.
+    """
     files = loader.files(name, precision_of_draft(loader, precision))
     _, own, size = _read(files)
-    loaded = _speech(loader.draft_with(files, None), files)
-    assert loaded.speech is not None and target.speech is not None
-    shared = loaded.speech.key == target.speech.key
-    if not shared and (size.mel_bins, size.frames) != (shape.mel_bins, shape.frames):
+    loaded = loader.draft_with(files, None)
+    speech = _speech(loaded, files)
+    if speech.key == target.key:
+        speech = target
+    elif (size.mel_bins, size.frames) != (shape.mel_bins, shape.frames):
         raise ModelError(
             f"the draft {files.name} hears {size.mel_bins} bands in {size.frames} frames, the target "
             f"{shape.mel_bins} in {shape.frames}",
             "choose a draft of the target's own generation",
         )
     return DraftModel(
-        listening(loaded),
+        listening(loaded.model, speech),
         _vocabulary(own),
         files.name,
         loader.costs(loaded),

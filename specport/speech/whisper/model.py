@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,6 @@ class WhisperModel:
     attention: reads cross-attention from an encoder's output.
     encode:    returns a window's encoder output.
     batch:     windows that are decoded together, at most.
-    on_close:  called when the model is closed.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class WhisperModel:
         model_name: str = "",
         device_name: str = "",
         notes: Sequence[str] = (),
-        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine: Engine | None = engine
         self.tokens, self._shape, self._sums = tokens, shape, sums
@@ -76,14 +75,11 @@ class WhisperModel:
         # A window is heard once, though it is asked for its language, its text, perhaps at several
         # temperatures, and the times of its words.
         self._lately: OrderedDict[bytes, Heard] = OrderedDict()  # by digest of the features
-        self._on_close = on_close
 
     @property
     def engine(self) -> Engine:
         """The engine. Raises InvalidInput when the model is closed."""
-        if self._engine is None:
-            raise InvalidInput("this speech model is closed", "load it again")
-        return self._engine
+        return self._engine or _closed()
 
     def close(self) -> None:
         """Free the models. Closing twice is harmless."""
@@ -91,7 +87,7 @@ class WhisperModel:
         self._lately.clear()
         if engine is not None:
             engine.tidy()
-            self._on_close()
+            self._attention = self._encode = _closed  # they hold the models, too
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         """Decode all windows together, in continuous batches. Raises InvalidInput for a bad window."""
@@ -199,23 +195,22 @@ class WhisperModel:
     def _begin(self, index: int, window: Window) -> _Running:
         heard = self._heard(window.features)
         prompt, sot = window.prompt, self.tokens.sot
-        kept, no_speech, seconds = None, math.nan, 0.0
-        if self.tokens.no_speech is not None and sot in prompt:
-            start = prompt[: len(prompt) - prompt[::-1].index(sot)]
-            self._encode(heard)
-            began = time.perf_counter()
-            kept, logits = self._first_logits(heard, start, keep=True)
-            no_speech = _probability(logits, self.tokens.no_speech)
-            seconds = time.perf_counter() - began
+        no_speech, seconds = math.nan, 0.0
         generation = Generation(
             [*prompt],
             SamplingParams(temperature=window.temperature, seed=window.seed),
             min(window.max_new_tokens, self._shape.context - len(prompt)),
             frozenset({self.tokens.eot}),
             processors=processors(self.tokens, len(prompt), timestamps=window.timestamps),
-            kept=kept,
             conditioning=heard,
         )
+        if self.tokens.no_speech is not None and sot in prompt:
+            start = prompt[: len(prompt) - prompt[::-1].index(sot)]
+            self._encode(heard)
+            began = time.perf_counter()
+            generation.kept, logits = self._first_logits(heard, start, keep=True)
+            no_speech = _probability(logits, self.tokens.no_speech)
+            seconds = time.perf_counter() - began
         self._sums.add(generation)
         self.engine.add(generation)
         return _Running(index, generation, heard, no_speech, seconds)
@@ -259,8 +254,12 @@ class WhisperModel:
         )
 
 
+def _closed(*_: Any, **__: Any) -> NoReturn:
+    raise InvalidInput("this speech model is closed", "load it again")
+
+
 def _heard_seconds(running: Sequence[_Running]) -> float:
-    return sum(each.heard.seconds for each in running)
+    return sum(heard.seconds for heard in {id(each.heard): each.heard for each in running}.values())
 
 
 def _probability(logits: NDArray[np.float32], token: int) -> float:

@@ -42,10 +42,11 @@ class WhisperTokens:
         self.no_timestamps = self._id("<|notimestamps|>")
         self.timestamp_begin = self.no_timestamps + 1
         found = (tokenizer.special_id(name) for name in _NO_SPEECH)
-        self.no_speech: int | None = next((i for i in found if i is not None), None)
+        self.no_speech: int | None = next((i for i in found if i is not None and i < vocab), None)
         told = self._generation.get("is_multilingual")
         self.multilingual = told if isinstance(told, bool) else vocab >= _MULTILINGUAL
-        if not self.eot < self.sot < self.timestamp_begin < vocab:
+        most = max(self.timestamp_begin, self.sot_prev, self.transcribe, self.translate)
+        if not self.eot < self.sot < self.timestamp_begin <= most < vocab:
             raise ModelError(f"the tokenizer does not fit a model of {vocab} ids", "copy its files again")
 
     def _id(self, name: str) -> int:
@@ -62,7 +63,8 @@ class WhisperTokens:
     @cached_property
     def _named(self) -> dict[str, int]:
         table = self.tokenizer.table
-        names = ((i, _LANGUAGE.fullmatch(table[i].decode())) for i in sorted(self.tokenizer.special_ids))
+        known = (i for i in sorted(self.tokenizer.special_ids) if i < self.vocab)
+        names = ((i, _LANGUAGE.fullmatch(table[i].decode())) for i in known)
         return {match[1]: i for i, match in names if match}
 
     @cached_property
@@ -76,14 +78,14 @@ class WhisperTokens:
         return tuple(sorted({*self._signs(), *(i for i in control if i is not None)}))
 
     def _signs(self) -> set[int]:
-        found = set()
+        found: set[int] = set()
         for sign in (*_SIGNS, *_MUSIC):
             for text in (sign, f" {sign}"):
                 ids = self.encode(text)
                 # Signs of music have several tokens, whose first one no other text has.
                 if len(ids) == 1 or sign in _MUSIC:
-                    found.add(ids[0])
-        return {*found, *(self.encode(text)[0] for text in (" -", " '"))}
+                    found.update(ids[:1])
+        return found.union(*(self.encode(text)[:1] for text in (" -", " '")))
 
     @cached_property
     def suppressed_first(self) -> tuple[int, ...]:
@@ -101,9 +103,10 @@ class WhisperTokens:
 
     def alignment_heads(self, layers: int, heads: int) -> list[tuple[int, int]]:
         """Return (layer, head) of cross-attention that follow the words; without a list, the later half's."""
+        given = self._generation.get("alignment_heads")
         found = [
             (int(pair[0]), int(pair[1]))
-            for pair in self._generation.get("alignment_heads") or []
+            for pair in (given if isinstance(given, list) else [])
             if isinstance(pair, list) and len(pair) == 2 and all(isinstance(i, int) for i in pair)
         ]
         found = [(layer, head) for layer, head in found if 0 <= layer < layers and 0 <= head < heads]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, UnusableTools
 from specport.text.grammar.grammar import Grammar
 from specport.text.tokenizer import Tokenizer
 from specport.text.tools import prompt
@@ -59,15 +59,18 @@ def prepare(
     parallel:    whether the answer may have several calls, where a grammar holds it.
     grammar:     what the answer is held to where no call is asked for.
 
-    Raises InvalidInput.
+    Raises InvalidInput; UnusableTools where the answer cannot be held to the tools.
     """
     known = parse_tools(tools)
     choice = parse_choice(tool_choice, known)
     offered = () if choice == NONE else known
     syntax = of_template(tokenizer.template_source) if tokenizer.takes_tools else GENERIC
-    held = call_grammar(syntax, offered, choice, parallel=parallel, special=tokenizer.special_id)
+    try:
+        held = call_grammar(syntax, offered, choice, parallel=parallel, special=tokenizer.special_id)
+    except InvalidInput as error:
+        raise UnusableTools(error.message, error.hint) from error
     if held is not None and grammar is not None:
-        raise InvalidInput(
+        raise UnusableTools(
             "a grammar for the answer cannot be combined with tools that are strict or required"
         )
     if tokenizer.takes_tools:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -38,6 +39,16 @@ def test_texts_are_kept_in_order(tmp_path: Path) -> None:
     assert [t.tolist() for t in store(folder).add(text(50))] == [text(1).tolist(), text(50).tolist()]
     assert read(folder) == [text(1).tolist(), text(50).tolist()]
     assert [path.suffix for path in folder.iterdir()] == [".sqlite"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    found = store(tmp_path / "new")
+    found.add(text(0))
+    assert found.path.stat().st_mode & 0o077 == 0
+    found.path.chmod(0o640)  # its owner shares it
+    found.add(text(10))
+    assert found.path.stat().st_mode & 0o077 == 0o040
 
 
 def test_the_oldest_go(tmp_path: Path) -> None:

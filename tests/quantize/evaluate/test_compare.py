@@ -292,7 +292,7 @@ def test_options_in_front_of_the_action_count(noisy: Noisy, capsys: pytest.Captu
         (["--device", "abacus"], ["abacus", "xeon"]),
         (["--threads", "0"], ["threads is 0"]),
         (["--threads", "two"], ["'two'", "specport quantize compare --help"]),
-        (["--prompts", "no/such/file"], ["cannot read the prompt file", "no/such/file"]),
+        (["--prompts", "no/such/file"], ["cannot read no/such/file", "there is no such file"]),
         (["no/such/model"], ["no/such/model"]),
         (["a", "b"], ["b"]),
         (["--baseline", "int3"], ["unknown precision 'int3'"]),

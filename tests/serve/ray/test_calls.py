@@ -7,6 +7,7 @@ import json
 from contextlib import aclosing
 from typing import Any
 
+import pytest
 from support.served import Served, run, served, toy
 from support.toy_pipeline import greedy
 
@@ -23,7 +24,7 @@ def call(served: Served, **fields: Any) -> Any:
 
 def test_a_reply_comes_with_its_head_first_and_in_few_pieces() -> None:
     async def work() -> None:
-        async with served(toy()) as server:
+        async with served(toy(step_seconds=0.005)) as server:
             head, body = [part async for part in call(server)]
             assert isinstance(head, Head) and head.status == 200
             assert json.loads(body)["choices"][0]["text"] == greedy("abc", 40)
@@ -35,7 +36,7 @@ def test_a_reply_comes_with_its_head_first_and_in_few_pieces() -> None:
     run(work())
 
 
-def test_an_application_that_fails_has_an_end() -> None:
+def test_an_application_that_fails_has_an_end_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("a bug")
 
@@ -43,6 +44,8 @@ def test_an_application_that_fails_has_an_end() -> None:
         assert [part async for part in answered(app, Call("GET", "/"))] == []
 
     run(work())
+    (record,) = caplog.records
+    assert record.getMessage() == "GET / failed" and "a bug" in str(record.exc_info)
 
 
 def test_whoever_closes_it_frees_the_sequence() -> None:
@@ -58,5 +61,20 @@ def test_whoever_closes_it_frees_the_sequence() -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await server.idle()
+
+    run(work())
+
+
+def test_the_page_and_what_is_not_there() -> None:
+    async def work() -> None:
+        async with served(toy()) as server:
+            app = server.client._transport.app  # type: ignore[attr-defined]
+            head, body = [part async for part in answered(app, Call("GET", "/", client="somebody"))]
+            assert head.status == 200 and body.startswith(b"<!doctype html>")
+            (head, *_) = [part async for part in answered(app, Call("HEAD", "/health", client="somebody"))]
+            assert head.status == 200
+            missing = Call("GET", "/nothing", query=b"\xff", client="somebody")  # a query that is no text
+            head, body = [part async for part in answered(app, missing)]
+            assert head.status == 404 and json.loads(body)["error"]["type"] == "not_found_error"
 
     run(work())

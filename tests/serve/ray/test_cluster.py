@@ -122,6 +122,11 @@ def test_answers_are_those_of_a_server_of_its_own(server: Server) -> None:
     assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{server.url}/health", timeout=60).json() == {"status": "ready", "model": "toy"}
     assert len(server.metrics("generation_tokens_total")) == 2
+    page = httpx.get(f"{server.url}/", timeout=60)  # without a key
+    assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+    style = httpx.get(f"{server.url}/page/style.css", timeout=60)
+    assert style.status_code == 200 and "default-src 'none'" in style.headers["content-security-policy"]
+    assert httpx.head(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_a_conversation_stays_with_the_replica_that_has_read_it(server: Server) -> None:
@@ -189,6 +194,15 @@ def test_an_update_starts_new_replicas_before_old_ones_end(server: Server) -> No
     assert update.returncode == 0, update.stderr and update.stderr.read()
     assert answered > 2 and [each.text() for each in running] == [greedy("abc", 3 * LONG)] * 2
     assert not {*old} & {*server.metrics("num_requests_running")}
+
+
+def test_an_update_does_not_open_a_server_that_has_keys(server: Server) -> None:
+    command = server.again("--update")
+    at = command.index("--api-key-file")
+    done = subprocess.run([*command[:at], *command[at + 2 :]], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "the server has keys, and the update has none" in done.stderr
+    refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, timeout=60)
+    assert refused.status_code == 401
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_the_old_one_stays(server: Server) -> None:

@@ -115,5 +115,7 @@ def test_what_is_complete_is_not_lost() -> None:
 def test_a_request_that_kills_every_replica_is_given_up() -> None:
     sent = relayed(*[[Lost]] * TRIES)
     assert sent.status == 503 and json.loads(sent.body)["error"]["code"] == "replica_lost"
+    sent = relayed(*[[WHOLE, Lost]] * TRIES)  # with its head, but never with its body
+    assert sent.status == 503 and b"replica_lost" in sent.body
     sent = relayed(*[[STREAM, BEAT, Lost]] * TRIES)
     assert sent.status == 200 and b"replica_lost" in sent.body and sent.body.endswith(DONE)
