@@ -180,7 +180,8 @@ def _held(prompt: llm.Prompt) -> dict[str, Any]:
     for tool in prompt.tools:
         if not isinstance(tool, llm.Tool):
             raise InvalidInput(f"the tool {tool.name} runs on a server of its provider only")
-        parameters = {"type": "object", "properties": {}, **tool.input_schema}
+        # Functions of Python take no other arguments than those that they name.
+        parameters = {"type": "object", "properties": {}, "additionalProperties": False, **tool.input_schema}
         function = {"name": tool.name, "description": tool.description or "", "parameters": parameters}
         tools.append({"type": "function", "function": {**function, "strict": _can_be_held(parameters)}})
     return {"tools": tuple(tools)} if tools else {}

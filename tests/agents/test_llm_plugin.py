@@ -141,6 +141,16 @@ def test_a_call_that_breaks_off_is_told_once_as_text(monkeypatch: pytest.MonkeyP
     assert [call.arguments for call in answer.tool_calls()] == [{"x": 3}]
 
 
+def test_a_tool_without_arguments_gets_none(model: SpecportLlm, options: dict[str, Any]) -> None:
+    def now() -> str:
+        """Tells the time"""
+        return "noon"
+
+    given = {**options, "max_tokens": 60, "tool_choice": "required", "temperature": 1.0, "seed": 1}
+    calls = model.prompt("hello", tools=[now], **given).tool_calls()
+    assert calls and all(call.arguments == {} for call in calls)
+
+
 def test_what_cannot_be_done_is_said(model: SpecportLlm, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="schema and tools at once"):
         model.prompt("hello", schema=SCHEMA, tools=[len], **options).text()
