@@ -32,7 +32,13 @@ def make(name: str, model: Path, draft: Path | None, threads: int) -> SpeechPeer
     system, _, mode = name.partition(":")
     if mode == "draft" and draft is None:
         raise InvalidInput(f"{name} needs a draft model", "give one with --draft")
-    return _SYSTEMS[system](model, draft if mode == "draft" else None, threads)
+    try:
+        return _SYSTEMS[system](model, draft if mode == "draft" else None, threads)
+    except SpecportError:
+        raise
+    except Exception as error:  # these packages raise many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SpecportError(f"{name} cannot load {model}: {reason}", "leave this --method out") from error
 
 
 class _Transformers:
