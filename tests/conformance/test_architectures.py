@@ -35,7 +35,9 @@ KINDS = {
     "mpt": ("refused: .*ALiBi", ""),
     "gpt_neo": ("refused: .*windows of its local layers", "refused: .*a mask of their own"),
 }
-STACK = ("gpt_oss", "qwen3_moe", "bloom")  # those that depend on the version of transformers most
+# Those that depend on the version of transformers most. Not bloom: with optimum-intel 1.27, conversions of
+# other models in the same process change its logits. Outside of tests each has a process of its own.
+STACK = ("gpt_oss", "qwen3_moe")
 
 
 @pytest.mark.parametrize(
