@@ -19,7 +19,16 @@ from specport.serve.answer import Answer, Choice, Failed, TimedOut
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.openai.audio import AudioRoutes
 from specport.serve.openai.body import BodyReader, parse
-from specport.serve.openai.errors import ApiError, JsonResponse, bad_request, from_input, response, too_late
+from specport.serve.openai.errors import (
+    ApiError,
+    JsonResponse,
+    bad_request,
+    busy,
+    from_input,
+    response,
+    too_late,
+    unavailable,
+)
 from specport.serve.openai.generation import Asked, RequestReader
 from specport.serve.openai.replies import Replies, finish_reason, speculation_of
 from specport.serve.openai.streaming import BEAT, DONE, GONE, ClientGone, EventStream, event, unless_gone
@@ -139,14 +148,9 @@ class _Api:
         except (ClientDisconnect, ClientGone):
             return Response(status_code=GONE)
         except NotReady as error:
-            raise ApiError(
-                503, f"the server is {error}", code="unavailable", headers={"retry-after": "2"}
-            ) from None
+            raise unavailable(str(error)) from None
         except Busy as error:
-            raise ApiError(
-                429, "too many requests wait; try again later", code="rate_limit_exceeded",
-                headers={"retry-after": str(error.seconds)},
-            ) from None  # fmt: skip
+            raise busy(error.seconds) from None
 
     async def _answer(self, request: Request, read: Reader) -> Response:
         service = self._service

@@ -23,6 +23,8 @@ from specport.serve.openai.errors import (
     naming,
     not_supported,
     too_late,
+    too_many,
+    unavailable,
 )
 from specport.serve.openai.streaming import DONE, GONE, ClientGone, EventStream, event, unless_gone
 from specport.serve.service import NotReady, Service
@@ -70,14 +72,9 @@ class AudioRoutes:
         except (ClientDisconnect, ClientGone):
             return Response(status_code=GONE)
         except NotReady as error:
-            raise ApiError(
-                503, f"the server is {error}", code="unavailable", headers={"retry-after": "2"}
-            ) from None
+            raise unavailable(str(error)) from None
         except TooManyTalks:
-            raise ApiError(
-                429, "too many audio files wait; try again later", code="rate_limit_exceeded",
-                headers={"retry-after": "10", "connection": "close"},
-            ) from None  # fmt: skip
+            raise too_many("too many audio files wait; try again later", 10, unread=True) from None
         except TooLate:
             raise too_late() from None
         except InvalidInput as error:

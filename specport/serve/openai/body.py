@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from specport.serve.openai.errors import ApiError, bad_request
+from specport.serve.openai.errors import ApiError, bad_request, too_many
 
 
 class BodyReader:
@@ -45,10 +45,7 @@ class BodyReader:
                 if size > self._most:
                     raise self._too_large()
                 if self._held > self._most_together:
-                    raise ApiError(
-                        429, "too many large requests at once", code="rate_limit_exceeded",
-                        headers={"retry-after": "1", "connection": "close"},
-                    )  # fmt: skip
+                    raise too_many("too many large requests at once", 1, unread=True)
                 parts.append(part)
         finally:
             self._held -= size

@@ -75,6 +75,25 @@ def not_supported(name: str, why: str = "is not supported") -> ApiError:
     return bad_request(f"{name} {why}", name, "unsupported_parameter")
 
 
+def unavailable(why: str) -> ApiError:
+    """Return the error for a server that takes no requests at present, as in "shutting down"."""
+    return ApiError(503, f"the server is {why}", code="unavailable", headers={"retry-after": "2"})
+
+
+def too_many(message: str, seconds: int, *, unread: bool = False) -> ApiError:
+    """Return the error for one request too many.
+
+    seconds: after which the client may try again. unread: the body was not read, so the connection ends.
+    """
+    headers = {"retry-after": str(seconds), **({"connection": "close"} if unread else {})}
+    return ApiError(429, message, code="rate_limit_exceeded", headers=headers)
+
+
+def busy(seconds: int) -> ApiError:
+    """Return the error for a request that finds the queue full."""
+    return too_many("too many requests wait; try again later", seconds)
+
+
 def too_late() -> ApiError:
     """Return the error for a request whose time is up."""
     # The client would else send the same request again, which takes as long.

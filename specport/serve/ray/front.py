@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from specport.serve.guard import CLIENT, Guard
 from specport.serve.metrics import CONTENT_TYPE
 from specport.serve.openai.body import BodyReader, parse
-from specport.serve.openai.errors import ApiError, response, too_late
+from specport.serve.openai.errors import ApiError, busy, response, too_late, unavailable
 from specport.serve.openai.streaming import ClientGone, unless_gone
 from specport.serve.ray.calls import Call, Head
 from specport.serve.ray.metrics import joined
@@ -80,9 +80,7 @@ class Front:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if self._draining:
-                raise ApiError(
-                    503, "the server is shutting down", code="unavailable", headers={"retry-after": "2"}
-                )
+                raise unavailable("shutting down")
             if scope["path"] == "/metrics" and scope["method"] == "GET":
                 await (await self._metrics())(scope, receive, send)
                 return
@@ -110,7 +108,7 @@ class Front:
         if request.method == "POST" and scope["path"] in PROMPTED:
             body = await self._bodies.read(request)
             if self._num_held + len(body) > MOST_HELD:
-                raise _busy()
+                raise busy(2)
             names = await asyncio.to_thread(_names, body, self._limits.max_depth)
         headers = [(name, value) for name, value in scope["headers"] if name == b"content-type"]
         return Call(
@@ -125,7 +123,7 @@ class Front:
         except ClientGone:
             return
         except BackPressureError:
-            await relay.fail(_busy())
+            await relay.fail(busy(2))
         except DeploymentUnavailableError:
             await relay.fail(ApiError(503, "there is no replica", code="unavailable"))
         except asyncio.TimeoutError:
@@ -168,13 +166,6 @@ class Front:
 
 def _names(body: bytes, max_depth: int) -> tuple[bytes, ...]:
     return names_of(parse(body, max_depth))
-
-
-def _busy() -> ApiError:
-    return ApiError(
-        429, "too many requests wait; try again later", code="rate_limit_exceeded",
-        headers={"retry-after": "2"},
-    )  # fmt: skip
 
 
 def _late(call: Call) -> ApiError:
