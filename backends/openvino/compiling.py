@@ -79,7 +79,7 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
     # Before the weights are read: mapped weights fill free memory page by page, and kernels repack them.
     given, weights = options.cache_bytes, (files.folder / IR_BIN).stat().st_size
     cache_bytes = memory.default_share(options.role, weights) if given is None else given
-    if is_whisper(files.folder):
+    if is_whisper(job.config):
         compile_ = partial(compile_on_device, job=job, settings=settings)
         return _with_room(
             whisper.load_decoder(files, options, compile_, cache_bytes, exact=exact_mode, on_cpu=job.on_cpu)

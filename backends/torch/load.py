@@ -24,6 +24,7 @@ from specport.backends.torch.whisper.parts import WhisperParts
 
 from specport.core.ports import Block, Model, Row, conditioned
 from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
+from specport.models.json_file import read_json
 from specport.models.whisper import find_encoder_key, is_whisper
 from specport.runtime import memory, numerics
 from specport.runtime.profiles import cpu_name
@@ -70,7 +71,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     place = devices.place(profile)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if is_whisper(files.folder):
+    if is_whisper(read_json(files.folder / "config.json")):
         return _load_whisper(files, options, place)
     model = weights.read(files, options.head_tokens)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take

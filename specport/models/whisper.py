@@ -67,9 +67,9 @@ _NAMES = {
 }
 
 
-def is_whisper(folder: Path) -> bool:
-    """Return whether config.json says that a folder holds a Whisper model."""
-    return read_json(folder / "config.json").get("model_type") == KIND
+def is_whisper(config: Mapping[str, Any]) -> bool:
+    """Return whether a model's config.json says that it is a Whisper."""
+    return config.get("model_type") == KIND
 
 
 def speech_form(folder: Path) -> str | None:
@@ -77,7 +77,7 @@ def speech_form(folder: Path) -> str | None:
 
     Raises ModelError for a damaged config.json, and for files that cannot be read.
     """
-    if is_whisper(folder):
+    if is_whisper(read_json(folder / "config.json")):
         return HUGGING_FACE
     path = folder / CTRANSLATE2_FILE
     if not path.is_file() or any(folder.glob("*.safetensors")):
