@@ -33,15 +33,6 @@ ASK = "abc"  # whose answer is long
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tiny_agents.write(tmp_path_factory.mktemp("tiny"))
-    with specport.load(
-        str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4
-    ) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
 def wanted(pipeline: Pipeline) -> specport.Result:
     return pipeline.generate(ASK, max_new_tokens=24, logprobs=2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -54,15 +53,6 @@ class Weigh(Tool):
     def forward(self, fruit: str, count: int, notes: Any = None) -> str:
         self.calls.append((fruit, count))
         return f"{count} {fruit}: {count * 100} g"
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tiny_agents.write(tmp_path_factory.mktemp("tiny"))
-    with specport.load(
-        str(folder), draft="suffix", device="torch-cpu", policy="fixed", num_draft_tokens=4
-    ) as loaded:
-        yield loaded
 
 
 def made(pipeline: Pipeline, **options: Any) -> SpecportModel:
