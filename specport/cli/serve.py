@@ -157,8 +157,8 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     served = service.Service(pipeline, limits, metrics.ServerMetrics(name, args.metrics_prefix))
     running = server.make_server(app.make_app(served, name, **settings), served, limits, not args.quiet)
     host, port = listening.getsockname()[:2]
-    mode = "exact" if pipeline.exact else "fast"
-    terminal.say(f"{name} on {pipeline.device_name}, draft {pipeline.draft_name}, {mode}")
+    device, draft = pipeline.device_name, pipeline.draft_name
+    terminal.say(server.serving(name, device, draft, exact=pipeline.exact))
     for note in pipeline.notes:
         terminal.say(f"note: {note}")
     if settings["speech"] is not None:

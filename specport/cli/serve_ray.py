@@ -119,8 +119,8 @@ def run(
                 if not args.update:
                     deploy.remove()
                 raise
-            mode = "exact" if about["exact"] else "fast"
-            terminal.say(f"{about['name']} on {about['device']}, draft {about['draft']}, {mode}")
+            exact = about["exact"]
+            terminal.say(server.serving(about["name"], about["device"], about["draft"], exact=exact))
             where = "a Ray cluster of its own" if found.own else f"the Ray cluster {found.address}"
             terminal.say(f"{least} to {most} replicas of {cores} cores, on {where}")
             for note in about["notes"]:

@@ -65,6 +65,11 @@ def listen(bound: socket.socket) -> None:
         ) from error
 
 
+def serving(name: str, device: str, draft: str, *, exact: bool) -> str:
+    """Return the line that says what a server serves."""
+    return f"{name} on {device}, draft {draft}, {'exact' if exact else 'fast'}"
+
+
 def told(host: str, port: int, *, page: bool) -> str:
     """Return the line that says where a server listens."""
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
