@@ -29,6 +29,7 @@ FLOORS: imports.Floors = (
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
         "speech": ("speech",),
+        "diffusion": ("diffusion",),
     },
     {"agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     # It measures word errors as the bench does, with the engine of speech.
