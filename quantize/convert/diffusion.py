@@ -1,0 +1,94 @@
+"""Read masked-diffusion language models as transformers decoders whose attention mask is given, and write ours.
+
+The published models come with Python code of their own, which is not run. SDAR is a Qwen3, Dream is a Qwen2 with
+a bias, and models of ours are whatever decoder they were made from: attention, norms and rotary positions are
+the same, and what differs is what a token attends to, which a caller gives. `diffusion_moe.py` has LLaDA 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specport.quantize.convert import package_faults
+
+from specport.errors import ModelError
+from specport.models.atomic import write_json
+from specport.models.diffusion import BASE, KIND, DiffusionFacts, entries, find_facts, is_diffusion
+from specport.models.json_file import read_json
+
+_BASES = {"sdar": "qwen3", "sdar_moe": "qwen3_moe", "Dream": "qwen2"}
+# Entries of their configurations that name code or types, not sizes.
+_NAMES = ("model_type", "architectures", "auto_map", "transformers_version", BASE)
+_CHECK = "check that it is a complete diffusion model"
+
+
+def read(folder: Path, dtype: Any, attention: str = "sdpa") -> Any:
+    """Return the decoder of a diffusion model, with its head. Raises ModelError.
+
+    dtype:     torch's. attention: name of the implementation, as transformers knows it.
+    The model takes `attention_mask` [texts, 1, T, rows], which is added to the scores.
+    """
+    package_faults.mend()
+    find_facts(folder)  # its mask and block are checked
+    config = read_json(folder / "config.json")
+    kind = str(config.get("model_type"))
+    if kind == "llada2_moe":
+        from specport.quantize.convert import diffusion_moe
+
+        return diffusion_moe.read(folder, config, dtype, attention)
+    base = config.get(BASE) if kind == KIND else _BASES.get(kind)
+    _check(config, kind, folder)
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        given = {name: value for name, value in config.items() if name not in _NAMES}
+        if kind == "Dream":
+            given.pop("attention_bias", None)  # its layers have one where Qwen2's have, whatever it says
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=AutoConfig.for_model(base, **given),
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # transformers raises many types for unusable files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{folder} ({kind}) cannot be read: {reason}", _CHECK) from error
+    return model.eval().requires_grad_(False)
+
+
+def _check(config: Mapping[str, Any], kind: str, folder: Path) -> None:
+    """Raise ModelError for what the published code of these models computes in another way."""
+    if config.get("use_sliding_window"):
+        raise ModelError(f"{folder} ({kind}): sliding windows are not supported", "use a model without them")
+
+
+def read_to_train(folder: Path) -> tuple[Any, DiffusionFacts] | None:
+    """Return a diffusion model of ours in float32 and its facts; None for another model. Raises ModelError.
+
+    Raises ModelError for the published diffusion models, which are not trained further here.
+    """
+    config = read_json(folder / "config.json") if folder.is_dir() else {}
+    if not is_diffusion(config):
+        return None
+    if config.get("model_type") != KIND:
+        raise ModelError(
+            f"{folder} ({config['model_type']}) is a diffusion model already", "name an autoregressive model"
+        )
+    import torch
+
+    facts = find_facts(folder)
+    assert facts is not None  # as it is a diffusion model
+    return read(folder, torch.float32).requires_grad_(True), facts
+
+
+def save(model: Any, folder: Path, facts: DiffusionFacts) -> None:
+    """Write a trained decoder as a diffusion model of ours, without a tokenizer."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = read_json(path)
+    write_json(path, entries(config, config["model_type"], facts), indent=2)

@@ -1,0 +1,171 @@
+"""Training of block-diffusion models: which masks there are, what the copies see, and what is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specport.errors import InvalidInput, ModelError
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from specport.quantize.convert import diffusion  # noqa: E402
+from specport.quantize.text.dialogues import Dialogue, save_shard  # noqa: E402
+from specport.quantize.train import batches  # noqa: E402
+from specport.quantize.train.diffusion import training  # noqa: E402
+from specport.quantize.train.diffusion.recipe import Recipe  # noqa: E402
+from specport.quantize.train.diffusion.rows import noise, pack  # noqa: E402
+from specport.quantize.train.diffusion.student import DiffusionStudent  # noqa: E402
+from support import tiny_models  # noqa: E402
+
+VOCAB = len(tiny_models.vocabulary())
+BLOCK, MASK, END = 4, VOCAB, 2
+
+
+def dialogues(count: int, seed: int) -> list[Dialogue]:
+    """Texts that count up or down from a random letter, and end: what a mask hides is known from the rest."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        length, way = int(rng.integers(14, 20)), int(rng.choice([1, 2]))
+        text = 20 + (int(rng.integers(40)) + way * np.arange(length)) % 60
+        tokens = np.append(text, END).astype(np.int32)
+        top = tokens[5:, None]
+        found.append(Dialogue(tokens, 5, top, np.full(top.shape, 0.9, dtype=np.float32)))
+    return found
+
+
+def test_every_token_of_the_answer_is_masked_once_in_blocks_that_are_whole() -> None:
+    rng, shares = np.random.default_rng(0), np.zeros(BLOCK + 1)
+    starts = set()
+    for length in range(12, 20):
+        for ended in (True, False):
+            tokens = np.arange(100, 100 + length)
+            text = noise(tokens, 6, BLOCK, [int(tokens[-1])] if ended else [], rng)
+            size = len(text.tokens) - text.noised
+            assert size % BLOCK == 0 and 6 - BLOCK < text.noised <= 6
+            starts.add(text.noised)
+            assert (len(text.tokens) >= length) == ended or len(text.tokens) == length
+            assert (text.tokens[length:] == tokens[-1]).all() and (text.real == (np.arange(text.noised, text.noised + size) < length)).all()
+            assert (text.masked.sum(axis=0) == (np.arange(text.noised, len(text.tokens)) >= 6)).all()
+            assert np.array_equal(text.blocks, (np.arange(len(text.tokens)) - text.noised) // BLOCK)
+    assert starts == {3, 4, 5, 6}  # a block begins anywhere
+    for _ in range(400):
+        text = noise(np.arange(60), 8, BLOCK, (), rng)
+        own = text.blocks[text.noised :]
+        np.add.at(shares, np.bincount(own, weights=text.masked[0]).astype(int)[1:], 1)
+    assert np.abs(shares / shares.sum() - 0.2).max() < 0.02  # no mask to four masks, all alike
+
+
+def test_a_noised_copy_sees_what_a_model_sees_that_denoises_the_block() -> None:
+    model = tiny_models.hf_model("llama", 2, vocab_size=VOCAB + 1)
+    student = DiffusionStudent(model, MASK, [END], Recipe(block=BLOCK)).eval()
+    texts = dialogues(3, 1)
+    with torch.no_grad():
+        packed = student.packed(batches.batch(texts, "cpu"), np.random.default_rng(5))
+        found = student.outputs(packed)
+    assert len(packed.answers) == int((packed.weights > 0).sum()) > 20
+    checked = 0
+    for row in range(len(texts)):
+        for copy in (1, 2):
+            own = (packed.copies[row] == copy).numpy()
+            clean = (packed.copies[row] == 0).numpy()
+            for block in range(int(packed.blocks[row][own].max()) + 1):
+                before = clean & (packed.blocks[row].numpy() < block)
+                now = own & (packed.blocks[row].numpy() == block)
+                which = np.flatnonzero(before | now)
+                order = which[np.argsort(packed.positions[row].numpy()[which], kind="stable")]
+                blocks = packed.blocks[row][order]
+                assert np.array_equal(packed.positions[row][order], np.arange(len(order)))
+                seen = (blocks[None, :] <= blocks[:, None])[None, None]
+                with torch.no_grad():
+                    native = model.model(
+                        input_ids=packed.ids[row][order][None], use_cache=False,
+                        attention_mask=torch.where(seen, 0.0, -torch.inf),
+                        position_ids=torch.arange(len(order))[None],
+                    ).last_hidden_state[0]  # fmt: skip
+                for place in np.flatnonzero(now & (packed.ids[row] == MASK).numpy()):
+                    (at,) = np.flatnonzero((packed.texts == row).numpy() & (packed.places == place).numpy())
+                    mine = native[int(np.flatnonzero(order == place)[0])]
+                    torch.testing.assert_close(found[at], mine, atol=2e-4, rtol=2e-4)
+                    checked += 1
+    assert checked == len(packed.answers)
+
+
+def test_weights_are_one_over_the_share_of_masks() -> None:
+    text = noise(np.arange(40), 8, BLOCK, (), np.random.default_rng(3))
+    packed = pack([text], 99, "cpu")
+    total = np.bincount(packed.blocks[0][packed.places])  # predictions of each block, of both copies
+    wanted = {(int(n), float(total[b] / n)) for n, b in zip(packed.counts, packed.blocks[0][packed.places], strict=True)}
+    assert {(int(n), float(w)) for n, w in zip(packed.counts, packed.weights, strict=True)} == wanted
+    assert packed.weights.max() > 1.0
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    for i, count in enumerate((12, 60)):
+        save_shard(tmp_path / f"{i}.npz", dialogues(count, i))
+    return [str(tmp_path / f"{i}.npz") for i in range(2)]
+
+
+def make(tmp_path: Path, source: Path, shards: list[str], out: str, layers: int | None = None, **changes: Any) -> dict[str, Any]:
+    recipe = {"block": BLOCK, "epochs": 3.0, "learning_rate": 2e-3, "batch_tokens": 100, **changes}
+    (tmp_path / f"{out}-work").mkdir(exist_ok=True)
+    return training.make(
+        str(source), str(tmp_path / f"{out}-work"), str(tmp_path / out), shards, recipe, layers, VOCAB, [END],
+        False, lambda what, share: None,
+    )  # fmt: skip
+
+
+def test_a_decoder_learns_to_fill_in_masks_and_a_smaller_one_is_made_of_it(tmp_path: Path, shards: list[str]) -> None:
+    torch.manual_seed(0)
+    tiny_models.save_hf(tmp_path / "source", "llama", 3)
+    found = make(tmp_path, tmp_path / "source", shards, "made")
+    assert found["mask"] == VOCAB and found["layers"] == 3 and found["steps"] > 20
+    assert found["after"]["perplexity"] < 0.5 * found["before"]["perplexity"]
+    assert min(found["after"]["accuracy"]) > max(found["before"]["accuracy"])
+    model = diffusion.read(tmp_path / "made", torch.float32)
+    assert model.get_input_embeddings().weight.shape[0] == VOCAB + 1
+    smaller = make(tmp_path, tmp_path / "made", shards, "smaller", layers=2, epochs=0.2)
+    assert smaller["layers"] == 2 and len(smaller["dropped"]) == 1 and smaller["dropped"] != [0]
+    assert smaller["mask"] == VOCAB
+    # What is written is what was trained: its masks are filled in as well as the record says.
+    again = make(tmp_path, tmp_path / "made", shards, "again", epochs=0.1)
+    assert again["before"] == found["after"]
+
+
+def test_a_stopped_training_resumes_to_the_same_model(tmp_path: Path, shards: list[str]) -> None:
+    tiny_models.save_hf(tmp_path / "source", "llama", 2)
+    make(tmp_path, tmp_path / "source", shards, "whole", epochs=1.0)
+    (tmp_path / "stopped-work").mkdir()
+
+    def stop(what: str, share: float) -> None:
+        if "masks" in what and share > 0.5:
+            raise KeyboardInterrupt
+
+    recipe = {"block": BLOCK, "epochs": 1.0, "learning_rate": 2e-3, "batch_tokens": 100}
+    with pytest.raises(KeyboardInterrupt):
+        training.make(
+            str(tmp_path / "source"), str(tmp_path / "stopped-work"), str(tmp_path / "stopped"), shards, recipe,
+            None, VOCAB, [END], False, stop,
+        )  # fmt: skip
+    make(tmp_path, tmp_path / "source", shards, "stopped", epochs=1.0)
+    whole, stopped = (diffusion.read(tmp_path / name, torch.float32).state_dict() for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_what_cannot_be_trained_is_said(tmp_path: Path, shards: list[str]) -> None:
+    tiny_models.save_hf(tmp_path / "source", "llama", 2)
+    with pytest.raises(InvalidInput, match="2 layers, not 5"):
+        make(tmp_path, tmp_path / "source", shards, "made", layers=5)
+    with pytest.raises(InvalidInput, match="block of 1"):
+        Recipe(block=1)
+    (tmp_path / "sdar").mkdir()
+    (tmp_path / "sdar" / "config.json").write_text('{"model_type": "sdar", "vocab_size": 200000}')
+    with pytest.raises(ModelError, match="diffusion model already"):
+        make(tmp_path, tmp_path / "sdar", shards, "made")
