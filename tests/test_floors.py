@@ -23,13 +23,12 @@ FLOORS: imports.Floors = (
     # Loading converts models, so that this part of `quantize` lies below all that loads one.
     {"drafters": ("drafters",), "conversion": ("quantize.convert", "quantize.text.prompts")},
     {"runtime": ("runtime",)},
-    {"backends": ("backends",), "calibration": ("calibration",)},
+    {"backends": ("backends",), "calibration": ("calibration",), "diffusion": ("diffusion",)},
     {
         # It uses OpenVINO's graph surgery (backends.openvino.graph), one way: no backend knows of it.
         "quantize": ("quantize", "quantize.convert.to_huggingface"),
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
         "speech": ("speech",),
-        "diffusion": ("diffusion",),
     },
     {"agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
     # It measures word errors as the bench does, with the engine of speech.

@@ -19,6 +19,7 @@ from specport.outside.places import expanded
 from specport.runtime.versions import installed
 
 if TYPE_CHECKING:
+    from specport.diffusion.options import DiffusionOptions
     from specport.options import GenerationOptions
     from specport.pipeline import Pipeline
     from specport.text.grammar.grammar import Grammar
@@ -56,6 +57,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     options.add_model_options(parser)
     options.add_generation_options(parser)
     options.add_grammar_options(parser)
+    options.add_diffusion_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--show-drafts", action="store_true", help="mark each piece of text with the drafter that proposed it"
@@ -81,16 +83,26 @@ def run(args: argparse.Namespace) -> int:
 
     given = options.given(args, options.GENERATION_OPTIONS)
     generation = GenerationOptions(**given, grammar=_grammar(args))
-    with closing(_load(args)) as pipeline:
+    diffusion = _diffusion(args)
+    with closing(_load(args, diffusion)) as pipeline:
         if args.chat:
             return _chat(args, pipeline, generation, prompt)
         assert prompt is not None  # only a chat may start without a prompt
         return (_print_json if args.json else _print_text)(args, pipeline, generation, prompt)
 
 
-def _load(args: argparse.Namespace) -> Pipeline:
+def _diffusion(args: argparse.Namespace) -> DiffusionOptions | None:
+    """Return how a diffusion model decodes; None where no option says it. Raises InvalidInput."""
+    from specport.diffusion.options import DiffusionOptions
+
+    given = options.given(args, options.DIFFUSION_OPTIONS)
+    return DiffusionOptions(**given) if given else None
+
+
+def _load(args: argparse.Namespace, diffusion: DiffusionOptions | None) -> Pipeline:
+    given = options.given(args, options.LOAD_OPTIONS)
     with terminal.progress(args.quiet) as progress:
-        return specport.load(args.model, **options.given(args, options.LOAD_OPTIONS), progress=progress)
+        return specport.load(args.model, **given, diffusion=diffusion, progress=progress)
 
 
 def _print_text(
@@ -144,6 +156,7 @@ def _print_json(
             "draft": pipeline.draft_name,
             "exact": pipeline.exact,
             "options": {"model": args.model, **options.given(args, options.LOAD_OPTIONS)},
+            "diffusion": options.given(args, options.DIFFUSION_OPTIONS),
             "generation": asdict(generation),
         },
         "notes": pipeline.notes,

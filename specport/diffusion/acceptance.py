@@ -1,11 +1,12 @@
 """Acceptance rules of SimSD: judge a drafted block by its mask slots, in the order of positions.
 
 Both rules are those of token-level speculative decoding, with the logits of a slot in the place of the next
-token's. What they preserve is the text, or the law, of the target under the verifying layout, never that of native
-denoising, which reads every token anew in each step. Even that they do only where a slot attends to no
+token's. What they preserve is the text, or the law, of the target under the verifying layout, never that of
+native denoising, which reads every token anew in each step. Even that they do only where a slot attends to no
 token that is discarded: see `discarded`.
 
-The released code can also walk in the order of times. Its authors mark that as a bug, since it discards accepted tokens.
+The released code can also walk in the order of times. Its authors mark that as a bug, since it discards
+accepted tokens.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ def greedy_match(tokens: Sequence[int], logits: Sequence[Law]) -> Verdict:
     return Verdict(len(tokens))
 
 
-def mrs(tokens: Sequence[int], logits: Sequence[Law], drawn_from: Sequence[Law | None], sampler: Sampler) -> Verdict:
+def mrs(
+    tokens: Sequence[int], logits: Sequence[Law], drawn_from: Sequence[Law | None], sampler: Sampler
+) -> Verdict:
     """Accept each token with min(1, p / q); a rejected one is replaced by a draw from norm([p - q]+).
 
     drawn_from: [n] distributions q; None = a token that was not drawn, q is one-hot.
     """
-    for place, (token, row, q) in enumerate(zip(tokens, logits, drawn_from, strict=True)):
+    for place, (token, row, law) in enumerate(zip(tokens, logits, drawn_from, strict=True)):
         p: Law = sampler.distribution(row, ())
-        if q is None:
-            q = np.zeros_like(p)
-            q[token] = 1.0
+        q = _one_hot(p, token) if law is None else law
         if sampler.accepts(float(p[token]) / float(q[token])):
             continue
         excess = np.maximum(p - q, 0.0)
@@ -61,11 +62,18 @@ def mrs(tokens: Sequence[int], logits: Sequence[Law], drawn_from: Sequence[Law |
     return Verdict(len(tokens))
 
 
+def _one_hot(like: Law, token: int) -> Law:
+    """Return the [vocab] distribution of a token that was not drawn."""
+    law = np.zeros_like(like)
+    law[token] = 1.0
+    return law
+
+
 def discarded(times: Sequence[int], known: int, kept: int, corrected: bool) -> int:
     """Return how many committed tokens were judged by a slot that attends to a token that is not kept.
 
-    times: [n] of the block. known: its tokens without a slot. kept: its first tokens that are committed, known ones
-    included; with `corrected` the last of them is not the drafted one.
+    times: [n] of the block. known: its tokens without a slot. kept: its first tokens that are committed, known
+    ones included; with `corrected` the last of them is not the drafted one.
 
     Such tokens depend on the draft. There are none where positions are revealed from left to right.
     """

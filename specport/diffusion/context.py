@@ -24,7 +24,7 @@ class Context:
     """Hold a model's cache of a text, and the text that is to be read with the next step.
 
     cached: whether what was read is kept. Otherwise each step reads the whole text again: the un-cached
-            baseline. A model with the context "full" is always read anew, since its states depend on what follows.
+            baseline. A model with the context "full" is always read anew: its states depend on what follows.
 
     Committed text is read once its block is complete, in one step with the rows that come behind it.
     `num_steps` counts steps, `seconds` the time in the runtime.

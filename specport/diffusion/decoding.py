@@ -50,7 +50,8 @@ class Decoder(Protocol):
 class Native:
     """Denoise one block a round with the model alone.
 
-    Blocks are counted from position 0, so the first one begins with what the prompt has of it.
+    Blocks are counted from position 0, so the first one begins with what the prompt has of it. A model with the
+    context "full" knows no blocks: they begin behind the prompt.
     cached: whether committed text stays in the cache (`Context`).
     """
 
@@ -65,7 +66,7 @@ class Native:
         self._length = options.block_length or model.facts.block_length
         self._sampler, self._options = sampler, options
         self._context = Context(model, cached)
-        self._known = self._context.start(prompt, True, self._length)
+        self._known = self._context.start(prompt, model.facts.context != "full", self._length)
 
     def round(self, room: int) -> Written:
         context, known = self._context, self._known
@@ -94,7 +95,7 @@ class SimSD:
     tokens that a slot attends to and that are discarded.
 
     "position": the next round goes on in the same block, whose tokens are revealed from left to right. With a
-    layout without leak each token then depends on the tokens before it alone, and `greedy_match` gives the text
+    layout without leak each token then depends on the tokens before it alone: `greedy_match` gives the text
     that the target gives without a draft (draft None), and `mrs` its law.
 
     draft: None = no draft: one token a step, under the same layout; for "position" only.
@@ -133,7 +134,12 @@ class SimSD:
             times = [*range(length)] if self._goes_on else block.times
             end = length
         else:  # the masks behind the judged position are there as with a draft
-            tokens, laws, times, end = [*known, *[self._mask_id] * (length - first)], [None], [*range(length)], first + 1
+            tokens, laws, times, end = (
+                [*known, *[self._mask_id] * (length - first)],
+                [None],
+                [*range(length)],
+                first + 1,
+            )
         layout = verifying(self._options.layout, tokens, times, self._mask_id, first)
         rows = [layout.slots[place] for place in range(first, end)]
         logits = without_mask(target.step(layout.block)[rows], self._mask_id)

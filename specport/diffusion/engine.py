@@ -67,7 +67,9 @@ class DiffusionEngine(Rounds):
             if given
         ]
         if wrong:
-            raise InvalidInput(f"a diffusion model cannot follow {wrong[0]}", "leave it out, or choose another model")
+            raise InvalidInput(
+                f"a diffusion model cannot follow {wrong[0]}", "leave it out, or choose another model"
+            )
 
     def add(self, generation: Generation) -> None:
         self._added.append(generation)

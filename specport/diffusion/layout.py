@@ -1,8 +1,8 @@
 """The rows of a verifying step: a drafted block as data, and mask slots whose logits judge it (SimSD).
 
-Cui et al., "Simple Speculative Decoding in Diffusion Language Models", arXiv 2606.02544. A mask slot has the position
-of its data token. Each data token has the time at which it was revealed, and its slot has the same. Query i
-attends to key j of the same block:
+Cui et al., "Simple Speculative Decoding in Diffusion Language Models", arXiv 2606.02544. A mask slot has the
+position of its data token. Each data token has the time at which it was revealed, and its slot has the same.
+Query i attends to key j of the same block:
 
     layout     query     data         mask slots
     released   data(t)   t' <= t      t' > t        the mask of the released code
@@ -16,8 +16,8 @@ In "grouped" each time has a group of slots, one for every position that is stil
 saw when it denoised, for n (n + 1) / 2 slots instead of n. In "same-step" a slot lacks the masks behind it.
 
 "released" leaks. A slot at t attends to slots at t' > t, and these attend to the data token of t: with two
-layers or more the logits that judge a token depend on that token. They are no conditional distribution then, and no
-acceptance rule makes the text lossless. In the other layouts they cannot (`leaks` tells it of any layout).
+layers or more the logits that judge a token depend on that token. They are no conditional distribution then,
+and no acceptance rule makes the text lossless. In the other layouts they cannot (`leaks` tells it of any).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Layout:
     slots: dict[int, int]
 
     def leaks(self) -> list[int]:
-        """Return the positions whose slot is reached by their own data token, through any number of layers."""
+        """Return the positions whose data token reaches its own slot, through any number of layers."""
         seen = self.block.visible
         assert seen is not None
         reach = seen
@@ -57,7 +57,9 @@ class Layout:
             if (further == reach).all():
                 break
             reach = further
-        return [place for place, row in self.slots.items() if place in self.data and reach[row, self.data[place]]]
+        return [
+            place for place, row in self.slots.items() if place in self.data and reach[row, self.data[place]]
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,12 @@ def _visible(kind: LayoutKind, rows: _Rows) -> NDArray[np.bool_]:
     is_data = rows.group == _DATA
     at, other = rows.group[:, None], rows.group[None]
     from_data, to_data = is_data[:, None], is_data[None]
-    # A slot's time is that of its group: in "grouped" those at later positions stand for what is still masked.
+    # A slot's time is that of its group: later positions in "grouped" stand for what is still masked then.
     now = np.where(is_data, rows.time, rows.group)[:, None]
     then = np.where(is_data, rows.time, rows.group)[None]
+    slots = ~from_data & (at == other)
     if kind == "released":
         slots = np.where(from_data, then > now, then >= now)
-    else:
-        slots = ~from_data & (at == other)
     seen: NDArray[np.bool_] = np.where(to_data, np.where(from_data, then <= now, then < now), slots)
     return seen
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from specport.core.sampling.params import real_number, whole_number
 from specport.errors import InvalidInput
@@ -26,7 +25,8 @@ class DiffusionOptions:
     threshold: reveal all positions whose probability is above it, where they are more than the schedule's
                (`low_confidence_dynamic` of SDAR); None = the schedule alone (`low_confidence_static`).
     order:     "confidence", as the models are trained, or "position". With a draft, "position" and a layout
-               without leak give a text that does not depend on the draft.
+               without leak give a text that does not depend on the draft. None = "confidence" without a
+               draft, "position" with one.
     layout:    of verifying steps.
 
     Raises InvalidInput for a value outside its range.
@@ -35,7 +35,7 @@ class DiffusionOptions:
     block_length: int | None = None
     steps: int | None = None
     threshold: float | None = None
-    order: Order = "confidence"
+    order: Order | None = None
     layout: LayoutKind = "same-step"
 
     def __post_init__(self) -> None:
@@ -46,13 +46,5 @@ class DiffusionOptions:
         if self.threshold is not None and not 0 < real_number("threshold", self.threshold) < 1:
             raise InvalidInput(f"threshold is {self.threshold}; it must be between 0 and 1")
         for name, known in (("order", ORDERS), ("layout", LAYOUTS)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in (*known, *([None] if name == "order" else [])):
                 raise InvalidInput(f"unknown {name} {getattr(self, name)!r}", f"choose {' or '.join(known)}")
-
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> DiffusionOptions:
-        """Return the options by name; None means the default. Raises InvalidInput for unknown names."""
-        known = cls.__dataclass_fields__
-        if unknown := sorted(set(options) - set(known)):
-            raise InvalidInput(f"unknown option: {', '.join(unknown)}", f"options are {', '.join(known)}")
-        return cls(**{name: value for name, value in options.items() if value is not None})

@@ -14,7 +14,7 @@ def chosen(
     masked: Sequence[int],
     confidence: NDArray[np.floating],
     remaining_steps: int,
-    order: Order = "confidence",
+    order: Order | None = None,
     threshold: float | None = None,
 ) -> list[int]:
     """Return the positions to reveal now, ascending.
@@ -24,6 +24,8 @@ def chosen(
                 are drawn in this step: a draft's token would not have the law that it is judged by.
     remaining_steps: steps of the block, this one included.
     threshold:  as in `DiffusionOptions`.
+
+    order:      None = by confidence.
 
     The schedule reveals ceil(masked / remaining steps) a step: `low_confidence_static` of SDAR. Of equal
     confidences the first position is taken.

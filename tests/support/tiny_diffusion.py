@@ -1,4 +1,4 @@
-"""A tiny transformer of random weights in float64, whose rows may have any mask: stands in for diffusion models.
+"""A tiny transformer of random weights in float64, whose rows may have any mask: a toy of diffusion models.
 
 It is exact: how tokens are split over steps changes logits by rounding of float64 only.
 """
@@ -29,7 +29,7 @@ class Handle(CachedSequence):
 
 
 class TinyTransformer(CheckedModel[Handle]):
-    """num_open: handles that are open. num_rows: rows of all steps. widest: refused beyond it, as real models do."""
+    """num_open: handles that are open. num_rows: of all steps. widest: most rows of a step with a mask."""
 
     def __init__(
         self, layers: int = 2, vocab: int = 20, width: int = 16, seed: int = 0, noise: float = 0.0,
@@ -38,7 +38,9 @@ class TinyTransformer(CheckedModel[Handle]):
         rng, own = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
 
         def weight(rows: int, columns: int) -> Floats:
-            return (rng.normal(size=(rows, columns)) + noise * own.normal(size=(rows, columns))) / np.sqrt(rows)
+            return (rng.normal(size=(rows, columns)) + noise * own.normal(size=(rows, columns))) / np.sqrt(
+                rows
+            )
 
         self._embedding = weight(vocab, width) * np.sqrt(vocab)
         self._position = weight(max_context, width) * np.sqrt(max_context)
@@ -69,7 +71,9 @@ class TinyTransformer(CheckedModel[Handle]):
 
     def commit(self, handle: Handle, nodes: Sequence[int]) -> None:
         kept = handle.pending.checked_nodes(nodes)
-        self._keep(handle, np.concatenate([np.arange(handle.length), handle.length + np.array(kept, dtype=int)]))
+        self._keep(
+            handle, np.concatenate([np.arange(handle.length), handle.length + np.array(kept, dtype=int)])
+        )
         handle.settle(handle.length + len(kept))
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
@@ -114,6 +118,6 @@ class TinyTransformer(CheckedModel[Handle]):
 def tiny_diffusion(
     seed: int = 0, context: Context = "blocks", block_length: int = 4, **options: float
 ) -> DiffusionModel:
-    """Return a model whose mask is its last token. noise: how far its weights are from those of the same seed."""
+    """Return a model whose mask is its last token. noise: distance of its weights from the seed's own."""
     model = TinyTransformer(seed=seed, **options)  # type: ignore[arg-type]
     return DiffusionModel(model, DiffusionFacts(model.vocab_size - 1, block_length, context))

@@ -37,7 +37,7 @@ class Rounds(ABC):
 
     def check(self, generation: Generation) -> None:
         """Raise InvalidInput for a generation whose options this engine cannot follow."""
-        return None
+        return  # most can follow all of them
 
     @abstractmethod
     def add(self, generation: Generation) -> None:
