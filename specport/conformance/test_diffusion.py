@@ -1,8 +1,8 @@
 """Diffusion: rows of SimSD's verifying step. A drafted token must not reach the logits that judge it.
 
 Needed of a device on which diffusion models are to decode; any model with layers shows it, whatever it was
-trained for. The mask that the paper's code was released with leaks, which is shown too: a device on which it does
-not leak would not see what these tests look for.
+trained for. The mask that the paper's code was released with leaks, which is shown too: without that, these
+tests would see nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from specport.models.diffusion import DiffusionFacts
 
 pytestmark = pytest.mark.needs("gather", visibility="any")
 MASK = 2
-TIMES = {"by position": (0, 1, 2, 3), "by confidence": (2, 0, 3, 1), "two at a time": (0, 1, 0, 1)}
+TIMES = {"by-confidence": (2, 0, 3, 1), "two-at-a-time": (0, 1, 0, 1)}
 # Without exact numerics another token elsewhere may change roundings: a leak moves logits by much more.
 LEAK = 1e-3
 
 
-def judged(probe: Probe, past: list[int], kind: LayoutKind, block: list[int], times: tuple[int, ...]) -> Array:
+def judged(
+    probe: Probe, past: list[int], kind: LayoutKind, block: list[int], times: tuple[int, ...]
+) -> Array:
     """Return the logits of each position's slot, [block, vocab], behind a text of complete blocks."""
     handle = probe.opened(past)
     layout = verifying(kind, block, times, MASK)
@@ -57,7 +59,7 @@ def test_flip(any_probe: Probe, ids: list[int], kind: LayoutKind, times: tuple[i
 
 
 def test_the_cache_gives_what_the_whole_text_gives(any_probe: Probe, ids: list[int]) -> None:
-    """Blocks in the cache, the last of them read with the masks behind it, are what one uncached read gives."""
+    """Blocks in the cache, the last of them read with the masks behind it: as one uncached read."""
     model = DiffusionModel(any_probe.model, DiffusionFacts(MASK, 4))
     contexts = [Context(model, cached) for cached in (True, False)]
     for context in contexts:

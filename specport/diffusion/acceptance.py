@@ -72,8 +72,8 @@ def _one_hot(like: Law, token: int) -> Law:
 def discarded(times: Sequence[int], known: int, kept: int, corrected: bool) -> int:
     """Return how many committed tokens were judged by a slot that attends to a token that is not kept.
 
-    times: [n] of the block. known: its tokens without a slot. kept: its first tokens that are committed, known
-    ones included; with `corrected` the last of them is not the drafted one.
+    times: [n] of the block. known: its tokens without a slot. kept: its first tokens that are committed,
+    known ones included; with `corrected` the last of them is not the drafted one.
 
     Such tokens depend on the draft. There are none where positions are revealed from left to right.
     """

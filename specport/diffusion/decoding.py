@@ -50,8 +50,8 @@ class Decoder(Protocol):
 class Native:
     """Denoise one block a round with the model alone.
 
-    Blocks are counted from position 0, so the first one begins with what the prompt has of it. A model with the
-    context "full" knows no blocks: they begin behind the prompt.
+    Blocks are counted from position 0, so the first one begins with what the prompt has of it. A model with
+    the context "full" knows no blocks: they begin behind the prompt.
     cached: whether committed text stays in the cache (`Context`).
     """
 

@@ -163,7 +163,10 @@ def test_tokens_that_depend_on_the_draft() -> None:
 def test_the_end_of_the_context(order: str) -> None:
     target, draft = tiny_diffusion(0, max_context=16), tiny_diffusion(1, max_context=16)
     options = DiffusionOptions(order=order, layout="grouped")  # type: ignore[arg-type]
-    for decoder in (SimSD(target, draft, PROMPT, greedy(), options), Native(target, PROMPT, greedy(), options)):
+    for decoder in (
+        SimSD(target, draft, PROMPT, greedy(), options),
+        Native(target, PROMPT, greedy(), options),
+    ):
         count = len(PROMPT)
         while count < 16:
             count += len(decoder.round(16 - count).tokens)

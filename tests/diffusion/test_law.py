@@ -1,7 +1,7 @@
 """Sampling with SimSD: the law of its texts, by enumeration of a round and by chi-square over rounds.
 
-By position and with a layout without leak it is the target's law under that layout: each token is drawn given those
-before it. The same test shows that the published ways have another.
+By position and with a layout without leak it is the target's law under that layout: each token is drawn given
+those before it. The same test shows that the published order has another.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def conditional(layout: LayoutKind, text: tuple[int, ...]) -> tuple[float, ...]:
     handle = TARGET.model.open()
     for at in range(0, start, BLOCK):
         rows = verifying("grouped", whole[at : at + BLOCK], [0] * BLOCK, MASK).block
-        rows = type(rows)(tuple(whole[at : at + BLOCK]), tuple(range(BLOCK)), np.ones((BLOCK, BLOCK), dtype=bool))
+        rows = type(rows)(
+            tuple(whole[at : at + BLOCK]), tuple(range(BLOCK)), np.ones((BLOCK, BLOCK), dtype=bool)
+        )
         TARGET.model.step([Row(handle, rows, logits="none")])
         TARGET.model.commit(handle, range(BLOCK))
     found = verifying(layout, block, range(BLOCK), MASK, len(whole) - start)
@@ -88,7 +90,7 @@ def test_the_published_order_has_another_law() -> None:
 def test_the_law_over_rounds() -> None:
     from scipy.stats import chisquare  # type: ignore[import-untyped]
 
-    length, draws = 3, 600
+    length, draws = 3, 500
     counts = np.zeros((MASK,) * length)
     for seed in range(draws):
         sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
@@ -100,7 +102,7 @@ def test_the_law_over_rounds() -> None:
         counts[tuple(text[:length])] += 1
     expected = exact("same-step", length).ravel() * draws
     order = np.argsort(expected)
-    groups = np.arange(order.size) // 2  # rare texts are counted together
+    groups = np.arange(order.size) // 3  # rare texts are counted together
     sums = np.bincount(groups, expected[order])
     assert sums.min() > 5
     assert chisquare(np.bincount(groups, counts.ravel()[order]), sums).pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""The rows of a verifying step: who attends to whom, and whether a drafted token reaches the logits that judge it."""
+"""The rows of a verifying step: who attends to whom, and whether a token reaches the logits that judge it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_last_token_of_a_block_is_judged_alone() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_flip(kind: LayoutKind, layers: int, times: tuple[int, ...]) -> None:
-    """A drafted token is changed: the logits of its slot move in the released layout alone, from 2 layers on."""
+    """A drafted token is changed: its slot moves in the released layout alone, from 2 layers on."""
     model = tiny_diffusion(seed=4, layers=layers).model
     handle = model.open()
 
