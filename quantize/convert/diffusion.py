@@ -1,8 +1,8 @@
-"""Read masked-diffusion language models as transformers decoders whose attention mask is given, and write ours.
+"""Read masked-diffusion language models as decoders whose attention mask is given, and write ours.
 
-The published models come with Python code of their own, which is not run. SDAR is a Qwen3, Dream is a Qwen2 with
-a bias, and models of ours are whatever decoder they were made from: attention, norms and rotary positions are
-the same, and what differs is what a token attends to, which a caller gives. `diffusion_moe.py` has LLaDA 2.
+The published models come with Python code of their own, which is not run. SDAR is a Qwen3, Dream is a Qwen2,
+and models of ours are whatever decoder they were made from: layers, norms and rotary positions are the same.
+What differs is what a token attends to, which a caller gives. `diffusion_moe.py` has LLaDA 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specport.models.diffusion import BASE, KIND, DiffusionFacts, entries, find_
 from specport.models.json_file import read_json
 
 _MOE = "llada2_moe"
-_BASES = {"sdar": "qwen3", "sdar_moe": "qwen3_moe", "Dream": "qwen2"}
+_BASES = {"sdar": "qwen3", "Dream": "qwen2"}
 # Entries of their configurations that name code or types, not sizes.
 _NAMES = ("model_type", "architectures", "auto_map", "transformers_version", BASE)
 _CHECK = "check that it is a complete diffusion model"

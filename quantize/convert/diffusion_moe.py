@@ -1,8 +1,9 @@
 """LLaDA 2 as a transformers decoder whose attention mask is given: a mixture of experts (arXiv 2512.15745).
 
-Made from the configuration and the tensor names of the published models (inclusionAI/LLaDA2.0-mini and -flash).
-Attention has a norm on each head's queries and keys, and rotary positions on a part of each head. A router scores
-experts by sigmoids; a bias only counts in the choice; experts are chosen from the best groups (DeepSeek-V3).
+Made from the configuration and tensor names of the published models (inclusionAI/LLaDA2.0-mini and -flash).
+Attention has a norm on each head's queries and keys, and rotary positions on a part of each head. A router
+scores experts by sigmoids. A bias only counts in the choice. Experts are chosen from the best groups, as in
+DeepSeek-V3.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _ONLY: tuple[tuple[str, Any, Any], ...] = (
 )  # fmt: skip
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "n_group", "topk_group",
-    "max_position_embeddings",
+    "num_key_value_heads", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "n_group",
+    "topk_group", "max_position_embeddings",
 )  # fmt: skip
 
 
@@ -51,7 +52,10 @@ class LLaDA2Config(PretrainedConfig):  # type: ignore[misc]
         self.num_shared_experts = int(given.pop("num_shared_experts", 0) or 0)
         self.first_k_dense_replace = int(given.pop("first_k_dense_replace", 0))
         self.routed_scaling_factor = float(given.pop("routed_scaling_factor", 2.5))
-        self.use_qkv_bias, self.use_bias = bool(given.pop("use_qkv_bias", False)), bool(given.pop("use_bias", True))
+        self.use_qkv_bias, self.use_bias = (
+            bool(given.pop("use_qkv_bias", False)),
+            bool(given.pop("use_bias", True)),
+        )
         super().__init__(tie_word_embeddings=False)
 
 
@@ -157,7 +161,9 @@ class Attention(nn.Module):  # type: ignore[misc]
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.num_key_value_groups, self.is_causal = self.heads // self.kv_heads, False
         width, head = config.hidden_size, config.head_dim
-        self.query_key_value = nn.Linear(width, (self.heads + 2 * self.kv_heads) * head, bias=config.use_qkv_bias)
+        self.query_key_value = nn.Linear(
+            width, (self.heads + 2 * self.kv_heads) * head, bias=config.use_qkv_bias
+        )
         self.query_layernorm = Norm(head, config.rms_norm_eps)
         self.key_layernorm = Norm(head, config.rms_norm_eps)
         self.dense = nn.Linear(self.heads * head, width, bias=config.use_bias)
