@@ -1,8 +1,8 @@
-"""Read masked-diffusion language models as transformers decoders whose attention mask is given, and write ours.
+"""Read masked-diffusion language models as decoders whose attention mask is given, and write ours.
 
-The published models come with Python code of their own, which is not run. SDAR is a Qwen3, Dream is a Qwen2 with
-a bias, and models of ours are whatever decoder they were made from: attention, norms and rotary positions are
-the same, and what differs is what a token attends to, which a caller gives. `diffusion_moe.py` has LLaDA 2.
+The published models come with Python code of their own, which is not run. SDAR is a Qwen3, Dream is a Qwen2,
+and models of ours are whatever decoder they were made from: layers, norms and rotary positions are the same.
+What differs is what a token attends to, which a caller gives. `diffusion_moe.py` has LLaDA 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from specport.models.atomic import write_json
 from specport.models.diffusion import BASE, KIND, DiffusionFacts, entries, find_facts, is_diffusion
 from specport.models.json_file import read_json
 
-_BASES = {"sdar": "qwen3", "sdar_moe": "qwen3_moe", "Dream": "qwen2"}
+_MOE = "llada2_moe"
+_BASES = {"sdar": "qwen3", "Dream": "qwen2"}
 # Entries of their configurations that name code or types, not sizes.
 _NAMES = ("model_type", "architectures", "auto_map", "transformers_version", BASE)
 _CHECK = "check that it is a complete diffusion model"
@@ -34,31 +35,49 @@ def read(folder: Path, dtype: Any, attention: str = "sdpa") -> Any:
     find_facts(folder)  # its mask and block are checked
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
-    if kind == "llada2_moe":
-        from specport.quantize.convert import diffusion_moe
-
-        return diffusion_moe.read(folder, config, dtype, attention)
-    base = config.get(BASE) if kind == KIND else _BASES.get(kind)
     _check(config, kind, folder)
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        given = {name: value for name, value in config.items() if name not in _NAMES}
-        if kind == "Dream":
-            given.pop("attention_bias", None)  # its layers have one where Qwen2's have, whatever it says
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = _made(folder, config, kind).from_pretrained(
             folder,
-            config=AutoConfig.for_model(base, **given),
+            config=_configuration(folder, config, kind),
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many types for unusable files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{folder} ({kind}) cannot be read: {reason}", _CHECK) from error
+    missing = [*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])]  # they would be random
+    if missing:
+        raise ModelError(f"{folder} ({kind}) lacks weights: {min(missing)}", _CHECK)
     return model.eval().requires_grad_(False)
+
+
+def _made(folder: Path, config: Mapping[str, Any], kind: str) -> Any:
+    """Return the class of a model."""
+    if kind == _MOE:
+        from specport.quantize.convert.diffusion_moe import LLaDA2
+
+        return LLaDA2
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(_configuration(folder, config, kind))]
+
+
+def _configuration(folder: Path, config: Mapping[str, Any], kind: str) -> Any:
+    if kind == _MOE:
+        from specport.quantize.convert.diffusion_moe import configuration
+
+        return configuration(config, folder)
+    from transformers import AutoConfig
+
+    given = {name: value for name, value in config.items() if name not in _NAMES}
+    return AutoConfig.for_model(config.get(BASE) if kind == KIND else _BASES[kind], **given)
 
 
 def _check(config: Mapping[str, Any], kind: str, folder: Path) -> None:

@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from specport.quantize.train.diffusion.about import About
 
 EXPLAINED = """\
-The model learns to fill in masks, block by block, on text that the target writes. The table shows how often it
-fills in the text's token, by the number of masks in a block.
+The model learns to fill in masks, block by block, on text that the target writes. The table shows how often
+it fills in the text's token, by the number of masks in a block.
 
 examples:
   specport quantize diffusion --target MODEL --tokens 200000 --out DIR
   specport quantize diffusion --target MODEL --from DIR --layers 10 --out SMALLER
   specport run --model DIR --draft SMALLER "Hello."
 
-The same command resumes a training that was stopped. --from DIR goes on from an earlier result, with a smaller
-number of layers where --layers says so. The result is another model, with other text: it is lossy.
+The same command resumes a training that was stopped. --from DIR goes on from an earlier result, with fewer
+layers where --layers says so. The result is another model, with other text than the target's.
 """
 RECIPE_OPTIONS = ("block", "epochs", "learning_rate", "batch_tokens", "seed")
 BUILD_OPTIONS = (
-    "device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster", "layers", "start",
+    "device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster", "layers",
+    "start",
 )  # fmt: skip
 
 
@@ -40,11 +41,11 @@ def add_parser(actions: options.Subparsers) -> None:
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     group = parser.add_argument_group("model and device")
-    group.add_argument("--target", metavar="MODEL", help="the model that writes the text, as for specport run")
+    group.add_argument("--target", metavar="MODEL", help="model that writes the text, as for specport run")
     group.add_argument(
         "--from", dest="start", metavar="MODEL",
-        help="the model that the training begins with: with the target's tokenizer, or a diffusion model made "
-        "before (default: the target)",
+        help="the model that the training begins with: one with the target's tokenizer, or a diffusion model "
+        "that was made before (default: the target)",
     )  # fmt: skip
     options.add_precision(
         group, "--precision", "weight format of the generating model (default: the device's)"
@@ -104,7 +105,7 @@ def show(about: About, as_json: bool) -> None:
         return
     say = terminal.write
     say(
-        f"{about.start} to {about.layers} layers that fill in masks, trained on {about.tokens_read} tokens in "
+        f"{about.layers} layers of {about.start} fill in masks, trained on {about.tokens_read} tokens in "
         f"{about.seconds / 3600:.2f} h\n"
     )
     say(

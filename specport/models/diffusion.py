@@ -46,25 +46,29 @@ _MOST_BLOCK = 4096
 # (inclusionAI), Dream (Dream-org), with blocks as their published samplers use them.
 _FAMILIES = {
     "sdar": DiffusionFacts(151669, 4),
-    "sdar_moe": DiffusionFacts(151669, 4),
     "llada2_moe": DiffusionFacts(156895, 32),
     "Dream": DiffusionFacts(151666, 32, context="full", shifted=True),
     KIND: DiffusionFacts(0, 4),
 }
 
 
+def _family(config: Mapping[str, Any]) -> DiffusionFacts | None:
+    kind = config.get("model_type")
+    return _FAMILIES.get(kind) if isinstance(kind, str) else None
+
+
 def is_diffusion(config: Mapping[str, Any]) -> bool:
     """Return whether a model's config.json says that it fills in masks."""
-    return config.get("model_type") in _FAMILIES
+    return _family(config) is not None
 
 
 def facts_of(config: Mapping[str, Any], where: Path) -> DiffusionFacts:
-    """Return what the configuration of a diffusion model says. Raises ModelError where it says no such thing."""
-    kind = config.get("model_type")
-    known = _FAMILIES.get(kind) if isinstance(kind, str) else None
+    """Return what the configuration of a diffusion model says. Raises ModelError for that of another one."""
+    known = _family(config)
     if known is None:
         raise ModelError(
-            f"{where}: {kind!r} is no diffusion model", f"diffusion models are {', '.join(_FAMILIES)}"
+            f"{where}: {config.get('model_type')!r} is no diffusion model that runs here",
+            f"those that do are {', '.join(_FAMILIES)}",
         )
     vocab = whole(dict(config), "vocab_size", 1 << 24)
     mask = known.mask_id if config.get(_MASK) is None else whole(dict(config), _MASK, 1 << 24)
@@ -79,7 +83,7 @@ def facts_of(config: Mapping[str, Any], where: Path) -> DiffusionFacts:
 
 
 def find_facts(folder: Path) -> DiffusionFacts | None:
-    """Return what is known of the model in a folder; None for one that fills in no masks. Raises ModelError."""
+    """Return what is known of the model in a folder; None where it fills in no masks. Raises ModelError."""
     path = folder / "config.json"
     config = read_json(path)
     return facts_of(config, path) if is_diffusion(config) else None

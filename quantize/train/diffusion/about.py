@@ -25,8 +25,7 @@ class About:
     layers:   of the trained model. dropped: numbers of the layers of `start` that it lacks.
     mask:     token id of the mask.
     recipe:   entries of `recipe.Recipe`.
-    target_perplexity: of the held-out answers under the target, which wrote them; the likeliest token is always
-              the text's.
+    target_perplexity: of the held-out answers under the target, which wrote them greedily.
     before, after: measured on text that the model was not trained on.
     """
 

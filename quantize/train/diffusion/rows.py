@@ -1,13 +1,13 @@
-"""Training rows of a block-diffusion model: a clean copy of the text, and two noised copies of its answer.
+"""Training rows of a block-diffusion model: a clean copy of a text, and two noised copies of its answer.
 
-All copies of a text stand in one row, with the attention mask of BD3-LM (arXiv 2503.09573) and SDAR: the clean
-copy is block-causal, and a block of a noised copy sees itself and the clean blocks before it. So one pass
-trains all blocks of a text.
+All copies of a text stand in one row, with the attention mask of BD3-LM (arXiv 2503.09573) and SDAR: the
+clean copy is block-causal, and a block of a noised copy sees itself and the clean blocks before it. So one
+pass trains all blocks of a text.
 
-Of each block's n tokens, m are masked in the first noised copy, and the other n - m in the second one: each
-token is predicted once a pass (complementary masks, as in LLaDA 2). m is drawn from 0 to n alike, which is what
-a share of masks t from 0 to 1 comes to for whole tokens. A prediction weighs 1 / t = n / m, so that the mean is a
-bound of the negative log-likelihood.
+Of a block's n tokens, m are masked in the first noised copy, and the other n - m in the second: each token is
+predicted once a pass (complementary masks, as in LLaDA 2). All m from 0 to n are alike, which is what a
+share of masks t from 0 to 1 comes to for whole tokens. A prediction weighs 1 / t = n / m, so that the mean is
+a bound of the negative log-likelihood.
 
 Blocks need not begin at multiples of their length: their border is drawn for each text, so that a block can
 also begin behind a prompt of any length, or behind a block that a verifier cut short (SimSD).
@@ -47,14 +47,12 @@ class Text:
     real: NDArray[np.bool_]
 
 
-def noise(
-    tokens: Ints, start: int, block: int, ends: Collection[int], rng: np.random.Generator
-) -> Text:
+def noise(tokens: Ints, start: int, block: int, ends: Collection[int], rng: np.random.Generator) -> Text:
     """Return a text with its blocks and masks.
 
     start: first token of the answer, which has `block` tokens or more. ends: ids that end a text.
-    An answer that has ended goes on with its last token up to the end of the block, which is what a model has to
-    fill a block with. What is left of another answer is dropped.
+    An answer that has ended goes on with its last token up to the end of the block: a model has to fill a
+    block with something. What is left of another answer is dropped.
     """
     before = min(int(rng.integers(block)), start)  # tokens of the prompt in the answer's first block
     noised = start - before

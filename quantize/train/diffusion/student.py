@@ -22,7 +22,7 @@ EXAMINED = 4096  # about so many tokens of held-out answers are measured
 
 
 class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
-    """A decoder whose logits at a mask are those of the token that stands there, as in SDAR: nothing is shifted.
+    """A decoder whose logits at a mask are those of the token that stands there: not shifted, as in SDAR.
 
     All layers are trained, and the embedding of the mask. Other embeddings and the head are not.
 
@@ -75,7 +75,7 @@ class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
         return hidden[packed.texts, packed.places]
 
     def pieces(self, outputs: Tensor) -> Any:
-        """Yield logits [piece, vocab] of some predictions in float32, without the mask's, and where they are."""
+        """Yield float32 logits [piece, vocab] of some predictions, none for the mask, and where they are."""
         kind = outputs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else outputs.dtype
         head = self.head.to(dtype)  # once, not each time

@@ -71,7 +71,8 @@ def make(
     facts = b"diffusion", json.dumps([asdict(about), mask, [*ends], [*dropped]], sort_keys=True).encode()
     run, writes = trainer.train(
         student, texts, about, trainer.identity(texts, student, *facts), Path(work) / trainer.CHECKPOINT,
-        lambda student, device: examine(student, held_out, about, device), "training to fill in masks", progress,
+        lambda student, device: examine(student, held_out, about, device),
+        "training to fill in masks", progress,
     )  # fmt: skip
     if writes:
         with torch.no_grad():

@@ -50,7 +50,9 @@ def test_every_token_of_the_answer_is_masked_once_in_blocks_that_are_whole() -> 
             assert size % BLOCK == 0 and 6 - BLOCK < text.noised <= 6
             starts.add(text.noised)
             assert (len(text.tokens) >= length) == ended or len(text.tokens) == length
-            assert (text.tokens[length:] == tokens[-1]).all() and (text.real == (np.arange(text.noised, text.noised + size) < length)).all()
+            assert (text.tokens[length:] == tokens[-1]).all() and (
+                text.real == (np.arange(text.noised, text.noised + size) < length)
+            ).all()
             assert (text.masked.sum(axis=0) == (np.arange(text.noised, len(text.tokens)) >= 6)).all()
             assert np.array_equal(text.blocks, (np.arange(len(text.tokens)) - text.noised) // BLOCK)
     assert starts == {3, 4, 5, 6}  # a block begins anywhere
@@ -100,7 +102,10 @@ def test_weights_are_one_over_the_share_of_masks() -> None:
     text = noise(np.arange(40), 8, BLOCK, (), np.random.default_rng(3))
     packed = pack([text], 99, "cpu")
     total = np.bincount(packed.blocks[0][packed.places])  # predictions of each block, of both copies
-    wanted = {(int(n), float(total[b] / n)) for n, b in zip(packed.counts, packed.blocks[0][packed.places], strict=True)}
+    wanted = {
+        (int(n), float(total[b] / n))
+        for n, b in zip(packed.counts, packed.blocks[0][packed.places], strict=True)
+    }
     assert {(int(n), float(w)) for n, w in zip(packed.counts, packed.weights, strict=True)} == wanted
     assert packed.weights.max() > 1.0
 
@@ -112,7 +117,9 @@ def shards(tmp_path: Path) -> list[str]:
     return [str(tmp_path / f"{i}.npz") for i in range(2)]
 
 
-def make(tmp_path: Path, source: Path, shards: list[str], out: str, layers: int | None = None, **changes: Any) -> dict[str, Any]:
+def make(
+    tmp_path: Path, source: Path, shards: list[str], out: str, layers: int | None = None, **changes: Any
+) -> dict[str, Any]:
     recipe = {"block": BLOCK, "epochs": 3.0, "learning_rate": 2e-3, "batch_tokens": 100, **changes}
     (tmp_path / f"{out}-work").mkdir(exist_ok=True)
     return training.make(
@@ -121,7 +128,9 @@ def make(tmp_path: Path, source: Path, shards: list[str], out: str, layers: int 
     )  # fmt: skip
 
 
-def test_a_decoder_learns_to_fill_in_masks_and_a_smaller_one_is_made_of_it(tmp_path: Path, shards: list[str]) -> None:
+def test_a_decoder_learns_to_fill_in_masks_and_a_smaller_one_is_made_of_it(
+    tmp_path: Path, shards: list[str]
+) -> None:
     torch.manual_seed(0)
     tiny_models.save_hf(tmp_path / "source", "llama", 3)
     found = make(tmp_path, tmp_path / "source", shards, "made")
@@ -150,11 +159,13 @@ def test_a_stopped_training_resumes_to_the_same_model(tmp_path: Path, shards: li
     recipe = {"block": BLOCK, "epochs": 1.0, "learning_rate": 2e-3, "batch_tokens": 100}
     with pytest.raises(KeyboardInterrupt):
         training.make(
-            str(tmp_path / "source"), str(tmp_path / "stopped-work"), str(tmp_path / "stopped"), shards, recipe,
-            None, VOCAB, [END], False, stop,
+            str(tmp_path / "source"), str(tmp_path / "stopped-work"), str(tmp_path / "stopped"), shards,
+            recipe, None, VOCAB, [END], False, stop,
         )  # fmt: skip
     make(tmp_path, tmp_path / "source", shards, "stopped", epochs=1.0)
-    whole, stopped = (diffusion.read(tmp_path / name, torch.float32).state_dict() for name in ("whole", "stopped"))
+    whole, stopped = (
+        diffusion.read(tmp_path / name, torch.float32).state_dict() for name in ("whole", "stopped")
+    )
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
