@@ -19,7 +19,6 @@ from specport.outside.places import expanded
 from specport.runtime.versions import installed
 
 if TYPE_CHECKING:
-    from specport.diffusion.options import DiffusionOptions
     from specport.options import GenerationOptions
     from specport.pipeline import Pipeline
     from specport.text.grammar.grammar import Grammar
@@ -83,26 +82,21 @@ def run(args: argparse.Namespace) -> int:
 
     given = options.given(args, options.GENERATION_OPTIONS)
     generation = GenerationOptions(**given, grammar=_grammar(args))
-    diffusion = _diffusion(args)
-    with closing(_load(args, diffusion)) as pipeline:
+    with closing(_load(args)) as pipeline:
         if args.chat:
             return _chat(args, pipeline, generation, prompt)
         assert prompt is not None  # only a chat may start without a prompt
         return (_print_json if args.json else _print_text)(args, pipeline, generation, prompt)
 
 
-def _diffusion(args: argparse.Namespace) -> DiffusionOptions | None:
-    """Return how a diffusion model decodes; None where no option says it. Raises InvalidInput."""
-    from specport.diffusion.options import DiffusionOptions
-
-    given = options.given(args, options.DIFFUSION_OPTIONS)
-    return DiffusionOptions(**given) if given else None
-
-
-def _load(args: argparse.Namespace, diffusion: DiffusionOptions | None) -> Pipeline:
+def _load(args: argparse.Namespace) -> Pipeline:
     given = options.given(args, options.LOAD_OPTIONS)
+    if diffusion := options.given(args, options.DIFFUSION_OPTIONS):
+        from specport.diffusion.options import DiffusionOptions
+
+        given["diffusion"] = DiffusionOptions(**diffusion)
     with terminal.progress(args.quiet) as progress:
-        return specport.load(args.model, **given, diffusion=diffusion, progress=progress)
+        return specport.load(args.model, **given, progress=progress)
 
 
 def _print_text(

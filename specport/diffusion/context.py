@@ -89,8 +89,10 @@ class Context:
         causal = self.facts.context == "causal"
         while True:
             sizes = [len(chunk) for chunk in self._chunks[self._read :]]
+            if not sizes:
+                return
             # The last chunks are read with the rows behind them, as long as they are few.
-            if sum(sizes) + beside <= most and sum(sizes) <= 2 * max(beside, max(sizes, default=0)):
+            if sum(sizes) + beside <= most and sum(sizes) <= 2 * max(beside, *sizes):
                 return
             taken = len(sizes) if causal else 0
             if not causal:
@@ -130,7 +132,10 @@ class Context:
         text = [token for chunk in self._chunks for token in chunk]
         n = len(text) + len(block)
         rows = Block((*text, *block.tokens), tuple(range(n)), np.ones((n, n), dtype=np.bool_))
-        logits = self._run(rows, "all")
+        try:
+            logits = self._run(rows, "all")
+        except ValueError as error:  # a model whose steps are narrower than this text
+            raise ContextFull(str(error), "ask for fewer tokens, or shorten the prompt") from error
         first = len(text) - self.facts.shifted
         return logits[first : first + len(block)]
 

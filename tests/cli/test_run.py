@@ -249,7 +249,7 @@ def test_help_names_the_right_defaults():
 
 
 def test_options_are_those_of_load():
-    accepted = {*inspect.signature(load).parameters} - {"model", "progress"}
+    accepted = {*inspect.signature(load).parameters} - {"model", "progress", "diffusion"}
     assert set(options.LOAD_OPTIONS) == accepted
 
 
