@@ -1,12 +1,12 @@
-"""SimSD on real diffusion models: steps and time a token, what is accepted, leaks, and the quality of the text.
+"""SimSD on real diffusion models: steps and time a token, what is accepted, leaks, and the text's quality.
 
-    python tests/benchmarks/simsd.py --model DIR --draft DIR --judge MODEL --prompts FILE.jsonl [--json OUT.json]
+    python tests/benchmarks/simsd.py --model DIR --draft DIR --judge MODEL --prompts FILE.jsonl [--json OUT]
 
-All ways write the same number of tokens for each prompt, end tokens ignored, in turns and with one engine: the
-baseline "cached" has the same cache, which reads a complete block together with the next step's rows. Times are
-wall-clock seconds behind the first round, which reads the prompt. --judge is an autoregressive model with the same
-tokens; the perplexity of the texts under it is up to their end token. The gap is that between the logits of
-slots and native denoising passes, on the blocks that the target denoises itself.
+All ways write the same number of tokens for each prompt, end tokens ignored, in turns and with one engine:
+the baseline "cached" has the same cache, which reads a complete block together with the next step's rows.
+Times are wall-clock seconds behind the first round, which reads the prompt. --judge is an autoregressive
+model with the same tokens; the perplexity of the texts under it is up to their end token. The gap is that
+between the logits of slots and native denoising passes, on blocks that the target denoises itself.
 """
 
 from __future__ import annotations
@@ -246,9 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "gaps": gaps(target, prompts, 4),
         "texts": {name: [tokenizer.decode(text) for text in each.texts] for name, each in measured.items()},
     }
-    print(
-        f"{cpu_name()}, {options.device}, {options.precision}, {options.count} prompts of {options.tokens} tokens"
-    )
+    print(f"{cpu_name()}, {options.device}, {options.precision}, {options.count} x {options.tokens} tokens")
     for name, row in rows.items():
         print(f"{name:44}" + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
     for kind, row in report["gaps"].items():

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from specport.quantize.convert import diffusion  # noqa: E402
-from support import tiny_models  # noqa: E402
+from specport.quantize.convert import diffusion
+from support import tiny_models
 
-from specport.cli import main  # noqa: E402
-from specport.models.diffusion import DiffusionFacts  # noqa: E402
+from specport.cli import main
+from specport.models.diffusion import DiffusionFacts
 
 MASK = 5
 
