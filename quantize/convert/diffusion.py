@@ -87,7 +87,7 @@ def _check(config: Mapping[str, Any], kind: str, folder: Path) -> None:
 
 
 def read_to_train(folder: Path) -> tuple[Any, DiffusionFacts] | None:
-    """Return a diffusion model of ours in float32 and its facts; None for another model. Raises ModelError.
+    """Return a diffusion model of ours in float32 and its facts; None for a model of another kind.
 
     Raises ModelError for the published diffusion models, which are not trained further here.
     """
@@ -105,9 +105,23 @@ def read_to_train(folder: Path) -> tuple[Any, DiffusionFacts] | None:
     return read(folder, torch.float32).requires_grad_(True), facts
 
 
-def save(model: Any, folder: Path, facts: DiffusionFacts) -> None:
-    """Write a trained decoder as a diffusion model of ours, without a tokenizer."""
-    model.save_pretrained(folder)
+def mark(folder: Path, facts: DiffusionFacts) -> None:
+    """Make the config.json of a decoder that learnt to fill in masks that of a diffusion model of ours."""
     path = folder / "config.json"
     config = read_json(path)
     write_json(path, entries(config, config["model_type"], facts), indent=2)
+
+
+def keep_config(source: Path, target: Path) -> None:
+    """Give a conversion of a diffusion model the model's own config.json; other folders stay as they are."""
+    config = read_json(source / "config.json") if source.is_dir() else {}
+    if is_diffusion(config):
+        write_json(target / "config.json", config, indent=2)
+
+
+def check_graph(config: Mapping[str, Any], source: Path) -> None:
+    """Raise ModelError for a diffusion model that is not converted to OpenVINO's graphs."""
+    if config.get("model_type") == _MOE:
+        raise ModelError(
+            f"{source} ({_MOE}) does not run on OpenVINO", "run it on torch: --device torch-cpu, or cuda"
+        )

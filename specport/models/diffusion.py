@@ -1,9 +1,9 @@
 """What is known of a masked-diffusion language model before it is loaded. Plain data.
 
-Such a model fills in masks: its logits at a mask are those of the token that stands there. It has no port of its
-own: a backend loads it behind `specport.core.ports.Model`, with `Capabilities.visibility == "any"` and `gather`.
-Each row then brings its own attention mask (`specport.core.block.Block.visible`), and what it commits to the cache
-is up to the caller.
+Such a model fills in masks: its logits at a mask are those of the token that stands there. It has no port of
+its own: a backend loads it behind `specport.core.ports.Model`, with `Capabilities.visibility == "any"` and
+`gather`. Each row then brings its own attention mask (`specport.core.block.Block.visible`), and what it
+commits to the cache is up to the caller.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class DiffusionFacts:
     """Hold how a masked-diffusion model was trained.
 
     mask_id:      token id of the mask.
-    block_length: tokens of a block, the unit that it denoises. Within its block each token and each mask attends
-                  to all others.
+    block_length: tokens of a block, the unit that it denoises. Within its block each token and each mask
+                  attends to all others.
     context:      what prompt and committed text attend to. "full" models have no cache that stays valid.
-    shifted:      the logits at a position are those of the token behind it (Dream), as in autoregressive models.
+    shifted:      the logits at a position are those of the token behind it (Dream), as in autoregressive
+                  models.
     """
 
     mask_id: int

@@ -77,8 +77,9 @@ def make(
     if writes:
         with torch.no_grad():
             model.get_input_embeddings().weight[mask] = student.mask
-        diffusion.save(model, Path(out), DiffusionFacts(mask, about.block))
+        model.save_pretrained(out)
         export.finish(Path(source), Path(out), trust_remote_code)
+        diffusion.mark(Path(out), DiffusionFacts(mask, about.block))
     return {
         "layers": len(decoder_layers(model)),
         "dropped": [*dropped],

@@ -130,7 +130,8 @@ def test_half_precision_and_two_sequences(folders: Any) -> None:
 
 def test_a_model_of_ours_is_the_decoder_that_it_was_made_from(tmp_path: Path) -> None:
     made = tiny_models.save_hf(tmp_path / "plain", "llama", 2)
-    diffusion.save(made, tmp_path / "ours", DiffusionFacts(5, 8))
+    made.save_pretrained(tmp_path / "ours")
+    diffusion.mark(tmp_path / "ours", DiffusionFacts(5, 8))
     assert find_facts(tmp_path / "ours") == DiffusionFacts(5, 8, "blocks", shifted=False)
     assert find_facts(tmp_path / "plain") is None
     ids = text(24)

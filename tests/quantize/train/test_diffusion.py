@@ -14,13 +14,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from specport.quantize.convert import diffusion  # noqa: E402
+from specport.quantize.text import passages, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, save_shard  # noqa: E402
 from specport.quantize.train import batches  # noqa: E402
-from specport.quantize.train.diffusion import training  # noqa: E402
+from specport.quantize.train.diffusion import about, training  # noqa: E402
 from specport.quantize.train.diffusion.recipe import Recipe  # noqa: E402
 from specport.quantize.train.diffusion.rows import noise, pack  # noqa: E402
 from specport.quantize.train.diffusion.student import DiffusionStudent  # noqa: E402
 from support import tiny_models  # noqa: E402
+
+from specport.cli import main  # noqa: E402
+from specport.models.diffusion import DiffusionFacts, find_facts  # noqa: E402
 
 VOCAB = len(tiny_models.vocabulary())
 BLOCK, MASK, END = 4, VOCAB, 2
@@ -112,7 +116,7 @@ def test_weights_are_one_over_the_share_of_masks() -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[str]:
-    for i, count in enumerate((12, 60)):
+    for i, count in enumerate((8, 40)):
         save_shard(tmp_path / f"{i}.npz", dialogues(count, i))
     return [str(tmp_path / f"{i}.npz") for i in range(2)]
 
@@ -180,3 +184,33 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path, shards: list[str]) -> No
     (tmp_path / "sdar" / "config.json").write_text('{"model_type": "sdar", "vocab_size": 200000}')
     with pytest.raises(ModelError, match="diffusion model already"):
         make(tmp_path, tmp_path / "sdar", shards, "made")
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(turns, "OPENINGS", {5: ("Why", "How")})
+    monkeypatch.setattr(passages, "turn", lambda rng: "What is d?")
+    monkeypatch.setattr(turns, "SHARD", 4)
+    monkeypatch.setattr(writer, "ANSWER_TOKENS", 12)
+    tiny_models.save_hf(tmp_path / "tiny", "llama", 3)
+    return str(tmp_path / "tiny")
+
+
+def test_the_command_from_end_to_end(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "made"
+    command = ["quantize", "diffusion", "--target", target, "--tokens", "40", "--device", "torch-cpu"]
+    command += ["--epochs", "0.5", "--layers", "2", "--quiet"]
+    assert main([*command, "--out", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "2 layers of tiny fill in masks" in table and table.count("%") == 2 * BLOCK
+    found = about.read(out)
+    assert found.layers == 2 and found.steps > 0 and found.versions["torch"]
+    assert main(["quantize", "inspect", str(out)]) == 0
+    assert capsys.readouterr().out == table
+    assert find_facts(out) == DiffusionFacts(VOCAB, BLOCK)
+    assert main([*command, "--out", str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["quantize", "diffusion", "--out", str(tmp_path / "x"), "--block", "1"]) == 2
+    assert "block of 1" in capsys.readouterr().err
+    assert main(["quantize", "diffusion"]) == 2
