@@ -90,6 +90,7 @@ class DiffusionEngine(Rounds):
                     self._close(generation)
                     if len(self._running) == 1:
                         generation.cancel()
+                        self._tidy()
                         raise
                     continue
                 except BaseException:  # Ctrl-C as well

@@ -18,7 +18,6 @@ from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
 from specport.text.tokenizer import Tokenizer, load_beside, load_tokenizer
 
-DEVICE = "torch-cpu"  # of "auto": a backend whose rows may have any mask on every machine
 # Values of arguments of `specport.load` that ask for nothing.
 _UNSET: dict[str, tuple[Any, ...]] = {
     "exact": (True,), "branches": ((),), "acceptance": ("rejection",), "prefix_cache": (True, False),
@@ -67,8 +66,6 @@ def load(
     Other arguments as for `specport.load`. Raises SpecportError with the next step.
     """
     smaller = _draft_of(draft)
-    device = DEVICE if device == "auto" else device
-    draft_device = DEVICE if draft_device == "auto" else draft_device
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress, cache_memory)
     files, target, notes = _model(loader, model, precision)
     tokenizer = load_tokenizer(files.folder)
@@ -130,8 +127,7 @@ def _model(loader: Loader, name: str, precision: str | None) -> tuple[ModelFiles
     facts = find_facts(files.folder)
     if facts is None:
         raise ModelError(
-            f"the conversion of {name} for {loader.profile.name} does not say how it was trained",
-            f"run it with --device {DEVICE}",
+            f"the conversion of {name} does not say how it was trained", "use its original folder"
         )
     loaded = loader.target_with(files, exact=False)
     return files, DiffusionModel(loaded.model, facts), [*loaded.notes]

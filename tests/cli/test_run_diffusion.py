@@ -16,6 +16,7 @@ from specport.cli import main
 from specport.models.diffusion import DiffusionFacts
 
 MASK = 5
+DEVICE = ("--device", "torch-cpu", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_alone(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    ask = ["run", "Hello", "--model", folders["target"], "--precision", "fp32", "--max-new-tokens", "18"]
+    ask = ["run", "Hello", "--model", folders["target"], *DEVICE, "--max-new-tokens", "18"]
     assert main([*ask, "--ignore-eos", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["token_ids"]) == 18 and MASK not in report["token_ids"]
@@ -45,7 +46,7 @@ def test_alone(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_with_a_draft(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    ask = ["run", "Hello", "--model", folders["target"], "--precision", "fp32", "--max-new-tokens", "18"]
+    ask = ["run", "Hello", "--model", folders["target"], *DEVICE, "--max-new-tokens", "18"]
     texts = []
     for draft in ("draft", "target"):
         assert main([*ask, "--ignore-eos", "--draft", folders[draft], "--json"]) == 0
@@ -81,7 +82,7 @@ def test_what_does_not_apply_is_refused(
     options: list[str], words: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [option.format(**folders) for option in options]
-    assert main(["run", "Hello", "--model", folders["target"], *given]) == 2
+    assert main(["run", "Hello", "--model", folders["target"], *DEVICE, *given]) == 2
     out, err = capsys.readouterr()
     assert words in err and not out and "Traceback" not in err
 
@@ -89,5 +90,5 @@ def test_what_does_not_apply_is_refused(
 def test_options_of_diffusion_for_another_model(
     folders: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "Hello", "--model", folders["plain"], "--denoising-steps", "2"]) == 2
+    assert main(["run", "Hello", "--model", folders["plain"], *DEVICE, "--denoising-steps", "2"]) == 2
     assert "options of diffusion models do not apply" in capsys.readouterr().err

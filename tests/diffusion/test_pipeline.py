@@ -150,10 +150,8 @@ def test_the_end_of_the_context() -> None:
     result = pipeline(max_context=20).generate(PROMPT, max_new_tokens=100)
     assert len(result.token_ids) == 12 and result.finish_reason == "length"
     loaded = pipeline(max_context=20)
-    generation = loaded.begin(
-        loaded.request(PROMPT, GenerationOptions()),
-        loaded.text_of(loaded.request(PROMPT, GenerationOptions())),
-    )
+    request = loaded.request(PROMPT, GenerationOptions())
+    generation = loaded.begin(request, loaded.text_of(request))
     generation.max_new_tokens = 100  # more than the pipeline would ask for
     with pytest.raises(ContextFull):
         list(loaded.engine.run([generation]))
