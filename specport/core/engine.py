@@ -114,6 +114,7 @@ class Engine(Rounds):
                 faults.append(fault)
         return faults
 
+
 def _whole(policy: Policy | None) -> bool:
     """Return whether drafts need the target's states of whole prompts."""
     return policy is not None and policy.needs.prompt

@@ -63,6 +63,7 @@ class DiffusionEngine(Rounds):
                 ("a grammar or tools", generation.constraint is not None),
                 ("penalties, a logit bias or a least length", generation.sampler.processes),
                 ("log-probabilities", generation.logprobs is not None),
+                ("a number of draft tokens", generation.max_draft_tokens is not None),
             )
             if given
         ]

@@ -67,6 +67,7 @@ def load(
     """
     smaller = _draft_of(draft)
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress, cache_memory)
+    loader = replace(loader, diffusion=True)
     files, target, notes = _model(loader, model, precision)
     tokenizer = load_tokenizer(files.folder)
     options = _checked(options, target.facts, smaller is not None)
@@ -75,7 +76,9 @@ def load(
         return LoadedDiffusion(engine, tokenizer, files.name, loader.profile.name, notes)
     beside = loader
     if draft_device is not None:
-        beside = Loader.on(draft_device, threads, max_context, trust_remote_code, progress)
+        beside = replace(
+            Loader.on(draft_device, threads, max_context, trust_remote_code, progress), diffusion=True
+        )
     found, drafting, said = _model(beside, smaller, draft_precision or precision)
     mismatch = load_beside(found.folder, tokenizer).mismatch(tokenizer)
     if mismatch is None and drafting.facts.mask_id != target.facts.mask_id:

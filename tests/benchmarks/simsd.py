@@ -17,7 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def prompts_of(path: Path, count: int, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def diffusion(loader: Loader, name: str, precision: str) -> tuple[DiffusionModel, Tokenizer]:
-    files, loaded = loader.target(name, precision, exact=False)
+    files, loaded = replace(loader, diffusion=True).target(name, precision, exact=False)
     facts = find_facts(files.folder)
     assert facts is not None, f"{name} is no diffusion model"
     return DiffusionModel(loaded.model, facts), load_tokenizer(files.folder)

@@ -92,3 +92,5 @@ def test_options_of_diffusion_for_another_model(
 ) -> None:
     assert main(["run", "Hello", "--model", folders["plain"], *DEVICE, "--denoising-steps", "2"]) == 2
     assert "options of diffusion models do not apply" in capsys.readouterr().err
+    assert main(["run", "Hello", "--model", folders["plain"], *DEVICE, "--draft", folders["draft"]]) == 2
+    assert "draft is a diffusion model, which fills in masks" in capsys.readouterr().err
