@@ -28,8 +28,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, layers, mask in (("target", 3, MASK), ("draft", 2, MASK), ("other", 2, MASK + 1)):
         target.model.layers = target.model.layers[:layers]
         target.config.num_hidden_layers = layers
-        diffusion.save(target, root / name, DiffusionFacts(mask, 4))
+        target.save_pretrained(root / name)
         tiny_models.save_tokenizer(root / name)
+        diffusion.mark(root / name, DiffusionFacts(mask, 4))
         found[name] = str(root / name)
     return found
 
