@@ -62,7 +62,7 @@ def make(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         known = diffusion.read_to_train(Path(source))
         model = known[0] if known else export.load_source(Path(source), Path(temporary), trust_remote_code)
-    dropped = _dropped(model, layers, texts)
+    dropped = dropped_layers(model, layers, texts)
     drop_layers(model, dropped)
     mask = known[1].mask_id if known else add_mask(model, vocab, [*texts, *held_out])
     student = DiffusionStudent(model, mask, ends, about).float()
@@ -105,7 +105,7 @@ def perplexity(texts: Sequence[Dialogue]) -> float:
     return round(math.exp(-float(logs.mean())), 3)
 
 
-def _dropped(model: Any, layers: int | None, texts: Sequence[Dialogue]) -> tuple[int, ...]:
+def dropped_layers(model: Any, layers: int | None, texts: Sequence[Dialogue]) -> tuple[int, ...]:
     """Return the layers to drop: those of least block influence on some texts (arXiv 2403.03853).
 
     Raises InvalidInput for more layers than there are.

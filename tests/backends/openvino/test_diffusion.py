@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,39 +16,27 @@ from support.own_cache import own_cache  # noqa: E402, F401
 
 from specport.core.arrays import to_host  # noqa: E402
 from specport.core.ports import Block, Row  # noqa: E402
-from specport.errors import ModelError  # noqa: E402
 from specport.models.diffusion import DiffusionFacts, find_facts  # noqa: E402
 from specport.runtime.conversion import resolve  # noqa: E402
 from specport.runtime.profiles import load_profile  # noqa: E402
 from specport.runtime.registry import LoadOptions, backend_for  # noqa: E402
 
 
-@pytest.mark.parametrize("role", ["target", "draft"])
-@pytest.mark.parametrize("kind", ["sdar", "Dream"])
-def test_logits_are_those_of_the_family(kind: str, role: Any, tmp_path: Path) -> None:
-    weights = families.save(tmp_path / kind, kind)
-    config, profile = families.CONFIGS[kind], load_profile("xeon")
-    files = resolve(str(tmp_path / kind), precision="fp32")
-    facts = find_facts(files.folder)
-    assert facts == DiffusionFacts(
-        families.MASK, *((4, "blocks", False) if kind == "sdar" else (32, "full", True))
-    )
-    model = backend_for(profile).load(files, LoadOptions(profile, role=role)).model
-    assert model.capabilities.visibility == "any" and model.capabilities.gather
+def test_logits_are_those_of_the_family(tmp_path: Path) -> None:
+    weights = families.save(tmp_path / "sdar", "sdar")
+    config, profile = families.CONFIGS["sdar"], load_profile("xeon")
+    files = resolve(str(tmp_path / "sdar"), precision="fp32")
+    assert find_facts(files.folder) == DiffusionFacts(families.MASK, 4)
     ids = [int(token) for token in np.random.default_rng(0).integers(0, families.MASK, 24)]
-    seen = families.native_mask(24, 4 if kind == "sdar" else None)
+    seen = families.native_mask(24, 4)
     want = families.reference(config, weights, ids, seen)
-    handle = model.open()
-    found = to_host(model.step([Row(handle, Block(tuple(ids), tuple(range(24)), seen))]).logits)
-    np.testing.assert_allclose(found, want, atol=5e-3, rtol=5e-3)
-    if kind == "sdar":
+    for role in ("target", "draft"):
+        model = backend_for(profile).load(files, LoadOptions(profile, role=role)).model
+        assert model.capabilities.visibility == "any" and model.capabilities.gather
+        handle = model.open()
+        found = to_host(model.step([Row(handle, Block(tuple(ids), tuple(range(24)), seen))]).logits)
+        np.testing.assert_allclose(found, want, atol=5e-3, rtol=5e-3)
         model.commit(handle, range(20))
         last = Block(tuple(ids[20:]), tuple(range(4)), np.ones((4, 4), dtype=np.bool_))
         behind = to_host(model.step([Row(handle, last)]).logits)
         np.testing.assert_allclose(behind, want[20:], atol=5e-3, rtol=5e-3)
-
-
-def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
-    families.save(tmp_path / "moe", "llada2_moe")
-    with pytest.raises(ModelError, match="does not run on OpenVINO"):
-        resolve(str(tmp_path / "moe"), precision="fp32")

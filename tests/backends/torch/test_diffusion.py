@@ -50,8 +50,9 @@ def logits_of(model: Any, handle: Any, block: Block) -> Any:
     return to_host(model.step([Row(handle, block)]).logits).copy()
 
 
-@pytest.mark.parametrize("device", ["torch-cpu", "gaudi-emulated"])
-@pytest.mark.parametrize("kind", families.CONFIGS)
+@pytest.mark.parametrize(
+    ("kind", "device"), [*((kind, "torch-cpu") for kind in families.CONFIGS), ("sdar", "gaudi-emulated")]
+)
 def test_logits_are_those_of_the_family(kind: str, device: str, folders: Any) -> None:
     folder, weights = folders[kind]
     ids = text(70)
@@ -184,3 +185,9 @@ def test_what_is_not_supported_is_said_in_one_line(
 def test_options_that_make_no_sense_are_refused(folders: Any) -> None:
     with pytest.raises(ModelError, match="no early exit"):
         load(folders["sdar"][0], exit_layer=1)
+
+
+def test_a_mixture_of_experts_has_no_graph_of_openvino(folders: Any) -> None:
+    with pytest.raises(ModelError, match="does not run on OpenVINO"):
+        diffusion.check_graph(families.CONFIGS["llada2_moe"], folders["llada2_moe"][0])
+    diffusion.check_graph(families.CONFIGS["sdar"], folders["sdar"][0])

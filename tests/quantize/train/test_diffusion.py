@@ -114,76 +114,77 @@ def test_weights_are_one_over_the_share_of_masks() -> None:
     assert packed.weights.max() > 1.0
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a decoder of three layers, and text to train it on."""
+    folder = tmp_path_factory.mktemp("training")
     for i, count in enumerate((8, 40)):
-        save_shard(tmp_path / f"{i}.npz", dialogues(count, i))
-    return [str(tmp_path / f"{i}.npz") for i in range(2)]
+        save_shard(folder / f"{i}.npz", dialogues(count, i))
+    tiny_models.save_hf(folder / "source", "llama", 3)
+    return folder
 
 
 def make(
-    tmp_path: Path, source: Path, shards: list[str], out: str, layers: int | None = None, **changes: Any
-) -> dict[str, Any]:
+    room: Path, source: str, out: str, layers: int | None = None, progress: Any = lambda what, share: None,
+    **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     recipe = {"block": BLOCK, "epochs": 3.0, "learning_rate": 2e-3, "batch_tokens": 100, **changes}
-    (tmp_path / f"{out}-work").mkdir(exist_ok=True)
+    (room / f"{out}-work").mkdir(exist_ok=True)
     return training.make(
-        str(source), str(tmp_path / f"{out}-work"), str(tmp_path / out), shards, recipe, layers, VOCAB, [END],
-        False, lambda what, share: None,
+        str(room / source), str(room / f"{out}-work"), str(room / out),
+        [str(room / f"{i}.npz") for i in range(2)], recipe, layers, VOCAB, [END], False, progress,
     )  # fmt: skip
 
 
-def test_a_decoder_learns_to_fill_in_masks_and_a_smaller_one_is_made_of_it(
-    tmp_path: Path, shards: list[str]
-) -> None:
-    torch.manual_seed(0)
-    tiny_models.save_hf(tmp_path / "source", "llama", 3)
-    found = make(tmp_path, tmp_path / "source", shards, "made")
-    assert found["mask"] == VOCAB and found["layers"] == 3 and found["steps"] > 20
-    assert found["after"]["perplexity"] < 0.5 * found["before"]["perplexity"]
-    assert min(found["after"]["accuracy"]) > max(found["before"]["accuracy"])
-    model = diffusion.read(tmp_path / "made", torch.float32)
+@pytest.fixture(scope="module")
+def made(room: Path) -> dict[str, Any]:
+    return make(room, "source", "made")
+
+
+def test_a_decoder_learns_to_fill_in_masks(room: Path, made: dict[str, Any]) -> None:
+    assert made["mask"] == VOCAB and made["layers"] == 3 and made["steps"] > 20
+    assert made["after"]["perplexity"] < 0.5 * made["before"]["perplexity"]
+    assert min(made["after"]["accuracy"]) > max(made["before"]["accuracy"])
+    model = diffusion.read(room / "made", torch.float32)
     assert model.get_input_embeddings().weight.shape[0] == VOCAB + 1
-    smaller = make(tmp_path, tmp_path / "made", shards, "smaller", layers=2, epochs=0.2)
-    assert smaller["layers"] == 2 and len(smaller["dropped"]) == 1 and smaller["dropped"] != [0]
-    assert smaller["mask"] == VOCAB
-    # What is written is what was trained: its masks are filled in as well as the record says.
-    again = make(tmp_path, tmp_path / "made", shards, "again", epochs=0.1)
-    assert again["before"] == found["after"]
+    # What is written is what was trained, and can be trained further.
+    again = make(room, "made", "again", epochs=0.1)
+    assert again["before"] == made["after"] and again["mask"] == VOCAB
 
 
-def test_a_stopped_training_resumes_to_the_same_model(tmp_path: Path, shards: list[str]) -> None:
-    tiny_models.save_hf(tmp_path / "source", "llama", 2)
-    make(tmp_path, tmp_path / "source", shards, "whole", epochs=1.0)
-    (tmp_path / "stopped-work").mkdir()
-
+def test_a_stopped_training_resumes_to_the_same_model(room: Path, made: dict[str, Any]) -> None:
     def stop(what: str, share: float) -> None:
         if "masks" in what and share > 0.5:
             raise KeyboardInterrupt
 
-    recipe = {"block": BLOCK, "epochs": 1.0, "learning_rate": 2e-3, "batch_tokens": 100}
     with pytest.raises(KeyboardInterrupt):
-        training.make(
-            str(tmp_path / "source"), str(tmp_path / "stopped-work"), str(tmp_path / "stopped"), shards,
-            recipe, None, VOCAB, [END], False, stop,
-        )  # fmt: skip
-    make(tmp_path, tmp_path / "source", shards, "stopped", epochs=1.0)
-    whole, stopped = (
-        diffusion.read(tmp_path / name, torch.float32).state_dict() for name in ("whole", "stopped")
-    )
-    assert whole.keys() == stopped.keys()
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+        make(room, "source", "stopped", progress=stop)
+    resumed = make(room, "source", "stopped")
+    assert (resumed["before"], resumed["after"]) == (made["before"], made["after"])
+    whole, parts = (diffusion.read(room / name, torch.float32).state_dict() for name in ("made", "stopped"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_what_cannot_be_trained_is_said(tmp_path: Path, shards: list[str]) -> None:
-    tiny_models.save_hf(tmp_path / "source", "llama", 2)
-    with pytest.raises(InvalidInput, match="2 layers, not 5"):
-        make(tmp_path, tmp_path / "source", shards, "made", layers=5)
+def test_the_layers_that_change_least_are_dropped() -> None:
+    model = tiny_models.hf_model("llama", 4)
+    with torch.no_grad():
+        for part in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
+            part.weight.mul_(1e-3)
+    assert training.dropped_layers(model, 3, dialogues(3, 0)) == (2,)
+    assert training.dropped_layers(model, 4, dialogues(3, 0)) == ()
+    assert 0 not in training.dropped_layers(model, 1, dialogues(3, 0))
+
+
+def test_what_cannot_be_trained_is_said(room: Path) -> None:
+    with pytest.raises(InvalidInput, match="3 layers, not 5"):
+        make(room, "source", "wrong", layers=5)
     with pytest.raises(InvalidInput, match="block of 1"):
         Recipe(block=1)
-    (tmp_path / "sdar").mkdir()
-    (tmp_path / "sdar" / "config.json").write_text('{"model_type": "sdar", "vocab_size": 200000}')
+    (room / "sdar").mkdir()
+    (room / "sdar" / "config.json").write_text('{"model_type": "sdar", "vocab_size": 200000}')
     with pytest.raises(ModelError, match="diffusion model already"):
-        make(tmp_path, tmp_path / "sdar", shards, "made")
+        make(room, "sdar", "wrong")
 
 
 @pytest.fixture
