@@ -13,7 +13,11 @@ from specport.quantize.convert import diffusion
 from support import tiny_models
 
 from specport.cli import main
+from specport.diffusion.load import about
+from specport.diffusion.options import DiffusionOptions
+from specport.errors import ModelError
 from specport.models.diffusion import DiffusionFacts
+from specport.runtime.loading import Loader
 
 MASK = 5
 DEVICE = ("--device", "torch-cpu", "--precision", "fp32")
@@ -56,10 +60,12 @@ def test_with_a_draft(folders: dict[str, str], capsys: pytest.CaptureFixture[str
         assert report["settings"]["draft"] == draft and report["metrics"]["num_drafts"] > 0
         assert "is that of the model alone under the layout same-step" in report["notes"][-1]
     assert texts[0] == texts[1]
-    assert main([*ask, "--draft", folders["draft"], "--verify-layout", "released"]) == 0
-    assert "note: lossy: with the layout released" in capsys.readouterr().err
-    assert main([*ask, "--draft", folders["draft"], "--reveal-order", "confidence"]) == 0
-    assert "note: lossy: in the order of confidence" in capsys.readouterr().err
+
+
+def test_what_is_lossy_is_said() -> None:
+    assert "lossy: with the layout released" in about(DiffusionOptions(layout="released", order="position"))
+    assert "lossy: in the order of confidence" in about(DiffusionOptions(order="confidence"))
+    assert "lossy" not in about(DiffusionOptions(order="position", layout="grouped"))
 
 
 @pytest.mark.parametrize(
@@ -93,5 +99,8 @@ def test_options_of_diffusion_for_another_model(
 ) -> None:
     assert main(["run", "Hello", "--model", folders["plain"], *DEVICE, "--denoising-steps", "2"]) == 2
     assert "options of diffusion models do not apply" in capsys.readouterr().err
-    assert main(["run", "Hello", "--model", folders["plain"], *DEVICE, "--draft", folders["draft"]]) == 2
-    assert "draft is a diffusion model, which fills in masks" in capsys.readouterr().err
+
+
+def test_it_is_no_draft_of_another_model(folders: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match="draft is a diffusion model, which fills in masks"):
+        Loader.on("torch-cpu").files(folders["draft"], "fp32")
