@@ -11,6 +11,9 @@ from specport.core.policies.length_rules import CLASSIFIER
 from specport.core.ports import Model, Needs, Policy
 from specport.core.prefix_cache import PrefixCache
 from specport.core.verify.verifier import TargetVerifier
+from specport.diffusion.load import is_diffusion, refuse_for_diffusion
+from specport.diffusion.load import load as load_diffusion
+from specport.diffusion.options import DiffusionOptions
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import AUTO, GRAFT
@@ -19,7 +22,7 @@ from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
 from specport.pipeline import Pipeline
-from specport.progress import Progress, silent
+from specport.progress import Progress, part, silent
 from specport.runtime import automatic, tuned
 from specport.runtime.loading import Loader
 from specport.runtime.prefixes import Prefixes
@@ -49,6 +52,7 @@ def load(
     prefix_cache: bool | str | Path = True,
     prefix_cache_size: str = "4GB",
     trust_remote_code: bool = False,
+    diffusion: DiffusionOptions | None = None,
     progress: Progress = silent,
 ) -> Pipeline:
     """Load a model and its drafter on a device.
@@ -80,9 +84,30 @@ def load(
     prefix_cache: whether texts may begin with what the cache still holds of earlier ones, such as the same
                system prompt: True = in memory, a folder = on disk too, for later processes, False = no.
     prefix_cache_size: most bytes in that folder, as in "4GB"; the least recently used go first.
+    diffusion: how a diffusion model decodes. Its draft is a smaller diffusion model (SimSD) or "none"; of the
+               other arguments those of models, devices, memory and precision apply.
 
     Raises SpecportError with the next step when something cannot be used.
     """
+    if model is not None and is_diffusion(model, part(progress, 0.0, 0.3)):
+        refuse_for_diffusion(
+            exact=exact, policy=policy, num_draft_tokens=num_draft_tokens, branches=branches,
+            acceptance=acceptance, history=history, datastore=datastore, prefix_cache=prefix_cache,
+        )  # fmt: skip
+        found = load_diffusion(
+            model, diffusion or DiffusionOptions(),
+            draft=draft, device=device, draft_device=draft_device, precision=precision,
+            draft_precision=draft_precision, threads=threads, max_context=max_context,
+            cache_memory=cache_memory, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+        return Pipeline(
+            found.engine, found.tokenizer, model_name=found.name, device_name=found.device, notes=found.notes
+        )
+    if diffusion is not None:
+        raise InvalidInput(
+            "options of diffusion models do not apply to this model",
+            "leave them out, or name a diffusion model",
+        )
     # Do cheap checks first: loading a model takes long.
     spec = parse(draft)
     folders = Folders(history, datastore)
@@ -91,8 +116,7 @@ def load(
     loader = Loader.on(device, threads, max_context, trust_remote_code, progress, cache_memory)
     beside = loader
     if draft_device is not None:
-        if not spec.models and draft != AUTO:
-            raise InvalidInput("a draft device needs a draft model", "name one with --draft")
+        _check_draft_device(spec)
         beside = Loader.on(draft_device, threads, max_context, trust_remote_code, progress)
     profile = loader.profile
     if policy is None and num_draft_tokens is None:
@@ -162,6 +186,12 @@ def _short_of_memory(target: Model) -> list[str]:
         f"there is memory for texts of {room:,} tokens; the model's context holds {limit:,}: free some, or "
         "allow more with --cache-memory"
     ]
+
+
+def _check_draft_device(spec: DraftSpec) -> None:
+    """Raise InvalidInput where no draft model is loaded on a device of its own."""
+    if not spec.models and not spec.auto:
+        raise InvalidInput("a draft device needs a draft model", "name one with --draft")
 
 
 def _check_classifier(spec: DraftSpec) -> None:

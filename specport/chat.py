@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from specport.core.engine import Engine
+from specport.core.decoding.rounds import Rounds
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import InvalidInput
 from specport.options import GenerationOptions
@@ -26,7 +26,7 @@ class Speaker(Protocol):
     tokenizer: Tokenizer
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> Rounds: ...
 
     def request(self, prompt: Sequence[Message], options: GenerationOptions) -> TextRequest: ...
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from specport.chat import Chat, Message
-from specport.core.engine import Engine
+from specport.core.decoding.rounds import Rounds
 from specport.core.policies.drafting import Drafting
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import InvalidInput, PromptTooLong
@@ -32,7 +32,7 @@ class Pipeline:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Rounds,
         tokenizer: Tokenizer,
         drafting: Drafting | None = None,
         *,
@@ -42,7 +42,7 @@ class Pipeline:
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_close = on_close
-        self._engine: Engine | None = engine
+        self._engine: Rounds | None = engine
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.device_name = device_name
@@ -52,7 +52,7 @@ class Pipeline:
         self._drafting = drafting or Drafting()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Rounds:
         """The engine. Raises InvalidInput when the pipeline is closed."""
         if self._engine is None:
             raise InvalidInput("this pipeline is closed", "load it again")
@@ -177,7 +177,7 @@ class Pipeline:
         max_draft_tokens: see `Generation`; 0 = plain decoding.
         """
         ids, options = request.ids, request.options
-        return Generation(
+        generation = Generation(
             tokens=list(ids),
             params=options,
             max_new_tokens=min(options.max_new_tokens, self.engine.model.max_context - len(ids)),
@@ -189,6 +189,8 @@ class Pipeline:
             logprobs=options.logprobs,
             kept=kept,
         )
+        self.engine.check(generation)
+        return generation
 
     def _constraint(self, options: GenerationOptions, start: int) -> GrammarConstraint | None:
         if options.grammar is None:

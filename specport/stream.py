@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from specport.core.engine import Engine
+from specport.core.decoding.rounds import Rounds
 from specport.core.metrics import Metrics
 from specport.core.sampling.logprobs import TokenLogprob
 from specport.core.sequence import FinishReason, Generation
@@ -98,7 +98,7 @@ class Stream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Rounds,
         generation: Generation,
         text: TextStream,
         on_end: Callable[[Result], None] = lambda result: None,

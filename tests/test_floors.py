@@ -23,7 +23,7 @@ FLOORS: imports.Floors = (
     # Loading converts models, so that this part of `quantize` lies below all that loads one.
     {"drafters": ("drafters",), "conversion": ("quantize.convert", "quantize.text.prompts")},
     {"runtime": ("runtime",)},
-    {"backends": ("backends",), "calibration": ("calibration",)},
+    {"backends": ("backends",), "calibration": ("calibration",), "diffusion": ("diffusion",)},
     {
         # It uses OpenVINO's graph surgery (backends.openvino.graph), one way: no backend knows of it.
         "quantize": ("quantize", "quantize.convert.to_huggingface"),

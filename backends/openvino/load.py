@@ -9,6 +9,7 @@ from specport.backends.openvino import architecture
 from specport.backends.openvino.compiling import PRECISION, STATIC_CONTEXT, Job, compiled, key_of, loaded
 from specport.backends.openvino.exact_mode import load_exact
 
+from specport.models.diffusion import is_diffusion
 from specport.runtime.profiles import Profile, cpu_flags
 from specport.runtime.registry import Loaded, LoadOptions
 
@@ -34,6 +35,9 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         f32 = profile.fallback
         profile = replace(profile, exact=f32, fast=f32, draft=f32)
     job = replace(job, options=replace(job.options, profile=profile))  # the encoder of speech takes it, too
+    if is_diffusion(job.config):  # any mask needs the fast form, and there is no exact mode for it
+        model = compiled(job, profile.fast, exact_mode=False)
+        return loaded(model, notes, key_of(job, profile.fast, padded=False), job)
     if options.role == "draft":
         # Pad like an exact target, although the rounding of a draft does not matter: one and two new
         # tokens then have the same shape, and a change of shape costs more than the second token.

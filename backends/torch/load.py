@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
-from specport.backends.torch import devices, experts, runners, weights
+from specport.backends.torch import devices, experts, runners, settings, weights
+from specport.backends.torch.diffusion.load import load_diffusion
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.mtp import load_mtp
 from specport.backends.torch.parity import Parity
@@ -25,38 +26,28 @@ from specport.backends.torch.whisper.parts import WhisperParts
 
 from specport.core.ports import Block, Model, Row, conditioned
 from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
+from specport.models.diffusion import is_diffusion
 from specport.models.json_file import read_json
 from specport.models.whisper import find_encoder_key, is_whisper
 from specport.runtime import memory, numerics
-from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded, LoadOptions, Speech, settings_key
+from specport.runtime.registry import Loaded, LoadOptions, Speech
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 AnySlots = TypeVar("AnySlots", SlotModel, WhisperSlots)
-_DEFAULT_CONTEXT = 2048  # for a configuration that names no limit
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Hold the restrictions on a decoding round.
-
-    decode: allowed widths; () = those of the profile.
-    batch:  whether sequences share a forward pass.
-    tree:   whether tokens may have other attention masks than a chain's.
-    """
-
-    decode: tuple[int, ...] = ()
-    batch: bool = True
-    tree: bool = True
 
 
 # Schemes for exact mode, tried in order until the logits do not depend on how tokens are split. Matrix
 # products may choose their kernel, and thus their rounding, by the number of rows; one width avoids this.
 # With the gaps of a tree's mask, attention sums in another order. A Xeon with packed weights
 # (`packed_linear.py`) only needs to exclude trees.
-_EXACT = (Scheme(), Scheme(tree=False), Scheme((8,), batch=False), Scheme((8,), batch=False, tree=False))
+_EXACT = (
+    settings.Scheme(),
+    settings.Scheme(tree=False),
+    settings.Scheme((8,), batch=False),
+    settings.Scheme((8,), batch=False, tree=False),
+)
 _FEW = (1, 2, 3, 4, 6, 8, 12, 16)  # widths of a decoder with states, where shapes may vary
 _NARROW = 8  # width of the steps that wide ones are compared with, where layers have states
 _PAST = 122  # tokens before the compared ones, which then cross the end of an attended length
@@ -72,14 +63,17 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     place = devices.place(profile)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if is_whisper(read_json(files.folder / "config.json")):
+    config_file = read_json(files.folder / "config.json")
+    if is_whisper(config_file):
         return _load_whisper(files, options, place)
+    if is_diffusion(config_file):
+        return load_diffusion(files, options, place)
     model = weights.read(files, options.head_tokens)
     layout = Layout(model)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
     config = model.config.get_text_config(decoder=True)
-    limit = _context_limit(config, options)
-    mtp = load_mtp(model, options, place, limit, _budget(place.free, options))
+    limit = settings.context_limit(config, options)
+    mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     must_be_exact = options.exact and options.role == "target"
@@ -100,7 +94,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if options.role == "draft" and not options.exit_layer and not stateful:
         chains = place.runner(ChainModule(steps, options.head_tokens, place.device))
 
-    def build(widths: Widths, scheme: Scheme) -> SlotModel:
+    def build(widths: Widths, scheme: settings.Scheme) -> SlotModel:
         found = SlotModel(
             runner,
             cache,
@@ -115,7 +109,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             hidden_layers=options.hidden_layers,
             exit_layer=options.exit_layer,
             chains=chains,
-            budget=_budget(place.free, options),
+            budget=settings.budget(place.free, options),
             kept_bytes=memory.kept_share(options.cache_bytes or memory.default_share(options.role)),
         )
         found.hidden_head, found.mtp, found.weight_updates = hidden_head, mtp, updates
@@ -127,8 +121,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     costs_as = replace(options, hidden_layers=())  # these outputs hardly change what a step costs
     buckets, pieces = _buckets(profile.buckets, stateful)
     if not must_be_exact:
-        widths, scheme = Widths(buckets, pieces, 1), Scheme()
-        key = _key(files, costs_as, widths, scheme, **({"compiled": True} if compiled else {}))
+        widths, scheme = Widths(buckets, pieces, 1), settings.Scheme()
+        key = settings.key(files, costs_as, widths, scheme, **({"compiled": True} if compiled else {}))
         found = build(widths, scheme)
         if not compiled:  # each shape takes long to compile
             with _told(files, config.model_type):
@@ -143,7 +137,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 def _exact(
     files: ModelFiles,
     options: LoadOptions,
-    build: Callable[[Widths, Scheme], AnySlots],
+    build: Callable[[Widths, settings.Scheme], AnySlots],
     given: tuple[tuple[int, ...], tuple[int, ...]],
     stateful: bool = False,
     seen: Callable[[AnySlots], Model] = lambda model: model,
@@ -157,7 +151,7 @@ def _exact(
     for scheme in _EXACT:
         # What is read again for its states must be read as before.
         widths = Widths(scheme.decode or buckets, (stateful and scheme.decode) or pieces, 2)
-        key = _key(files, options, widths, scheme)
+        key = settings.key(files, options, widths, scheme)
         found = build(widths, scheme)
         if numerics.checked(seen(found), key, _PAST, progress=options.progress) and (
             # Layers with states may round differently from some width on, which the other steps do not reach.
@@ -174,7 +168,7 @@ def _exact(
             ):
                 found = build(replace(widths, read=(numerics.NARROW,)), scheme)
             costs_as = replace(options, hidden_layers=())  # these outputs hardly change what a step costs
-            return found, _key(files, costs_as, widths, scheme), notes
+            return found, settings.key(files, costs_as, widths, scheme), notes
     raise DeviceError(
         "no exact mode on this device: logits depend on how tokens are split over steps", "use --fast"
     )
@@ -190,7 +184,7 @@ def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place)
     limit = min(parts.shape.context, options.max_context or parts.shape.context)
     runner = place.runner(parts.step)
 
-    def build(widths: Widths, scheme: Scheme) -> WhisperSlots:
+    def build(widths: Widths, scheme: settings.Scheme) -> WhisperSlots:
         return WhisperSlots(
             runner,
             parts,
@@ -201,7 +195,7 @@ def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place)
             tree=scheme.tree,
             static=bool(profile.buckets),
             whole=place.whole,
-            budget=_budget(place.free, options),
+            budget=settings.budget(place.free, options),
         )
 
     def seen(model: WhisperSlots) -> Model:
@@ -214,14 +208,9 @@ def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place)
         found, key, how = _exact(files, options, build, given, seen=seen)
     else:
         widths, how = Widths(*given, 1), ()
-        found, key = build(widths, Scheme()), _key(files, options, widths, Scheme())
+        found, key = build(widths, settings.Scheme()), settings.key(files, options, widths, settings.Scheme())
     speech = Speech(parts.encode, parts.attention, find_encoder_key(files.folder))
     return Loaded(found, (*notes, *how), key, speech=speech)
-
-
-def _context_limit(config: Any, options: LoadOptions) -> int:
-    longest: int = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
-    return min(longest, options.max_context or longest)
 
 
 def _step_module(model: Any, options: LoadOptions, place: devices.Place, exact: bool) -> StepModule:
@@ -287,28 +276,3 @@ def _hidden_head(model: Any, options: LoadOptions, device: str) -> RecurrentHead
     if options.exit_layer:
         raise InvalidInput("a head on hidden states and an early exit exclude each other", "choose one")
     return load_head(files.folder, files.bundle.recurrent, files.bundle.head_tokens, model, device)
-
-
-def _budget(free: Callable[[], int], options: LoadOptions) -> Callable[[], int]:
-    """Return a function that returns the most bytes of the cache.
-
-    A cache that grows is copied, so the whole new one must fit the free memory.
-    """
-    given = options.cache_bytes
-    return free if given is None else lambda: min(given, free())
-
-
-def _key(files: ModelFiles, options: LoadOptions, widths: Widths, scheme: Scheme, **more: object) -> str:
-    """Return a key of everything that decides which kernels run; measurements are stored under it."""
-    return settings_key(
-        options,
-        runtime=f"torch {torch.__version__}",
-        device=options.profile.name,
-        processor=devices.name_of(options.profile) or cpu_name(),
-        weights=files.fingerprint,
-        precision=files.precision,
-        threads=torch.get_num_threads(),
-        widths=(widths.decode, widths.read, widths.least),
-        scheme=(scheme.batch, scheme.tree),
-        **more,
-    )

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import compress, config_file, disk, package_faults, refusals
+from specport.quantize.convert import compress, config_file, diffusion, disk, package_faults, refusals
 from specport.quantize.convert.from_gguf import config as gguf_config
 from specport.quantize.convert.from_gguf import weights as gguf_weights
 from specport.quantize.convert.whisper import export as whisper_export
@@ -21,6 +21,7 @@ from specport.quantize.convert.whisper import export as whisper_export
 from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models.atomic import write_json
+from specport.models.diffusion import is_diffusion
 from specport.models.gguf import split as gguf_split
 from specport.models.json_file import read_json
 from specport.models.whisper import speech_form
@@ -63,6 +64,7 @@ def export(
             f"converting needs more packages: {error}", "pip install 'specport[openvino]'"
         ) from error
     progress("reading weights", 0.15)
+    diffusion.check_graph(read_json(source / "config.json") if source.is_dir() else {}, source)
     model = load_source(source, target, trust_remote_code)
     _check_config(model.config, source)
     _lift_limit(model.config.model_type)
@@ -89,6 +91,7 @@ def export(
         shutil.copyfile(path, target / path.name)
     progress("writing the tokenizer", 0.6)
     finish(source, target, trust_remote_code)
+    diffusion.keep_config(source, target)
     if compressed:
         compress.compress(draft, target, wanted, progress)
         shutil.rmtree(draft)
@@ -124,6 +127,7 @@ def save(
     progress("writing weights", 0.7)
     model.save_pretrained(target)
     finish(source, target, trust_remote_code)
+    diffusion.keep_config(source, target)
     return {package: metadata.version(package) for package in ("torch", "transformers")}
 
 
@@ -180,6 +184,8 @@ def _load_folder(source: Path, trust_remote_code: bool) -> Any:
 
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     dtype: Any = torch.float32 if 2 * stored <= FLOAT32_BYTES else "auto"
+    if is_diffusion(read_json(source / "config.json")):
+        return diffusion.read(source, dtype)
     try:
         return AutoModelForCausalLM.from_pretrained(
             source,

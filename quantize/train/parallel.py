@@ -18,6 +18,7 @@ import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, parallel_temperature, rounding, trainer
 from specport.quantize.train.distil import Distillation, Recipe, Student, train_student
+from specport.quantize.train.in_pieces import InPieces, additive
 from specport.quantize.train.losses import cross_entropies, divergences, picked
 from specport.quantize.train.parallel_chains import PackedRows, all_chains, extents, pack, sample_chains
 from specport.quantize.train.parallel_temperature import GRID
@@ -99,7 +100,7 @@ class ParallelStudent(Student):
             return (weights * losses).sum()
 
         outputs = self.outputs(packed)
-        total: Tensor = _InPieces.apply(outputs, self._log_probabilities(packed, loss))
+        total: Tensor = InPieces.apply(outputs, self._log_probabilities(packed, loss))
         return total / packed.weights.sum(), hits
 
     def outputs(self, packed: PackedRows) -> Tensor:
@@ -140,42 +141,13 @@ class ParallelStudent(Student):
     def _attention(self, packed: PackedRows, dtype: torch.dtype) -> Any:
         """Return the attention mask; for a model with sliding windows one of each kind of layer."""
         visible = packed.visible()
-        masks = {"full_attention": _additive(visible, dtype)}
+        masks = {"full_attention": additive(visible, dtype)}
         config = self.body.config
         if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
             return masks["full_attention"]
         distance = packed.positions[:, :, None] - packed.positions[:, None, :]
-        masks["sliding_attention"] = _additive(visible & (distance < config.sliding_window), dtype)
+        masks["sliding_attention"] = additive(visible & (distance < config.sliding_window), dtype)
         return masks
-
-
-class _InPieces(torch.autograd.Function):  # type: ignore[misc]
-    """Sum of a loss over pieces of the head's inputs, whose gradient is worked out piece by piece.
-
-    The logits of thousands of predictions over a large vocabulary, and what autograd keeps of them, would
-    take gigabytes. The head is not trained, so the gradient of its inputs is all that has to be kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, by_piece: Callable[[Tensor], Any]) -> Tensor:
-        inputs = outputs.detach().requires_grad_()
-        total = torch.zeros((), device=outputs.device)
-        with torch.enable_grad():
-            for loss in by_piece(inputs):
-                loss.backward()
-                total += loss.detach()
-        ctx.save_for_backward(inputs.grad if inputs.grad is not None else torch.zeros_like(outputs))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (saved,) = ctx.saved_tensors
-        return gradient * saved, None
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask [texts, 1, T, T] that attention adds to its scores."""
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
 def train_parallel(

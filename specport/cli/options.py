@@ -240,6 +240,29 @@ def add_grammar_options(parser: argparse.ArgumentParser) -> None:
     add("--grammar", metavar="FILE", help="a text of this Lark grammar, whose rule `start` is the whole text")
 
 
+def add_diffusion_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a diffusion model decodes: the fields of `specport.diffusion.options.DiffusionOptions`."""
+    add = _adder(parser.add_argument_group("diffusion models (--model names one; docs/diffusion.md)"))
+    add("--block-length", type=int, metavar="N", help="tokens of a block (default: the model's)")
+    add(
+        "--denoising-steps", dest="steps", type=int, metavar="N",
+        help="steps that reveal a block (default: one for each token)",
+    )  # fmt: skip
+    add(
+        "--reveal-above", dest="threshold", type=float, metavar="P",
+        help="reveal all tokens at once that the model gives more than this probability",
+    )  # fmt: skip
+    add(
+        "--reveal-order", dest="order", metavar="{confidence,position}",
+        help="the surest token first, or from left to right (default: confidence; position with a draft)",
+    )  # fmt: skip
+    add(
+        "--verify-layout", dest="layout", metavar="{released,same-step,grouped}",
+        help="what judges a drafted block; released is that of the published code, which leaks "
+        "(default: same-step)",
+    )  # fmt: skip
+
+
 PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
 LOAD_OPTIONS = (
     "draft", "device", "draft_device", "precision", "draft_precision", "exact", "policy", "num_draft_tokens",
@@ -251,6 +274,7 @@ GENERATION_OPTIONS = (
     "presence_penalty", "logit_bias", "seed", "min_new_tokens", "ignore_eos", "stop", "system", "raw",
     "logprobs",
 )  # fmt: skip
+DIFFUSION_OPTIONS = ("block_length", "steps", "threshold", "order", "layout")
 
 
 def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from specport.cli import (
     options,
     quantize_compare,
+    quantize_diffusion,
     quantize_export,
     quantize_head,
     quantize_inspect,
@@ -42,6 +43,7 @@ examples:
   specport quantize layers                                measure the importance of each layer
   specport quantize compare --precision int4:128,awq      compare weight formats
   specport quantize speech --audio talks/ --out draft     a draft for Whisper, from your recordings
+  specport quantize diffusion --tokens 200000 --out dir   a model that fills in masks, block by block
 
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
@@ -66,6 +68,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_layerskip.add_parser(actions)
     quantize_head.add_parser(actions)
     quantize_speech.add_parser(actions)
+    quantize_diffusion.add_parser(actions)
     options.add_pair_options(parser)
     draft = parser.add_argument_group("draft")
     add = draft.add_argument
@@ -183,4 +186,5 @@ ACTIONS = {
     "layerskip": quantize_layerskip.run,
     "head": quantize_head.run,
     "speech": quantize_speech.run,
+    "diffusion": quantize_diffusion.run,
 }

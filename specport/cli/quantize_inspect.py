@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specport.cli import options, quantize_layerskip, quantize_speech, terminal
+from specport.cli import options, quantize_diffusion, quantize_layerskip, quantize_speech, terminal
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_parser(actions: options.Subparsers) -> None:
     inspect = actions.add_parser(
-        "inspect", help="show a bundle, or what layerskip or speech made, and its measurements"
+        "inspect", help="show a bundle, or what layerskip, speech or diffusion made, and its measurements"
     )
     inspect.add_argument("folder", type=Path, metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
@@ -30,6 +30,7 @@ def add_parser(actions: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from specport.models import bundle
     from specport.quantize.speech import about as speech
+    from specport.quantize.train.diffusion import about as diffusion
     from specport.quantize.train.layerskip import about
 
     folder, as_json = args.folder, args.json
@@ -38,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if (folder / speech.NAME).is_file():
         quantize_speech.show(speech.read(folder), as_json)
+        return 0
+    if (folder / diffusion.NAME).is_file():
+        quantize_diffusion.show(diffusion.read(folder), as_json)
         return 0
     if not (folder / bundle.BUNDLE_FILE).is_file():
         raise InvalidInput(f"{folder} is not a draft bundle", "specport quantize --out DIR makes one")

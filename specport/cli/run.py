@@ -56,6 +56,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     options.add_model_options(parser)
     options.add_generation_options(parser)
     options.add_grammar_options(parser)
+    options.add_diffusion_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--show-drafts", action="store_true", help="mark each piece of text with the drafter that proposed it"
@@ -89,8 +90,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Pipeline:
+    given = options.given(args, options.LOAD_OPTIONS)
+    if diffusion := options.given(args, options.DIFFUSION_OPTIONS):
+        from specport.diffusion.options import DiffusionOptions
+
+        given["diffusion"] = DiffusionOptions(**diffusion)
     with terminal.progress(args.quiet) as progress:
-        return specport.load(args.model, **options.given(args, options.LOAD_OPTIONS), progress=progress)
+        return specport.load(args.model, **given, progress=progress)
 
 
 def _print_text(
@@ -144,6 +150,7 @@ def _print_json(
             "draft": pipeline.draft_name,
             "exact": pipeline.exact,
             "options": {"model": args.model, **options.given(args, options.LOAD_OPTIONS)},
+            "diffusion": options.given(args, options.DIFFUSION_OPTIONS),
             "generation": asdict(generation),
         },
         "notes": pipeline.notes,

@@ -15,8 +15,9 @@ FILE = "matrix.json"
 FORMAT = 1
 # A check is a file of the suite, test_NAME.py; the order of the table's columns.
 CHECKS = (
-    "steps", "outputs", "rollback", "trees", "visibility", "gather", "fork", "prefix", "batch", "joining",
-    "room", "limits", "greedy", "law", "logprobs", "errors", "leaks", "hidden", "early_exit", "conditioning",
+    "steps", "outputs", "rollback", "trees", "visibility", "gather", "diffusion", "fork", "prefix", "batch",
+    "joining", "room", "limits", "greedy", "law", "logprobs", "errors", "leaks", "hidden", "early_exit",
+    "conditioning",
 )  # fmt: skip
 # Whose versions a result depends on.
 PACKAGES = ("numpy", "openvino", "torch", "transformers", "optimum-intel", "optimum-habana")

@@ -1,18 +1,14 @@
-"""The engine: sequences of any number of threads share the rounds of one model.
-
-`add` and `cancel` may be called at any time from any thread. A thread that wants tokens steps the engine for
-all sequences; other threads wait for that step and read their tokens from their sequence's inbox. The engine
-has no thread of its own, so nothing runs while no caller asks for tokens.
-"""
+"""The engine: sequences of any number of threads share the rounds of one model (`core.decoding.rounds`)."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from specport.core.decoding.rounds import Rounds
 from specport.core.decoding.speculative import SpeculativeDecoding
 from specport.core.decoding.work import Round
 from specport.core.kept_caches import KeptCaches
@@ -24,7 +20,7 @@ from specport.core.verify.verifier import Verifier
 from specport.errors import DeviceError
 
 
-class Engine:
+class Engine(Rounds):
     """Run generations on one target with one drafting policy.
 
     policy:      None = plain decoding.
@@ -44,14 +40,12 @@ class Engine:
         prefixes: PrefixCache | None = None,
         on_end: Callable[[Generation], None] | None = None,
     ) -> None:
-        self.model, self.policy = model, policy
+        super().__init__(model, policy)
         self._on_end = on_end
         self._decoding = SpeculativeDecoding(model, policy, verifier)
         self._scheduler = Scheduler(model, max_running, KeptCaches(model, prefixes), whole=_whole(policy))
         self._lock = threading.Lock()  # held through a step; `beside` shares it
         self._sharing: weakref.WeakSet[Engine] = weakref.WeakSet([self])  # the engines on this model
-        self._turn = threading.Condition()  # guards `_stepping`
-        self._stepping = False
         # Arrivals between rounds. Appending takes no lock: the garbage collector may append at any time.
         self._added: deque[Generation] = deque()
         self._released: deque[KeptCache] = deque()
@@ -68,37 +62,12 @@ class Engine:
         return other
 
     def add(self, generation: Generation) -> None:
-        """Add a sequence from the next round on. Its tokens come out of `run` or its inbox."""
         self._added.append(generation)
 
-    def cancel(self, generation: Generation) -> None:
-        """Ask for the end of a sequence before the next round."""
-        generation.cancel()
-
     def release(self, kept: KeptCache) -> None:
-        """Free a kept cache before the next round."""
         self._released.append(kept)
 
-    def run(self, generations: Sequence[Generation]) -> Generator[Commit, None, None]:
-        """Add these sequences, and yield their tokens as they are committed until all have finished.
-
-        Dropping the iterator cancels them; the next `step` or `tidy` of any thread frees their memory. An
-        exception of an `on_token` of theirs ends the iterator too, after the commit in which it was raised.
-        """
-        for generation in generations:
-            self.add(generation)
-        try:
-            while commits := self._fetch(generations):
-                for commit in commits:
-                    yield commit
-                    if commit.fault is not None:
-                        raise commit.fault
-        finally:  # the garbage collector may run this in the middle of a round: take no lock, call no model
-            for generation in generations:
-                generation.cancel()
-
     def step(self) -> list[Commit]:
-        """Run one round over all sequences; return its commits, which are also put into the inboxes."""
         with self._lock:
             self._tidy()
             work = self._scheduler.next_round()
@@ -145,13 +114,11 @@ class Engine:
             updates.replace(weights)
 
     def tidy(self) -> None:
-        """Free the memory of ended, cancelled and dropped sequences."""
         with self._lock:
             self._tidy()
 
     @property
     def num_unfinished(self) -> int:
-        """Return the number of sequences that wait or run."""
         return len(self._added) + len(self._scheduler.waiting) + len(self._scheduler.running)
 
     def _tidy(self) -> None:
@@ -177,35 +144,7 @@ class Engine:
                 faults.append(fault)
         return faults
 
-    def _fetch(self, generations: Sequence[Generation]) -> list[Commit]:
-        """Return new commits of these sequences; step unless another thread does. [] once all finished."""
-        while True:
-            mine = False
-            try:
-                with self._turn:
-                    if commits := _emptied(generations):
-                        return commits
-                    if all(g.ended for g in generations):
-                        break
-                    if self._stepping:
-                        self._turn.wait(1.0)  # without a timeout, Ctrl-C would not interrupt it on Windows
-                        continue
-                    mine = self._stepping = True
-                self.step()
-            finally:
-                if mine:
-                    with self._turn:
-                        self._stepping = False
-                        self._turn.notify_all()
-        self.tidy()  # waits for another thread's step, which may commit the last tokens
-        return _emptied(generations)
-
 
 def _whole(policy: Policy | None) -> bool:
     """Return whether drafts need the target's states of whole prompts."""
     return policy is not None and policy.needs.prompt
-
-
-def _emptied(generations: Sequence[Generation]) -> list[Commit]:
-    """Empty the inboxes and return the commits."""
-    return [g.inbox.popleft() for g in generations for _ in range(len(g.inbox))]

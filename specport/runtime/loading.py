@@ -11,6 +11,7 @@ from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.bundle import Bundle
+from specport.models.diffusion import find_facts
 from specport.models.precision import parse as parse_precision
 from specport.models.shipped import is_head
 from specport.models.source import ModelFiles
@@ -49,6 +50,7 @@ class Loader:
     progress: Progress
     cache_memory: str | None = None
     speech: bool = False
+    diffusion: bool = False  # whether it loads models that fill in masks, instead of those that go on
 
     @classmethod
     def on(
@@ -271,7 +273,7 @@ class Loader:
     def files(self, spec: str | None, precision: str) -> ModelFiles:
         """Return the model, converted where needed. Raises ModelError, or InvalidInput for the precision."""
         self.check_precision(precision)
-        return resolve(
+        files = resolve(
             spec,
             precision=precision,
             progress=self.progress,
@@ -279,6 +281,12 @@ class Loader:
             weights=self.backend.weights,
             speech=self.speech,
         )
+        if not self.diffusion and find_facts(files.folder) is not None:
+            raise ModelError(
+                f"{files.name} is a diffusion model, which fills in masks",
+                "use it with: specport run --model",
+            )
+        return files
 
 
 def _layer_of(loaded: Loaded) -> int:

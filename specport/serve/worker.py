@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from specport.core.engine import Engine
+from specport.core.decoding.rounds import Rounds
 from specport.core.metrics import StepCounts
 from specport.core.sequence import Commit, Generation
 
@@ -60,7 +60,7 @@ class Worker:
     changed: called by the worker's thread after each round with the jobs that have new tokens or are done.
     """
 
-    def __init__(self, engine: Engine, observer: Observer, changed: Callable[[Sequence[Job]], None]) -> None:
+    def __init__(self, engine: Rounds, observer: Observer, changed: Callable[[Sequence[Job]], None]) -> None:
         self._engine, self._observer, self._changed = engine, observer, changed
         self._arrivals: deque[Job] = deque()
         self._jobs: list[Job] = []

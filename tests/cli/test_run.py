@@ -24,6 +24,7 @@ from specport.cli.render import Printer, summary
 from specport.core.metrics import Metrics
 from specport.core.policies.length_rules import POLICIES
 from specport.core.verify.rules import RULES
+from specport.diffusion.options import DiffusionOptions
 from specport.models.precision import PRECISIONS
 from specport.options import GenerationOptions
 from specport.stream import Chunk, Result
@@ -249,8 +250,16 @@ def test_help_names_the_right_defaults():
 
 
 def test_options_are_those_of_load():
-    accepted = {*inspect.signature(load).parameters} - {"model", "progress"}
+    accepted = {*inspect.signature(load).parameters} - {"model", "progress", "diffusion"}
     assert set(options.LOAD_OPTIONS) == accepted
+
+
+def test_options_of_diffusion_models():
+    assert set(options.DIFFUSION_OPTIONS) == {field.name for field in fields(DiffusionOptions)}
+    assert main(["run", "Hi", "--denoising-steps", "2", "--reveal-order", "position"]) == 0
+    assert toy_pipeline.calls[0]["diffusion"] == DiffusionOptions(steps=2, order="position")
+    assert main(["run", "Hi", "--verify-layout", "leaky"]) == 2
+    assert len(toy_pipeline.calls) == 1  # refused before anything is loaded
 
 
 def _actions() -> dict[str, argparse.Action]:

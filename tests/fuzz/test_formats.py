@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")
 
+from specport.quantize.train.diffusion import about as training
 from support import tiny_models
 from support.fuzzing import damaged, damaged_json, fuzz
 
@@ -26,7 +27,7 @@ from specport.bench.prompts import read_prompts
 from specport.bench.report import markdown
 from specport.bench.summary import summarise
 from specport.calibration import exits
-from specport.cli import quantize_inspect
+from specport.cli import quantize_diffusion, quantize_inspect
 from specport.conformance import results, table
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import NUM_FEATURES, fit
@@ -34,7 +35,7 @@ from specport.drafters.retrieval import datastore
 from specport.drafters.retrieval.history_file import open_history
 from specport.drafters.tree.graft import Checkpoint, Variant
 from specport.errors import SpecportError
-from specport.models import bundle, manifest, mtp, tensors
+from specport.models import bundle, diffusion, manifest, mtp, tensors
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
 from specport.models.parallel import Parallel
@@ -307,6 +308,29 @@ def of_steps(tmp: Path) -> Case:
     return of_file(path, lambda: report.table({"a": record.read(tmp)}))
 
 
+def of_diffusion(tmp: Path) -> Case:
+    """Return the configuration of a diffusion model."""
+    whole = {"model_type": "sdar", "vocab_size": 320, "mask_token_id": 300, "block_size": 4}
+    (tmp / "config.json").write_text(json.dumps(whole))
+    return of_file(tmp / "config.json", lambda: diffusion.find_facts(tmp))
+
+
+def of_training(tmp: Path) -> Case:
+    """Return the record of a diffusion training."""
+    quality = {"accuracy": [0.5, 0.4], "loss": [1.0, 2.0], "perplexity": 9.0}
+    facts = {
+        "target": "big", "start": "big", "layers": 2, "dropped": [1], "mask": 300, "recipe": {"block": 2},
+        "target_perplexity": 1.4, "before": quality, "after": quality, "tokens_read": 10, "steps": 2,
+        "seconds": 3.0, "date": "today", "versions": {"torch": "2"},
+    }  # fmt: skip
+    training.write(tmp, facts)
+
+    def read() -> None:
+        quantize_diffusion.show(training.read(tmp), as_json=False)
+
+    return of_file(tmp / training.NAME, read)
+
+
 CASES: dict[str, Callable[[Path], Case]] = {
     "calibration": of_calibration, "pair": of_pair, "exit": of_exit, "cut": of_cut, "tuned": of_tuned,
     "answers": of_answers, "bundle": of_bundle, "registered": of_registered, "manifest": of_manifest,
@@ -315,7 +339,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "generation config": of_tokenizer("generation_config.json"),
     "tokenizer config": of_tokenizer("tokenizer_config.json"), "tokenizer": of_tokenizer("tokenizer.json"),
     "tensors": of_tensors, "shard": of_shard, "datastore": of_datastore, "history": of_history,
-    "profile": of_profile, "plan": of_plan, "steps": of_steps,
+    "profile": of_profile, "plan": of_plan, "steps": of_steps, "diffusion": of_diffusion,
+    "training": of_training,
 }  # fmt: skip
 
 

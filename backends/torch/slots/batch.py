@@ -45,16 +45,18 @@ class Widths:
     decode: widths of a decode step, () = any; a longer row is read in pieces.
     read:   widths of such a piece, () = any.
     least:  smallest width of all.
+    widest: most new tokens of a decode step where it may have any width.
     """
 
     decode: tuple[int, ...] = ()
     read: tuple[int, ...] = ()
     least: int = 1
+    widest: int = WIDEST
 
     @property
     def most(self) -> int:
         """Return the largest width of a decode step."""
-        return max(self.decode, default=WIDEST)
+        return max(self.decode, default=self.widest)
 
     def decoded(self, num_tokens: int) -> int:
         """Return the width of a decode step for so many tokens."""

@@ -1,0 +1,50 @@
+"""How a block-diffusion model is trained, and what is measured of one. Plain numbers, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specport.errors import InvalidInput
+
+MOST_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a block-diffusion model is trained.
+
+    block:        tokens that are denoised together.
+    epochs:       times that each text is read, each time with other masks.
+    batch_tokens: prompt and answer tokens of a step.
+    Raises InvalidInput for values out of range.
+    """
+
+    block: int = 4
+    epochs: float = 2.0
+    learning_rate: float = 3e-4
+    batch_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.block <= MOST_BLOCK:
+            raise InvalidInput(f"a block of {self.block} tokens; it must have from 2 to {MOST_BLOCK}")
+        if self.epochs <= 0 or self.learning_rate <= 0 or self.batch_tokens < 1:
+            raise InvalidInput("epochs, learning rate and batch tokens must be greater than 0")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Measurements on answers that the model was not trained on, by number of masks in a block.
+
+    accuracy:   with 1, 2, ... masks in a block: the share of the masks whose likeliest token is the text's.
+    loss:       mean cross-entropy of the masks' tokens, in nats.
+    perplexity: upper bound of that of the answers: exp of the mean loss weighted by 1 / share of masks.
+    """
+
+    accuracy: tuple[float, ...]
+    loss: tuple[float, ...]
+    perplexity: float
+
+    def __post_init__(self) -> None:
+        if len(self.accuracy) != len(self.loss):
+            raise ValueError("not one accuracy for each loss")

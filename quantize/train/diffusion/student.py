@@ -1,0 +1,131 @@
+"""The student: a decoder that fills in masks, with the loss and the measurements of its training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from specport.quantize.text.dialogues import Dialogue
+from specport.quantize.train import batches
+from specport.quantize.train.diffusion.recipe import Quality, Recipe
+from specport.quantize.train.diffusion.rows import Packed, noised, pack
+from specport.quantize.train.in_pieces import InPieces, additive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PIECE = 512  # predictions whose logits are in memory at a time
+EXAMINED = 4096  # about so many tokens of held-out answers are measured
+
+
+class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
+    """A decoder whose logits at a mask are those of the token that stands there: not shifted, as in SDAR.
+
+    All layers are trained, and the embedding of the mask. Other embeddings and the head are not.
+
+    ends: ids that end a text.
+    """
+
+    def __init__(self, model: Any, mask_token: int, ends: Collection[int], recipe: Recipe) -> None:
+        super().__init__()
+        self.body = model.model
+        self.register_buffer("head", model.get_output_embeddings().weight.detach(), persistent=False)
+        self._recipe, self.mask_token, self._ends = recipe, mask_token, frozenset(ends)
+        embedding = self.body.embed_tokens
+        self._scale = float(getattr(embedding, "embed_scale", 1.0))  # gemma scales its embeddings
+        self.mask = torch.nn.Parameter(embedding.weight[mask_token].detach().clone())
+
+    def forward(self, batch: Mapping[str, Tensor], step: int, num_steps: int) -> tuple[Tensor, Tensor]:
+        """Return the loss, and how many of the answers' tokens are the likeliest ones at their masks.
+
+        The masks depend on seed and step only, so that a run can be resumed.
+        """
+        rng = np.random.default_rng((self._recipe.seed, step))
+        packed = self.packed(batch, rng)
+        hits = torch.zeros((), dtype=torch.long, device=packed.ids.device)
+
+        def loss(logits: Tensor, where: slice) -> Tensor:
+            answers = packed.answers[where]
+            hits.add_(((logits.argmax(dim=1) == answers) & packed.real[where]).sum())
+            losses = torch.nn.functional.cross_entropy(logits, answers, reduction="none")
+            return (packed.weights[where] * losses).sum()
+
+        total: Tensor = InPieces.apply(self.outputs(packed), self._by_piece(loss))
+        return total / packed.weights.sum(), hits
+
+    def packed(self, batch: Mapping[str, Tensor], rng: np.random.Generator) -> Packed:
+        """Return the rows of a batch with the masks that `rng` draws."""
+        texts = noised(batch, self._recipe.block, self._ends, rng)
+        return pack(texts, self.mask_token, batch["ids"].device)
+
+    def outputs(self, packed: Packed) -> Tensor:
+        """Return the head's inputs [predictions, width]."""
+        embedded = self.body.embed_tokens(packed.ids)
+        is_mask = (packed.ids == self.mask_token)[:, :, None]
+        embedded = torch.where(is_mask, self._scale * self.mask.to(embedded.dtype), embedded)
+        hidden = self.body(
+            inputs_embeds=embedded,
+            attention_mask=additive(packed.visible(), embedded.dtype),
+            position_ids=packed.positions,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[packed.texts, packed.places]
+
+    def pieces(self, outputs: Tensor) -> Any:
+        """Yield float32 logits [piece, vocab] of some predictions, none for the mask, and where they are."""
+        kind = outputs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else outputs.dtype
+        head = self.head.to(dtype)  # once, not each time
+        for start in range(0, len(outputs), _PIECE):
+            where = slice(start, start + _PIECE)
+            logits = (outputs[where].to(dtype) @ head.T).float()
+            logits[:, self.mask_token] = -math.inf  # no text has it
+            yield logits, where
+
+    def _by_piece(self, loss: Callable[[Tensor, slice], Tensor]) -> Callable[[Tensor], Any]:
+        def by_piece(outputs: Tensor) -> Any:
+            for logits, where in self.pieces(outputs):
+                yield loss(logits, where)
+
+        return by_piece
+
+
+def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any) -> dict[str, Any]:
+    """Return the entries of a `Quality` on the first of these texts."""
+    student = getattr(student, "module", student)  # unwrap it where several processes train
+    hits, losses, counts = (np.zeros(recipe.block + 1) for _ in range(3))
+    weighted = weight = 0.0
+    rng = np.random.default_rng(recipe.seed)
+    student.eval()
+    with torch.no_grad():
+        for groups in batches.plan(some(texts), 1.0, recipe.batch_tokens, seed=0):
+            packed = student.packed(batches.batch([texts[i] for i in groups[0]], device), rng)
+            for logits, where in student.pieces(student.outputs(packed)):
+                answers, count = packed.answers[where], packed.counts[where].cpu().numpy()
+                loss = torch.nn.functional.cross_entropy(logits, answers, reduction="none").cpu().numpy()
+                hit = (logits.argmax(dim=1) == answers).cpu().numpy()
+                for sums, values in ((hits, hit), (losses, loss), (counts, np.ones(len(count)))):
+                    np.add.at(sums, count, values)
+                share = packed.weights[where].cpu().numpy()
+                weighted, weight = weighted + float((share * loss).sum()), weight + float(share.sum())
+    student.train()
+    there = np.maximum(counts[1:], 1)
+    return {
+        "accuracy": [round(float(x), 4) for x in hits[1:] / there],
+        "loss": [round(float(x), 4) for x in losses[1:] / there],
+        "perplexity": round(math.exp(min(weighted / weight, 50.0)), 3),
+    }
+
+
+def quality(found: Mapping[str, Any]) -> Quality:
+    """Return what `examine` found."""
+    return Quality(tuple(found["accuracy"]), tuple(found["loss"]), found["perplexity"])
+
+
+def some(texts: Sequence[Dialogue]) -> Sequence[Dialogue]:
+    """Return the first texts with about EXAMINED tokens of answers together."""
+    total = np.cumsum([len(text.tokens) - text.start for text in texts])
+    return texts[: 1 + int(np.searchsorted(total, EXAMINED))]

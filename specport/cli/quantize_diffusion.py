@@ -1,0 +1,118 @@
+"""`specport quantize diffusion`: make a block-diffusion language model from an autoregressive one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.quantize.train.diffusion.about import About
+
+EXPLAINED = """\
+The model learns to fill in masks, block by block, on text that the target writes. The table shows how often
+it fills in the text's token, by the number of masks in a block.
+
+examples:
+  specport quantize diffusion --target MODEL --tokens 200000 --out DIR
+  specport quantize diffusion --target MODEL --from DIR --layers 10 --out SMALLER
+  specport run --model DIR --draft SMALLER "Hello."
+
+The same command resumes a training that was stopped. --from DIR goes on from an earlier result, with fewer
+layers where --layers says so. The result is another model, with other text than the target's.
+"""
+RECIPE_OPTIONS = ("block", "epochs", "learning_rate", "batch_tokens", "seed")
+BUILD_OPTIONS = (
+    "device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster", "layers",
+    "start",
+)  # fmt: skip
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    parser = actions.add_parser(
+        "diffusion", help="make a block-diffusion model from an autoregressive one", epilog=EXPLAINED,
+        description="Make a model that fills in the masks of a block, from one that writes token by token.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    group = parser.add_argument_group("model and device")
+    group.add_argument("--target", metavar="MODEL", help="model that writes the text, as for specport run")
+    group.add_argument(
+        "--from", dest="start", metavar="MODEL",
+        help="the model that the training begins with: one with the target's tokenizer, or a diffusion model "
+        "that was made before (default: the target)",
+    )  # fmt: skip
+    options.add_precision(
+        group, "--precision", "weight format of the generating model (default: the device's)"
+    )
+    options.add_device_options(group)
+    training = parser.add_argument_group("training")
+    options.add_cluster_option(training)
+    add = training.add_argument
+    add("--block", type=int, metavar="N", help="tokens that are denoised together (default: 4)")
+    add("--layers", type=int, metavar="N", help="decoder layers to keep (default: all)")
+    add(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="tokens that the model generates as training text (default: 200000)",
+    )
+    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 2.0)")
+    add("--learning-rate", type=float, metavar="X", help="default: 3e-4")
+    add("--batch-tokens", type=int, metavar="N", help="tokens of a training step (default: 512)")
+    add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="your own prompts, as for specport bench, besides generated ones",
+    )
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="output folder; must not exist yet")
+    add("--json", action="store_true", dest="as_json", help="print the results as JSON instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.train.diffusion.build import build
+    from specport.quantize.train.diffusion.recipe import Recipe
+
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder for the model")
+    # An option that is not given is no attribute, unless `quantize` has an option of that name.
+    asked = argparse.Namespace(**dict.fromkeys((*RECIPE_OPTIONS, *BUILD_OPTIONS)) | vars(args))
+    recipe = Recipe(**options.given(asked, RECIPE_OPTIONS))
+    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
+    given = {"tokens": 200_000, **options.given(asked, BUILD_OPTIONS)}
+    with terminal.progress(args.quiet) as progress:
+        about = build(args.target, args.out, recipe, prompts=own, progress=progress, **given)
+    show(about, args.as_json)
+    terminal.say(f"written: {args.out}; next: specport run --model {args.out}")
+    return 0
+
+
+def show(about: About, as_json: bool) -> None:
+    """Print what a training changed: how well masks are filled in, by their number in a block."""
+    if as_json:
+        terminal.write(json.dumps(asdict(about), indent=1) + "\n")
+        return
+    say = terminal.write
+    say(
+        f"{about.layers} layers of {about.start} fill in masks, trained on {about.tokens_read} tokens in "
+        f"{about.seconds / 3600:.2f} h\n"
+    )
+    say(
+        f"perplexity of {about.target}'s text, at most: {about.before.perplexity:.1f} to "
+        f"{about.after.perplexity:.1f}; under {about.target}: {about.target_perplexity:.2f}\n\n"
+    )
+    say(f"{'masks':>7}{'before':>9}{'after':>9}\n")
+    shares = zip(about.before.accuracy, about.after.accuracy, strict=True)
+    for masks, (before, after) in enumerate(shares, start=1):
+        say(f"{masks:>7}{before:>9.1%}{after:>9.1%}\n")
