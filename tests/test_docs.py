@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from support.pages import commands
 
 from specport import cli
 from specport.errors import InvalidInput
@@ -55,14 +55,6 @@ def _missing_files(text: str) -> list[str]:
     return [path for path in named if not re.search(r"[A-Z]{3}", path) and not (ROOT / path).exists()]
 
 
-def _commands(text: str) -> list[list[str]]:
-    """Return the arguments of each specport command in a page's blocks of shell commands."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in re.split(r"&&|\s\|\s", line)]
-    return [shlex.split(part, comments=True)[1:] for part in parts if part.startswith("specport ")]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_resolve(page: Path) -> None:
     assert _broken_links(page) == []
@@ -76,7 +68,7 @@ def test_named_files_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_have_options_that_exist(page: Path) -> None:
     parser = cli.make_parser(import_module(name) for name in cli.COMMANDS.values())
-    for arguments in _commands(page.read_text(encoding="utf-8")):
+    for arguments in commands(page.read_text(encoding="utf-8")):
         parser.parse_args(arguments)
 
 
@@ -87,10 +79,10 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     assert _missing_files("`specport/gone.py`, `specport/api.py`, `hw_profiles/NAME.toml`") == [
         "specport/gone.py"
     ]
-    commands = _commands("```sh\npip install x && specport run --draft 'a|b' \\\n  --no-such  # why\n```")
-    assert commands == [["run", "--draft", "a|b", "--no-such"]]
+    found = commands("```sh\npip install x && specport run --draft 'a|b' \\\n  --no-such  # why\n```")
+    assert found == [["run", "--draft", "a|b", "--no-such"]]
     with pytest.raises(InvalidInput):
-        cli.make_parser([import_module(cli.COMMANDS["run"])]).parse_args(commands[0])
+        cli.make_parser([import_module(cli.COMMANDS["run"])]).parse_args(found[0])
 
 
 def test_the_readme_is_short() -> None:
