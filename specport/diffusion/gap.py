@@ -65,4 +65,4 @@ def gap(
 
 def _softmax(logits: Logits) -> Logits:
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
