@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """End the run where a worker crashes: by files, xdist 3.8 waits for ever after it has replaced one."""
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The processor, last of all: exactness and speed depend on it, and the end of a log is what is kept."""
     failed = Counter(

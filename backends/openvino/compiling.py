@@ -28,6 +28,7 @@ from specport.backends.openvino.request import HeadRows, Request
 from specport.backends.openvino.static.graph import to_static
 from specport.backends.openvino.static.model import StaticModel
 from specport.backends.openvino.static.runner import StaticRunner
+from specport.quantize.convert.openvino_core import core
 
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.json_file import read_json
@@ -150,7 +151,7 @@ def key_of(job: Job, properties: Mapping[str, Any], *, padded: bool, hidden: boo
     static = {"buckets": profile.buckets, "context": options.max_context} if profile.buckets else {}
     facts: dict[str, Any] = {
         "runtime": ov.get_version(),
-        "processor": ov.Core().get_property(computes_on(profile), "FULL_DEVICE_NAME"),
+        "processor": core().get_property(computes_on(profile), "FULL_DEVICE_NAME"),
         "weights": files.fingerprint,
         "threads": job.threads,
         "padded": padded,
@@ -194,7 +195,7 @@ def _head_rows(model: ov.Model) -> HeadRows | None:
         return None
     try:
         # Runs on the CPU wherever the model runs. One thread is enough for a few rows at a time.
-        return HeadRows(ov.Core().compile_model(rows, "CPU", {"INFERENCE_NUM_THREADS": 1}))
+        return HeadRows(core().compile_model(rows, "CPU", {"INFERENCE_NUM_THREADS": 1}))
     except RuntimeError:
         return None
 
@@ -212,7 +213,7 @@ def _early_exit(
     if options.hidden_layers or options.head_tokens is not None:
         raise ModelError("a model with an early exit returns no hidden states and keeps its whole head")
     asked = settings.get(PRECISION)
-    default = ov.Core().get_property(options.profile.device, PRECISION)
+    default = core().get_property(options.profile.device, PRECISION)
     parts = split(model, options.exit_layer, getattr(ov.Type, asked) if asked else default)
     front, back, head = (
         compile_on_device(part, job, settings) for part in (parts.front, parts.back, parts.head)
@@ -264,7 +265,7 @@ def _static(
 def compile_on_device(model: ov.Model, job: Job, settings: Mapping[str, Any]) -> ov.CompiledModel:
     """Return a graph compiled for the profile's device. Raises DeviceError."""
     try:
-        return ov.Core().compile_model(model, job.options.profile.device, settings)
+        return core().compile_model(model, job.options.profile.device, settings)
     except RuntimeError as error:
         device = job.options.profile.device
         raise DeviceError(

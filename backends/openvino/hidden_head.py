@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from specport.backends.openvino.graph import hidden_head as graph
 from specport.backends.openvino.graph.surgery import first_line
 from specport.backends.openvino.request import Array, Request
+from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import HeadChains
 from specport.errors import DeviceError
@@ -89,7 +90,7 @@ def load_head(target: ov.Model, options: LoadOptions) -> RecurrentHead | None:
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     try:
-        begin, step = (ov.Core().compile_model(model, "CPU", settings) for model in graphs)
+        begin, step = (core().compile_model(model, "CPU", settings) for model in graphs)
     except RuntimeError as error:
         raise DeviceError(
             f"OpenVINO cannot load the draft head {files.folder}: {first_line(error)}"

@@ -15,6 +15,7 @@ from specport.backends.openvino.paged.batch import Batch
 from specport.backends.openvino.paged.model import PagedModel
 from specport.backends.openvino.probe import computes_on
 from specport.backends.openvino.request import Array, HeadRows, Request
+from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import HEAD_INPUT, Refusal, Row, StepOutput
 from specport.models.mtp import read_join
@@ -78,6 +79,6 @@ def load_mtp(
         Request(compile_graph(paged)),
         max_context=max_context,
         exact=True,  # pads like an exact target: a change of shape costs more than a token
-        head_rows=None if rows is None else HeadRows(ov.Core().compile_model(rows, "CPU")),
+        head_rows=None if rows is None else HeadRows(core().compile_model(rows, "CPU")),
         cache_bytes=memory.default_share("draft"),
     )

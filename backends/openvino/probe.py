@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specport.backends.openvino.drivers import missing
+from specport.quantize.convert.openvino_core import core
 
 from specport.runtime.profiles import Profile
 from specport.runtime.registry import DeviceStatus
@@ -22,13 +23,13 @@ def probe(profiles: Sequence[Profile]) -> list[DeviceStatus]:
     try:
         import openvino as ov
 
-        core = ov.Core()
-        found = set(core.available_devices)
+        known = core()
+        found = set(known.available_devices)
         version = ov.get_version()
     except Exception as error:  # not installed or broken: report it, do not raise
         reason = f"OpenVINO cannot be imported: {error}"
         return [DeviceStatus(p.name, "openvino", p.device, False, reason, INSTALL) for p in profiles]
-    return [_status(profile, core, found, version) for profile in profiles]
+    return [_status(profile, known, found, version) for profile in profiles]
 
 
 def computes_on(profile: Profile) -> str:

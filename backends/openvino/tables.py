@@ -10,6 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import surgery
+from specport.quantize.convert.openvino_core import core
 
 from specport.errors import ModelError
 
@@ -38,9 +39,7 @@ def read_tables(
 
 
 def _looker(graph: ov.Model) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
-    request = (
-        ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    )
+    request = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
 
     def look_up(ids: NDArray[np.int64]) -> NDArray[np.float32]:
         found = []

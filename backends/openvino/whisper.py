@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from specport.backends.openvino.graph import surgery as graph
 from specport.backends.openvino.paged.conditioned import ConditionedModel
 from specport.backends.openvino.request import Request
+from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import Model, conditioned
 from specport.errors import DeviceError, ModelError
@@ -82,7 +83,7 @@ def unconditioned(model: Model) -> Model:
 def _read(files: ModelFiles, name: str) -> Any:
     path = files.folder / name
     try:
-        return ov.Core().read_model(path)
+        return core().read_model(path)
     except RuntimeError as error:
         raise ModelError(
             f"{path} cannot be read as OpenVINO IR: {graph.first_line(error)}", _READABLE

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from specport.quantize.convert import disk, nncf_pieces, nncf_progress
+from specport.quantize.convert.openvino_core import core, signal_stack_kept
 from specport.quantize.text.prompts import CHOOSING
 
 from specport.errors import ModelError
@@ -38,7 +39,7 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
 
     texts = write_texts(source, target, part(progress, 0.6, 0.7)) if precision.needs_text else []
     progress("compressing weights", 0.7)
-    model = openvino.Core().read_model(source / "openvino_model.xml")
+    model = core().read_model(source / "openvino_model.xml")
     dataset = nncf.Dataset(texts, inputs_of([port.any_name for port in model.inputs])) if texts else None
     model = weights_only(model, precision, dataset, len(texts), progress)
     if precision.base == "int4" and not any(_is_int4(node) for node in model.get_ops()):
@@ -53,6 +54,7 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
     gc.collect()
 
 
+@signal_stack_kept()  # NNCF makes Cores
 def weights_only(
     model: Any, precision: Precision, dataset: Any = None, num_texts: int = 0, progress: Progress = silent
 ) -> Any:
@@ -138,10 +140,8 @@ def _activations(model: Any, dataset: Any, num_texts: int, precision: Precision)
 
 def write_texts(folder: Path, tokenizer_folder: Path, progress: Progress) -> list[list[int]]:
     """Return prompts with the greedy answers of the IR in `folder`, as token ids."""
-    import openvino
-
     tokenizer = load_tokenizer(tokenizer_folder)
-    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU")
+    compiled = core().compile_model(folder / "openvino_model.xml", "CPU")
     fill = inputs_of([port.any_name for port in compiled.inputs])
     request = compiled.create_infer_request()
     texts: list[list[int]] = []

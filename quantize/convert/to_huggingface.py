@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import surgery
 from specport.quantize.convert import config_file, package_faults
+from specport.quantize.convert.openvino_core import core
 from specport.quantize.prune.probe import Probe
 from specport.quantize.text.prompts import HELD_OUT
 
@@ -80,7 +81,7 @@ class _Weight(NamedTuple):
     def value(self) -> NDArray[np.float32]:
         """Return the value, decompressed by the runtime."""
         result = ops.result(ops.convert(self.source, np.float32))
-        compiled = ov.Core().compile_model(ov.Model([result], [], "weight"), "CPU", _F32)
+        compiled = core().compile_model(ov.Model([result], [], "weight"), "CPU", _F32)
         value: NDArray[np.float32] = np.array(compiled({})[0])
         return value.T if self.transposed else value
 

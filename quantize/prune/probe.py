@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import layers, surgery
+from specport.quantize.convert.openvino_core import core
 
 from specport.calibration.target_text import Text
 
@@ -44,7 +44,7 @@ class Probe:
             kept.set_names({f"stream.{number}"})
             model.add_outputs([kept])
         layers.gate(model)
-        self._request = ov.Core().compile_model(model, device, dict(properties)).create_infer_request()
+        self._request = core().compile_model(model, device, dict(properties)).create_infer_request()
         self._plain = np.ones(self.num_layers, dtype=np.float32)
 
     def logits(self, text: Text, dropped: Collection[int] = ()) -> NDArray[np.float32]:

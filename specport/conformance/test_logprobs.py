@@ -7,6 +7,7 @@ import pytest
 from specport.conformance.pair import Pair, policy
 from specport.conformance.steps import Probe
 from specport.core.engine import Engine
+from specport.core.ports import Block, Row
 from specport.core.sampling.logprobs import TokenLogprob, token_logprob
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
@@ -22,11 +23,14 @@ PARAMS = {
 
 
 def plain(probe: Probe, tokens: list[int], num_prompt_tokens: int) -> list[TokenLogprob]:
-    """Return what plain decoding of these tokens gives: one token a step."""
-    handle = probe.opened(tokens[: num_prompt_tokens - 1])
+    """Return what plain decoding of these tokens gives: the prompt in one step, then one token a step."""
+    handle = probe.model.open()
+    logits = probe.step(Row(handle, Block.chain(tokens[:num_prompt_tokens]), logits="last"))[0][-1]
+    probe.model.commit(handle, range(num_prompt_tokens))
     found = []
-    for before, token in zip(tokens[num_prompt_tokens - 1 :], tokens[num_prompt_tokens:], strict=False):
-        found.append(token_logprob(probe.feed(handle, [[before]])[0], token, NUM_TOP))
+    for token in tokens[num_prompt_tokens:]:
+        found.append(token_logprob(logits, token, NUM_TOP))
+        logits = probe.feed(handle, [[token]])[0]
     probe.model.close(handle)
     return found
 

@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import openvino as ov
 from specport.backends.openvino.graph import surgery
 from specport.backends.openvino.paged.cache import is_cache
 from specport.backends.openvino.paged.states import is_state
+from specport.quantize.convert.openvino_core import core
 
 from specport.conformance import tiny
 from specport.runtime.conversion import resolve
@@ -36,7 +36,7 @@ def shown(folder: Path) -> Iterator[str]:
             yield f"  {kind} {node.get_friendly_name()} {node.get_attributes()}"
             for port in node.input_values():
                 yield f"    {port.get_node().get_friendly_name()}: {port.get_partial_shape()}"
-    compiled = ov.Core().compile_model(paged, "CPU")
+    compiled = core().compile_model(paged, "CPU")
     for port in compiled.inputs:
         role = "key/value cache" if is_cache(port) else "states" if is_state(port) else "input"
         yield f"  {role} {port.any_name}: {port.get_element_type()} {port.get_partial_shape()}"

@@ -27,6 +27,7 @@ pytest.importorskip("optimum.intel")
 
 from specport.quantize.convert import to_huggingface  # noqa: E402
 from specport.quantize.convert.export import export  # noqa: E402
+from specport.quantize.convert.openvino_core import core  # noqa: E402
 from specport.quantize.convert.to_huggingface import to_hugging_face  # noqa: E402
 from specport.quantize.prune import ir  # noqa: E402
 from support import tiny_models  # noqa: E402
@@ -48,7 +49,7 @@ def ir_logits(folder: Path) -> Any:
     n = len(PROMPT)
     inputs = {"input_ids": np.array([PROMPT]), "attention_mask": np.ones((1, n), np.int64)}
     inputs |= {"position_ids": np.arange(n)[None], "beam_idx": np.zeros(1, np.int32)}
-    return ov.Core().compile_model(folder / IR_XML, "CPU", F32)(inputs)["logits"][0]
+    return core().compile_model(folder / IR_XML, "CPU", F32)(inputs)["logits"][0]
 
 
 def hf_logits(folder: Path, half_tables: bool = False) -> Any:
@@ -142,7 +143,7 @@ def test_an_exported_bundle_stays_one(draft: Any, tmp_path: Path) -> None:
 def changed(folder: Path, target: Path, surgery: Callable[[Any, dict[str, Any]], None]) -> Path:
     """Return a copy of an IR folder whose graph was changed by a function of its nodes by name."""
     ir.drop_layers(folder, target, ())
-    model = ov.Core().read_model(folder / IR_XML)
+    model = core().read_model(folder / IR_XML)
     surgery(model, {node.get_friendly_name(): node for node in model.get_ops()})
     model.validate_nodes_and_infer_types()
     ov.save_model(model, target / IR_XML, compress_to_fp16=False)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from openvino import opset15 as ops
 from openvino._offline_transformations import paged_attention_transformation
 from specport.backends.openvino.graph import recurrent
+from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import HEAD_INPUT as HIDDEN_HEAD_INPUT
 from specport.errors import ModelError
@@ -34,7 +35,7 @@ def read_model(folder: Path) -> ov.Model:
     """Return the IR in `folder`. Raises ModelError when it is damaged or is not stateful text generation."""
     path = folder / "openvino_model.xml"
     try:
-        model = ov.Core().read_model(path)
+        model = core().read_model(path)
     except RuntimeError as error:
         raise ModelError(f"{path} cannot be read as OpenVINO IR: {first_line(error)}") from error
     names = {name for port in model.inputs for name in port.names}

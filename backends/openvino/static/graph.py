@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from openvino import opset15 as ops
 from openvino._offline_transformations import stateful_to_stateless_transformation
 from specport.backends.openvino.graph import surgery as graph
+from specport.quantize.convert.openvino_core import core
 
 from specport.errors import ModelError
 
@@ -194,7 +195,7 @@ def _evaluated(model: ov.Model, mask: ov.Output, capacity: int) -> NDArray[np.ge
             values[name] = np.zeros(1, np.int64)
         else:
             values[name] = {"position_ids": ids, "attention_mask": np.ones_like(ids)}.get(name, ids * 0)
-    compiled = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found: NDArray[np.generic] = np.array(compiled(values)[0])
     if found.shape != (1, 1, capacity, capacity):
         raise ModelError(f"attention masks have the shape {found.shape}, which has no static form here")

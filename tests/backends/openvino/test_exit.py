@@ -34,6 +34,7 @@ from specport.backends.openvino.paged import early_exit  # noqa: E402
 from specport.backends.openvino.paged.batch import Segment, chain_segment  # noqa: E402
 from specport.backends.openvino.paged.early_exit import ExitModel, ExitSequence  # noqa: E402
 from specport.backends.openvino.request import Request  # noqa: E402
+from specport.quantize.convert.openvino_core import core  # noqa: E402
 
 pytestmark = pytest.mark.real_model
 
@@ -210,7 +211,7 @@ def test_the_exit_logits_are_those_of_the_first_layers(model: ExitModel, files: 
     short = surgery.to_paged(short)
     from specport.backends.openvino.paged.model import PagedModel
 
-    compiled = ov.Core().compile_model(short, "CPU", {**load_profile("xeon").exact})
+    compiled = core().compile_model(short, "CPU", {**load_profile("xeon").exact})
     first = PagedModel(Request(compiled), max_context=CONTEXT, exact=True)
     expected = np.array(first.step([Row(first.open(), chain(IDS[:40]))]).logits[30:])
     handle = read(model, 30)

@@ -11,6 +11,7 @@ ov = pytest.importorskip("openvino")
 from openvino import opset15 as ops  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.request import HeadRows  # noqa: E402
+from specport.quantize.convert.openvino_core import core  # noqa: E402
 
 
 def head_graph(*, capped: bool) -> tuple[ov.Model, NDArray[np.float32]]:
@@ -35,7 +36,7 @@ def test_rows_of_a_head_in_groups_of_4_bits() -> None:
     model, weights = head_graph(capped=False)
     rows = surgery.head_rows(model)
     assert rows is not None
-    found = HeadRows(ov.Core().compile_model(rows, "CPU"))([5, 0, 15])
+    found = HeadRows(core().compile_model(rows, "CPU"))([5, 0, 15])
     assert np.allclose(found, weights[[5, 0, 15]], atol=1e-2)
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("optimum.intel")
 from openvino import opset15 as ops  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products  # noqa: E402
+from specport.quantize.convert.openvino_core import core  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.conversions import converting_here  # noqa: E402
 
@@ -43,7 +44,7 @@ def logits(model: ov.Model) -> np.ndarray:
         "position_ids": np.arange(length)[None],
         "beam_idx": np.zeros(1, dtype=np.int32),
     }
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = {name for port in compiled.inputs for name in port.names}
     found = compiled({name: value for name, value in inputs.items() if name in names})
     return np.array(found["logits"])

@@ -7,6 +7,7 @@ import openvino as ov
 import pytest
 from openvino import opset15 as ops
 from specport.backends.openvino.request import Request
+from specport.quantize.convert.openvino_core import core
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def doubled() -> ov.CompiledModel:
     x.output(0).set_names({"x"})
     result = ops.result(ops.multiply(x, ops.constant(np.float32(2))))
     result.output(0).set_names({"y"})
-    return ov.Core().compile_model(ov.Model([result], [x], "doubled"), "CPU")
+    return core().compile_model(ov.Model([result], [x], "doubled"), "CPU")
 
 
 def test_callers_arrays_are_only_read(doubled: ov.CompiledModel) -> None:

@@ -20,6 +20,7 @@ pytest.importorskip("optimum.intel")
 import openvino as ov
 from specport.backends.openvino.load import load
 from specport.quantize.convert import compress, export
+from specport.quantize.convert.openvino_core import core
 from support import tiny_gguf, tiny_models
 
 from specport.cli import main
@@ -100,7 +101,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def read(folder: Path, texts: list[list[int]]) -> list[np.ndarray]:
     """Return the log-probabilities [tokens, vocab] of each text, computed in f32."""
-    request = ov.Core().compile_model(folder / "openvino_model.xml", "CPU", F32).create_infer_request()
+    request = core().compile_model(folder / "openvino_model.xml", "CPU", F32).create_infer_request()
     fill = compress.inputs_of([port.any_name for port in request.model_inputs])
     found = []
     for text in texts:
@@ -122,7 +123,7 @@ class Weight:
 
 def weights(folder: Path) -> dict[str, Weight]:
     """Return the weights by the module that reads them, as in `layers.0.mlp.down_proj`."""
-    model = ov.Core().read_model(folder / "openvino_model.xml")
+    model = core().read_model(folder / "openvino_model.xml")
     found = {}
     for node in model.get_ops():
         if node.get_type_name() in ("MatMul", "Gather"):
@@ -191,7 +192,7 @@ def test_sym_leaves_no_zero_point_in_the_whole_graph(
     """NPUs need signed integer constants only, all of them weights, and no zero points."""
     source: Tiny = request.getfixturevalue(model)
     folder = source.compressed(precision, tmp_path / "ir")
-    ops = ov.Core().read_model(folder / "openvino_model.xml").get_ops()
+    ops = core().read_model(folder / "openvino_model.xml").get_ops()
     stored = [op for op in ops if op.get_type_name() == "Constant" and kind(op) in WEIGHTS]
     assert {kind(op) for op in stored} <= {"i8", "i4"}
     assert len(stored) == MATMULS + (1 if model == "tiny" else 2)
@@ -279,7 +280,7 @@ def test_activations_of_every_layer_are_rounded_and_attention_is_not(
     option: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     folder = tiny.compressed(f"int8:{option}activations", tmp_path / "ir")
-    model = ov.Core().read_model(folder / "openvino_model.xml")
+    model = core().read_model(folder / "openvino_model.xml")
     rounded = [op for op in model.get_ops() if op.get_type_name() == "FakeQuantize"]
     readers = [port.get_node() for op in rounded for port in op.output(0).get_target_inputs()]
     assert len(readers) == MATMULS + 1  # the head as well
@@ -293,7 +294,7 @@ def test_activations_of_every_layer_are_rounded_and_attention_is_not(
 
 
 def ops_of(folder: Path) -> list[ov.Node]:
-    return list(ov.Core().read_model(folder / "openvino_model.xml").get_ops())
+    return list(core().read_model(folder / "openvino_model.xml").get_ops())
 
 
 @pytest.mark.parametrize("precision", ["int8:activations", "int4:32,asym,awq", "int4:sym,ratio=0.5"])

@@ -9,6 +9,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.quantize.convert.export import LIFTED, export, load_source
+from specport.quantize.convert.openvino_core import core
 from support import tiny_gguf, tiny_models
 
 from specport.errors import ModelError
@@ -29,11 +30,8 @@ def _cache(tmp_path, monkeypatch):
 
 
 def ir_logits(folder: Path) -> np.ndarray:
-    import openvino
-
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
-    compiled = core.compile_model(folder / "openvino_model.xml", "CPU")
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    compiled = core().compile_model(folder / "openvino_model.xml", "CPU", exact)
     n = len(PROMPT)
     inputs = {"input_ids": np.array([PROMPT]), "attention_mask": np.ones((1, n), np.int64)}
     inputs |= {"position_ids": np.arange(n)[None], "beam_idx": np.zeros(1, np.int32)}
