@@ -299,6 +299,15 @@ def of_plan(tmp: Path) -> Case:
     return of_file(tmp / "plan.json", lambda: Plan.load(tmp / "plan.json"))
 
 
+def of_steps(tmp: Path) -> Case:
+    from specport.quantize.rl import record, report
+
+    step = record.Step(0, 0.5, 1.0, 9, 3, 9, 6, 1.0, 1.5, 2.0, 0.1, 1e-3, 1e-2)
+    record.write(tmp, [step])
+    path = tmp / record.NAME
+    return of_file(path, lambda: report.table({"a": record.read(tmp)}))
+
+
 def of_diffusion(tmp: Path) -> Case:
     """Return the configuration of a diffusion model."""
     whole = {"model_type": "sdar", "vocab_size": 320, "mask_token_id": 300, "block_size": 4}
@@ -330,7 +339,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "generation config": of_tokenizer("generation_config.json"),
     "tokenizer config": of_tokenizer("tokenizer_config.json"), "tokenizer": of_tokenizer("tokenizer.json"),
     "tensors": of_tensors, "shard": of_shard, "datastore": of_datastore, "history": of_history,
-    "profile": of_profile, "plan": of_plan, "diffusion": of_diffusion, "training": of_training,
+    "profile": of_profile, "plan": of_plan, "steps": of_steps, "diffusion": of_diffusion,
+    "training": of_training,
 }  # fmt: skip
 
 
