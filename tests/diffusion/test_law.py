@@ -110,7 +110,7 @@ def test_the_law_over_rounds() -> None:
             text += decoder.round(100).tokens
         decoder.close()
         counts[tuple(text[:length])] += 1
-    expected = exact("same-step", length).ravel() * draws
+    expected = exact("grouped", length).ravel() * draws
     order = np.argsort(expected)
     groups = np.arange(order.size) // 3  # rare texts are counted together
     sums = np.bincount(groups, expected[order])
