@@ -94,14 +94,18 @@ def load(
             exact=exact, policy=policy, num_draft_tokens=num_draft_tokens, branches=branches,
             acceptance=acceptance, history=history, datastore=datastore, prefix_cache=prefix_cache,
         )  # fmt: skip
-        found = load_diffusion(
+        blocks = load_diffusion(
             model, diffusion or DiffusionOptions(),
             draft=draft, device=device, draft_device=draft_device, precision=precision,
             draft_precision=draft_precision, threads=threads, max_context=max_context,
             cache_memory=cache_memory, trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         return Pipeline(
-            found.engine, found.tokenizer, model_name=found.name, device_name=found.device, notes=found.notes
+            blocks.engine,
+            blocks.tokenizer,
+            model_name=blocks.name,
+            device_name=blocks.device,
+            notes=blocks.notes,
         )
     if diffusion is not None:
         raise InvalidInput(

@@ -111,6 +111,11 @@ def train(
     return run, accelerator.is_main_process
 
 
+def autocast(device: Any) -> Any:
+    """Return the context in which a measurement computes as the training does."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_mixed() == "bf16")
+
+
 def _mixed() -> str:
     """Return bf16 where the hardware has matrix units for it.
 

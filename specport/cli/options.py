@@ -259,7 +259,7 @@ def add_diffusion_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--verify-layout", dest="layout", metavar="{released,same-step,grouped}",
         help="what judges a drafted block; released is that of the published code, which leaks "
-        "(default: same-step)",
+        "(default: grouped)",
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specport.core.sampling.sampler import Sampler
+from specport.diffusion.context import Logits
 from specport.diffusion.denoise import Law
 
 
@@ -32,10 +33,10 @@ class Verdict:
     token: int | None = None
 
 
-def greedy_match(tokens: Sequence[int], logits: Sequence[Law]) -> Verdict:
+def greedy_match(tokens: Sequence[int], logits: Logits) -> Verdict:
     """Accept tokens up to the first that is not the argmax of its slot; that argmax follows.
 
-    tokens: [n] drafted ones. logits: [n] rows [vocab] of their slots.
+    tokens: [n] drafted ones. logits: [n, vocab] of their slots.
     """
     for place, (token, row) in enumerate(zip(tokens, logits, strict=True)):
         best = int(row.argmax())
@@ -44,9 +45,7 @@ def greedy_match(tokens: Sequence[int], logits: Sequence[Law]) -> Verdict:
     return Verdict(len(tokens))
 
 
-def mrs(
-    tokens: Sequence[int], logits: Sequence[Law], drawn_from: Sequence[Law | None], sampler: Sampler
-) -> Verdict:
+def mrs(tokens: Sequence[int], logits: Logits, drawn_from: Sequence[Law | None], sampler: Sampler) -> Verdict:
     """Accept each token with min(1, p / q); a rejected one is replaced by a draw from norm([p - q]+).
 
     drawn_from: [n] distributions q; None = a token that was not drawn, q is one-hot.

@@ -142,7 +142,7 @@ class SimSD:
             )
         layout = verifying(self._options.layout, tokens, times, self._mask_id, first)
         rows = [layout.slots[place] for place in range(first, end)]
-        logits = without_mask(target.step(layout.block)[rows], self._mask_id)
+        logits = without_mask(target.step(layout.block), rows, self._mask_id)
         drafted = tuple(tokens[first:end])
         if self._sampler.params.greedy:
             verdict = greedy_match(drafted, logits)

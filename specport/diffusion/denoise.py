@@ -48,10 +48,13 @@ def denoise(
     for step in range(length):  # the schedule's steps reveal them all; a threshold may do so earlier
         if not masked:
             break
-        logits = without_mask(context.step(denoising(tokens)), mask_id)
-        confidence = likeliest(logits)
+        logits = without_mask(context.step(denoising(tokens)), masked, mask_id)
+        confidence = np.zeros(length)
+        if len(masked) > 1 and (options.order != "position" or options.threshold is not None):
+            confidence[masked] = likeliest(logits)
+        row = {place: i for i, place in enumerate(masked)}
         for place in reveal.chosen(masked, confidence, steps - step, options.order, options.threshold):
-            tokens[place], block.laws[place] = pick(logits[place], sampler)
+            tokens[place], block.laws[place] = pick(logits[row[place]], sampler)
             block.times[place] = step
             masked.remove(place)
     return block
@@ -71,8 +74,8 @@ def likeliest(logits: Logits) -> Law:
     return np.asarray(1.0 / np.exp(logits - best).sum(axis=1))
 
 
-def without_mask(logits: Logits, mask_id: int) -> Logits:
-    """Return a copy of [rows, vocab] logits in which no row can choose the mask."""
-    out = logits.copy()
+def without_mask(logits: Logits, rows: Sequence[int], mask_id: int) -> Logits:
+    """Return a copy of these rows of [any, vocab] logits, in which no row can choose the mask."""
+    out = logits[rows]
     out[:, mask_id] = -np.inf
     return out

@@ -39,8 +39,9 @@ def native(context: Context, tokens: Sequence[int], times: Sequence[int], known:
     found: dict[int, Logits] = {}
     for time in sorted(set(times[known:])):
         shown = [t if i < known or times[i] < time else mask_id for i, t in enumerate(tokens)]
-        logits = without_mask(context.step(denoising(shown)), mask_id)
-        found |= {i: logits[i] for i in range(known, len(tokens)) if times[i] == time}
+        revealed = [i for i in range(known, len(tokens)) if times[i] == time]
+        logits = without_mask(context.step(denoising(shown)), revealed, mask_id)
+        found |= dict(zip(revealed, logits, strict=True))
     return np.stack([found[i] for i in range(known, len(tokens))])
 
 
@@ -56,7 +57,7 @@ def gap(
     mask_id = context.facts.mask_id
     layout = verifying(kind, tokens, times, mask_id, known)
     rows = [layout.slots[place] for place in range(known, len(tokens))]
-    slots = without_mask(context.step(layout.block)[rows], mask_id)
+    slots = without_mask(context.step(layout.block), rows, mask_id)
     p, q = _softmax(slots), _softmax(passes)
     variation = 0.5 * np.abs(p - q).sum(axis=1)
     same = p.argmax(axis=1) == q.argmax(axis=1)
@@ -65,4 +66,4 @@ def gap(
 
 def _softmax(logits: Logits) -> Logits:
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

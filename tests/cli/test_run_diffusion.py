@@ -58,7 +58,7 @@ def test_with_a_draft(folders: dict[str, str], capsys: pytest.CaptureFixture[str
         report = json.loads(capsys.readouterr().out)
         texts.append(report["token_ids"])
         assert report["settings"]["draft"] == draft and report["metrics"]["num_drafts"] > 0
-        assert "is that of the model alone under the layout same-step" in report["notes"][-1]
+        assert "is that of the model alone under the layout grouped" in report["notes"][-1]
     assert texts[0] == texts[1]
 
 

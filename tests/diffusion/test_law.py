@@ -87,6 +87,16 @@ def test_the_published_order_has_another_law() -> None:
     assert np.abs(law - exact("grouped", BLOCK)).sum() > 0.01
 
 
+def test_a_draft_of_the_same_law_is_accepted_as_a_whole() -> None:
+    """One layer each: a slot in its group is the native step, so that p is the q that was drawn from."""
+    model = tiny_diffusion(3, vocab=4, width=8, layers=1, sharpness=0.8)
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=0))
+    options = DiffusionOptions(order="position", layout="grouped")
+    decoder = SimSD(model, model, [1, 2, 0, 1], sampler, options)
+    assert [decoder.round(100).accepted for _ in range(12)] == [4] * 12
+    decoder.close()
+
+
 def test_the_law_over_rounds() -> None:
     from scipy.stats import chisquare  # type: ignore[import-untyped]
 
@@ -100,7 +110,7 @@ def test_the_law_over_rounds() -> None:
             text += decoder.round(100).tokens
         decoder.close()
         counts[tuple(text[:length])] += 1
-    expected = exact("same-step", length).ravel() * draws
+    expected = exact("grouped", length).ravel() * draws
     order = np.argsort(expected)
     groups = np.arange(order.size) // 3  # rare texts are counted together
     sums = np.bincount(groups, expected[order])

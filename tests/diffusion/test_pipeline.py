@@ -127,6 +127,18 @@ def test_a_stream_that_is_left() -> None:
     assert opened(loaded) == 0
 
 
+def test_a_text_that_was_cancelled_says_so() -> None:
+    loaded = pipeline()
+    request = loaded.request(PROMPT, GenerationOptions())
+    generation = loaded.begin(request, loaded.text_of(request))
+    loaded.engine.add(generation)
+    loaded.engine.step()
+    loaded.engine.cancel(generation)
+    assert loaded.engine.num_unfinished == 1
+    assert loaded.engine.step() == []
+    assert generation.finish_reason == "cancelled" and loaded.engine.num_unfinished == 0
+
+
 def test_an_interrupted_round_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = pipeline()
     stream = loaded.stream(PROMPT, max_new_tokens=24)

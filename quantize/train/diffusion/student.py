@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
-from specport.quantize.train import batches
+from specport.quantize.train import batches, trainer
 from specport.quantize.train.diffusion.recipe import Quality, Recipe
 from specport.quantize.train.diffusion.rows import Packed, noised, pack
 from specport.quantize.train.in_pieces import InPieces, additive
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PIECE = 512  # predictions whose logits are in memory at a time
-EXAMINED = 4096  # about so many tokens of held-out answers are measured
+EXAMINED = 2048  # about so many tokens of held-out answers are measured
 
 
 class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
@@ -100,7 +100,7 @@ def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any
     weighted = weight = 0.0
     rng = np.random.default_rng(recipe.seed)
     student.eval()
-    with torch.no_grad():
+    with torch.no_grad(), trainer.autocast(device):
         for groups in batches.plan(some(texts), 1.0, recipe.batch_tokens, seed=0):
             packed = student.packed(batches.batch([texts[i] for i in groups[0]], device), rng)
             for logits, where in student.pieces(student.outputs(packed)):
