@@ -102,6 +102,20 @@ class Pipeline:
         text = self.text_of(request)
         return Stream(self.engine, self.begin(request, text), text, tools=request.tools)
 
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace weights of the target in place, as between the steps of reinforcement learning.
+
+        weights: arrays or torch tensors by the names of the model's Hugging Face checkpoint, such as
+                 `model.state_dict()`; what is missing stays. They are copied, in the target's precision.
+
+        Drafts stay as they are; what they share with the target (embeddings, rows of its head) follows. Later
+        texts are those of a model that was loaded with the new weights, bit for bit in exact mode. Texts that
+        are being generated go on with the new weights.
+
+        Raises DeviceError where the device cannot do it, and InvalidInput for unknown names or other shapes.
+        """
+        self.engine.update_weights(weights)
+
     def chat(self, system: str | None = None, **options: Any) -> Chat:
         """Start a conversation that keeps its cache between turns."""
         parsed = GenerationOptions.parse(options)

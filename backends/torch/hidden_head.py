@@ -87,6 +87,10 @@ class RecurrentHead:
         self._ids = None if columns is None else torch.tensor(columns, device=rows.device)
         self.together = 1 if rows.device.type == "cpu" else _TOGETHER
 
+    def follow(self, rows: Tensor) -> None:
+        """Take new rows [vocab, width] of the target's head, which may be the memory of the old ones."""
+        self._rows.copy_(rows if self._ids is None else rows[self._ids.to(rows.device)])
+
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def begin(self, hidden: Mapping[int, Tensor]) -> Tensor:
         return self._cell.begin([hidden[layer] for layer in self.layers])

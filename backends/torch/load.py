@@ -19,6 +19,7 @@ from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.chain import ChainModule
 from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
+from specport.backends.torch.weight_updates import Layout, LiveWeights
 from specport.backends.torch.whisper.model import WhisperSlots
 from specport.backends.torch.whisper.parts import WhisperParts
 
@@ -74,6 +75,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if is_whisper(read_json(files.folder / "config.json")):
         return _load_whisper(files, options, place)
     model = weights.read(files, options.head_tokens)
+    layout = Layout(model)
     hidden_head = _hidden_head(model, options, place.device)  # packed layers have no rows to take
     config = model.config.get_text_config(decoder=True)
     limit = _context_limit(config, options)
@@ -84,6 +86,10 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     with _told(files, config.model_type):
         parity = Parity(model, _versions(files, options))
         module = _step_module(model, options, place, must_be_exact)
+    updates = None
+    if options.role == "target":
+        holders = (part for part in (hidden_head, mtp) if part is not None)
+        updates = LiveWeights.of(model, layout, [part.follow for part in holders])
     cache = module.cache
     stateful = bool(cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.
@@ -112,7 +118,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             budget=_budget(place.free, options),
             kept_bytes=memory.kept_share(options.cache_bytes or memory.default_share(options.role)),
         )
-        found.hidden_head, found.mtp = hidden_head, mtp
+        found.hidden_head, found.mtp, found.weight_updates = hidden_head, mtp, updates
         return found
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))

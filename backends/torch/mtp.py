@@ -16,6 +16,7 @@ from specport.backends.torch.slots.batch import Widths
 from specport.backends.torch.slots.cache import SlotCache
 from specport.backends.torch.slots.model import SlotModel, piece_of
 from specport.backends.torch.slots.step import StepModule
+from specport.backends.torch.weight_updates import put
 
 from specport.core.ports import HEAD_INPUT, Row, StepOutput
 from specport.errors import InvalidInput, ModelError
@@ -54,6 +55,15 @@ class Joined(torch.nn.Module):  # type: ignore[misc]
 
 class SlotMtp(SlotModel):
     """Run a module's decoder, whose embeddings are `Joined`, on the cache that those read."""
+
+    def follow(self, rows: Tensor) -> None:
+        """Take new rows [vocab, width] of the target's head."""
+        own = rows if self._columns is None else rows[[*self._columns]]
+        put(self._decoder.get_output_embeddings(), "weight", own)
+
+    def shares(self, decoder: Any, columns: tuple[int, ...] | None) -> None:
+        """Set whose head is made of rows of the target's. columns: ids of these rows; None = all."""
+        self._decoder, self._columns = decoder, columns
 
     def step(self, rows: Sequence[Row]) -> StepOutput:
         refused = self.admit([piece_of(row) for row in rows])
@@ -105,7 +115,7 @@ def load_mtp(
     weights.place(decoder, files.name, place.device)
     buckets = options.profile.buckets
     narrow = tuple(width for width in buckets if width <= Widths().most)
-    return SlotMtp(
+    found = SlotMtp(
         place.runner(StepModule(decoder, cache, (HEAD_INPUT,))),
         cache,
         vocab_size=len(rows),
@@ -117,3 +127,5 @@ def load_mtp(
         hidden_layers=(HEAD_INPUT,),
         budget=budget,
     )
+    found.shares(decoder, options.mtp_tokens)
+    return found

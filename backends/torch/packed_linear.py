@@ -28,8 +28,14 @@ class PackedLinear(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias, self.least = linear.bias, 1
+        self._dtype = linear.weight.dtype
+        self.pack(linear.weight)
+
+    def pack(self, weight: Tensor) -> None:
+        """Take a weight [out, in], converted to the layer's precision."""
         self._plain: Tensor | None = None
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+        own = weight.detach().to(self._dtype).contiguous()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(own, _ROWS)
 
     @property
     def weight(self) -> Tensor:

@@ -50,9 +50,8 @@ class FirstLayers:
         self._model, self._exit = model, model.early_exit
         self.capabilities = replace(model.capabilities, visibility="chain", gather=False)
         self.vocab_size, self.max_context = model.vocab_size, model.max_context
-        self.early_exit = self.chain = self.head_rows = self.hidden_head = self.mtp = self.prefix_blocks = (
-            None
-        )
+        self.early_exit = self.chain = self.head_rows = self.hidden_head = self.mtp = None
+        self.prefix_blocks = self.weight_updates = None
         self.cache_usage = None
         self.open, self.close, self.room, self.fork = model.open, model.close, model.room, model.fork
         self.truncate = model.truncate

@@ -8,8 +8,10 @@ has no thread of its own, so nothing runs while no caller asks for tokens.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 from specport.core.decoding.speculative import SpeculativeDecoding
 from specport.core.decoding.work import Round
@@ -19,6 +21,7 @@ from specport.core.prefix_cache import PrefixCache
 from specport.core.scheduler import MAX_RUNNING, Scheduler
 from specport.core.sequence import Commit, Generation, KeptCache
 from specport.core.verify.verifier import Verifier
+from specport.errors import DeviceError
 
 
 class Engine:
@@ -46,6 +49,7 @@ class Engine:
         self._decoding = SpeculativeDecoding(model, policy, verifier)
         self._scheduler = Scheduler(model, max_running, KeptCaches(model, prefixes), whole=_whole(policy))
         self._lock = threading.Lock()  # held through a step; `beside` shares it
+        self._sharing: weakref.WeakSet[Engine] = weakref.WeakSet([self])  # the engines on this model
         self._turn = threading.Condition()  # guards `_stepping`
         self._stepping = False
         # Arrivals between rounds. Appending takes no lock: the garbage collector may append at any time.
@@ -58,7 +62,8 @@ class Engine:
         Each frees kept caches of the other when memory is short. Neither preempts sequences of the other.
         """
         other = Engine(self.model, policy)
-        other._lock = self._lock
+        other._lock, other._sharing = self._lock, self._sharing
+        other._sharing.add(other)
         other._scheduler = Scheduler(self.model, caches=self._scheduler.caches, whole=_whole(policy))
         return other
 
@@ -113,6 +118,31 @@ class Engine:
                     commit.generation.inbox.append(commit)
             self._tidy()
             return done.commits
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace weights of the model between two rounds (`WeightUpdates`).
+
+        All that was computed with the old ones is discarded: kept caches, the prefix cache (its store on disk
+        is not used any more), and the caches of running sequences. These go on with the new weights: their
+        tokens stay, and are read again.
+
+        Raises DeviceError where the model cannot do it, and InvalidInput for weights that it does not have.
+        """
+        updates = self.model.weight_updates
+        if updates is None:
+            raise DeviceError(
+                "the weights of this model cannot be replaced while it is loaded",
+                "load it with --device torch-cpu or cuda; a mixture of experts on a processor not in exact mode",
+            )
+        updates.check(weights)
+        with self._lock:
+            for engine in [*self._sharing]:
+                engine._tidy()
+                interrupted = [*engine._scheduler.running]
+                engine._scheduler.restart()
+                engine._forget(interrupted)
+            self._scheduler.caches.outdate()
+            updates.replace(weights)
 
     def tidy(self) -> None:
         """Free the memory of ended, cancelled and dropped sequences."""

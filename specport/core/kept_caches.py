@@ -42,6 +42,13 @@ class KeptCaches:
             self._model.close(handle)
         return handle is not None
 
+    def outdate(self) -> None:
+        """Free everything: the model's weights are about to change."""
+        for kept in [*self.idle]:
+            self.free(kept)
+        if self.prefixes is not None:
+            self.prefixes.outdate()
+
     def reclaim(self, spared: KeptCache | None = None) -> bool:
         """Free the least recently used cache, or blocks of the prefix cache; return False where none is left.
 

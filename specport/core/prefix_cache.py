@@ -140,6 +140,11 @@ class PrefixCache:
         while self._kept:
             self._drop()
 
+    def outdate(self) -> None:
+        """Drop all blocks, and leave the store, whose blocks belong to the weights that the model had."""
+        self.clear()
+        self._store = None
+
     def flush(self) -> None:
         """Wait until all kept blocks are stored."""
         if self._store is not None:

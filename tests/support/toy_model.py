@@ -25,6 +25,7 @@ from specport.core.ports import (
     Refusal,
     Row,
     StepOutput,
+    WeightUpdates,
 )
 from specport.errors import ContextFull
 
@@ -81,6 +82,7 @@ class ToyModel:
     hidden_head: HiddenHead | None = None
     mtp: Model | None = None
     prefix_blocks: PrefixBlocks | None = None
+    weight_updates: WeightUpdates | None = None
 
     def __init__(
         self,

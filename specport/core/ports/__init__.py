@@ -31,6 +31,7 @@ from specport.core.ports.model import (
 from specport.core.ports.plan import Drafted, Plan, StopRule
 from specport.core.ports.policy import Policy
 from specport.core.ports.prefix_blocks import KeptBlock, PrefixBlocks
+from specport.core.ports.weight_updates import WeightUpdates
 
 __all__ = [
     "HEAD_INPUT",
@@ -65,5 +66,6 @@ __all__ = [
     "StepOutput",
     "StopRule",
     "Wanted",
+    "WeightUpdates",
     "conditioned",
 ]

@@ -13,6 +13,7 @@ from specport.core.block import Block
 from specport.core.ports.hidden_head import HiddenHead
 from specport.core.ports.model import EarlyExit, GreedyChain, HeadRows, Model
 from specport.core.ports.prefix_blocks import PrefixBlocks
+from specport.core.ports.weight_updates import WeightUpdates
 
 _NOTHING = Block((), ())
 
@@ -48,6 +49,7 @@ class CheckedModel(ABC, Generic[Handle]):
     hidden_head: HiddenHead | None = None
     mtp: Model | None = None
     prefix_blocks: PrefixBlocks | None = None
+    weight_updates: WeightUpdates | None = None
 
     @property
     def cache_usage(self) -> float | None:

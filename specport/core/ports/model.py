@@ -2,7 +2,7 @@
 
 Arrays are array-API arrays (https://data-apis.org/array-api) that may live on a device. Optional features are
 objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`, `Model.mtp`,
-`Model.prefix_blocks`.
+`Model.prefix_blocks`, `Model.weight_updates`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from specport.core.arrays import Array
 from specport.core.block import Block
 from specport.core.ports.hidden_head import HiddenHead
 from specport.core.ports.prefix_blocks import PrefixBlocks
+from specport.core.ports.weight_updates import WeightUpdates
 
 # The tokens of a row for which a step returns logits or hidden states.
 Wanted = Literal["all", "last", "none"]
@@ -233,6 +234,9 @@ class Model(Protocol):
 
     @property
     def prefix_blocks(self) -> PrefixBlocks | None: ...
+
+    @property
+    def weight_updates(self) -> WeightUpdates | None: ...
 
     @property
     def cache_usage(self) -> float | None:

@@ -1,0 +1,1 @@
+"""Reinforcement learning whose rollouts the engine writes with speculation."""
