@@ -30,7 +30,10 @@ FLOORS: imports.Floors = (
         "face": ("", "api", "pipeline", "chat", "request", "stream", "options", "explain"),
         "speech": ("speech",),
     },
-    {"agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",)},
+    {
+        "agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",),
+        "reinforcement learning": ("quantize.rl",),
+    },
     # It measures word errors as the bench does, with the engine of speech.
     {"tune": ("tune",), "speech drafts": ("quantize.speech",)},
     {"cli": ("cli", "__main__")},

@@ -22,7 +22,7 @@ Follower = Callable[["Tensor"], None]  # called with the new rows [vocab, width]
 class Layout:
     """Hold the names and shapes of a transformers decoder's weights, and which of them are one tensor.
 
-    Make it before linear layers are packed, since packing separates a head from the embeddings that it shares.
+    Make it before linear layers are packed: packing separates a head from the embeddings that it shares.
     """
 
     def __init__(self, model: Any) -> None:

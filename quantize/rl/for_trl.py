@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from specport.quantize.rl.rollouts import generate
+
 from specport.errors import InvalidInput
 from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
@@ -72,13 +74,8 @@ def options_of(args: Any) -> GenerationOptions:
 def _written(
     pipeline: Pipeline, prompts: Sequence[Any], options: GenerationOptions, seed: int
 ) -> dict[str, Any]:
-    requests = [pipeline.request(prompt, options) for prompt in prompts]
-    generations = [
-        pipeline.begin(replace(asked, options=replace(asked.options, seed=seed + i)), pipeline.text_of(asked))
-        for i, asked in enumerate(requests)
-    ]
-    for _ in pipeline.engine.run(generations):
-        pass
+    own = [replace(options, seed=seed + i) for i in range(len(prompts))]
+    generations = [generation for generation, _ in generate(pipeline, prompts, own)]
     plain = (options.temperature, options.top_p, options.top_k, options.min_p, options.repetition_penalty)
     known = plain == (1.0, 1.0, 0, 0.0, 1.0)
     return {

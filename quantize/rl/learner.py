@@ -116,4 +116,4 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         gaps = (logprobs.detach() - behaviour).abs()[mask > 0]
-        return Update(float(loss), float(norm), float(gaps.mean()), float(gaps.max()))
+        return Update(float(loss.detach()), float(norm), float(gaps.mean()), float(gaps.max()))

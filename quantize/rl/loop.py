@@ -27,7 +27,7 @@ class Recipe:
     """Hold the sizes of a run.
 
     steps:     updates. samples: of each prompt, at least 2.
-    compare:   every so many steps the rollouts are also written without drafts, to compare the time; 0 = never.
+    compare:   after so many steps the rollouts are also written without drafts, to compare times; 0 = never.
     """
 
     steps: int = 60
@@ -73,7 +73,7 @@ def train(
         for number in range(run.step, recipe.steps):
             compare = bool(recipe.compare) and number % recipe.compare == 0
             steps.append(_step(writer, learner, tasks(number), recipe, number, compare))
-            run.step, run.losses = number + 1, [*run.losses, steps[-1].reward]
+            run.step = number + 1
             record.write(out, steps)
             progress(_told(steps[-1]), run.step / recipe.steps)
             if time.monotonic() - saved > save_every_s:

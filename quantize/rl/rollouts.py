@@ -1,4 +1,4 @@
-"""Write rollouts with a pipeline: several samples of each prompt, all in one engine, with and without drafts."""
+"""Write rollouts with a pipeline: several samples of each prompt in one engine, with and without drafts."""
 
 from __future__ import annotations
 
@@ -83,24 +83,35 @@ class Writer:
         if not lengths or left:
             raise InvalidInput("there are no prompts, or not as many samples of each")
         options = GenerationOptions.parse({"temperature": 1.0, "logprobs": 0, **more})
-        pipeline = self.pipeline
-        requests = [pipeline.request(prompt, options) for prompt in prompts]
-        generations: list[Generation] = []
-        texts = []
-        for i, length in enumerate(lengths):
-            asked = requests[i // samples]
-            own = replace(asked.options, max_new_tokens=length, seed=(seed << 16) + i)
-            texts.append(pipeline.text_of(asked))
-            generations.append(pipeline.begin(replace(asked, options=own), texts[-1]))
+        own = [
+            replace(options, max_new_tokens=length, seed=(seed << 16) + i) for i, length in enumerate(lengths)
+        ]
+        each = [prompt for prompt in prompts for _ in range(samples)]
         began = time.perf_counter()
-        for _ in engine.run(generations):
-            pass
+        written = generate(self.pipeline, each, own, engine)
         seconds = time.perf_counter() - began
-        for text in texts:
-            text.finish()
-        found = [_rollout(g, text.text) for g, text in zip(generations, texts, strict=True)]
-        counted = [g.metrics for g in generations]
-        return Rollouts(found, seconds, *_counts(counted))
+        found = [_rollout(generation, text) for generation, text in written]
+        return Rollouts(found, seconds, *_counts([generation.metrics for generation, _ in written]))
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    options: Sequence[GenerationOptions],
+    engine: Engine | None = None,
+) -> list[tuple[Generation, str]]:
+    """Return a finished generation for each prompt, with its text. options: of each prompt.
+
+    engine: one on the pipeline's model; None = the pipeline's own.
+    """
+    requests = [pipeline.request(prompt, own) for prompt, own in zip(prompts, options, strict=True)]
+    texts = [pipeline.text_of(request) for request in requests]
+    begun = [pipeline.begin(request, text) for request, text in zip(requests, texts, strict=True)]
+    for _ in (engine or pipeline.engine).run(begun):
+        pass
+    for text in texts:
+        text.finish()
+    return [(generation, text.text) for generation, text in zip(begun, texts, strict=True)]
 
 
 def _rollout(generation: Generation, text: str) -> Rollout:

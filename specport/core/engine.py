@@ -132,7 +132,7 @@ class Engine:
         if updates is None:
             raise DeviceError(
                 "the weights of this model cannot be replaced while it is loaded",
-                "load it with --device torch-cpu or cuda; a mixture of experts on a processor not in exact mode",
+                "load it on a torch device; a mixture of experts there without exact mode",
             )
         updates.check(weights)
         with self._lock:
