@@ -16,7 +16,7 @@ _TITLES = ("reward", "acceptance rate", "mean acceptance length", "rollout time,
 def table(runs: Mapping[str, Sequence[Step]], parts: int = 3) -> str:
     """Return a Markdown table with a row for each part of each run, in order. runs: by name, not empty."""
     lines = [
-        "| run | steps | reward | entropy | acceptance | length | tokens/s | plain / speculative | log-prob gap |",
+        "| run | updates | reward | entropy | acceptance | length | tokens/s | speed-up | log-prob gap |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, steps in runs.items():

@@ -298,6 +298,15 @@ def of_plan(tmp: Path) -> Case:
     return of_file(tmp / "plan.json", lambda: Plan.load(tmp / "plan.json"))
 
 
+def of_steps(tmp: Path) -> Case:
+    from specport.quantize.rl import record, report
+
+    step = record.Step(0, 0.5, 1.0, 9, 3, 9, 6, 1.0, 1.5, 2.0, 0.1, 1e-3, 1e-2)
+    record.write(tmp, [step])
+    path = tmp / record.NAME
+    return of_file(path, lambda: report.table({"a": record.read(tmp)}))
+
+
 CASES: dict[str, Callable[[Path], Case]] = {
     "calibration": of_calibration, "pair": of_pair, "exit": of_exit, "cut": of_cut, "tuned": of_tuned,
     "answers": of_answers, "bundle": of_bundle, "registered": of_registered, "manifest": of_manifest,
@@ -306,7 +315,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "generation config": of_tokenizer("generation_config.json"),
     "tokenizer config": of_tokenizer("tokenizer_config.json"), "tokenizer": of_tokenizer("tokenizer.json"),
     "tensors": of_tensors, "shard": of_shard, "datastore": of_datastore, "history": of_history,
-    "profile": of_profile, "plan": of_plan,
+    "profile": of_profile, "plan": of_plan, "steps": of_steps,
 }  # fmt: skip
 
 
