@@ -31,8 +31,11 @@ FLOORS: imports.Floors = (
         "speech": ("speech",),
     },
     {
-        "agents": ("agents",), "bench": ("bench",), "conformance": ("conformance",), "serve": ("serve",),
-        "reinforcement learning": ("quantize.rl",),
+        "agents": ("agents",),
+        "bench": ("bench",),
+        "conformance": ("conformance",),
+        "serve": ("serve",),
+        "rl": ("quantize.rl",),
     },
     # It measures word errors as the bench does, with the engine of speech.
     {"tune": ("tune",), "speech drafts": ("quantize.speech",)},

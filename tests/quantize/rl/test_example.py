@@ -16,11 +16,14 @@ from specport.errors import InvalidInput
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from specport.quantize.rl import record  # noqa: E402
-from support import tiny_models  # noqa: E402
+from specport.quantize.rl import record
+from support import tiny_models
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-SIZES = "--steps 2 --prompts 2 --samples 2 --max-new-tokens 6 --precision fp32 --learning-rate 1e-3".split()
+SIZES = (
+    "--steps", "2", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6", "--precision", "fp32",
+    "--learning-rate", "1e-3",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
