@@ -5,6 +5,7 @@ python examples/rl_rollouts.py --trl --draft ngram --out rl-trl
 
 The model learns to add, to count and to repeat a word; programs compute the rewards. Its weights are
 replaced in the engine after each update; the draft stays as it is. Run the same command again to resume.
+Samples keep the model's law; exact mode, which makes greedy text equal to the bit, would only cost time here.
 With --trl, TRL's GRPOTrainer trains (pip install 'specport[rl]'), and specport writes its rollouts.
 """
 
@@ -80,7 +81,8 @@ def main() -> None:
         files = loader.files(args.model, args.precision)
         pipeline = specport.load(
             args.model, draft=args.draft, device=args.device, precision=args.precision, threads=args.threads,
-            policy="fixed", num_draft_tokens=args.num_draft_tokens, prefix_cache=False, progress=progress,
+            policy="fixed", num_draft_tokens=args.num_draft_tokens, prefix_cache=False, exact=False,
+            progress=progress,
         )  # fmt: skip
         if pipeline.engine.model.weight_updates is None:
             raise InvalidInput(f"{args.device} cannot replace weights", "choose --device torch-cpu or cuda")

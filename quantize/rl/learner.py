@@ -27,7 +27,7 @@ class Update:
     loss:     before the update.
     gradient: its norm, before it was clipped to 1.
     gap, most_gap: mean and largest difference between the log-probabilities of the engine and those of the
-              learner, over all tokens.
+              learner, over the tokens of the samples that were computed.
     """
 
     loss: float
@@ -63,6 +63,12 @@ class Learner:
         self._rate = learning_rate
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=learning_rate, betas=_BETAS, weight_decay=0.0)
+        for parameter in self._trained:  # as its first step would: a checkpoint may come before that
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     @property
     def weights(self) -> Mapping[str, Any]:
@@ -103,17 +109,30 @@ class Learner:
         return found.gather(1, where.to(self._device)), mask
 
     def update(self, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]) -> Update:
-        """Take one step. rewards: of the samples of each prompt, in the order of the rollouts."""
-        advantage = grpo.advantages(torch.tensor(rewards, dtype=torch.float32)).flatten().to(self._device)
-        logprobs, mask = self.logprobs(rollouts)
+        """Take one step. rewards: of the samples of each prompt, in the order of the rollouts.
+
+        Samples of a prompt whose rewards are all equal have no part in the gradient, and are not computed.
+        Where that is so for all prompts, nothing changes.
+        """
+        advantage = grpo.advantages(torch.tensor(rewards, dtype=torch.float32)).flatten()
+        used = advantage.nonzero()[:, 0].tolist()
+        share, learns = len(used) / len(rollouts), bool(used)
+        used = used or [*range(len(rewards[0]))]  # for the gap only
+        rollouts = [rollouts[i] for i in used]
+        with torch.set_grad_enabled(learns):
+            logprobs, mask = self.logprobs(rollouts)
         behaviour = torch.zeros_like(mask)
         for row, rollout in enumerate(rollouts):
             behaviour[row, : len(rollout.tokens)] = torch.tensor(rollout.logprobs)
-        loss = grpo.loss(logprobs, behaviour, advantage, mask, self._clip)
+        gaps = (logprobs.detach() - behaviour).abs()[mask > 0]
+        gap, most_gap = float(gaps.mean()), float(gaps.max())
+        if not learns:
+            return Update(0.0, 0.0, gap, most_gap)
+        # A mean over all samples, of which the others would add 0.
+        loss = share * grpo.loss(logprobs, behaviour, advantage[used].to(self._device), mask, self._clip)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, _MOST_GRADIENT)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        gaps = (logprobs.detach() - behaviour).abs()[mask > 0]
-        return Update(float(loss.detach()), float(norm), float(gaps.mean()), float(gaps.max()))
+        return Update(float(loss.detach()), float(norm), gap, most_gap)

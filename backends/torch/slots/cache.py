@@ -193,6 +193,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         own = self._own(tensor)
         if self._size == 1:
             own.index_copy_(2, self._index[0], new)
+        elif tensor.device.type == "cpu":  # 5 to 100 times as fast as `scatter_` there
+            slots = torch.arange(self._size)[:, None]
+            own[slots, :, self._index] = new.transpose(1, 2)
         else:
             where = self._index[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
             own.scatter_(2, where, new)

@@ -157,6 +157,19 @@ def test_a_run_resumes(shared: Pipeline, folder: Path, tmp_path: Path) -> None:
         record.read(out)
 
 
+def test_samples_that_are_equal_teach_nothing(shared: Pipeline, folder: Path) -> None:
+    pipeline, trained = begun(shared, folder)
+    before = {name: tensor.clone() for name, tensor in trained.weights.items()}
+    rollouts = Writer(pipeline, 6).write(PROMPTS, 2, seed=3).texts
+    flat = trained.update(rollouts, [[0.5, 0.5], [0.0, 0.0]])
+    assert flat.loss == 0.0 == flat.gradient and 0 < flat.gap < 1e-3
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.weights.items())
+    # A prompt that teaches nothing does not change what the other one teaches, but for its share of the mean.
+    norm = trained.update(rollouts, [[0.5, 0.5], [0.0, 1.0]]).gradient
+    other = learner(folder).update(rollouts[2:], [[0.0, 1.0]]).gradient
+    assert norm == pytest.approx(other / 2, rel=1e-4)
+
+
 def test_a_recipe_has_bounds() -> None:
     with pytest.raises(InvalidInput, match="samples is 1; it must be 2"):
         Recipe(samples=1)
