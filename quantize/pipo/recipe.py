@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from specport.errors import InvalidInput
 
 MODELS = ("llama", "qwen2", "qwen3")  # kinds of decoders that can be trained
+_MORE = 4  # a step of on-policy distillation has so many times the texts: answers are written side by side
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Recipe:
 
     epochs:        times that each text is read in supervised training; the paper has 2.
     learning_rate: of AdamW. The paper has 1e-4 for 96,000 long texts; few short ones need more.
-    batch_tokens:  prompt and answer tokens of a step.
+    batch_tokens:  prompt and answer tokens of a step; of four times as many where it answers by itself.
     rank, alpha, dropout: of the low-rank updates (LoRA) of the decoder's layers.
     pad_share:     most of the answers' pairs that are split into two tokens with PAD; a step draws its share.
     distil_epochs: times that each text's prompt is answered in on-policy distillation; 0 = none.
@@ -27,7 +28,7 @@ class Recipe:
 
     epochs: float = 2.0
     learning_rate: float = 5e-4
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     rank: int = 64
     alpha: float = 128.0
     dropout: float = 0.05
@@ -67,7 +68,8 @@ class Pace:
 
     @classmethod
     def on_policy(cls, recipe: Recipe) -> Pace:
-        return cls(recipe.distil_epochs, recipe.distil_rate, recipe.batch_tokens, recipe.seed + 1)
+        tokens = _MORE * recipe.batch_tokens
+        return cls(recipe.distil_epochs, recipe.distil_rate, tokens, recipe.seed + 1)
 
 
 @dataclass(frozen=True)
