@@ -66,9 +66,7 @@ def rollout(
             then = _sample(network.head(seconds[:, -1]), rng)
             sure = network.confidence(states[:, -1], seconds[:, -1]).sigmoid() >= threshold
             keep = sure & ~torch.isin(chosen, torch.tensor([*ends], device=device, dtype=torch.long))
-            for i, (x, y, kept) in enumerate(
-                zip(chosen.tolist(), then.tolist(), keep.tolist(), strict=True)
-            ):
+            for i, (x, y, kept) in enumerate(zip(chosen.tolist(), then.tolist(), keep.tolist(), strict=True)):
                 if running[i]:
                     written[i] += [x, y] if kept else [x]
                     widths[i].append(1 + kept)

@@ -126,9 +126,7 @@ class Pairs:
     def ids(self, tokens: list[int]) -> list[int]:
         """Return the ids of the pairs of these tokens; an odd last one is paired with PAD."""
         padded = [*tokens, self.no_second] if len(tokens) % 2 else tokens
-        return [
-            first * self.stride + second for first, second in zip(padded[::2], padded[1::2], strict=True)
-        ]
+        return [first * self.stride + second for first, second in zip(padded[::2], padded[1::2], strict=True)]
 
 
 def read(folder: Path) -> Pairs:

@@ -7,7 +7,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models import pipo
 from specport.outside.places import expanded
 from specport.pipeline import Pipeline
-from specport.pipo.decoding import PairDecoding
+from specport.pipo.decoding import METHOD, PairDecoding
 from specport.pipo.model import PairModel
 from specport.progress import Progress, silent
 from specport.runtime.conversion import mtp_module
@@ -36,7 +36,7 @@ def load(
     model:     folder that `specport quantize pipo` wrote.
     pair_threshold: confidence from which a second token is kept, 0 to 1; above 1 none is, so that each step
                writes one token. None = what the folder says.
-    exact:     a text does not depend on what is computed beside it; it is no claim about the unmodified model.
+    exact:     texts do not depend on what is computed beside them; they are still not the original's.
     Other arguments as for `specport.load`. Raises SpecportError with the next step.
     """
     folder = expanded(model)
@@ -75,5 +75,6 @@ def load(
         load_tokenizer(files.folder),
         model_name=folder.resolve().name,
         device_name=loader.profile.name,
+        lossy=METHOD,
         notes=notes,
     )

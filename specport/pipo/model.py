@@ -123,7 +123,7 @@ class PairModel(CheckedModel[PairSequence]):
         """Read tokens, in pairs, an odd last one with PAD. Return for each row what may follow.
 
         rows: sequence, its next tokens, and whether logits are wanted: the [vocab] logits behind the last
-              pair, else None. They are valid until the next call. A refused row leaves its sequence as it was.
+              pair, else None, valid until the next call. A refused row leaves its sequence as it was.
         """
         ids = [self.pairs.ids(tokens) for _, tokens, _ in rows]
         hidden = "all" if self._uses_module else "none"

@@ -63,8 +63,8 @@ class LoadOptions:
                    (`Model.early_exit`); 0 = none. A backend without support loads a model without an exit.
     cache_bytes:   most memory of the key/value cache; None = a share of free memory
                    (`memory.default_share`).
-    pairs:         of a pair model, whose decoder this is: its ids are pairs of tokens (`models.pipo`). None = any
-                   other model. A backend without support refuses it.
+    pairs:         of a pair model, whose decoder this is: its ids are pairs of tokens (`models.pipo`). None =
+                   any other model.
     progress:      told of what takes long.
     """
 
