@@ -57,7 +57,8 @@ def rollout(
     running = [True] * len(prompts)
     was_training = network.training
     network.eval()
-    with torch.no_grad():
+    # Mixed precision would convert all weights in each of these narrow steps.
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for _ in range(steps):
             states = network.states(first, second, caches)
             chosen = _sample(network.head(states[:, -1]), rng)

@@ -82,10 +82,10 @@ class PairModel(CheckedModel[PairSequence]):
         return self._body.cache_usage
 
     def room(self, handle: PairSequence | None = None) -> int:
-        """Return the tokens for which there is room even if each takes an entry of its own."""
+        """Return how many tokens fit, two to an entry; fewer do where second tokens are not kept."""
         parts = [(self._body, handle and handle.body)]
         parts += [(self._mtp, handle and handle.module)] if self._uses_module else []
-        left = min(model.room(part) for model, part in parts)
+        left = 2 * min(model.room(part) for model, part in parts)
         return min(left, self.max_context - (handle.length if handle else 0))
 
     def open_checked(self, capacity: int) -> PairSequence:
