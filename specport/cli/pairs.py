@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from specport.cli import options
 from specport.errors import InvalidInput
-from specport.pipeline import Pipeline
 from specport.progress import Progress
+
+if TYPE_CHECKING:
+    from specport.pipeline import Pipeline
 
 _OPTIONS = (
     "device", "precision", "exact", "threads", "max_context", "cache_memory", "trust_remote_code",

@@ -15,7 +15,6 @@ import specport
 from specport.cli import options, pairs, terminal
 from specport.cli.render import Printer
 from specport.errors import InvalidInput
-from specport.models.pipo import is_pair_folder
 from specport.outside.places import expanded
 from specport.runtime.versions import installed
 
@@ -96,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Pipeline:
+    from specport.models.pipo import is_pair_folder
+
     given = options.given(args, options.LOAD_OPTIONS)
     if diffusion := options.given(args, options.DIFFUSION_OPTIONS):
         from specport.diffusion.options import DiffusionOptions

@@ -66,13 +66,15 @@ class PairModel(CheckedModel[PairSequence]):
     body:   the decoder; `body.mtp` is its module.
     limit:  most tokens of a sequence; None = two for each entry of the cache.
     module: False where no second token is ever kept: the module then does not run.
+
+    `seconds`: inside the runtime, of the last `read`.
     """
 
     def __init__(self, body: Model, pairs: Pairs, *, limit: int | None = None, module: bool = True) -> None:
         if body.mtp is None:
             raise ValueError("a pair model needs a module for multi-token prediction")
         self._body, self._mtp, self.pairs = body, body.mtp, pairs
-        self._uses_module = module
+        self._uses_module, self.seconds = module, 0.0
         self.vocab_size = body.vocab_size
         self.max_context = min(2 * body.max_context, limit or 2 * body.max_context)
         self.capabilities = Capabilities(batch=body.capabilities.batch)
