@@ -35,6 +35,14 @@ GREEDY = SamplingParams()
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more are slower for layers of this size
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def network() -> Any:
     return tiny_pipo.network()
@@ -211,9 +219,9 @@ def test_seeds(pipelines: Any) -> None:
 
 
 def test_sampled_tokens_have_the_law_of_either_head(pipelines: Any, network: Any) -> None:
-    """The first two tokens of 400 texts, against the exact probabilities of both heads."""
+    """The first two tokens of 150 texts, against the exact probabilities of both heads."""
     pipeline = pipelines["torch-cpu", 0.5]
-    params = [SamplingParams(temperature=0.5, top_k=4, seed=seed) for seed in range(400)]
+    params = [SamplingParams(temperature=0.5, top_k=4, seed=seed) for seed in range(150)]
     texts = [Generation(IDS[:6], each, 2) for each in params]
     for _ in pipeline.engine.run(texts):
         pass
@@ -231,8 +239,8 @@ def test_sampled_tokens_have_the_law_of_either_head(pipelines: Any, network: Any
             assert {*chosen} <= {*np.argsort(-then[2])[:4].tolist()}
     for text in texts:
         counts[text.tokens[6]] = counts.get(text.tokens[6], 0) + 1
-    distance = 0.5 * sum(abs(counts.get(t, 0) / 400 - p) for t, p in expected.items())
-    assert {*counts} <= {*expected} and distance < 0.07
+    distance = 0.5 * sum(abs(counts.get(t, 0) / 150 - p) for t, p in expected.items())
+    assert {*counts} <= {*expected} and distance < 0.11
 
 
 def test_a_conversation_keeps_its_cache(pipelines: Any) -> None:
