@@ -60,7 +60,7 @@ def batch(texts: Sequence[Paired], device: Any) -> dict[str, Tensor]:
     longest = max(len(text.first) for text in texts)
     shape = (len(texts), longest)
     first, second, nexts = (np.zeros(shape, np.int64) for _ in range(3))
-    rows, columns, answer, then, answer_then = [], [], [], [], []
+    rows, columns, answer, then, answer_then = (list[int]() for _ in range(5))
     for i, text in enumerate(texts):
         n, total = len(text.first), len(text.tokens)
         first[i, :n], second[i, :n] = text.first, text.second

@@ -13,6 +13,7 @@ from typing import cast
 from specport.core.arrays import Array
 from specport.core.decoding.work import Round, Work
 from specport.core.metrics import StepCounts
+from specport.core.ports import Refusal
 from specport.core.sampling.logprobs import TokenLogprob, token_logprob
 from specport.core.sequence import Generation
 from specport.pipo.model import PairModel, PairSequence
@@ -49,7 +50,7 @@ class PairDecoding:
         for w, (handle, _, ends), answer in zip(work, rows, answers, strict=True):
             generation = w.generation
             if isinstance(answer, str):
-                done.refused.append((generation, answer))
+                done.refused.append((generation, cast(Refusal, answer)))
                 continue
             generation.metrics.lossy = METHOD
             if generation.num_output_tokens:

@@ -182,7 +182,7 @@ class PairModel(CheckedModel[PairSequence]):
             return None
         handle.entered = True
         states = (state, output.hidden_of(0)[HEAD_INPUT])
-        confidence = self.pairs.weights.confidence(*(np.float32(to_host(s))[-1] for s in states))
+        confidence = self.pairs.weights.confidence(*(np.asarray(to_host(s), np.float32)[-1] for s in states))
         return Second(output.logits_of(0)[-1, :], confidence, output.seconds)
 
     def fork_checked(self, handle: PairSequence, length: int) -> NoReturn:
