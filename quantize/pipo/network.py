@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_QUIET = 0.1  # factor on what the module's layer adds at first
+
+
 class Norm(torch.nn.Module):  # type: ignore[misc]
     """RMS norm with a gain, computed in float32."""
 
@@ -95,7 +98,12 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
                 module.layer_idx = 0
         self.norm = Norm(width, epsilon)
         with torch.no_grad():
-            self.norm.weight.copy_(model.model.norm.weight)
+            # What the layer reads has unit size and not that of the residual stream; what the head reads has
+            # the last norm's size.
+            for name, weight in self.layer.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    weight.mul_(_QUIET)
+            self.norm.weight.fill_(float(model.model.norm.weight.square().mean().sqrt()))
         self.confidence = Confidence(width)
         model.requires_grad_(False)
         lora.add(model.model.layers, recipe.rank, recipe.alpha, recipe.dropout)
