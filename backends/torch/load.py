@@ -75,8 +75,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     config = model.config.get_text_config(decoder=True)
     limit = settings.context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
-    if options.pairs is not None:
-        install_pairs(model, options.pairs)  # the module embeds single tokens
+    install_pairs(model, options.pairs)  # the module embeds single tokens
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     must_be_exact = options.exact and options.role == "target"
@@ -84,7 +83,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         parity = Parity(model, _versions(files, options))
         module = _step_module(model, options, place, must_be_exact)
     updates = None
-    if options.role == "target":
+    if options.role == "target" and options.pairs is None:
         holders = (part for part in (hidden_head, mtp) if part is not None)
         updates = LiveWeights.of(model, layout, [part.follow for part in holders])
     cache = module.cache

@@ -21,6 +21,10 @@ _WITHOUT = {"draft": "none"}  # values that say what holds anyway
 
 def load(args: argparse.Namespace, progress: Progress) -> Pipeline:
     """Load the pair model that `args.model` names. Raises InvalidInput for options that do not apply."""
+    if options.given(args, options.DIFFUSION_OPTIONS):
+        raise InvalidInput(
+            "options of diffusion models do not apply to a pair model (PIPO)", "leave them out"
+        )
     for name in options.LOAD_OPTIONS:
         value = getattr(args, name, None)
         if name in _OPTIONS or value is None or value == _WITHOUT.get(name):

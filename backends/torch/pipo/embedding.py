@@ -64,8 +64,13 @@ class PairEmbedding(torch.nn.Module):  # type: ignore[misc]
         return found
 
 
-def install_pairs(model: Any, pairs: Pairs) -> None:
-    """Let a transformers decoder read pairs. Raises ModelError where it is of another width or vocabulary."""
+def install_pairs(model: Any, pairs: Pairs | None) -> None:
+    """Let a transformers decoder read pairs; None = it reads tokens.
+
+    Raises ModelError where it is of another width or vocabulary.
+    """
+    if pairs is None:
+        return
     table = model.get_input_embeddings()
     rows, width = table.weight.shape
     if (rows, width) != (pairs.config.vocab, pairs.config.width):
