@@ -94,7 +94,8 @@ def explain(metrics: Metrics) -> Explanation:
     plain = None if step is None else max(0, metrics.num_output_tokens - 1) * (step + loop)
     whole = metrics.ttft_s + metrics.decode_s
     parts = tuple(Part(name, s, s / whole if whole > 0 else 0.0) for name, s in _parts(metrics))
-    return Explanation(parts, drafters, step, plain, metrics.decode_s, _verdict(metrics, drafters, plain))
+    verdict = _lossy(metrics) if metrics.lossy else _verdict(metrics, drafters, plain)
+    return Explanation(parts, drafters, step, plain, metrics.decode_s, verdict)
 
 
 def plain_step(metrics: Metrics) -> float | None:
@@ -137,8 +138,18 @@ def _parts(metrics: Metrics) -> Iterator[tuple[str, float]]:
             yield f"drafting, {name}", own.seconds - own.reading_s
     if by:
         yield "planning", max(0.0, metrics.draft_s - sum(own.seconds for own in by.values()))
-    yield "verifying" if metrics.num_drafts else "the target's steps", metrics.verify_s
+    if metrics.lossy:
+        yield "second tokens", metrics.draft_s
+    steps = "verifying" if metrics.num_drafts and not metrics.lossy else "the target's steps"
+    yield steps, metrics.verify_s
     yield "sampling and the rest", _rest(metrics)
+
+
+def _lossy(metrics: Metrics) -> str:
+    return (
+        f"Lossy ({metrics.lossy}): {metrics.num_accepted_tokens} of {metrics.num_drafts} second tokens were "
+        "kept, and nothing verified them: the text is not the unmodified model's."
+    )
 
 
 def _verdict(metrics: Metrics, drafters: tuple[Brought, ...], plain: float | None) -> str:

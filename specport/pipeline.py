@@ -28,6 +28,7 @@ class Pipeline:
 
     Thread-safe: generations of several threads share the steps of the model. Each gets the same text as it
     would alone. `notes` tells the user about the set-up, such as a fallback. `on_close` is called at the end.
+    `lossy` names the method where texts are not the unmodified model's; "" = they are.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Pipeline:
         *,
         model_name: str = "",
         device_name: str = "",
+        lossy: str = "",
         notes: Sequence[str] = (),
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -48,6 +50,7 @@ class Pipeline:
         self.device_name = device_name
         self.draft_name = engine.policy.name if engine.policy else "none"
         self.exact = engine.model.capabilities.exact
+        self.lossy = lossy
         self.notes = list(notes)
         self._drafting = drafting or Drafting()
 

@@ -36,6 +36,7 @@ FLOORS: imports.Floors = (
         "conformance": ("conformance",),
         "serve": ("serve",),
         "rl": ("quantize.rl",),
+        "pair decoding": ("pipo",),
     },
     # It measures word errors as the bench does, with the engine of speech.
     {"tune": ("tune",), "speech drafts": ("quantize.speech",)},

@@ -6,7 +6,7 @@ A profile with step widths uses the model of fixed shapes (`static/model.py`), a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,8 @@ from specport.backends.openvino.mtp import load_mtp
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.backends.openvino.paged.model import PagedModel
+from specport.backends.openvino.pipo.graph import install_pairs
+from specport.backends.openvino.pipo.model import PagedPairs
 from specport.backends.openvino.probe import computes_on
 from specport.backends.openvino.request import HeadRows, Request
 from specport.backends.openvino.static.graph import to_static
@@ -32,6 +34,7 @@ from specport.quantize.convert.openvino_core import core
 
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.json_file import read_json
+from specport.models.precision import parse
 from specport.models.source import IR_BIN
 from specport.models.whisper import is_whisper
 from specport.runtime import memory
@@ -89,6 +92,8 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
     if hybrid := has_recurrent_state(model):
         _check_recurrent(job)
     hidden_head = load_head(model, options)
+    if options.pairs is not None:
+        _check_pairs(job, hybrid)
     if options.profile.buckets:
         static = _static(model, job, settings, cache_bytes, exact_mode=exact_mode)
         static.hidden_head = hidden_head
@@ -110,8 +115,14 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
         looks_ahead=not exact_mode and not hybrid and job.on_cpu,
         attention_rows=exact_mode and job.on_cpu,
     )
+    if options.pairs is not None:
+        install_pairs(paged, options.pairs, rounded=parse(files.precision).base.startswith("int"))
     request = Request(compile_on_device(paged, job, settings))
-    make = partial(HybridModel, goes_back=options.role == "draft") if hybrid else PagedModel
+    make: Callable[..., PagedModel] = PagedModel
+    if hybrid:
+        make = partial(HybridModel, goes_back=options.role == "draft")
+    elif options.pairs is not None:
+        make = partial(PagedPairs, pairs=options.pairs)
     found = make(
         request,
         max_context=limit,
@@ -159,6 +170,13 @@ def key_of(job: Job, properties: Mapping[str, Any], *, padded: bool, hidden: boo
         **properties,
     }
     return settings_key(options, **facts)
+
+
+def _check_pairs(job: Job, hybrid: bool) -> None:
+    """Raise ModelError where pairs of tokens cannot be read as one."""
+    if job.options.profile.buckets or hybrid:
+        what = "recurrent layers" if hybrid else f"the fixed shapes of {job.options.profile.name}"
+        raise ModelError(f"pair models do not run with {what}", "choose another --device, such as the CPU")
 
 
 def _check_recurrent(job: Job) -> None:

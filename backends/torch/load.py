@@ -14,6 +14,7 @@ from specport.backends.torch.diffusion.load import load_diffusion
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.mtp import load_mtp
 from specport.backends.torch.parity import Parity
+from specport.backends.torch.pipo.embedding import install_pairs
 from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
@@ -74,6 +75,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     config = model.config.get_text_config(decoder=True)
     limit = settings.context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
+    install_pairs(model, options.pairs)  # the module embeds single tokens
     weights.place(model, files.name, place.device)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     must_be_exact = options.exact and options.role == "target"
@@ -81,7 +83,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         parity = Parity(model, _versions(files, options))
         module = _step_module(model, options, place, must_be_exact)
     updates = None
-    if options.role == "target":
+    if options.role == "target" and options.pairs is None:
         holders = (part for part in (hidden_head, mtp) if part is not None)
         updates = LiveWeights.of(model, layout, [part.follow for part in holders])
     cache = module.cache

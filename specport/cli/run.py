@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import specport
-from specport.cli import options, terminal
+from specport.cli import options, pairs, terminal
 from specport.cli.render import Printer
 from specport.errors import InvalidInput
 from specport.outside.places import expanded
@@ -54,6 +54,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--chat", action="store_true", help="chat turn by turn; with piped stdin, one turn per line"
     )
     options.add_model_options(parser)
+    parser.add_argument(
+        "--pair-threshold", type=float, metavar="X",
+        help="for a model of `specport quantize pipo` (lossy): keep a second token from this confidence on; "
+        "above 1 never (default: the model's, 0.95)",
+    )  # fmt: skip
     options.add_generation_options(parser)
     options.add_grammar_options(parser)
     options.add_diffusion_options(parser)
@@ -90,12 +95,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Pipeline:
+    from specport.models.pipo import is_pair_folder
+
     given = options.given(args, options.LOAD_OPTIONS)
     if diffusion := options.given(args, options.DIFFUSION_OPTIONS):
         from specport.diffusion.options import DiffusionOptions
 
         given["diffusion"] = DiffusionOptions(**diffusion)
     with terminal.progress(args.quiet) as progress:
+        if is_pair_folder(args.model):
+            return pairs.load(args, progress)
+        _refuse(
+            args.pair_threshold is not None,
+            "--pair-threshold applies to pair models only",
+            "make one with: specport quantize pipo",
+        )
         return specport.load(args.model, **given, progress=progress)
 
 
@@ -123,7 +137,7 @@ def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
     printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts, explain=args.explain)
     printer.note(
         f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, "
-        f"{'exact' if pipeline.exact else 'fast'}"
+        f"{'lossy' if pipeline.lossy else 'exact' if pipeline.exact else 'fast'}"
     )
     for note in pipeline.notes:
         printer.note(f"note: {note}")
@@ -149,6 +163,7 @@ def _print_json(
             "device": pipeline.device_name,
             "draft": pipeline.draft_name,
             "exact": pipeline.exact,
+            "lossy": pipeline.lossy,
             "options": {"model": args.model, **options.given(args, options.LOAD_OPTIONS)},
             "diffusion": options.given(args, options.DIFFUSION_OPTIONS),
             "generation": asdict(generation),

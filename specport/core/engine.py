@@ -10,7 +10,7 @@ from typing import Any
 
 from specport.core.decoding.rounds import Rounds
 from specport.core.decoding.speculative import SpeculativeDecoding
-from specport.core.decoding.work import Round
+from specport.core.decoding.work import Decoding, Round
 from specport.core.kept_caches import KeptCaches
 from specport.core.ports import Model, Policy
 from specport.core.prefix_cache import PrefixCache
@@ -28,6 +28,7 @@ class Engine(Rounds):
     max_running: maximum number of sequences in a round.
     prefixes:    cache of the model's committed tokens, which sequences may begin with; None = none.
     on_end:      called between rounds with each sequence that has ended; must not raise.
+    decoding:    another way to decode than drafting with `policy` and verifying; None = that.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class Engine(Rounds):
         max_running: int = MAX_RUNNING,
         prefixes: PrefixCache | None = None,
         on_end: Callable[[Generation], None] | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         super().__init__(model, policy)
         self._on_end = on_end
-        self._decoding = SpeculativeDecoding(model, policy, verifier)
+        self._decoding = decoding or SpeculativeDecoding(model, policy, verifier)
         self._scheduler = Scheduler(model, max_running, KeptCaches(model, prefixes), whole=_whole(policy))
         self._lock = threading.Lock()  # held through a step; `beside` shares it
         self._sharing: weakref.WeakSet[Engine] = weakref.WeakSet([self])  # the engines on this model

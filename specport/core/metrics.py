@@ -50,6 +50,7 @@ class Metrics:
     draft_s: float = 0.0  # in drafters
     verify_s: float = 0.0  # in the target's inference call, after the prompt
     drafting: DraftingCounts = field(default_factory=DraftingCounts)  # by drafter
+    lossy: str = ""  # the method, where the text is not the unmodified model's
 
     def record(self, outcome: Outcome) -> StepCounts:
         """Count one verified tree; return its counts."""

@@ -21,6 +21,7 @@ from specport.models.gguf import file as gguf_file
 from specport.models.gguf import split as gguf_split
 from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
+from specport.models.pipo import is_pair_folder
 from specport.models.recurrent import WEIGHTS
 from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.models.whisper import CTRANSLATE2, CTRANSLATE2_FILE, speech_form
@@ -242,7 +243,14 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
 
 
 def _check_kind(folder: Path, speech: bool | None) -> None:
-    """Raise ModelError for a speech model where a text model is wanted, and the other way round."""
+    """Raise ModelError for a speech model where a text model is wanted, and the other way round.
+
+    A pair model is loaded by its parts, and is refused as a whole.
+    """
+    if is_pair_folder(str(folder)):
+        raise ModelError(
+            f"{folder} holds a pair model (PIPO), which is lossy", "use it with: specport run --model"
+        )
     if speech and speech_form(folder) is None:
         raise ModelError(
             f"{folder} holds no Whisper model ({_kind(folder)})", "give a folder of Whisper, or a hub id"

@@ -12,6 +12,7 @@ from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.bundle import Bundle
 from specport.models.diffusion import find_facts
+from specport.models.pipo import Pairs
 from specport.models.precision import parse as parse_precision
 from specport.models.shipped import is_head
 from specport.models.source import ModelFiles
@@ -91,6 +92,7 @@ class Loader:
         hidden_layers: tuple[int, ...] = (),
         mtp: ModelFiles | None = None,
         mtp_tokens: tuple[int, ...] | None = None,
+        pairs: Pairs | None = None,
     ) -> Loaded:
         """Load a target.
 
@@ -99,6 +101,7 @@ class Loader:
         hidden_layers: layers whose states its steps can return; those of head and module are added.
         mtp:        the target's own module for multi-token prediction (`runtime.mtp`), to draft for it.
         mtp_tokens: ids that the module's head keeps; None = all.
+        pairs:      of a pair model, whose decoder this is; None = any other model.
         Raises DeviceError where the device does not support early exits, and ModelError for a head in place
         of a model.
         """
@@ -117,6 +120,7 @@ class Loader:
             hidden_head=head,
             mtp=mtp,
             mtp_tokens=mtp_tokens,
+            pairs=pairs,
             exit_layer=exit_layer,
             cache_bytes=None if self.cache_memory is None else memory.parse(self.cache_memory),
             progress=self.progress,

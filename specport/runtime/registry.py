@@ -24,6 +24,7 @@ from specport.progress import Progress, silent
 from specport.runtime.profiles import Profile, cpu_flags
 
 if TYPE_CHECKING:
+    from specport.models.pipo import Pairs
     from specport.models.source import ModelFiles
 
 GROUP = "specport.backends"
@@ -62,6 +63,8 @@ class LoadOptions:
                    (`Model.early_exit`); 0 = none. A backend without support loads a model without an exit.
     cache_bytes:   most memory of the key/value cache; None = a share of free memory
                    (`memory.default_share`).
+    pairs:         of a pair model, whose decoder this is: its ids are pairs of tokens (`models.pipo`). None =
+                   any other model.
     progress:      told of what takes long.
     """
 
@@ -77,6 +80,7 @@ class LoadOptions:
     max_context: int | None = None
     exit_layer: int = 0
     cache_bytes: int | None = None
+    pairs: Pairs | None = None
     progress: Progress = field(default=silent, compare=False)
 
 

@@ -35,7 +35,7 @@ from specport.drafters.retrieval import datastore
 from specport.drafters.retrieval.history_file import open_history
 from specport.drafters.tree.graft import Checkpoint, Variant
 from specport.errors import SpecportError
-from specport.models import bundle, diffusion, manifest, mtp, tensors
+from specport.models import bundle, diffusion, manifest, mtp, pipo, tensors
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
 from specport.models.parallel import Parallel
@@ -256,6 +256,48 @@ def of_tensors(tmp: Path) -> Case:
     return Case(entries, read, write)
 
 
+def _write_pipo(folder: Path) -> None:
+    sizes = {"up": (4, 8), "down": (4, 4), "pad": (4,), "gain": (8,), "judge": (4, 8), "score": (1, 4)}
+    arrays = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    pipo.write(folder, pipo.PairConfig(4, 10, source="m"), pipo.PairWeights(**arrays))
+
+
+def of_pair_model(tmp: Path) -> Case:
+    _write_pipo(tmp)
+    return of_file(tmp / "config.json", lambda: pipo.is_pair_folder(str(tmp)) and pipo.read(tmp))
+
+
+def of_pair_weights(tmp: Path) -> Case:
+    _write_pipo(tmp)
+    path = tmp / pipo.WEIGHTS
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+
+    def write(data: bytes) -> None:
+        path.write_bytes(len(data).to_bytes(8, "little") + data + whole[8 + size :])
+
+    return Case(json.loads(whole[8 : 8 + size]), lambda: pipo.read(tmp), write)
+
+
+def of_pair_training(tmp: Path) -> Case:
+    from specport.quantize.pipo import about
+
+    from specport.cli.quantize_pipo import show
+
+    found = dict.fromkeys(("first", "second", "loss_first", "loss_second", "kept", "right"), 0.5)
+    facts = {
+        "source": "m", "recipe": {"rank": 4}, "before": found, "after": found, "distilled": found,
+        "tokens_read": 3, "seconds": 1.0, "date": "today", "versions": {"torch": "2"},
+    }  # fmt: skip
+    about.write(tmp, facts)
+
+    def read() -> None:
+        for as_json in (False, True):
+            show(about.read(tmp), as_json)
+
+    return of_file(tmp / about.NAME, read)
+
+
 def of_shard(tmp: Path) -> Case:
     one = Dialogue(
         np.arange(6, dtype=np.int32), 3, np.zeros((3, 2), np.int32), np.full((3, 2), 0.5, np.float32),
@@ -341,6 +383,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "tensors": of_tensors, "shard": of_shard, "datastore": of_datastore, "history": of_history,
     "profile": of_profile, "plan": of_plan, "steps": of_steps, "diffusion": of_diffusion,
     "training": of_training,
+    "pair model": of_pair_model, "pair weights": of_pair_weights, "pair training": of_pair_training,
 }  # fmt: skip
 
 

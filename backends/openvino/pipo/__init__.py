@@ -1,0 +1,1 @@
+"""Pair models on OpenVINO: the decoder reads two tokens as one (`models.pipo`)."""

@@ -1,0 +1,1 @@
+"""Pair models on torch: the decoder reads two tokens as one (`models.pipo`)."""

@@ -1,0 +1,120 @@
+"""`specport quantize pipo`: train a model to read and write pairs of tokens (lossy)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from specport.quantize.pipo.about import About
+
+EXPLAINED = """\
+A pair model (PIPO) reads two tokens as one entry of its cache and writes up to two tokens a step. Prompts are
+read about twice as fast, and the cache is half as large. It is LOSSY: nothing verifies the second token, and
+its text is not that of the original. It is never chosen automatically.
+
+examples:
+  specport quantize pipo --target MODEL --tokens 200000 --out DIR
+  specport quantize pipo --target MODEL --tokens 200000 --distil 0.5 --out DIR
+  specport run --model DIR "Hello."
+  specport run --model DIR --pair-threshold 0.8 "Hello."
+
+The same command resumes a training that was stopped. Compare the quality with the original on your own task
+before you use the result.
+"""
+RECIPE_OPTIONS = (
+    "epochs", "learning_rate", "batch_tokens", "rank", "alpha", "dropout", "pad_share", "distil_epochs",
+    "distil_rate", "rollout", "seed",
+)  # fmt: skip
+BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster")
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    parser = actions.add_parser(
+        "pipo", help="train a model to read and write pairs of tokens (lossy)", epilog=EXPLAINED,
+        description="Train a model on its own output, so that it reads and writes two tokens at once. Lossy.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    group = parser.add_argument_group("model and device")
+    group.add_argument("--target", metavar="MODEL", help="the model to train, as for specport run --model")
+    options.add_precision(
+        group, "--precision", "weight format of the generating model (default: the device's)"
+    )
+    options.add_device_options(group)
+    training = parser.add_argument_group("training")
+    options.add_cluster_option(training)
+    add = training.add_argument
+    add(
+        "--tokens", type=int, metavar="N",
+        help="tokens that the model generates as training text (default: 200000)",
+    )  # fmt: skip
+    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 2.0)")
+    add("--learning-rate", type=float, metavar="X", help="default: 5e-4")
+    add("--batch-tokens", type=int, metavar="N", help="tokens of a training step (default: 1024)")
+    add("--rank", type=int, metavar="R", help="rank of the low-rank updates (default: 64)")
+    add("--alpha", type=float, metavar="X", help="their scale is alpha / rank (default: 128.0)")
+    add("--dropout", type=float, metavar="X", help="dropout before them (default: 0.05)")
+    add(
+        "--pad-share", type=float, metavar="X",
+        help="most of the pairs that are split into two single tokens (default: 0.25)",
+    )  # fmt: skip
+    add(
+        "--distil", type=float, dest="distil_epochs", metavar="X",
+        help="then distil on the pair model's own answers, with the original as the teacher: answers to each "
+        "text's prompt (default: 0.0)",
+    )  # fmt: skip
+    add("--distil-rate", type=float, metavar="X", help="learning rate of that (default: 1e-4)")
+    add("--rollout", type=int, metavar="N", help="tokens of such an answer (default: 64)")
+    add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="your own prompts, as for specport bench, besides generated ones",
+    )  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder of the pair model; must not exist yet")
+    add("--json", action="store_true", dest="as_json", help="print the results as JSON instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.pipo.build import build
+    from specport.quantize.pipo.recipe import Recipe
+
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder for the model")
+    # An option that is not given is no attribute, unless `quantize` has an option of that name.
+    asked = argparse.Namespace(**dict.fromkeys((*RECIPE_OPTIONS, *BUILD_OPTIONS)) | vars(args))
+    recipe = Recipe(**options.given(asked, RECIPE_OPTIONS))
+    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
+    given = {"tokens": 200_000, **options.given(asked, BUILD_OPTIONS)}
+    with terminal.progress(args.quiet) as progress:
+        about = build(args.target, args.out, recipe, prompts=own, progress=progress, **given)
+    show(about, args.as_json)
+    terminal.say(f"written: {args.out} (lossy); next: specport run --model {args.out}")
+    return 0
+
+
+def show(about: About, as_json: bool) -> None:
+    """Print how often each token of a pair is right on held-out text, stage by stage."""
+    if as_json:
+        terminal.write(json.dumps(asdict(about), indent=1) + "\n")
+        return
+    say = terminal.write
+    say(f"{about.source}, trained on {about.tokens_read} tokens in {about.seconds:.0f} s")
+    say(f", distilled in {about.distil_seconds:.0f} s\n" if about.distilled else "\n")
+    say(f"{'held-out text':>16}{'first':>8}{'second':>8}{'kept':>8}{'right':>8}\n")
+    stages = {"before": about.before, "trained": about.after, "distilled": about.distilled}
+    for name, found in stages.items():
+        if found is not None:
+            shares = (found.first, found.second, found.kept, found.right)
+            say(f"{name:>16}" + "".join(f"{share:>8.1%}" for share in shares) + "\n")
+    say("first, second: the likeliest token is the original's. kept: confidence of 0.95 or more.\n")
