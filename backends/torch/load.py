@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
-from specport.backends.torch import devices, experts, runners, settings, weights
+from specport.backends.torch import devices, experts, runners, settings, slim, weights
 from specport.backends.torch.diffusion.load import load_diffusion
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.mtp import load_mtp
@@ -75,6 +75,8 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     limit = settings.context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
     weights.place(model, files.name, place.device)
+    budget, slim_budget = slim.budgets(model, options, settings.budget(place.free, options))
+    slim_decoder = slim.cut(model, options)
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     must_be_exact = options.exact and options.role == "target"
     with _told(files, config.model_type):
@@ -109,10 +111,15 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             hidden_layers=options.hidden_layers,
             exit_layer=options.exit_layer,
             chains=chains,
-            budget=settings.budget(place.free, options),
+            budget=budget,
             kept_bytes=memory.kept_share(options.cache_bytes or memory.default_share(options.role)),
         )
         found.hidden_head, found.mtp, found.weight_updates = hidden_head, mtp, updates
+        return found
+
+    def with_slim(found: SlotModel) -> SlotModel:
+        if slim_decoder is not None:
+            found.slim = slim.load_slim(slim_decoder, files.name, options, place, found, slim_budget)
         return found
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
@@ -127,11 +134,11 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         if not compiled:  # each shape takes long to compile
             with _told(files, config.model_type):
                 _try(found, parity)
-        return Loaded(found, notes, key, options.head_tokens)
+        return Loaded(with_slim(found), notes, key, options.head_tokens)
     with _told(files, config.model_type):
         _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
     found, key, how = _exact(files, options, build, (buckets, pieces), stateful)
-    return Loaded(found, (*notes, *how), key, options.head_tokens)
+    return Loaded(with_slim(found), (*notes, *how), key, options.head_tokens)
 
 
 def _exact(

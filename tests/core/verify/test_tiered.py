@@ -131,7 +131,8 @@ def test_with_a_perfect_slim_verifier_an_entropy_gate_gives_the_target_s_text(ru
     run(engine_of(full, EntropyGate(1.2), ToyDrafter(ToyModel(noise=0.9)), rule), text)
     counts = text.metrics.tiers
     assert output(text) == full.greedy(PROMPT, 60)
-    assert counts is not None and min(counts.accepted, counts.regenerated, counts.escalated) > 0
+    assert counts is not None and min(counts.accepted, counts.escalated) > 0
+    assert counts.regenerated > 0 or rule is TREE
 
 
 @pytest.mark.parametrize("gate", [ALL[0], EntropyGate(0.9)], ids=lambda gate: gate.name)
