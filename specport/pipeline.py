@@ -11,6 +11,7 @@ from specport.chat import Chat, Message
 from specport.core.decoding.rounds import Rounds
 from specport.core.policies.drafting import Drafting
 from specport.core.sequence import Generation, KeptCache
+from specport.core.verify.gates import LOSSLESS, check_logprobs
 from specport.errors import InvalidInput, PromptTooLong
 from specport.options import GenerationOptions
 from specport.request import TextRequest
@@ -28,6 +29,7 @@ class Pipeline:
 
     Thread-safe: generations of several threads share the steps of the model. Each gets the same text as it
     would alone. `notes` tells the user about the set-up, such as a fallback. `on_close` is called at the end.
+    `verify` is how drafts are verified: "lossless", or the name of a gate that lets the text differ.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Pipeline:
         device_name: str = "",
         notes: Sequence[str] = (),
         on_close: Callable[[], None] = lambda: None,
+        verify: str = LOSSLESS,
     ) -> None:
         self._on_close = on_close
         self._engine: Rounds | None = engine
@@ -47,7 +50,8 @@ class Pipeline:
         self.model_name = model_name
         self.device_name = device_name
         self.draft_name = engine.policy.name if engine.policy else "none"
-        self.exact = engine.model.capabilities.exact
+        self.verify = verify
+        self.exact = engine.model.capabilities.exact and verify == LOSSLESS
         self.notes = list(notes)
         self._drafting = drafting or Drafting()
 
@@ -177,6 +181,8 @@ class Pipeline:
         max_draft_tokens: see `Generation`; 0 = plain decoding.
         """
         ids, options = request.ids, request.options
+        if self.verify != LOSSLESS:
+            check_logprobs(options.logprobs)
         generation = Generation(
             tokens=list(ids),
             params=options,

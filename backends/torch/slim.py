@@ -1,4 +1,4 @@
-"""Run a target's slim verifier on slots (`Model.slim`): its own layers but some, with a cache of their own."""
+"""Run a target's slim verifier on slots (`Model.slim`): its layers but some, with a cache of their own."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ def _tiers(tiers: TierCounts) -> str:
     tokens = tiers.accepted + tiers.regenerated + tiers.escalated
     share = tiers.full_calls / tokens if tokens else 0.0
     return (
-        f"Lossy: of {tokens} tokens the slim verifier accepted {tiers.accepted} and chose {tiers.regenerated}, "
-        f"the target decided {tiers.escalated}; {tiers.slim_steps} slim steps, {tiers.full_calls} calls of the "
-        f"target ({share:.2f} a token)."
+        f"Lossy: of {tokens} tokens the slim verifier accepted {tiers.accepted} and chose "
+        f"{tiers.regenerated}, the target decided {tiers.escalated}; {tiers.slim_steps} slim steps, "
+        f"{tiers.full_calls} calls of the target ({share:.2f} a token)."
     )
 
 

@@ -19,6 +19,7 @@ from specport.cli import (
     quantize_layers,
     quantize_layerskip,
     quantize_speech,
+    quantize_verifier,
     terminal,
 )
 from specport.errors import InvalidInput
@@ -44,6 +45,7 @@ examples:
   specport quantize compare --precision int4:128,awq      compare weight formats
   specport quantize speech --audio talks/ --out draft     a draft for Whisper, from your recordings
   specport quantize diffusion --tokens 200000 --out dir   a model that fills in masks, block by block
+  specport quantize verifier --out verifier               a slim verifier for lossy, tiered verification
 
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
@@ -69,6 +71,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_head.add_parser(actions)
     quantize_speech.add_parser(actions)
     quantize_diffusion.add_parser(actions)
+    quantize_verifier.add_parser(actions)
     options.add_pair_options(parser)
     draft = parser.add_argument_group("draft")
     add = draft.add_argument
@@ -187,4 +190,5 @@ ACTIONS = {
     "head": quantize_head.run,
     "speech": quantize_speech.run,
     "diffusion": quantize_diffusion.run,
+    "verifier": quantize_verifier.run,
 }

@@ -8,9 +8,9 @@ Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a 
     rejection rate               = num_rejections / (num_accepted_tokens + num_rejections)
     TTFT = first token - start;  TPOT = (last token - first token) / (num_output_tokens - 1)
 
-`num_drafts` counts verify steps with at least one draft token; `num_steps` counts all verify steps. A rejection
-is a step that accepted no child of a node which had some. With tiered verification a step that accepts a whole
-draft has no bonus token, and a step need not call the target: `tiers` has its calls.
+`num_drafts` counts verify steps with at least one draft token; `num_steps` counts all verify steps. A
+rejection is a step that accepted no child of a node which had some. With tiered verification a step that
+accepts a whole draft has no bonus token, and a step need not call the target: `tiers` has its calls.
 """
 
 from __future__ import annotations

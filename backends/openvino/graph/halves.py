@@ -38,7 +38,8 @@ def runs_of(num_layers: int, skipped: Sequence[int]) -> tuple[tuple[int, ...], t
     """
     if wrong := [layer for layer in skipped if not 0 < layer < num_layers - 1]:
         raise ModelError(
-            f"layer {wrong[0]} cannot be skipped: the model has {num_layers}, of which the first and the last stay"
+            f"layer {wrong[0]} cannot be skipped: the model has {num_layers}, of which the first and the "
+            "last stay"
         )
     kept = [layer not in skipped for layer in range(num_layers)]
     cuts = tuple(layer for layer in range(1, num_layers) if kept[layer] != kept[layer - 1])

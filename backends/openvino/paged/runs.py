@@ -1,7 +1,7 @@
 """A paged model in runs of layers and a head, and its slim verifier, which leaves out some of the runs.
 
-Each run is compiled once, and both models have a request of their own on it: the runtime's packed weights are in
-memory once. `graph/halves.py` cuts the graph.
+Each run is compiled once, and both models have a request of their own on it: the runtime's packed weights are
+in memory once. `graph/halves.py` cuts the graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Cut decoders with fewer layers out of one, which share its weights. Knows transformers only.
 
-Front and back are for early exit; a decoder without some layers is a slim verifier. The parts are the library's own decoders with fewer layers. So the code before the first layer and behind the
-last one stays the architecture's own: the front's head is the exit of LayerSkip (arXiv 2404.16710). The back
-also runs the code before its layers, an embedding look-up, whose result is not used.
+Front and back are for early exit; a decoder without some layers is a slim verifier. They are the library's
+own decoders with fewer layers. So the code before the first layer and behind the last one stays the
+architecture's own: the front's head is the exit of LayerSkip (arXiv 2404.16710). The back also runs the code
+before its layers, an embedding look-up, whose result is not used.
 """
 
 from __future__ import annotations

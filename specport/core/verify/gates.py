@@ -1,7 +1,7 @@
 """Gates of tiered verification: decide where a slim verifier is sure enough to stand in for the target.
 
-Every gate here is lossy: tokens that it lets through follow the slim verifier, not the target. They are parsed
-from what `--verify` takes:
+Every gate here is lossy: tokens that it lets through follow the slim verifier, not the target. They are
+parsed from what `--verify` takes:
 
     tiered:TA,TE   r = q'(v) / max q' of the drafted token v: accepted from TA on, replaced by the slim
                    verifier's own token from TE on, left to the target below (VIA-SD, arXiv 2606.12243)
@@ -128,7 +128,7 @@ def parse(text: str, *, lossy: bool) -> Gate | None:
         if numbers[0] <= numbers[1]:
             raise InvalidInput(
                 f"verify is {text!r}: the first threshold must be the larger one",
-                "tokens are accepted from the first on, and left to the target below the second: tiered:0.6,0.3",
+                "tokens are accepted from the first on, and the target's below the second: tiered:0.6,0.3",
             )
         gate = RatioGate(*numbers)
     elif kind == "entropy" and len(numbers) == 1 and good:

@@ -1,7 +1,8 @@
 """Tiered verification: a slim verifier judges drafts, and the target only where a gate asks for it. Lossy.
 
-VIA-SD (arXiv 2606.12243). The slim verifier steps on every tree. Position by position the gate (`gates.py`)
-accepts a drafted token, puts the slim verifier's own token in its place, or leaves the position to the target:
+VIA-SD (arXiv 2606.12243). The slim verifier steps on every tree. Position by position the gate
+(`gates.py`) accepts a drafted token, puts the slim verifier's own token in its place, or leaves the position
+to the target:
 
     accept      the walk goes on below the token; at a leaf the round ends, without a bonus token
     regenerate  the slim verifier's own token ends the round, unless it was drafted
@@ -72,7 +73,7 @@ class _Turn:
 class TieredVerifier:
     """Verify with a slim verifier, and with the target where the gate asks for it. Lossy.
 
-    needs: top-k to return with each answer. Hidden states are the target's, which there are not for all tokens.
+    needs: top-k to return with each answer. Hidden states would be the target's, which lacks some tokens.
     Raises ValueError for needs of hidden states.
     """
 
@@ -176,7 +177,9 @@ class TieredVerifier:
         if not len(rest):
             return Row(handle, Block.chain(tokens), logits="last")
         chain = rest.is_chain
-        return Row(handle, Block.chain([*tokens, *rest.tokens]) if chain else rest.rooted(tokens[0]).as_block())
+        return Row(
+            handle, Block.chain([*tokens, *rest.tokens]) if chain else rest.rooted(tokens[0]).as_block()
+        )
 
     def _step(self, rows: Sequence[tuple[_Turn, Row]]) -> StepOutput:
         """Step the target; a refused sequence's cache holds only committed tokens afterwards."""

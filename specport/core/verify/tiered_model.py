@@ -1,7 +1,7 @@
 """A target beside its slim verifier, as one model whose sequences have a cache in each.
 
-The slim verifier's cache holds all committed tokens. The target's may be behind: it reads what the slim verifier
-let through when it is next asked (`tiered.py`).
+The slim verifier's cache holds all committed tokens. The target's may be behind: it reads what the slim
+verifier let through when it is next asked (`tiered.py`).
 """
 
 from __future__ import annotations

@@ -40,10 +40,14 @@ def pair(*, slim_noise: float = 0.3, **options: Any) -> tuple[ToyModel, ToyModel
     return full, slim
 
 
-def engine_of(full: ToyModel, gate: Gate, drafter: Drafter | None, rule: Callable[[], Fixed] = CHAIN) -> Engine:
+def engine_of(
+    full: ToyModel, gate: Gate, drafter: Drafter | None, rule: Callable[[], Fixed] = CHAIN
+) -> Engine:
     model = TieredModel(full)
     policy = FirstProposal([drafter], rule, tree=full.capabilities.tree) if drafter else None
-    return Engine(model, policy, TieredVerifier(model, gate, policy.needs if policy else NgramDrafter().needs))
+    return Engine(
+        model, policy, TieredVerifier(model, gate, policy.needs if policy else NgramDrafter().needs)
+    )
 
 
 @pytest.mark.parametrize("rule", [CHAIN, TREE], ids=["chain", "tree"])
@@ -66,7 +70,7 @@ def test_where_everything_escalates_the_text_is_that_of_lossless_verification(ga
 
 
 def test_where_nothing_escalates_the_target_is_called_only_without_a_draft() -> None:
-    full, slim = pair()
+    full, _ = pair()
     text = begin(n=40)
     draft = ToyModel(noise=0.4)
     run(engine_of(full, NOTHING, ToyDrafter(draft)), text)
@@ -222,7 +226,16 @@ def test_gates_are_parsed_and_refused_without_agreement() -> None:
         parse("tiered:0.6,0.3", lossy=False)
     with pytest.raises(InvalidInput, match="first threshold must be the larger"):
         parse("tiered:0.3,0.6", lossy=True)
-    for wrong in ("", "tiered", "tiered:1", "tiered:nan,0", "tiered:1,-1", "entropy:x", "entropy:1,2", "typical"):
+    for wrong in (
+        "",
+        "tiered",
+        "tiered:1",
+        "tiered:nan,0",
+        "tiered:1,-1",
+        "entropy:x",
+        "entropy:1,2",
+        "typical",
+    ):
         with pytest.raises(InvalidInput, match="unknown verification"):
             parse(wrong, lossy=True)
     check_logprobs(None)
