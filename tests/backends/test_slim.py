@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models import layer_mask
 from specport.models.layer_mask import LayerMask
 from specport.runtime.conversion import resolve
+from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions, backend_for
 
@@ -26,12 +28,18 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from support import tiny_slim  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
+from support.conversions import converting_here  # noqa: E402
 
 DEVICES = ("xeon", "torch-cpu", "gaudi-emulated")
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 60)]
 PROMPTS = ["hello world 12 12 12", "1 2 1 2 1 2 hello hello"]
 ALL, SOME = "tiered:3,2", "tiered:0.5,0.2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with converting_here(tmp_path_factory.mktemp("cache")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +198,7 @@ def test_layers_that_cannot_be_skipped_are_refused(folder: Path) -> None:
         for layer in (0, tiny_slim.LAYERS - 1):
             with pytest.raises(ModelError, match="the first and the last stay"):
                 model_on(folder, device, (layer,))
-    with pytest.raises(DeviceError, match="no slim verifier on npu"):
-        specport.runtime.loading.Loader.on("npu-emulated").target_with(
+    with pytest.raises(DeviceError, match="no slim verifier on core"):
+        Loader.on("core-ultra-npu-emulated").target_with(
             resolve(str(folder), precision="fp32"), True, skipped_layers=(1,)
         )
