@@ -32,6 +32,7 @@ from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
 
 PACKAGES = ("specport", "openvino", "optuna", "numpy")
+LEAST = 24  # tokens of a text: reading its prompt costs as much as the text
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Request:
     """What to search. Raises InvalidInput for values out of range.
 
     skip:    share of the layers to skip. trials: number of masks to try.
-    tokens:  of the target's own text that masks are judged on, in equal parts for each prompt.
+    tokens:  of the target's own text that masks are judged on, at least LEAST for each prompt.
     prompts: the user's own; () = built-in ones. seed: of the proposals.
     """
 
@@ -132,6 +133,7 @@ def _texts(
     if stored is not None:
         return stored.texts
     prompts = divide(request.prompts).choosing if request.prompts else CHOOSING
+    prompts = prompts[: max(1, request.tokens // LEAST)]
     length = max(1, request.tokens // len(prompts))
     model = loader.target_with(files, exact=False).model
     texts = target_text.write(model, load_tokenizer(files.folder), prompts, length, progress)

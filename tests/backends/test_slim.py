@@ -137,7 +137,9 @@ def test_a_run_that_escalates_everywhere_gives_the_plain_text(mask: Path, folder
         assert pipeline.verify == ALL and not pipeline.exact and any("lossy" in n for n in pipeline.notes)
         for result in results:
             tiers = result.metrics.tiers
-            assert tiers is not None and tiers.escalated == 39 and tiers.full_calls == result.metrics.num_steps
+            assert (
+                tiers is not None and tiers.escalated == 39 and tiers.full_calls == result.metrics.num_steps
+            )
         with pytest.raises(InvalidInput, match="log-probabilities"):
             pipeline.generate(PROMPTS[0], logprobs=1)
 
