@@ -259,9 +259,7 @@ def _element(job: Job, settings: Mapping[str, Any]) -> ov.Type:
     """Return the type that the runtime computes in: the streams between parts of a model must have it."""
     asked = settings.get(PRECISION)
     found: ov.Type = (
-        getattr(ov.Type, asked)
-        if asked
-        else core().get_property(job.options.profile.device, PRECISION)
+        getattr(ov.Type, asked) if asked else core().get_property(job.options.profile.device, PRECISION)
     )
     return found
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
-from specport.backends.torch import devices, experts, runners, settings, slim, weights
+from specport.backends.torch import devices, experts, runners, settings, weights
 from specport.backends.torch.diffusion.load import load_diffusion
 from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.mtp import load_mtp
 from specport.backends.torch.parity import Parity
+from specport.backends.torch.slim import Slim
 from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
@@ -75,8 +76,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     limit = settings.context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
     weights.place(model, files.name, place.device)
-    budget, slim_budget = slim.budgets(model, options, settings.budget(place.free, options))
-    slim_decoder = slim.cut(model, options)
+    slim = Slim.of(model, files.name, options, place, settings.budget(place.free, options))
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     must_be_exact = options.exact and options.role == "target"
     with _told(files, config.model_type):
@@ -86,8 +86,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if options.role == "target":
         holders = (part for part in (hidden_head, mtp) if part is not None)
         updates = LiveWeights.of(model, layout, [part.follow for part in holders])
-    cache = module.cache
-    stateful = bool(cache.shape.states)
+    cache, stateful = module.cache, bool(module.cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
     steps = runners.compiled(module, place.device) if compiled else module
@@ -111,15 +110,10 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             hidden_layers=options.hidden_layers,
             exit_layer=options.exit_layer,
             chains=chains,
-            budget=budget,
+            budget=slim.budget,
             kept_bytes=memory.kept_share(options.cache_bytes or memory.default_share(options.role)),
         )
         found.hidden_head, found.mtp, found.weight_updates = hidden_head, mtp, updates
-        return found
-
-    def with_slim(found: SlotModel) -> SlotModel:
-        if slim_decoder is not None:
-            found.slim = slim.load_slim(slim_decoder, files.name, options, place, found, slim_budget)
         return found
 
     notes = (*place.notes, *([profile.emulation] if profile.emulation else ()))
@@ -134,11 +128,11 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         if not compiled:  # each shape takes long to compile
             with _told(files, config.model_type):
                 _try(found, parity)
-        return Loaded(with_slim(found), notes, key, options.head_tokens)
+        return Loaded(slim.beside(found), notes, key, options.head_tokens)
     with _told(files, config.model_type):
         _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
     found, key, how = _exact(files, options, build, (buckets, pieces), stateful)
-    return Loaded(with_slim(found), (*notes, *how), key, options.head_tokens)
+    return Loaded(slim.beside(found), (*notes, *how), key, options.head_tokens)
 
 
 def _exact(

