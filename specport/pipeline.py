@@ -56,6 +56,13 @@ class Pipeline:
         self._drafting = drafting or Drafting()
 
     @property
+    def mode(self) -> str:
+        """Return how texts relate to those of plain decoding: "exact", "fast", or that they are lossy."""
+        if self.verify != LOSSLESS:
+            return f"LOSSY ({self.verify})"
+        return "exact" if self.exact else "fast"
+
+    @property
     def engine(self) -> Rounds:
         """The engine. Raises InvalidInput when the pipeline is closed."""
         if self._engine is None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import specport
 from specport.cli import options, terminal
 from specport.cli.render import Printer
-from specport.core.verify.gates import LOSSLESS
 from specport.errors import InvalidInput
 from specport.outside.places import expanded
 from specport.runtime.versions import installed
@@ -123,19 +122,12 @@ def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
     """Print what was loaded and its notes; return the printer for the answers."""
     printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts, explain=args.explain)
     printer.note(
-        f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, {_kind(pipeline)}"
+        f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, {pipeline.mode}"
     )
     for note in pipeline.notes:
         printer.note(f"note: {note}")
     printer.legend(pipeline.draft_name)
     return printer
-
-
-def _kind(pipeline: Pipeline) -> str:
-    """Return how the text relates to that of plain decoding."""
-    if pipeline.verify != LOSSLESS:
-        return f"LOSSY ({pipeline.verify})"
-    return "exact" if pipeline.exact else "fast"
 
 
 def _print_json(
