@@ -10,6 +10,9 @@ from specport.core.policies.drafting import Drafting
 from specport.core.policies.length_rules import CLASSIFIER
 from specport.core.ports import Model, Needs, Policy
 from specport.core.prefix_cache import PrefixCache
+from specport.core.verify.gates import LOSSLESS
+from specport.core.verify.tiered import TieredVerifier
+from specport.core.verify.tiered_model import TieredModel
 from specport.core.verify.verifier import TargetVerifier
 from specport.diffusion.load import is_diffusion, refuse_for_diffusion
 from specport.diffusion.load import load as load_diffusion
@@ -23,10 +26,11 @@ from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
 from specport.pipeline import Pipeline
 from specport.progress import Progress, part, silent
-from specport.runtime import automatic, tuned
+from specport.runtime import automatic, tiers, tuned
 from specport.runtime.loading import Loader
 from specport.runtime.prefixes import Prefixes
-from specport.runtime.profiles import cpu_name
+from specport.runtime.profiles import Profile, cpu_name
+from specport.runtime.tiers import Tiered
 from specport.runtime.together import load_together
 from specport.traffic.recorder import recorder_for
 
@@ -44,6 +48,9 @@ def load(
     num_draft_tokens: int | None = None,
     branches: tuple[int, ...] = (),
     acceptance: str = "rejection",
+    verify: str = LOSSLESS,
+    lossy: bool = False,
+    verifier: str | Path | None = None,
     history: str | Path | None = None,
     datastore: str | Path | None = None,
     threads: int | None = None,
@@ -76,6 +83,12 @@ def load(
                constant, start or maximum.
     branches:  children per node at depth 1, 2, ... for tree drafting with the policy "fixed".
     acceptance: acceptance rule for sampling, "rejection" or "block".
+    verify:    "lossless": the target verifies each token; or, with `lossy`, "tiered:TA,TE" or "entropy:H": a
+               slim verifier made of the target's layers does, and the target only where that is not sure. The
+               text may differ then (`core.verify.gates`). It needs a draft that you name, and a mask of
+               `specport quantize verifier`; there is no prefix cache.
+    lossy:     agree to that.
+    verifier:  folder of the slim verifier's mask; None = the one that was built last for this model.
     history:   folder in which "suffix" keeps generated text for later runs; None = in memory only.
     datastore: folder that `specport datastore build` made of your files; "suffix" drafts from it.
     threads, max_context: None = the defaults of the runtime and of the model.
@@ -93,6 +106,7 @@ def load(
         refuse_for_diffusion(
             exact=exact, policy=policy, num_draft_tokens=num_draft_tokens, branches=branches,
             acceptance=acceptance, history=history, datastore=datastore, prefix_cache=prefix_cache,
+            verify=verify, lossy=lossy, verifier=verifier,
         )  # fmt: skip
         blocks = load_diffusion(
             model, diffusion or DiffusionOptions(),
@@ -114,6 +128,7 @@ def load(
         )
     # Do cheap checks first: loading a model takes long.
     spec = parse(draft)
+    tiered = tiers.asked(verify, verifier, draft, spec, lossy=lossy)
     folders = Folders(history, datastore)
     folders.check(spec)
     prefixes = Prefixes.parse(prefix_cache, prefix_cache_size)
@@ -123,9 +138,7 @@ def load(
         _check_draft_device(spec)
         beside = Loader.on(draft_device, threads, max_context, trust_remote_code, progress)
     profile = loader.profile
-    if policy is None and num_draft_tokens is None:
-        num_draft_tokens = profile.num_draft_tokens
-    drafting = Drafting(policy or profile.policy, num_draft_tokens, branches, acceptance)
+    drafting = _drafting(profile, tiered, policy, num_draft_tokens, branches, acceptance)
     if drafting.policy == CLASSIFIER:
         _check_classifier(spec)
     kept = tuned.find(model, profile.name)
@@ -135,9 +148,11 @@ def load(
         spec, notes = automatic.drafters(kept, files)
     if precision is None and kept.precision not in (None, profile.precision):
         notes.append(f"weights by specport tune: {files.precision}")
+    skipped = tiered.skipped_layers(files) if tiered else ()
     together = load_together(
-        loader, beside, files, spec, draft_precision, exact, default=parse(draft) if draft == AUTO else None
-    )
+        loader, beside, files, spec, draft_precision, exact,
+        default=parse(draft) if draft == AUTO else None, skipped_layers=skipped,
+    )  # fmt: skip
     spec, target, tokenizer = together.spec, together.target, together.tokenizer
     notes += [*together.notes, *target.notes, *_short_of_memory(target.model)]
     for name, used in ((device, loader), (draft_device, beside)):
@@ -151,13 +166,14 @@ def load(
             notes.extend(loaded.notes)
         draft_model = place.draft_model(found, loaded, target)
         drafts[name] = replace(draft_model, prefixes=None if loaded is target else prefixes.of(loaded))
+    stepped: Model = TieredModel(target.model) if tiered else target.model
     retrieval, said = folders.open(tokenizer, target.model.vocab_size)
     made = build_policy(
-        spec, target.model, tokenizer, drafts,
+        spec, stepped, tokenizer, drafts,
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
         retrieval=retrieval, mtp=together.mtp,
     )  # fmt: skip
-    engine, recorded = _engine(files, target.model, made, prefixes.of(target))
+    engine, recorded = _engine(files, stepped, made, prefixes.of(target), tiered)
     return Pipeline(
         engine,
         tokenizer,
@@ -166,13 +182,39 @@ def load(
         device_name=profile.name,
         notes=[*notes, *recorded, *said],
         on_close=prefixes.flush,
+        lossy=tiered.gate.name if tiered else "",
     )
 
 
+def _drafting(
+    profile: Profile,
+    tiered: Tiered | None,
+    policy: str | None,
+    num_draft_tokens: int | None,
+    branches: tuple[int, ...],
+    acceptance: str,
+) -> Drafting:
+    """Return the user's choices, with the profile's or tiered verification's where there are none."""
+    if policy is None and num_draft_tokens is None:
+        num_draft_tokens = tiered.num_draft_tokens if tiered else profile.num_draft_tokens
+    default = tiered.policy if tiered else profile.policy
+    return Drafting(policy or default, num_draft_tokens, branches, acceptance)
+
+
 def _engine(
-    files: ModelFiles, target: Model, policy: Policy | None, prefixes: PrefixCache | None
+    files: ModelFiles,
+    target: Model,
+    policy: Policy | None,
+    prefixes: PrefixCache | None,
+    tiered: Tiered | None,
 ) -> tuple[Engine, list[str]]:
-    """Return an engine, which records texts where the user has switched that on, and notes for the user."""
+    """Return an engine, which records texts where the user has switched that on, and notes for the user.
+
+    Texts of tiered verification are not recorded: not all of them are the target's.
+    """
+    if tiered is not None and isinstance(target, TieredModel):
+        verifying = TieredVerifier(target, tiered.gate, policy.needs if policy else Needs())
+        return Engine(target, policy, verifying), [tiered.note]
     recorder = recorder_for(files.fingerprint, files.source, files.precision)
     if recorder is None:
         return Engine(target, policy, prefixes=prefixes), []

@@ -2,7 +2,8 @@
 
 The time of plain decoding is estimated: for each token after the first a plain step, and the loop around it.
 What a plain step costs is known from the planner, which corrects measured costs by each step, or else from
-the answer's own steps without a draft.
+the answer's own steps without a draft. With tiered verification it is the mean of the target's calls, most of
+which are wider.
 
     saved  = accepted tokens * (plain step + loop around a step)
     spent  = drafting + what steps with a draft took beyond plain ones
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specport.core.metrics import Metrics
+from specport.core.ports import TierCounts
 
 _LEAST_PLAIN = 4  # steps without a draft from which a plain step's cost is taken
 _EVEN = 0.02  # a difference of this share is called none
@@ -60,6 +62,7 @@ class Explanation:
     plain_step_s: seconds of a plain step; plain_s: of all tokens after the first, by plain decoding. Both are
              estimates; None = unknown.
     decode_s: the time that they took.
+    tiers:   what each tier decided, of tiered verification; None = the target verified all.
     verdict: one sentence on whether speculation paid.
     """
 
@@ -69,6 +72,7 @@ class Explanation:
     plain_s: float | None
     decode_s: float
     verdict: str
+    tiers: TierCounts | None = None
 
     @property
     def speed_up(self) -> float | None:
@@ -94,13 +98,15 @@ def explain(metrics: Metrics) -> Explanation:
     plain = None if step is None else max(0, metrics.num_output_tokens - 1) * (step + loop)
     whole = metrics.ttft_s + metrics.decode_s
     parts = tuple(Part(name, s, s / whole if whole > 0 else 0.0) for name, s in _parts(metrics))
-    verdict = _lossy(metrics) if metrics.lossy else _verdict(metrics, drafters, plain)
-    return Explanation(parts, drafters, step, plain, metrics.decode_s, verdict)
+    verdict = _unverified(metrics) if metrics.second_tokens else _verdict(metrics, drafters, plain)
+    return Explanation(parts, drafters, step, plain, metrics.decode_s, verdict, metrics.tiers)
 
 
 def plain_step(metrics: Metrics) -> float | None:
     """Return the seconds of a step of one token in this answer, or None where nothing tells."""
-    drafting = metrics.drafting
+    drafting, tiers = metrics.drafting, metrics.tiers
+    if tiers is not None:
+        return tiers.full_s / tiers.full_calls if tiers.full_calls else None
     if drafting.rounds:
         return drafting.plain_s / drafting.rounds
     plain = metrics.num_steps - metrics.num_drafts
@@ -138,14 +144,18 @@ def _parts(metrics: Metrics) -> Iterator[tuple[str, float]]:
             yield f"drafting, {name}", own.seconds - own.reading_s
     if by:
         yield "planning", max(0.0, metrics.draft_s - sum(own.seconds for own in by.values()))
-    if metrics.lossy:
+    if metrics.second_tokens:
         yield "second tokens", metrics.draft_s
-    steps = "verifying" if metrics.num_drafts and not metrics.lossy else "the target's steps"
-    yield steps, metrics.verify_s
+        yield "the target's steps", metrics.verify_s
+    elif metrics.tiers is not None:
+        yield "verifying, slim verifier", metrics.tiers.slim_s
+        yield "verifying, target", metrics.tiers.full_s
+    else:
+        yield "verifying" if metrics.num_drafts else "the target's steps", metrics.verify_s
     yield "sampling and the rest", _rest(metrics)
 
 
-def _lossy(metrics: Metrics) -> str:
+def _unverified(metrics: Metrics) -> str:
     return (
         f"Lossy ({metrics.lossy}): {metrics.num_accepted_tokens} of {metrics.num_drafts} second tokens were "
         "kept, and nothing verified them: the text is not the unmodified model's."

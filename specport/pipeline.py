@@ -49,10 +49,17 @@ class Pipeline:
         self.model_name = model_name
         self.device_name = device_name
         self.draft_name = engine.policy.name if engine.policy else "none"
-        self.exact = engine.model.capabilities.exact
         self.lossy = lossy
+        self.exact = engine.model.capabilities.exact and not lossy
         self.notes = list(notes)
         self._drafting = drafting or Drafting()
+
+    @property
+    def mode(self) -> str:
+        """Return how texts relate to those of plain decoding: "exact", "fast", or that they are lossy."""
+        if self.lossy:
+            return f"lossy ({self.lossy})"
+        return "exact" if self.exact else "fast"
 
     @property
     def engine(self) -> Rounds:
@@ -192,6 +199,7 @@ class Pipeline:
             logprobs=options.logprobs,
             kept=kept,
         )
+        generation.metrics.lossy = self.lossy
         self.engine.check(generation)
         return generation
 

@@ -10,16 +10,24 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-from specport.cli import main  # noqa: E402
-from support import tiny_models, tiny_whisper  # noqa: E402
-from support.pages import commands  # noqa: E402
+from support import tiny_models
+from support.pages import commands
+
+from specport.cli import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "systems.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 LOSSY = ("VIA-SD", "SimSD", "PIPO")
 DEVICES = {"Depth-pruned drafts": "xeon"}  # others: torch-cpu, which loads tiny models soonest
 # The page's numbers are for real models.
-SMALL = {"100000": "200", "120000": "200", "200000": "200", "15": "1", "22": "2", "early-exit:10": "early-exit:1"}
+SMALL = {
+    "100000": "200",
+    "120000": "200",
+    "200000": "200",
+    "15": "1",
+    "22": "2",
+    "early-exit:10": "early-exit:1",
+}
 
 
 @pytest.fixture(scope="module")

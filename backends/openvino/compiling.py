@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import openvino as ov
 from specport.backends.openvino import whisper
 from specport.backends.openvino.context_limit import context_limit
+from specport.backends.openvino.graph import layers
 from specport.backends.openvino.graph import surgery as graph
-from specport.backends.openvino.graph.halves import split
+from specport.backends.openvino.graph.halves import cut, runs_of
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products
 from specport.backends.openvino.graph.recurrent import has_recurrent_state
 from specport.backends.openvino.hidden_head import load_head
@@ -23,6 +24,7 @@ from specport.backends.openvino.mtp import load_mtp
 from specport.backends.openvino.paged.early_exit import ExitModel
 from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.backends.openvino.paged.model import PagedModel
+from specport.backends.openvino.paged.runs import CompiledRuns
 from specport.backends.openvino.pipo.graph import install_pairs
 from specport.backends.openvino.pipo.model import PagedPairs
 from specport.backends.openvino.probe import computes_on
@@ -102,6 +104,8 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
     if options.exit_layer:
         parts = _early_exit(model, job, settings, limit, cache_bytes, exact_mode=exact_mode)
         return _with_room(parts)
+    if options.skipped_layers:
+        return _with_room(_with_slim(model, job, settings, limit, cache_bytes, exact_mode=exact_mode))
     mtp = load_mtp(model, options, limit, partial(compile_on_device, job=job, settings=settings))
     if job.on_cpu:
         merge_products(model, PAIRS if options.role == "draft" else TRIPLES)
@@ -191,6 +195,8 @@ def _check_recurrent(job: Job) -> None:
         raise ModelError(
             f"{files.name} has recurrent layers, which cannot exit early", "choose another --draft"
         )
+    if options.skipped_layers:
+        raise ModelError(f"{files.name} has recurrent layers: it has no slim verifier", "leave out --verify")
 
 
 _AnyModel = TypeVar("_AnyModel", PagedModel, StaticModel)
@@ -230,12 +236,8 @@ def _early_exit(
     options = job.options
     if options.hidden_layers or options.head_tokens is not None:
         raise ModelError("a model with an early exit returns no hidden states and keeps its whole head")
-    asked = settings.get(PRECISION)
-    default = core().get_property(options.profile.device, PRECISION)
-    parts = split(model, options.exit_layer, getattr(ov.Type, asked) if asked else default)
-    front, back, head = (
-        compile_on_device(part, job, settings) for part in (parts.front, parts.back, parts.head)
-    )
+    parts = cut(model, [options.exit_layer], _element(job, settings))
+    front, back, head = (compile_on_device(part, job, settings) for part in (*parts.runs, parts.head))
     return ExitModel(
         front,
         back,
@@ -245,6 +247,39 @@ def _early_exit(
         exact=exact_mode,
         cache_bytes=cache_bytes,
     )
+
+
+def _with_slim(
+    model: ov.Model,
+    job: Job,
+    settings: dict[str, Any],
+    limit: int,
+    cache_bytes: int,
+    *,
+    exact_mode: bool,
+) -> PagedModel:
+    """Compile the model in runs of layers, with its slim verifier."""
+    options = job.options
+    if options.hidden_layers or options.head_tokens is not None:
+        raise ModelError("a model with a slim verifier returns no hidden states and keeps its whole head")
+    total = len(layers.find(model))
+    cuts, kept = runs_of(total, options.skipped_layers)
+    if job.on_cpu:
+        merge_products(model, TRIPLES)
+    parts = cut(model, cuts, _element(job, settings))
+    runs = tuple(compile_on_device(run, job, settings) for run in parts.runs)
+    compiled = CompiledRuns(runs, compile_on_device(parts.head, job, settings), kept)
+    slim_bytes = memory.slim_share(cache_bytes, total, len(options.skipped_layers))
+    return compiled.model(cache_bytes - slim_bytes, slim_bytes, max_context=limit, exact=exact_mode)
+
+
+def _element(job: Job, settings: Mapping[str, Any]) -> ov.Type:
+    """Return the type that the runtime computes in: the streams between parts of a model must have it."""
+    asked = settings.get(PRECISION)
+    found: ov.Type = (
+        getattr(ov.Type, asked) if asked else core().get_property(job.options.profile.device, PRECISION)
+    )
+    return found
 
 
 def _static(

@@ -15,6 +15,7 @@ from specport.backends.torch.hidden_head import RecurrentHead, load_head
 from specport.backends.torch.mtp import load_mtp
 from specport.backends.torch.parity import Parity
 from specport.backends.torch.pipo.embedding import install_pairs
+from specport.backends.torch.slim import Slim
 from specport.backends.torch.slots import states
 from specport.backends.torch.slots.batch import WIDEST, Widths
 from specport.backends.torch.slots.cache import SlotCache
@@ -77,6 +78,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
     install_pairs(model, options.pairs)  # the module embeds single tokens
     weights.place(model, files.name, place.device)
+    slim = Slim.of(model, files.name, options, place, settings.budget(place.free, options))
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
     must_be_exact = options.exact and options.role == "target"
     with _told(files, config.model_type):
@@ -86,8 +88,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     if options.role == "target" and options.pairs is None:
         holders = (part for part in (hidden_head, mtp) if part is not None)
         updates = LiveWeights.of(model, layout, [part.follow for part in holders])
-    cache = module.cache
-    stateful = bool(cache.shape.states)
+    cache, stateful = module.cache, bool(module.cache.shape.states)
     # The rounding of compiled kernels depends on the shape that they were compiled for.
     compiled = devices.compiles(profile) and not must_be_exact
     steps = runners.compiled(module, place.device) if compiled else module
@@ -111,7 +112,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
             hidden_layers=options.hidden_layers,
             exit_layer=options.exit_layer,
             chains=chains,
-            budget=settings.budget(place.free, options),
+            budget=slim.budget,
             kept_bytes=memory.kept_share(options.cache_bytes or memory.default_share(options.role)),
         )
         found.hidden_head, found.mtp, found.weight_updates = hidden_head, mtp, updates
@@ -129,11 +130,11 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
         if not compiled:  # each shape takes long to compile
             with _told(files, config.model_type):
                 _try(found, parity)
-        return Loaded(found, notes, key, options.head_tokens)
+        return Loaded(slim.beside(found), notes, key, options.head_tokens)
     with _told(files, config.model_type):
         _try(build(Widths(buckets, pieces, 2), _EXACT[-1]), parity)
     found, key, how = _exact(files, options, build, (buckets, pieces), stateful)
-    return Loaded(found, (*notes, *how), key, options.head_tokens)
+    return Loaded(slim.beside(found), (*notes, *how), key, options.head_tokens)
 
 
 def _exact(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from specport.core.ports import TierCounts
     from specport.explain import Explanation
 
 
@@ -28,7 +29,20 @@ def lines(account: Explanation) -> Iterator[str]:
                 f"{_ms(each.saved_s):>10}{_ms(each.net_s):>9}"
             )
         yield "An accepted token saves a step. Spent: drafting, and what wider steps take beyond plain ones."
+    if account.tiers is not None:
+        yield _tiers(account.tiers)
     yield account.verdict
+
+
+def _tiers(tiers: TierCounts) -> str:
+    """Return the line about tiered verification."""
+    tokens = tiers.accepted + tiers.regenerated + tiers.escalated
+    share = tiers.full_calls / tokens if tokens else 0.0
+    return (
+        f"Lossy: of {tokens} tokens the slim verifier accepted {tiers.accepted} and chose "
+        f"{tiers.regenerated}, the target decided {tiers.escalated}; {tiers.slim_steps} slim steps, "
+        f"{tiers.full_calls} calls of the target ({share:.2f} a token)."
+    )
 
 
 def _ms(seconds: float | None) -> str:

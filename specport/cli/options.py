@@ -87,6 +87,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="draft a tree: children per node at depth 1, 2, ... as in 3,2,1 (needs --policy fixed)",
     )  # fmt: skip
     add("--acceptance", metavar="{rejection,block}", help="acceptance rule for sampling (default: rejection)")
+    add(
+        "--verify", metavar="{lossless,tiered:TA,TE,entropy:H}",
+        help="who accepts drafted tokens: the target (default: lossless), or a slim verifier where a token "
+        "is at least TA times as likely as its likeliest one (below TE the target decides), or where its "
+        "entropy is below H nats",
+    )  # fmt: skip
+    add("--lossy", action="store_true", help="agree that the text may differ from the target's, for --verify")
+    add(
+        "--verifier", metavar="DIR",
+        help="slim verifier of `specport quantize verifier` (default: the one built last for the model)",
+    )  # fmt: skip
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -266,8 +277,8 @@ def add_diffusion_options(parser: argparse.ArgumentParser) -> None:
 PAIR_OPTIONS = ("device", "precision", "draft_precision", "threads", "trust_remote_code")
 LOAD_OPTIONS = (
     "draft", "device", "draft_device", "precision", "draft_precision", "exact", "policy", "num_draft_tokens",
-    "branches", "acceptance", "history", "datastore", "threads", "max_context", "cache_memory",
-    "prefix_cache", "prefix_cache_size", "trust_remote_code",
+    "branches", "acceptance", "verify", "lossy", "verifier", "history", "datastore", "threads",
+    "max_context", "cache_memory", "prefix_cache", "prefix_cache_size", "trust_remote_code",
 )  # fmt: skip
 GENERATION_OPTIONS = (
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",

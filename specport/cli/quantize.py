@@ -20,6 +20,7 @@ from specport.cli import (
     quantize_layerskip,
     quantize_pipo,
     quantize_speech,
+    quantize_verifier,
     terminal,
 )
 from specport.errors import InvalidInput
@@ -46,6 +47,7 @@ examples:
   specport quantize speech --audio talks/ --out draft     a draft for Whisper, from your recordings
   specport quantize diffusion --tokens 200000 --out dir   a model that fills in masks, block by block
   specport quantize pipo --target MODEL --out DIR         a model that reads and writes pairs (lossy)
+  specport quantize verifier --out verifier               a slim verifier for lossy, tiered verification
 
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
@@ -72,6 +74,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_speech.add_parser(actions)
     quantize_diffusion.add_parser(actions)
     quantize_pipo.add_parser(actions)
+    quantize_verifier.add_parser(actions)
     options.add_pair_options(parser)
     draft = parser.add_argument_group("draft")
     add = draft.add_argument
@@ -191,4 +194,5 @@ ACTIONS = {
     "speech": quantize_speech.run,
     "diffusion": quantize_diffusion.run,
     "pipo": quantize_pipo.run,
+    "verifier": quantize_verifier.run,
 }

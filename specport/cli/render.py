@@ -91,7 +91,7 @@ def summary(result: Result) -> str:
         parts += [f"{metrics.num_cached_tokens} of {metrics.num_prompt_tokens} prompt tokens cached"]
     if metrics.num_output_tokens > 1:
         parts += [f"TPOT {_duration(metrics.tpot_s)}", f"{metrics.tokens_per_second:.1f} tokens/s"]
-    if metrics.lossy:
+    if metrics.second_tokens:
         tokens = metrics.num_accepted_tokens
         parts += [f"lossy ({metrics.lossy}): {tokens} of {metrics.num_drafts} second tokens kept"]
     elif metrics.num_drafts:
@@ -104,7 +104,7 @@ def summary(result: Result) -> str:
     if metrics.num_steps and metrics.decode_s > 0:
         draft, verify = metrics.draft_s / metrics.decode_s, metrics.verify_s / metrics.decode_s
         loop = max(0.0, 1 - draft - verify)
-        names = ("second tokens", "steps") if metrics.lossy else ("draft", "verify")
+        names = ("second tokens", "steps") if metrics.second_tokens else ("draft", "verify")
         parts += [f"{names[0]} {draft:.0%}, {names[1]} {verify:.0%}, loop {loop:.0%} of the time"]
     return " | ".join(parts)
 

@@ -136,8 +136,7 @@ def _introduce(args: argparse.Namespace, pipeline: Pipeline) -> Printer:
     """Print what was loaded and its notes; return the printer for the answers."""
     printer = Printer(quiet=args.quiet, show_drafts=args.show_drafts, explain=args.explain)
     printer.note(
-        f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, "
-        f"{'lossy' if pipeline.lossy else 'exact' if pipeline.exact else 'fast'}"
+        f"{pipeline.model_name} on {pipeline.device_name}, draft {pipeline.draft_name}, {pipeline.mode}"
     )
     for note in pipeline.notes:
         printer.note(f"note: {note}")

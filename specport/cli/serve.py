@@ -158,7 +158,7 @@ def _serve(args: argparse.Namespace, pipeline: Pipeline, listening: socket, **se
     running = server.make_server(app.make_app(served, name, **settings), served, limits, not args.quiet)
     host, port = listening.getsockname()[:2]
     device, draft = pipeline.device_name, pipeline.draft_name
-    terminal.say(server.serving(name, device, draft, exact=pipeline.exact))
+    terminal.say(server.serving(name, device, draft, pipeline.mode))
     for note in pipeline.notes:
         terminal.say(f"note: {note}")
     if settings["speech"] is not None:

@@ -119,8 +119,7 @@ def run(
                 if not args.update:
                     deploy.remove()
                 raise
-            exact = about["exact"]
-            terminal.say(server.serving(about["name"], about["device"], about["draft"], exact=exact))
+            terminal.say(server.serving(about["name"], about["device"], about["draft"], about["mode"]))
             where = "a Ray cluster of its own" if found.own else f"the Ray cluster {found.address}"
             terminal.say(f"{least} to {most} replicas of {cores} cores, on {where}")
             for note in about["notes"]:

@@ -16,6 +16,8 @@ from specport.core.ports import Model, Policy
 from specport.core.prefix_cache import PrefixCache
 from specport.core.scheduler import MAX_RUNNING, Scheduler
 from specport.core.sequence import Commit, Generation, KeptCache
+from specport.core.verify.gates import check_logprobs
+from specport.core.verify.tiered_model import TieredModel
 from specport.core.verify.verifier import Verifier
 from specport.errors import DeviceError
 
@@ -62,6 +64,10 @@ class Engine(Rounds):
         other._sharing.add(other)
         other._scheduler = Scheduler(self.model, caches=self._scheduler.caches, whole=_whole(policy))
         return other
+
+    def check(self, generation: Generation) -> None:
+        if isinstance(self.model, TieredModel):
+            check_logprobs(generation.logprobs)
 
     def add(self, generation: Generation) -> None:
         self._added.append(generation)

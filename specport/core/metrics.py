@@ -5,9 +5,12 @@ Knows counts and seconds only. Formulas, with B = 1 bonus or correction token a 
     acceptance rate              = num_accepted_tokens / num_draft_tokens
     mean acceptance length       = (num_accepted_tokens + num_drafts * B) / num_drafts
     acceptance rate at depth d   = accepted_per_depth[d] / drafted_per_depth[d]
+    rejection rate               = num_rejections / (num_accepted_tokens + num_rejections)
     TTFT = first token - start;  TPOT = (last token - first token) / (num_output_tokens - 1)
 
-`num_drafts` counts verify steps with at least one draft token; `num_steps` counts all verify steps.
+`num_drafts` counts verify steps with at least one draft token; `num_steps` counts all verify steps. A
+rejection is a step that accepted no child of a node which had some. With tiered verification a step that
+accepts a whole draft has no bonus token, and a step need not call the target: `tiers` has its calls.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
-from specport.core.ports import DraftingCounts, Outcome
+from specport.core.ports import DraftingCounts, Outcome, TierCounts
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ class Metrics:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens that a chat's cache or the prefix cache already held
     num_output_tokens: int = 0
-    num_steps: int = 0  # target calls after the prompt's
+    num_steps: int = 0  # verify steps after the prompt's
     num_drafts: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_rejections: int = 0
     drafted_per_depth: list[int] = field(default_factory=list)
     accepted_per_depth: list[int] = field(default_factory=list)
     drafted_by: dict[str, int] = field(default_factory=dict)  # drafter -> tokens
@@ -51,16 +55,21 @@ class Metrics:
     verify_s: float = 0.0  # in the target's inference call, after the prompt
     drafting: DraftingCounts = field(default_factory=DraftingCounts)  # by drafter
     lossy: str = ""  # the method, where the text is not the unmodified model's
+    tiers: TierCounts | None = None  # of tiered verification, which is lossy; None = the target verifies all
 
-    def record(self, outcome: Outcome) -> StepCounts:
-        """Count one verified tree; return its counts."""
+    def record(self, outcome: Outcome, tiers: TierCounts | None = None) -> StepCounts:
+        """Count one verified tree, and what its tiers did; return its counts."""
         tree = outcome.tree
         self.num_steps += 1
+        if tiers is not None:
+            self.tiers = self.tiers or TierCounts()
+            self.tiers.add(tiers)
         if not len(tree):
             return StepCounts({}, {})
         self.num_drafts += 1
         self.num_draft_tokens += len(tree)
         self.num_accepted_tokens += len(outcome.path)
+        self.num_rejections += (outcome.path[-1] if outcome.path else -1) in tree.parents
         if not self.drafting.chosen and tree.sources:  # a policy that does not count
             self.drafting.chosen = tree.sources[0]
         self.drafting.verified(len(tree), len(outcome.path), outcome.verify_s)
@@ -87,7 +96,19 @@ class Metrics:
     @property
     def mean_acceptance_length(self) -> float:
         """Return the tokens per drafted verify step, bonus token included; 1.0 when nothing was drafted."""
-        return 1.0 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 1.0
+        without = self.tiers.open_rounds if self.tiers else 0
+        return 1.0 + (self.num_accepted_tokens - without) / self.num_drafts if self.num_drafts else 1.0
+
+    @property
+    def second_tokens(self) -> bool:
+        """Return whether drafts are the second tokens of pairs (PIPO), which nothing verifies."""
+        return bool(self.lossy) and self.tiers is None
+
+    @property
+    def rejection_rate(self) -> float:
+        """Return the share of judged positions of drafts at which the drafted tokens were rejected."""
+        judged = self.num_accepted_tokens + self.num_rejections
+        return self.num_rejections / judged if judged else 0.0
 
     @property
     def acceptance_rate_per_position(self) -> list[float]:
@@ -124,12 +145,14 @@ class Metrics:
         """Return all counters and derived figures, ready for JSON."""
         derived = (
             "acceptance_rate",
+            "rejection_rate",
             "mean_acceptance_length",
             "acceptance_rate_per_position",
             "tpot_s",
             "tokens_per_second",
         )
-        own = {**vars(self), "drafting": asdict(self.drafting)}
+        tiers = None if self.tiers is None else asdict(self.tiers)
+        own = {**vars(self), "drafting": asdict(self.drafting), "tiers": tiers}
         return {**own, **{name: getattr(self, name) for name in derived}}
 
 

@@ -21,6 +21,7 @@ from specport.text.tokenizer import Tokenizer, load_beside, load_tokenizer
 # Values of arguments of `specport.load` that ask for nothing.
 _UNSET: dict[str, tuple[Any, ...]] = {
     "exact": (True,), "branches": ((),), "acceptance": ("rejection",), "prefix_cache": (True, False),
+    "verify": ("lossless",), "lossy": (True, False),
 }  # fmt: skip
 
 

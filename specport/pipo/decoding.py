@@ -52,7 +52,6 @@ class PairDecoding:
             if isinstance(answer, str):
                 done.refused.append((generation, cast(Refusal, answer)))
                 continue
-            generation.metrics.lossy = METHOD
             if generation.num_output_tokens:
                 generation.metrics.num_steps += 1
                 generation.metrics.verify_s += self._model.seconds

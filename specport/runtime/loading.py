@@ -93,6 +93,7 @@ class Loader:
         mtp: ModelFiles | None = None,
         mtp_tokens: tuple[int, ...] | None = None,
         pairs: Pairs | None = None,
+        skipped_layers: tuple[int, ...] = (),
     ) -> Loaded:
         """Load a target.
 
@@ -102,8 +103,9 @@ class Loader:
         mtp:        the target's own module for multi-token prediction (`runtime.mtp`), to draft for it.
         mtp_tokens: ids that the module's head keeps; None = all.
         pairs:      of a pair model, whose decoder this is; None = any other model.
-        Raises DeviceError where the device does not support early exits, and ModelError for a head in place
-        of a model.
+        skipped_layers: layers that its slim verifier does without; () = it has none.
+        Raises DeviceError where the device does not support early exits or slim verifiers, and ModelError for
+        a head in place of a model.
         """
         if files.bundle and files.bundle.recurrent:
             raise ModelError(f"{files.name} is a draft head, not a model", "name it with --draft")
@@ -122,6 +124,7 @@ class Loader:
             mtp_tokens=mtp_tokens,
             pairs=pairs,
             exit_layer=exit_layer,
+            skipped_layers=skipped_layers,
             cache_bytes=None if self.cache_memory is None else memory.parse(self.cache_memory),
             progress=self.progress,
         )
@@ -129,6 +132,11 @@ class Loader:
         if _layer_of(loaded) != exit_layer:
             raise DeviceError(
                 f"models cannot exit early on {self.profile.name}", "choose another --draft or --device"
+            )
+        if skipped_layers and loaded.model.slim is None:
+            raise DeviceError(
+                f"models have no slim verifier on {self.profile.name}",
+                "leave out --verify, or choose another --device",
             )
         return loaded
 

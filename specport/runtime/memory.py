@@ -93,6 +93,12 @@ def default_share(role: Literal["target", "draft"], weights: int = 0) -> int:
     return int(_SHARES[role] * max(free - weights, free * _LEAST_SHARE))
 
 
+def slim_share(cache_bytes: int, num_layers: int, num_skipped: int) -> int:
+    """Return the bytes of a target's cache that are its slim verifier's, which has fewer layers."""
+    kept = num_layers - num_skipped
+    return cache_bytes * kept // (num_layers + kept)
+
+
 def kept_share(cache_bytes: int) -> int:
     """Return the bytes that copies of a cache's rows may take beside it (`core.copied_blocks`)."""
     return cache_bytes // 4

@@ -61,6 +61,8 @@ class LoadOptions:
     max_context:   a smaller limit than the model's own; None = the model's.
     exit_layer:    number of layers after which the model may exit early to draft for itself
                    (`Model.early_exit`); 0 = none. A backend without support loads a model without an exit.
+    skipped_layers: layers that the model's slim verifier does without (`Model.slim`); () = there is none. A
+                   backend without support loads a model without one.
     cache_bytes:   most memory of the key/value cache; None = a share of free memory
                    (`memory.default_share`).
     pairs:         of a pair model, whose decoder this is: its ids are pairs of tokens (`models.pipo`). None =
@@ -79,6 +81,7 @@ class LoadOptions:
     head_tokens: tuple[int, ...] | None = None
     max_context: int | None = None
     exit_layer: int = 0
+    skipped_layers: tuple[int, ...] = ()
     cache_bytes: int | None = None
     pairs: Pairs | None = None
     progress: Progress = field(default=silent, compare=False)
@@ -149,6 +152,7 @@ def settings_key(options: LoadOptions, **facts: object) -> str:
         "head": head and zlib.crc32(np.asarray(head, np.int64).tobytes()),
         "hidden": options.hidden_layers,
         **({"exit": options.exit_layer} if options.exit_layer else {}),
+        **({"skipped": options.skipped_layers} if options.skipped_layers else {}),
     }
     text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:24]

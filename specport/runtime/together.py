@@ -46,6 +46,7 @@ def load_together(
     draft_precision: str | None,
     exact: bool,
     default: DraftSpec | None = None,
+    skipped_layers: tuple[int, ...] = (),
 ) -> Together:
     """Return the target in `files` and the drafts of `spec`, all ready to step.
 
@@ -55,6 +56,7 @@ def load_together(
     loader, beside: of the target, and of the drafts; a head on the target's hidden states is loaded with it.
     default: taken in place of `spec` where that has such a head and the backend has none, or where the
              target's module for multi-token prediction cannot be used; None = an error.
+    skipped_layers: of the target's slim verifier; () = there is none.
     Raises SpecportError.
     """
     notes: list[str] = []
@@ -70,7 +72,7 @@ def load_together(
         reading = pool.submit(load_tokenizer, files.folder)
         target = loader.target_with(
             files, exact, loader.exit_layer(spec, files), head, mtp=module,
-            mtp_tokens=head_of(module, loader),
+            mtp_tokens=head_of(module, loader), skipped_layers=skipped_layers,
         )  # fmt: skip
         if default is not None and lacks(target, head, module):
             spec, module = default, None

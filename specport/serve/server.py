@@ -65,9 +65,9 @@ def listen(bound: socket.socket) -> None:
         ) from error
 
 
-def serving(name: str, device: str, draft: str, *, exact: bool) -> str:
-    """Return the line that says what a server serves."""
-    return f"{name} on {device}, draft {draft}, {'exact' if exact else 'fast'}"
+def serving(name: str, device: str, draft: str, mode: str) -> str:
+    """Return the line that says what a server serves. mode: as of `Pipeline.mode`."""
+    return f"{name} on {device}, draft {draft}, {mode}"
 
 
 def told(host: str, port: int, *, page: bool) -> str:

@@ -35,11 +35,13 @@ from specport.drafters.retrieval import datastore
 from specport.drafters.retrieval.history_file import open_history
 from specport.drafters.tree.graft import Checkpoint, Variant
 from specport.errors import SpecportError
-from specport.models import bundle, diffusion, manifest, mtp, pipo, tensors
+from specport.models import bundle, diffusion, layer_mask, manifest, mtp, pipo, tensors
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
+from specport.models.layer_mask import LayerMask
 from specport.models.parallel import Parallel
 from specport.models.weight_sketch import sketch
+from specport.progress import silent
 from specport.runtime import measurements, numerics, profiles, tuned
 from specport.runtime.measurements import Calibration, Pair
 from specport.text.tokenizer import load_tokenizer
@@ -329,6 +331,41 @@ def of_profile(tmp: Path) -> Case:
     return of_file(tmp / "p.toml", lambda: profiles.load_profile(tmp / "p.toml"), whole)
 
 
+MASK = LayerMask("big", "s", "f" * 64, (0.1, 0.2), 6, (2, 3), 0.4, 0.9, {"tokens": 9}, {"date": "today"})
+
+
+def of_mask(tmp: Path) -> Case:
+    layer_mask.write(tmp, MASK)
+    layer_mask.register(tmp, MASK.target_fingerprint)
+
+    def read() -> None:
+        layer_mask.registered(MASK.target_fingerprint)
+        found = layer_mask.read(tmp)
+        assert 0 < found.skipped[0] <= found.skipped[-1] < found.num_layers - 1 < layer_mask.MOST_LAYERS
+
+    return of_file(tmp / layer_mask.MASK_FILE, read)
+
+
+def of_registered_mask(tmp: Path) -> Case:
+    layer_mask.register(tmp, "f" * 64)
+    path = cache_root() / "verifiers" / f"{'f' * 24}.json"
+    return of_file(path, lambda: layer_mask.registered("f" * 64))
+
+
+def of_trials(tmp: Path) -> Case:
+    """The trials of a mask search: a damaged file is as none, and the search begins anew."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("optuna")
+    from specport.quantize.slim.search import search
+
+    def find(num: int) -> None:
+        found = search(lambda skipped: (sum(skipped), 0.5), 5, 2, num, 0, tmp / "trials.json", silent)
+        assert len(found) == num and all(len({*trial.skipped}) == 2 for trial in found)
+
+    find(2)
+    return of_file(tmp / "trials.json", lambda: find(2))
+
+
 def of_plan(tmp: Path) -> Case:
     pytest.importorskip("openvino")
     from specport.quantize.plan import Plan
@@ -384,6 +421,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "profile": of_profile, "plan": of_plan, "steps": of_steps, "diffusion": of_diffusion,
     "training": of_training,
     "pair model": of_pair_model, "pair weights": of_pair_weights, "pair training": of_pair_training,
+    "mask": of_mask, "registered mask": of_registered_mask, "trials": of_trials,
 }  # fmt: skip
 
 

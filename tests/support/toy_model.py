@@ -81,6 +81,7 @@ class ToyModel:
     head_rows: HeadRows | None = None
     hidden_head: HiddenHead | None = None
     mtp: Model | None = None
+    slim: Model | None = None
     prefix_blocks: PrefixBlocks | None = None
     weight_updates: WeightUpdates | None = None
 

@@ -1,13 +1,15 @@
-"""Split a decoder into front and back, which share its weights, for early exit. Knows transformers only.
+"""Cut decoders with fewer layers out of one, which share its weights. Knows transformers only.
 
-The parts are the library's own decoders with fewer layers. So the code before the first layer and behind the
-last one stays the architecture's own: the front's head is the exit of LayerSkip (arXiv 2404.16710). The back
-also runs the code before its layers, an embedding look-up, whose result is not used.
+Front and back are for early exit; a decoder without some layers is a slim verifier. They are the library's
+own decoders with fewer layers. So the code before the first layer and behind the last one stays the
+architecture's own: the front's head is the exit of LayerSkip (arXiv 2404.16710). The back also runs the code
+before its layers, an embedding look-up, whose result is not used.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.nn import ModuleList
@@ -50,7 +52,25 @@ def split(model: Any, cache: SlotCache, exit_layer: int, hidden_layers: tuple[in
         lambda layer, inputs, output: cache.hold(output[0] if isinstance(output, tuple) else output)
     )
     layers[exit_layer].register_forward_pre_hook(lambda layer, inputs: (cache.held(), *inputs[1:]))
-    return {"front": _cut(model, slice(exit_layer)), "back": _cut(model, slice(exit_layer, None))}
+    every = range(len(layers))
+    return {"front": _cut(model, every[:exit_layer]), "back": _cut(model, every[exit_layer:])}
+
+
+def without(model: Any, skipped: Collection[int]) -> Any:
+    """Return a transformers decoder without these layers; all weights are shared.
+
+    Raises ModelError where that cannot be.
+    """
+    decoder = decoder_of(model)
+    layers = getattr(decoder, "layers", None)
+    if layers is None or decoder not in [*model.children()]:
+        raise ModelError(f"no slim verifier: the layers of a {type(model).__name__} are not found")
+    if wrong := [layer for layer in skipped if not 0 < layer < len(layers) - 1]:
+        raise ModelError(
+            f"no slim verifier without layer {wrong[0]}: the model has {len(layers)}, of which the first and "
+            "the last stay"
+        )
+    return _cut(model, [layer for layer in range(len(layers)) if layer not in skipped])
 
 
 def decoder_of(model: Any) -> Any:
@@ -59,14 +79,14 @@ def decoder_of(model: Any) -> Any:
     return model.base_model if found is model else found
 
 
-def _cut(model: Any, which: slice) -> Any:
-    """Return a model with some layers of another; all weights are shared."""
+def _cut(model: Any, which: Sequence[int]) -> Any:
+    """Return a model with these layers of another; all weights are shared."""
     whole = decoder_of(model)
     decoder, cut = _shallow(whole), _shallow(model)
-    decoder.layers = ModuleList(whole.layers[which])
+    decoder.layers = ModuleList([whole.layers[layer] for layer in which])
     if getattr(whole.config, "layer_types", None):  # some decoders look up a layer's kind by its index
         decoder.config = copy.copy(whole.config)
-        decoder.config.layer_types = whole.config.layer_types[which]
+        decoder.config.layer_types = [whole.config.layer_types[layer] for layer in which]
     (name,) = (name for name, child in model.named_children() if child is whole)
     setattr(cut, name, decoder)
     return cut

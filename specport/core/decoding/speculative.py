@@ -68,11 +68,12 @@ class SpeculativeDecoding:
                 outcomes.append(outcome)
                 g.metrics.draft_s += draft_s
                 g.metrics.verify_s += seconds
-                counts = g.metrics.record(outcome)
+                counts = g.metrics.record(outcome, answer.tiers)
             else:
                 events.append(Prefilled(g.key, start, g.tokens[start : start + w.count], answer.hidden))
             if answer.tokens:
-                sources = [*(tree.sources[n] if tree.sources else "" for n in answer.path), ""]
+                sources = [tree.sources[n] if tree.sources else "" for n in answer.path]
+                sources += [""] * (len(answer.tokens) - len(sources))
                 done.commits.append(g.append(answer.tokens, sources, answer.logprobs, counts))
         if self.policy and events:
             self.policy.prefilled(events)

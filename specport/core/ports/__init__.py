@@ -4,7 +4,7 @@ from specport.core.arrays import Array
 from specport.core.block import Block
 from specport.core.ports.checked import CachedSequence, CheckedModel
 from specport.core.ports.conditioned import conditioned
-from specport.core.ports.counts import DrafterCounts, DraftingCounts
+from specport.core.ports.counts import DrafterCounts, DraftingCounts, TierCounts
 from specport.core.ports.drafter import (
     Drafter,
     DraftRequest,
@@ -65,6 +65,7 @@ __all__ = [
     "Row",
     "StepOutput",
     "StopRule",
+    "TierCounts",
     "Wanted",
     "WeightUpdates",
     "conditioned",

@@ -48,6 +48,7 @@ class CheckedModel(ABC, Generic[Handle]):
     head_rows: HeadRows | None = None
     hidden_head: HiddenHead | None = None
     mtp: Model | None = None
+    slim: Model | None = None
     prefix_blocks: PrefixBlocks | None = None
     weight_updates: WeightUpdates | None = None
 

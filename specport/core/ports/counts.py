@@ -1,4 +1,4 @@
-"""Counters of what each drafter brought to one sequence, and the time that it took. Plain data."""
+"""Counters of what each drafter, and each tier of verification, brought to one sequence. Plain data."""
 
 from __future__ import annotations
 
@@ -60,3 +60,29 @@ class DraftingCounts:
         own.accepted += accepted
         own.verify_s += seconds
         self.chosen = ""
+
+
+@dataclass
+class TierCounts:
+    """Hold the counters of tiered verification in one sequence, after its prompt, or in one round.
+
+    slim_steps, full_calls: steps of the slim verifier and of the target.
+    accepted, regenerated:  tokens that the slim verifier accepted of a draft, and of its own choice.
+    escalated:   tokens that the target chose or accepted.
+    open_rounds: rounds whose draft the slim verifier accepted whole; they have no token behind it.
+    slim_s, full_s: seconds of the steps. Rows of a batch share them.
+    """
+
+    slim_steps: int = 0
+    full_calls: int = 0
+    accepted: int = 0
+    regenerated: int = 0
+    escalated: int = 0
+    open_rounds: int = 0
+    slim_s: float = 0.0
+    full_s: float = 0.0
+
+    def add(self, other: TierCounts) -> None:
+        """Add the counters of a round."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)

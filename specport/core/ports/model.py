@@ -2,7 +2,7 @@
 
 Arrays are array-API arrays (https://data-apis.org/array-api) that may live on a device. Optional features are
 objects or None: `Model.early_exit`, `Model.chain`, `Model.head_rows`, `Model.hidden_head`, `Model.mtp`,
-`Model.prefix_blocks`, `Model.weight_updates`.
+`Model.slim`, `Model.prefix_blocks`, `Model.weight_updates`.
 """
 
 from __future__ import annotations
@@ -229,6 +229,14 @@ class Model(Protocol):
         It drafts, with a cache of its own. From a token, and the input of this model's head at the token
         before it (`Row.states`), it gives the logits of the token after it. Its own states, which it returns
         as HEAD_INPUT, stand for the head's input where the next token is a drafted one.
+        """
+        ...
+
+    @property
+    def slim(self) -> Model | None:
+        """Return this model without some of its layers: a cheap verifier (VIA-SD, arXiv 2606.12243).
+
+        It has this model's weights, which are in memory once, and a cache of its own.
         """
         ...
 

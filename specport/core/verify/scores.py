@@ -17,18 +17,26 @@ class TargetScores:
 
     logits:  [n + 1, vocab]; row 0 follows the root token, row i + 1 follows node i.
     context: all committed tokens, the root token last; append-only (see `sampling.Prefix`).
+    above:   tokens between context and tree that were accepted but not committed yet.
     """
 
-    def __init__(self, tree: TokenTree, logits: Array, sampler: Sampler, context: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tree: TokenTree,
+        logits: Array,
+        sampler: Sampler,
+        context: Sequence[int],
+        above: tuple[int, ...] = (),
+    ) -> None:
         self.tree = tree
         self._logits = logits
         self._sampler = sampler
-        self._context = context
+        self._context, self._above = context, above
         self._argmax: list[int] | None = None
         self._probs: dict[int, Array] = {}
 
     def _prefix(self, node: int) -> Prefix:
-        return Prefix(self._context, tuple(self.tree.tokens[i] for i in self.tree.path(node)))
+        return Prefix(self._context, (*self._above, *(self.tree.tokens[i] for i in self.tree.path(node))))
 
     def choice(self, node: int) -> int:
         """Return the greedy token after `node` (-1 = the root token)."""

@@ -1,7 +1,7 @@
 """The verifier: step the target on trees, judge them, and commit what was accepted to the target's cache.
 
 The standard verifier steps the target once on all rows, prompts and trees, and applies each sequence's
-acceptance rule. Other verifiers (e.g. with a cheaper tier before the target) have the same port.
+acceptance rule. `tiered.py` has another one behind the same port, with a cheaper tier before the target.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.core.arrays import Array
-from specport.core.ports import Block, Model, Needs, Refusal, Row, Wanted
+from specport.core.ports import Block, Model, Needs, Refusal, Row, TierCounts, Wanted
 from specport.core.sampling.logprobs import TokenLogprob, token_logprob
 from specport.core.sampling.sampler import Sampler
 from specport.core.sampling.topk import largest
@@ -73,6 +73,7 @@ class Verification:
     path: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     tier: int = 0
+    tiers: TierCounts | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     top: NDArray[np.int64] | None = field(default=None, compare=False)
     hidden: Mapping[int, Array] = field(default_factory=dict, compare=False)

@@ -77,7 +77,7 @@ class Replica:
         pipeline = self._pipeline
         return {
             "name": self._name, "device": pipeline.device_name, "draft": pipeline.draft_name,
-            "exact": pipeline.exact, "notes": [*pipeline.notes], "engine": self._engine, "pid": os.getpid(),
+            "mode": pipeline.mode, "notes": [*pipeline.notes], "engine": self._engine, "pid": os.getpid(),
         }  # fmt: skip
 
     def record_routing_stats(self) -> dict[str, Any]:

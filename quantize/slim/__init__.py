@@ -1,0 +1,1 @@
+"""The search for the layers that a target's slim verifier skips."""
