@@ -47,7 +47,7 @@ class ModelFiles:
     source:      what the user named, or "default".
     fingerprint: hash of the weights, independent of the path.
     bundle:      facts about a draft that `specport quantize` built; None for any other model. One with a
-                 recurrent head has no weights but the head's.
+                 head on hidden states has no weights but the head's.
     origin:      the Hugging Face folder that the weights came from; None = another format.
     """
 
@@ -200,6 +200,10 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
     _check_kind(path, options.speech)
+    if shipped.is_mtp_head(path):
+        head, names = bundle.read(path), [mtp.JOIN, mtp.WEIGHTS]
+        identity = fingerprint(path, [bundle.BUNDLE_FILE], names)
+        return ModelFiles(path, name, head.precision, spec, identity, head)
     if (path / mtp.JOIN).is_file():
         raise ModelError(f"{path} is a module of a model, for multi-token prediction", "name the model")
     if shipped.is_head(path):

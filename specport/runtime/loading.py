@@ -13,7 +13,7 @@ from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.bundle import Bundle
 from specport.models.diffusion import find_facts
 from specport.models.precision import parse as parse_precision
-from specport.models.shipped import is_head
+from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
@@ -23,7 +23,7 @@ from specport.runtime.profiles import Profile, detect, load_profile
 from specport.runtime.registry import Backend, Loaded, LoadOptions, backend_for
 from specport.text.tokenizer import Tokenizer, load_beside
 
-HEAD_COST = 0.06  # assumed step of a recurrent head that was never timed, in plain steps of the target
+HEAD_COST = 0.06  # assumed step of a head that was never timed, in plain steps of the target
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class Loader:
         exit_layer: number of layers after which it may exit early; 0 = none.
         head:       bundle of a recurrent head (`hidden_head`) that is to draft for it.
         hidden_layers: layers whose states its steps can return; those of head and module are added.
-        mtp:        the target's own module for multi-token prediction (`runtime.mtp`), to draft for it.
+        mtp:        a module for multi-token prediction (`runtime.mtp`), to draft for it.
         mtp_tokens: ids that the module's head keeps; None = all.
         Raises DeviceError where the device does not support early exits, and ModelError for a head in place
         of a model.
         """
-        if files.bundle and files.bundle.recurrent:
+        if files.bundle and files.bundle.on_states:
             raise ModelError(f"{files.name} is a draft head, not a model", "name it with --draft")
         if head and head.bundle and head.bundle.recurrent:
             hidden_layers = tuple(sorted({*hidden_layers, *head.bundle.recurrent.layers}))
@@ -139,6 +139,17 @@ class Loader:
             raise InvalidInput(f"two draft heads in {str(spec)!r}", "a target is loaded with one: name one")
         return self.files(found[0], self.profile.draft_precision) if found else None
 
+    def mtp_head(self, spec: DraftSpec) -> ModelFiles | None:
+        """Return the bundle of the MTP head in a draft expression, to be loaded with its target.
+
+        Raises InvalidInput where there are two.
+        """
+        paths = {name: expanded(name).resolve() for name in spec.models}
+        found = [name for name, path in paths.items() if is_mtp_head(path)]
+        if len({paths[name] for name in found}) > 1:
+            raise InvalidInput(f"two MTP heads in {str(spec)!r}", "a target is loaded with one: name one")
+        return self.files(found[0], self.profile.draft_precision) if found else None
+
     def exit_layer(self, spec: DraftSpec, files: ModelFiles) -> int:
         """Return the layer of `early-exit:E`, or the best one that calibration found; 0 = no early exit.
 
@@ -172,6 +183,13 @@ class Loader:
                     f"models have no draft head on {self.profile.name}", "choose another --draft or --device"
                 )
             return draft, target
+        if files.bundle and files.bundle.mtp:
+            if target.model.mtp is None:
+                raise DeviceError(
+                    f"models have no multi-token prediction on {self.profile.name}",
+                    "choose another --draft or --device",
+                )
+            return draft, target
         if files.bundle:
             return draft, self.draft_with(files, files.bundle.head_tokens)
         head = measurements.find_pair(target.key, files.fingerprint).head_tokens
@@ -180,7 +198,7 @@ class Loader:
     def draft_model(self, draft: DraftFiles, loaded: Loaded, target: Loaded) -> DraftModel:
         """Return a loaded draft with its calibration results for this target."""
         files = draft.files
-        if files.bundle and files.bundle.recurrent:
+        if files.bundle and files.bundle.on_states:
             return self._head_model(draft, files.bundle, target)
         return DraftModel(
             loaded.model,
@@ -197,15 +215,18 @@ class Loader:
     def _head_model(self, draft: DraftFiles, bundle: Bundle, target: Loaded) -> DraftModel:
         """Return a draft that is a head of the loaded target."""
         found = measurements.find(measurements.of_head(target.key, draft.files.fingerprint))
+        module = target.model.mtp if bundle.mtp else None
+        prior = StepCosts.prior({1: 1.0} if module is None else self.profile.cost, self.profile.width_change)
         return DraftModel(
-            target.model,
+            target.model if module is None else module,
             draft.tokenizer,
             draft.files.name,
-            found.costs if found else StepCosts.prior({1: 1.0}),
+            found.costs if found else prior,
             bundle.head_tokens,
             reach=bundle.reach,
             mismatch=draft.mismatch,
-            head=target.model.hidden_head,
+            head=target.model.hidden_head if bundle.recurrent else None,
+            mtp=module is not None,
             assumed=float(bundle.measured.get("cost", HEAD_COST)),
         )
 
@@ -228,7 +249,7 @@ class Loader:
         Raises ModelError for a bundle that was built for another target.
         """
         files = self.files(spec, precision or self.profile.draft_precision)
-        if files.bundle and files.bundle.recurrent:  # it has the target's tokenizer, and no files of its own
+        if files.bundle and files.bundle.on_states:  # it has the target's tokenizer, and no files of its own
             own, same = tokenizer, files.bundle.tokenizer == tokenizer.fingerprint
             mismatch = None if same else "it was trained with another one"
         else:
