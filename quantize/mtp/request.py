@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specport.errors import InvalidInput
-from specport.models.mtp import MAX_DEPTH
+from specport.models.mtp_head import MAX_DEPTH
 
 LOSSES = ("ce", "kl", "tv", "e2e-tv", "lk", "lk-mix")  # `train.losses.CHAIN_LOSSES`, which needs torch
 RATE, RATE_FROM = 5e-4, 1e-4  # learning rates of a new head, and of one that is trained further
@@ -20,7 +20,7 @@ class Recipe:
     loss:   one of LOSSES. Those that teach nothing to a head that knows nothing follow on a first half of
             cross-entropy, unless training starts from a head.
     depth:  tokens that it is trained to draft in a row.
-    top:    learn from so many of the target's likeliest tokens at each place; 0 = from its whole distribution.
+    top:    learn from so many of the target's likeliest tokens at each place; 0 = from all.
     epochs, learning_rate, batch_tokens, seed: as for `trainer.Pace`.
     start:  whether training starts from a head, not from the target's last layer.
     """
@@ -55,7 +55,8 @@ class Request:
     prompts:     the user's own turns (see `prompts.divide`).
     head_tokens: most frequent ids that it can draft; 0 = all. A head that training starts from keeps its own.
     start:       the bundle of an MTP head to train further; None = start from the target's last layer.
-    loss, depth, teacher_top, epochs, learning_rate, seed: as in `Recipe`; a rate of None is RATE or RATE_FROM.
+    loss, depth, teacher_top, epochs, learning_rate, seed: as in `Recipe`; a rate of None is RATE, or
+                 RATE_FROM.
     """
 
     distil_tokens: int = 200_000

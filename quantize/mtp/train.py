@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from specport.backends.openvino.tables import read_tables
-from specport.quantize.convert import export
+from specport.quantize.convert import export, package_faults
 from specport.quantize.mtp.request import Recipe
 from specport.quantize.mtp.student import MtpStudent
 from specport.quantize.prune.prune import decoder_layers
@@ -133,13 +133,16 @@ def write_first(
     near = rng.normal(size=(width, 2 * width)) * 0.02 / np.sqrt(2 * width)
     weight = near + np.concatenate([0.5 * np.eye(width), np.eye(width)], axis=1)
     token, state = (gain.astype(np.float32) for gain in gains)
-    mtp.write_parts(folder, config, count - 1, layer, norm, Join(weight.astype(np.float16), token, state, 0.0))
+    mtp.write_parts(
+        folder, config, count - 1, layer, norm, Join(weight.astype(np.float16), token, state, 0.0)
+    )
 
 
 def read_student(
     folder: Path, table: NDArray[Any], head: NDArray[Any], columns: Sequence[int], recipe: Recipe
 ) -> MtpStudent:
     """Return the head in a folder as a student. Raises ModelError where it cannot be read."""
+    package_faults.mend()
     from transformers import AutoModelForCausalLM
 
     join = mtp.read_join(folder)
@@ -182,5 +185,3 @@ def survival(student: Any, texts: Sequence[Dialogue], recipe: Recipe) -> list[fl
 def _half(tensor: Any) -> NDArray[np.float16]:
     array: NDArray[np.float16] = tensor.detach().float().cpu().numpy().astype(np.float16)
     return array
-
-

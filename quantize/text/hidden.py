@@ -74,9 +74,7 @@ def with_hidden(shard: Path, path: Path, *, whole: bool = False) -> list[Dialogu
     ]
 
 
-def _states(
-    model: Model, layers: Sequence[int], dialogue: Dialogue, whole: bool
-) -> NDArray[np.float16]:
+def _states(model: Model, layers: Sequence[int], dialogue: Dialogue, whole: bool) -> NDArray[np.float16]:
     """Return [tokens, layers * width] the states before each token of the answer, or of the whole text."""
     first = 0 if whole else dialogue.start - 1
     tokens = dialogue.tokens[:-1].tolist()

@@ -70,11 +70,15 @@ def plan_shards(
     for number, (name, asked) in enumerate(_plan(prompts, seed, made_up)):
         if temperature:
             drawn = np.random.default_rng([seed, number, len(MADE_UP)]).integers(2**31, size=len(asked))
-            asked = [
-                replace(turn, temperature=temperature, seed=turn.seed or int(own))
-                for turn, own in zip(asked, drawn, strict=True)
-            ]
-        yield name, asked
+            yield (
+                name,
+                [
+                    replace(turn, temperature=temperature, seed=turn.seed or int(own))
+                    for turn, own in zip(asked, drawn, strict=True)
+                ],
+            )
+        else:
+            yield name, asked
 
 
 def _plan(prompts: Sequence[str], seed: int, made_up: bool) -> Iterator[tuple[str, list[Turn]]]:

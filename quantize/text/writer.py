@@ -68,7 +68,8 @@ class TextWriter:
     on_step: called after each step with the number of answer tokens written so far.
 
     Where the target pads single tokens (`Capabilities.min_width`), drafted tokens take the place of the
-    padding at no cost. Greedy text does not depend on them. Sampled text would, so turns and sampled answers are written without.
+    padding at no cost. Greedy text does not depend on them. Sampled text would, so turns and sampled answers
+    are written without.
     """
 
     def __init__(

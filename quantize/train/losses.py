@@ -83,7 +83,7 @@ def divergences(log_top: Tensor, top_probs: Tensor, loss: str) -> Tensor:
 
 
 class _Overlap(torch.autograd.Function):  # type: ignore[misc]
-    """Compute sum min(p, q) with q = softmax(z): its gradient is q_j (1[q_j <= p_j] - S), S = sum 1[q <= p] q.
+    """Compute sum min(p, q) with q = softmax(z): the gradient is q_j (1[q_j <= p_j] - S), S = sum 1[q<=p] q.
 
     One pass over the vocabulary each way (Bebop, arXiv 2606.12370, section on the fused kernel), where
     autograd would keep four arrays of that size.
@@ -161,7 +161,7 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 
 def _end_to_end(values: Sequence[Tensor]) -> Tensor:
-    """Return 1 - the mean of the prefix products of acceptances: the share of a chain that is not accepted."""
+    """Return 1 - the mean prefix product of acceptances: the share of a chain that is not accepted."""
     return 1.0 - torch.stack([*values], dim=-1).cumprod(dim=-1).mean()
 
 
@@ -182,8 +182,8 @@ class ChainLoss:
     cold: bool = True
 
 
-# Cross-entropy, Kullback-Leibler divergence; total variation a token, and of the chain: 1 - mean_k prod_{i<=k}
-# alpha_i (Bebop, equation 13); -log alpha, and its mix with KL (LK losses, arXiv 2602.23881).
+# Cross-entropy, Kullback-Leibler divergence; total variation a token, and of the chain: 1 - mean_k
+# prod_{i<=k} alpha_i (Bebop, equation 13); -log alpha, and its mix with KL (LK losses, arXiv 2602.23881).
 CHAIN_LOSSES = {
     "ce": ChainLoss(_cross_entropy),
     "kl": ChainLoss(_divergence),

@@ -249,7 +249,7 @@ def _hidden_head(head: ModelFiles, files: ModelFiles, exact: bool, loader: Loade
 
 
 def _mtp_head(name: str, head: ModelFiles, target: Beside, progress: Progress) -> Report:
-    """Measure the steps of a trained module for multi-token prediction, whose head was cut by its training."""
+    """Measure the steps of a trained module for multi-token prediction. Its training cut its head."""
     loader = target.loader
     module = module_of(DraftSpec((PartSpec(MODEL, name),)), target.files, loader)
     tokens = head_of(module, loader)

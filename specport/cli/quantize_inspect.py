@@ -15,7 +15,7 @@ from specport.errors import InvalidInput
 if TYPE_CHECKING:
     from specport.models.bundle import Bundle
     from specport.models.bundle_facts import Adapted, Distilled, Measured, StepTimes
-    from specport.models.mtp import MtpHead
+    from specport.models.mtp_head import MtpHead
     from specport.models.parallel import Parallel
     from specport.models.recurrent import Recurrent
 
@@ -118,7 +118,9 @@ def _recurrent_lines(shape: Recurrent, distilled: Distilled) -> list[tuple[str, 
 
 
 def _mtp_lines(head: MtpHead, distilled: Distilled) -> list[tuple[str, str]]:
-    lines = [("reads", "the target's hidden states, and the prompt beside it: a head for multi-token prediction")]
+    lines = [
+        ("reads", "the target's hidden states, and the prompt beside it: a head for multi-token prediction")
+    ]
     if distilled.parameters:
         lines.append(("size", f"{distilled.parameters / 1e6:.1f} million parameters: one layer and its join"))
     if distilled.tokens_read:

@@ -30,7 +30,8 @@ examples:
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
 """
 REQUEST_OPTIONS = (
-    "distil_tokens", "depth", "head_tokens", "loss", "teacher_top", "start", "epochs", "learning_rate", "seed",
+    "distil_tokens", "depth", "head_tokens", "loss", "teacher_top", "start", "epochs", "learning_rate",
+    "seed",
 )  # fmt: skip
 BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "cluster")
 

@@ -2,7 +2,7 @@
 
 The weights are ordinary IR with the whole head, so that other runtimes can use the folder too. The manifest
 lists the tokens that the head is cut to; a backend cuts it when it loads the draft. A recurrent head
-(`recurrent.py`) and an MTP head (`mtp.py`) are no models of their own: they are loaded with their target.
+(`recurrent.py`) and an MTP head (`mtp_head.py`) are no models of their own: they are loaded with their target.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specport.models import bundle_facts, manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.json_file import text_config
-from specport.models.mtp import MtpHead
+from specport.models.mtp_head import MtpHead
 from specport.models.os_errors import cause
 from specport.models.parallel import Parallel
 from specport.models.recurrent import Recurrent

@@ -40,7 +40,6 @@ from specport.outside.numbers import Share
 
 JOIN, WEIGHTS = "mtp.safetensors", "model.safetensors"
 VOCAB = 8
-MAX_DEPTH = 16  # tokens that a head is trained to draft in a row, at most
 _WEIGHT, _TOKEN, _STATE = "join", "token.gain", "state.gain"  # tensors of JOIN
 _ANY = re.compile(r"(^|[._])(mtp|nextn)([._]|$)|\.mtp_|eh_proj")
 _LAYER = re.compile(r"(?P<stem>(?:[\w]+\.)*?layers\.)(?P<number>\d+)\.(?P<rest>.+)")
@@ -102,22 +101,6 @@ class Module:
     state: Stored
     norm: Stored
     state_first: bool
-
-
-@dataclass(frozen=True)
-class MtpHead:
-    """Say what a bundle's trained module is.
-
-    depth: tokens that it was trained to draft in a row. loss: one of `quantize.train.losses.CHAIN_LOSSES`.
-    Raises ValueError for a depth out of range.
-    """
-
-    depth: int
-    loss: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.depth <= MAX_DEPTH:
-            raise ValueError(f"depth is {self.depth}, not from 1 to {MAX_DEPTH}")
 
 
 @dataclass(frozen=True)
@@ -246,7 +229,9 @@ def write_parts(
     """
     joined = {_WEIGHT: join.weight, _TOKEN: join.token_gain, _STATE: join.state_gain}
     stand_in = np.eye(VOCAB, join.width, dtype=np.float32)
-    decoder: dict[str, Stored | NDArray[Any]] = {f"model.layers.0.{name}": part for name, part in layer.items()}
+    decoder: dict[str, Stored | NDArray[Any]] = {
+        f"model.layers.0.{name}": part for name, part in layer.items()
+    }
     decoder |= {"model.norm.weight": norm}
     decoder |= {"model.embed_tokens.weight": stand_in, "lm_head.weight": stand_in}
     tensors.write(folder / JOIN, joined)

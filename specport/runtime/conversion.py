@@ -79,7 +79,12 @@ def mtp_module(
 
 
 def mtp_head(
-    head: ModelFiles, target: ModelFiles, *, weights: str = "ir", progress: Progress = silent, verbose: bool = False
+    head: ModelFiles,
+    target: ModelFiles,
+    *,
+    weights: str = "ir",
+    progress: Progress = silent,
+    verbose: bool = False,
 ) -> ModelFiles:
     """Return a trained module (`specport quantize mtp`), converted like `mtp_module` for its target.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import Classifier
@@ -133,21 +135,17 @@ class Loader:
 
         Raises InvalidInput where there are two.
         """
-        paths = {name: expanded(name).resolve() for name in spec.models}
-        found = [name for name, path in paths.items() if is_head(path)]
-        if len({paths[name] for name in found}) > 1:
-            raise InvalidInput(f"two draft heads in {str(spec)!r}", "a target is loaded with one: name one")
-        return self.files(found[0], self.profile.draft_precision) if found else None
+        return self._head(spec, is_head, "draft")
 
     def mtp_head(self, spec: DraftSpec) -> ModelFiles | None:
-        """Return the bundle of the MTP head in a draft expression, to be loaded with its target.
+        """Return the bundle of the MTP head in a draft expression, as `hidden_head`."""
+        return self._head(spec, is_mtp_head, "MTP")
 
-        Raises InvalidInput where there are two.
-        """
+    def _head(self, spec: DraftSpec, is_one: Callable[[Path], bool], kind: str) -> ModelFiles | None:
         paths = {name: expanded(name).resolve() for name in spec.models}
-        found = [name for name, path in paths.items() if is_mtp_head(path)]
+        found = [name for name, path in paths.items() if is_one(path)]
         if len({paths[name] for name in found}) > 1:
-            raise InvalidInput(f"two MTP heads in {str(spec)!r}", "a target is loaded with one: name one")
+            raise InvalidInput(f"two {kind} heads in {str(spec)!r}", "a target is loaded with one: name one")
         return self.files(found[0], self.profile.draft_precision) if found else None
 
     def exit_layer(self, spec: DraftSpec, files: ModelFiles) -> int:
@@ -177,17 +175,12 @@ class Loader:
         """
         draft = self.draft_files(spec, precision, beside, tokenizer)
         files = draft.files
-        if files.bundle and files.bundle.recurrent:
-            if target.model.hidden_head is None:
+        if files.bundle and files.bundle.on_states:
+            head = target.model.mtp if files.bundle.mtp else target.model.hidden_head
+            if head is None:
+                what = "multi-token prediction" if files.bundle.mtp else "draft head"
                 raise DeviceError(
-                    f"models have no draft head on {self.profile.name}", "choose another --draft or --device"
-                )
-            return draft, target
-        if files.bundle and files.bundle.mtp:
-            if target.model.mtp is None:
-                raise DeviceError(
-                    f"models have no multi-token prediction on {self.profile.name}",
-                    "choose another --draft or --device",
+                    f"models have no {what} on {self.profile.name}", "choose another --draft or --device"
                 )
             return draft, target
         if files.bundle:

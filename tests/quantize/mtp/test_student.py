@@ -1,8 +1,9 @@
-"""Training of an MTP head: what it computes, what it learns from, that it learns, and that it can be resumed."""
+"""Training of an MTP head: what it computes, what it learns from, that it learns, and that it resumes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("openvino")
 
+from specport.quantize.mtp import acceptance  # noqa: E402
 from specport.quantize.mtp.request import LOSSES, Recipe, Request  # noqa: E402
 from specport.quantize.mtp.student import COLD, MtpStudent, states_of  # noqa: E402
 from specport.quantize.mtp.train import read_student, survival, write_student  # noqa: E402
@@ -26,6 +28,15 @@ from specport.quantize.train.losses import CHAIN_LOSSES  # noqa: E402
 from support import tiny_mtp  # noqa: E402
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take ten times as long where other tests run beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def texts(table: Any, count: int, seed: int, vocab: int = 24) -> list[Dialogue]:
-    """Return texts whose states tell the next tokens, as a target's do: those of a chain with a fixed rule."""
+    """Return texts of a fixed rule, whose states tell the next token as a target's do."""
     rule, rng = np.random.default_rng(9).permutation(vocab), np.random.default_rng(seed)
     found = []
     for _ in range(count):
@@ -122,12 +133,14 @@ def test_the_teacher_is_the_targets_distribution_on_the_columns(tiny: Any) -> No
     student = student_of(tiny, columns)
     assert torch.allclose(student.teacher(batch), wanted[:, columns], atol=1e-4)
     top = student_of(tiny, columns, top=2).teacher(batch)
-    assert ((top > 0).sum(dim=1) <= 2).all() and torch.allclose(top.max(dim=1).values, wanted[:, columns].max(dim=1).values, atol=1e-4)
+    assert ((top > 0).sum(dim=1) <= 2).all() and torch.allclose(
+        top.max(dim=1).values, wanted[:, columns].max(dim=1).values, atol=1e-4
+    )
 
 
 def train(tiny: Any, work: Path, progress: Any = lambda *_: None, **changes: Any) -> tuple[Any, MtpStudent]:
     table = tiny[2]
-    recipe = Recipe(**{"depth": 3, "epochs": 12.0, "learning_rate": 3e-3, "batch_tokens": 128, **changes})
+    recipe = Recipe(**{"depth": 3, "epochs": 6.0, "learning_rate": 6e-3, "batch_tokens": 128, **changes})
     student = read_student(tiny[0], table, table[:24], range(24), recipe)
     learnt, held_out = texts(table, 40, 4), texts(table, 10, 5)
     run, _ = trainer.train(
@@ -149,7 +162,7 @@ def test_a_loss_of_acceptance_begins_with_cross_entropy(tiny: Any) -> None:
     batch = batches.batch(texts(tiny[2], 2, 6), "cpu")
     for start, step in ((False, 0), (False, 9), (True, 0)):
         values = {
-            loss: float(student_of(tiny, loss=loss, start=start)(batch, step, 10)[0]) for loss in LOSSES
+            loss: student_of(tiny, loss=loss, start=start)(batch, step, 10)[0].item() for loss in LOSSES
         }
         cold = not start and step < COLD * 10
         assert (values["tv"] == pytest.approx(values["ce"])) == cold
@@ -167,7 +180,9 @@ def test_a_resumed_training_gives_the_same_head(tiny: Any, tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         train(tiny, tmp_path / "parts", stop, epochs=3.0, loss="e2e-tv")
     shares: list[float] = []
-    parts, second = train(tiny, tmp_path / "parts", lambda _, share: shares.append(share), epochs=3.0, loss="e2e-tv")
+    parts, second = train(
+        tiny, tmp_path / "parts", lambda _, share: shares.append(share), epochs=3.0, loss="e2e-tv"
+    )
     assert min(shares) > 0.4 and whole.losses == parts.losses
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -193,9 +208,39 @@ def test_the_command_knows_the_losses_that_there_are() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss": "mse"}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"depth": 0}, {"depth": 99}, {"teacher_top": -1},
-     {"distil_tokens": 0}, {"head_tokens": -1}],
+    [{"loss": "mse"}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"depth": 0}, {"depth": 99},
+     {"teacher_top": -1}, {"distil_tokens": 0}, {"head_tokens": -1}],
 )  # fmt: skip
 def test_requests_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         Request(**changes)
+
+
+def test_acceptance_by_depth_and_entropy_is_counted_from_both_distributions(tiny: Any) -> None:
+    table = tiny[2]
+    columns = [i for i in range(len(table)) if i % 7]
+    student, some = student_of(tiny, columns, depth=3), texts(table, 4, 8)
+    found = acceptance.measure(student, some, table, columns)
+    assert found.alpha.shape == found.likeliest.shape == found.entropy.shape == (len(found.text), 3)
+    batch = batches.batch(some[1:2], "cpu")
+    with torch.no_grad():
+        second = [*student.levels(batch, whole=True)][1]
+        p = torch.softmax(
+            states_of(batch)[batch["rows"], batch["columns"]] @ torch.from_numpy(table).T, dim=1
+        )[second.rows]
+        q = torch.zeros_like(p)
+        q[:, columns] = torch.softmax(second.logits, dim=1)
+    own = found.text == 1
+    assert np.allclose(found.alpha[own, 1], torch.minimum(p, q).sum(dim=1), atol=1e-5)
+    assert np.allclose(found.likeliest[own, 1], p.gather(1, q.argmax(dim=1, keepdim=True))[:, 0], atol=1e-5)
+    assert np.allclose(found.entropy[own, 1], -(p * p.log()).sum(dim=1), atol=1e-4)
+    lengths = found.alpha[:, 0] + found.alpha[:, 0] * found.alpha[:, 1]
+    assert np.allclose(found.lengths("rejection", 2), lengths)
+    assert acceptance.gain(found, found, "rejection", 2) == (0.0, 0.0, 0.0)
+    better = replace(found, alpha=found.alpha + 0.1)
+    mean, low, high = acceptance.gain(better, found, "rejection", 1)
+    assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
+    counted = acceptance.bins(found, "rejection", 3, (0.0, 1.0, 9.0))
+    assert sum(each["chains"] for each in counted) == len(found.text)
+    x = np.arange(5.0)
+    assert acceptance.slope(x, 3.0 - 0.5 * x) == pytest.approx(-0.5) and acceptance.slope(0 * x, x) == 0.0

@@ -56,7 +56,9 @@ def gradient(function: Any, name: str, logits: Any, *rest: Any) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_gradient_are_those_of_the_definition(name: str) -> None:
     logits, *rest = case()
-    assert float(loss_of(name, logits, *rest)) == pytest.approx(float(by_definition(name, logits, *rest)), abs=1e-6)
+    assert float(loss_of(name, logits, *rest)) == pytest.approx(
+        float(by_definition(name, logits, *rest)), abs=1e-6
+    )
     found, wanted = (gradient(f, name, logits, *rest) for f in (loss_of, by_definition))
     assert wanted.abs().max() > 1e-3
     assert torch.allclose(found, wanted, atol=1e-6)
@@ -73,7 +75,9 @@ def test_gradient_by_the_published_formula(name: str) -> None:
     weights = torch.stack(  # -dL/d alpha_k = (1/depth) sum_{j>=k} prod_{i<=j, i!=k} alpha_i
         [
             sum(
-                torch.stack([alpha[i] for i in range(j + 1) if i != k] or [torch.ones_like(alpha[0])]).prod(dim=0)
+                torch.stack([alpha[i] for i in range(j + 1) if i != k] or [torch.ones_like(alpha[0])]).prod(
+                    dim=0
+                )
                 for j in range(k, DEPTH)
             )
             for k in range(DEPTH)
