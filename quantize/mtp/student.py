@@ -98,7 +98,8 @@ class MtpStudent(torch.nn.Module):  # type: ignore[misc]
         with torch.no_grad(), torch.autocast(self.head.device.type, enabled=False):
             logits = states_of(batch)[batch["rows"], batch["columns"]] @ self.head.T
             columns = self.column[batch["top_ids"]]
-            known, place = (columns >= 0).long().max(dim=1)
+            rank = torch.arange(columns.shape[1], 0, -1, device=columns.device)  # likeliest first
+            known, place = torch.where(columns >= 0, rank, 0).max(dim=1)
             column = columns.gather(1, place[:, None]).clamp(min=0)
             share = batch["top_probs"].gather(1, place[:, None]).clamp(min=1e-6)
             probs = torch.exp(logits - logits.gather(1, column) + share.log())
@@ -113,21 +114,26 @@ class MtpStudent(torch.nn.Module):  # type: ignore[misc]
 
         whole: only chains whose tokens all lie inside the answer.
         """
-        ids, states, depth = batch["ids"], states_of(batch), self._recipe.depth
-        text, place = batch["rows"], batch["columns"]  # a row's token stands at place + 1
+        depth, text, place = self._recipe.depth, batch["rows"], batch["columns"]
         number = torch.arange(len(text), device=text.device)
         ends = torch.cat([text[1:] != text[:-1], text.new_ones(1).bool()])
-        # Rows of the same answer behind each row, itself included.
+        # Rows of the same answer behind each row.
         last = torch.flip(torch.cummin(torch.flip(torch.where(ends, number, len(text)), [0]), 0).values, [0])
         left = last - number
         chains = torch.nonzero(left >= (depth if whole else 1))[:, 0]
-        for level, found in enumerate(self._unrolled(ids, states), start=1):
-            places = torch.nonzero(left[chains] >= level)[:, 0]
-            if not len(places):
+        # A chain begins at the state before its row's token: at `first` of its text, or some places behind.
+        first = torch.zeros_like(batch["ids"][:, 0]).index_add(
+            0, torch.cat([text[:1], text[1:][ends[:-1]]]), torch.cat([place[:1], place[1:][ends[:-1]]])
+        )
+        begins = place - first[text]
+        places = first[:, None] + torch.arange(int(begins.max()) + 1, device=text.device)
+        for level, found in enumerate(self._unrolled(batch, places), start=1):
+            kept = torch.nonzero(left[chains] >= level)[:, 0]
+            if not len(kept):
                 return
-            rows = chains[places]
-            read = found[text[rows], place[rows]]  # the chain begins at the state before the row's token
-            yield Level(level, places, read.to(self.head.dtype) @ self.head.T, rows + level)
+            rows = chains[kept]
+            read = found[text[rows], begins[rows]]
+            yield Level(level, kept, read.to(self.head.dtype) @ self.head.T, rows + level)
 
     def acceptances(self, batch: dict[str, Tensor]) -> Tensor:
         """Return [chains, depth] the probability that each token of whole chains is accepted if sampled."""
@@ -136,26 +142,44 @@ class MtpStudent(torch.nn.Module):  # type: ignore[misc]
             found = [overlaps(level.logits, probs[level.rows]) for level in self.levels(batch, whole=True)]
         return torch.stack(found, dim=1) if found else probs.new_zeros(0, self._recipe.depth)
 
-    def _unrolled(self, ids: Tensor, states: Tensor) -> Iterator[Tensor]:
-        """Yield for each depth the head's states [texts, places, width] of the chains that begin there."""
+    def _unrolled(self, batch: dict[str, Tensor], places: Tensor) -> Iterator[Tensor]:
+        """Yield for each depth the head's states [texts, chains, width] of chains that begin at these places.
+
+        places: [texts, chains] ascending; those behind the end of a text give anything.
+        """
         from transformers import DynamicCache
 
-        count = ids.shape[1] - 1
-        cache, places = DynamicCache(), torch.arange(count, device=ids.device)
-        causal = places[:, None] >= places
-        own = places[:, None] == places
-        for depth in range(1, self._recipe.depth + 1):
-            tokens = torch.nn.functional.pad(ids[:, depth:], (0, depth - 1))  # those behind the end: any
-            mask = torch.cat([causal] + [own] * (depth - 1), dim=1)
-            joined = self._joined(self.table[tokens], states)
-            states = self.body(
-                inputs_embeds=joined,
-                attention_mask=mask[None, None].expand(len(ids), 1, -1, -1),
-                position_ids=(places + depth - 1)[None].expand(len(ids), -1),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+        ids, states = batch["ids"], states_of(batch)
+        num_texts, count = ids.shape[0], ids.shape[1] - 1
+        cache = DynamicCache()
+        every = torch.arange(count, device=ids.device).expand(num_texts, -1)
+        # The first depth reads whole texts, as chains attend to all before them; deeper ones the chains only.
+        seen = every[:, :, None] >= every[:, None, :]
+        found = self._read(ids[:, 1:], states, seen, every, cache)
+        begun = places.clamp(max=count - 1)
+        states = found.gather(1, begun[:, :, None].expand(-1, -1, found.shape[2]))
+        yield states
+        own = torch.eye(places.shape[1], dtype=torch.bool, device=ids.device).expand(num_texts, -1, -1)
+        seen = begun[:, :, None] >= every[:, None, :]
+        for depth in range(2, self._recipe.depth + 1):
+            tokens = ids.gather(1, (begun + depth).clamp(max=count))
+            seen = torch.cat([seen, own], dim=2)
+            states = self._read(tokens, states, seen, begun + depth - 1, cache)
             yield states
+
+    def _read(self, tokens: Tensor, states: Tensor, seen: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Return the states [texts, n, width] behind tokens and states before them.
+
+        seen: [texts, n, entries] which entries of the cache, these included, each attends to.
+        """
+        found: Tensor = self.body(
+            inputs_embeds=self._joined(self.table[tokens], states),
+            attention_mask=seen[:, None],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return found
 
     def _joined(self, embedded: Tensor, states: Tensor) -> Tensor:
         parts = [self.token_gain * self._norm(embedded), self.state_gain * self._norm(states)]

@@ -2,7 +2,8 @@
 
 The weights are ordinary IR with the whole head, so that other runtimes can use the folder too. The manifest
 lists the tokens that the head is cut to; a backend cuts it when it loads the draft. A recurrent head
-(`recurrent.py`) and an MTP head (`mtp_head.py`) are no models of their own: they are loaded with their target.
+(`recurrent.py`) and an MTP head (`mtp_head.py`) are no models of their own: they are loaded with their
+target.
 """
 
 from __future__ import annotations
