@@ -141,8 +141,6 @@ class _Build:
         facts: dict[str, Any] = worker.run(
             TRAIN, arguments, "the MTP head cannot be trained", progress=part(self.progress, 0.35, 0.95)
         )
-        if not (folder / JOIN).is_file():
-            raise ModelError("another process writes this head", "read it there")
         made = self._manifest(columns, {**facts, "tokens_written": request.distil_tokens})
         bundle.write(folder, made)  # so that it can be loaded and measured
         measured = self._measured(folder, made, held_out, part(self.progress, 0.95, 1.0))

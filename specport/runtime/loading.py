@@ -209,7 +209,9 @@ class Loader:
         """Return a draft that is a head of the loaded target."""
         found = measurements.find(measurements.of_head(target.key, draft.files.fingerprint))
         module = target.model.mtp if bundle.mtp else None
-        prior = StepCosts.prior({1: 1.0} if module is None else self.profile.cost, self.profile.width_change)
+        prior = StepCosts.prior({1: 1.0})
+        if module is not None:
+            prior = StepCosts.prior(self.profile.cost, self.profile.width_change)
         return DraftModel(
             target.model if module is None else module,
             draft.tokenizer,
