@@ -176,8 +176,8 @@ class Loader:
         draft = self.draft_files(spec, precision, beside, tokenizer)
         files = draft.files
         if files.bundle and files.bundle.on_states:
-            head = target.model.mtp if files.bundle.mtp else target.model.hidden_head
-            if head is None:
+            lacking = (target.model.mtp if files.bundle.mtp else target.model.hidden_head) is None
+            if lacking:
                 what = "multi-token prediction" if files.bundle.mtp else "draft head"
                 raise DeviceError(
                     f"models have no {what} on {self.profile.name}", "choose another --draft or --device"
