@@ -137,6 +137,12 @@ def _pair(spec: str, work: Path, target: str | None, tokens: int | None, progres
     made = None
     if (folder / BUNDLE_FILE).is_file():
         made = bundle.read(folder, thorough=True, keep=True)
+        if made.mtp is not None:
+            raise ModelError(
+                f"{spec} is an MTP head of its own; vLLM reads one inside models of DeepSeek's, Qwen's and "
+                "MiMo's kinds only",
+                _NO_DRAFT,
+            )
         if made.recurrent is not None:
             raise ModelError(
                 f"vLLM has no equal of {spec}, a recurrent head without attention: its heads on hidden "

@@ -34,8 +34,8 @@ class DraftPair:
     name:  the draft's.
     costs, draft_costs: of the target's steps and of the draft's.
     parallel: how the draft drafts several tokens in one pass; None = token by token.
-    on_states: whether the draft is the target's head on hidden states (`Model.hidden_head`); `draft` is the
-           target then.
+    on_states: whether the draft is a head on the target's hidden states: `draft` is the target then, for its
+           `Model.hidden_head`, or another `Loaded` with its `Model.mtp`.
     """
 
     target: Loaded
@@ -111,7 +111,8 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
     speed_ups = sorted(_tpot(a) / _tpot(b) for a, b in zip(plain, planned, strict=True) if len(a.tokens) > 1)
     same = [a.tokens == b.tokens == c.tokens for a, b, c in zip(plain, fixed, planned, strict=True)]
     target_ms = 1e3 * statistics.median(_tpot(run) for run in plain if len(run.tokens) > 1)
-    step_seconds = heads.head_step_seconds if pair.on_states else heads.step_seconds
+    recurrent = pair.on_states and pair.draft.model.hidden_head is not None
+    step_seconds = heads.head_step_seconds if recurrent else heads.step_seconds
     draft_ms = 1e3 * step_seconds(pair.draft.model)
     return {
         "processor": cpu_name(),
@@ -149,7 +150,8 @@ def _method(pair: DraftPair, name: str, engine: Engine) -> Own:
     spec = parse(name)
     draft = DraftModel(
         pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens,
-        parallel=pair.parallel, head=pair.target.model.hidden_head if pair.on_states else None,
+        parallel=pair.parallel, head=pair.draft.model.hidden_head if pair.on_states else None,
+        mtp=pair.on_states and pair.draft is not pair.target,
     )  # fmt: skip
     policy = build_policy(
         parse_draft(spec.draft), pair.target.model, pair.tokenizer, {"draft": draft},

@@ -27,6 +27,8 @@ def write_hidden(
     shards: Sequence[Path],
     folder: Path,
     progress: Progress,
+    *,
+    whole: bool = False,
 ) -> list[Path]:
     """Return a file for each shard in `folder`: [answer tokens, layers * width], shard by shard.
 
@@ -34,6 +36,7 @@ def write_hidden(
     are kept.
 
     load:   loads the target, which returns the states of `layers`; called only where a file is missing.
+    whole:  whether the tokens of prompts have rows too, all but the first token of each text.
     Raises ModelError where a file cannot be read or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,13 +47,16 @@ def write_hidden(
         if path.is_file():
             continue
         model = load() if model is None else model
-        rows = [_states(model, layers, dialogue) for dialogue in read_shard(shard)]
+        rows = [_states(model, layers, dialogue, whole) for dialogue in read_shard(shard)]
         _save(path, np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float16))
     return paths
 
 
-def with_hidden(shard: Path, path: Path) -> list[Dialogue]:
-    """Return the dialogues of a shard with their states, which stay in the file. Raises ModelError."""
+def with_hidden(shard: Path, path: Path, *, whole: bool = False) -> list[Dialogue]:
+    """Return the dialogues of a shard with their states, which stay in the file. whole: as written.
+
+    Raises ModelError.
+    """
     dialogues = read_shard(shard)
     try:
         states = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -59,7 +65,7 @@ def with_hidden(shard: Path, path: Path) -> list[Dialogue]:
         raise ModelError(f"cannot read {path}: {message}", hint) from error
     except (ValueError, EOFError, ArithmeticError, MemoryError) as error:
         raise ModelError(f"{path} is damaged: {error}", "remove it and run the command again") from error
-    ends = np.cumsum([0, *(len(d.tokens) - d.start for d in dialogues)])
+    ends = np.cumsum([0, *(len(d.tokens) - (1 if whole else d.start) for d in dialogues)])
     if dialogues and (states.ndim != 2 or len(states) != ends[-1] or states.dtype != np.float16):
         raise ModelError(f"{path} does not fit {shard}", "remove it and run the command again")
     return [
@@ -68,8 +74,9 @@ def with_hidden(shard: Path, path: Path) -> list[Dialogue]:
     ]
 
 
-def _states(model: Model, layers: Sequence[int], dialogue: Dialogue) -> NDArray[np.float16]:
-    """Return [answer tokens, layers * width] the states before each token of the answer."""
+def _states(model: Model, layers: Sequence[int], dialogue: Dialogue, whole: bool) -> NDArray[np.float16]:
+    """Return [tokens, layers * width] the states before each token of the answer, or of the whole text."""
+    first = 0 if whole else dialogue.start - 1
     tokens = dialogue.tokens[:-1].tolist()
     handle = model.open(min(len(tokens), model.max_context))
     found: list[NDArray[np.float16]] = []
@@ -81,7 +88,7 @@ def _states(model: Model, layers: Sequence[int], dialogue: Dialogue) -> NDArray[
                 raise ModelError("a text of the target does not fit its context", "start anew")
             hidden = output.hidden_of(0)
             wide = np.concatenate([to_host(hidden[layer]) for layer in layers], axis=1)
-            found.append(wide[max(0, dialogue.start - 1 - start) :].astype(np.float16))
+            found.append(wide[max(0, first - start) :].astype(np.float16))
             model.commit(handle, range(len(chunk)))
     finally:
         model.close(handle)

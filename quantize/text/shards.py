@@ -42,13 +42,14 @@ class ShardWriter(Protocol):
         ...
 
 
-def folder_for(fingerprint: str, prompts: Sequence[str], seed: int) -> Path:
+def folder_for(fingerprint: str, prompts: Sequence[str], seed: int, temperature: float = 0.0) -> Path:
     """Return the cache folder of a target's text, shared by all drafts for that target.
 
-    fingerprint: of the target's weights.
+    fingerprint: of the target's weights. temperature: of its answers.
     """
     asked = [*prompts, turns.OPENINGS, passages.content_hash()]
-    facts = json.dumps([_FORMAT, fingerprint, asked, seed, SHARD, writer.ANSWER_TOKENS, TOP_K])
+    sampled = [temperature] if temperature else []
+    facts = json.dumps([_FORMAT, fingerprint, asked, seed, SHARD, writer.ANSWER_TOKENS, TOP_K, *sampled])
     return cache_root() / "text" / hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
@@ -63,6 +64,7 @@ def write_shards(
     least: int = 1,
     at_once: int = writer.AT_ONCE,
     elsewhere: ShardWriter | None = None,
+    temperature: float = 0.0,
 ) -> list[Path]:
     """Return the first shards that hold `num_tokens` tokens of answers, `least` shards or more.
 
@@ -71,12 +73,13 @@ def write_shards(
     prompts:    the user's own turns.
     at_once:    as for `TextWriter`.
     elsewhere:  writes in place of the target that `load` loads.
+    temperature: of the answers; 0 = greedy.
 
     Raises ModelError when a shard cannot be read or written.
     """
     made_up = num_tokens is not None
     total = num_tokens if num_tokens is not None else writer.ANSWER_TOKENS * len({*prompts})
-    plan = turns.plan_shards(prompts, seed, made_up=made_up)
+    plan = turns.plan_shards(prompts, seed, made_up=made_up, temperature=temperature)
     work = _Work(folder, plan, total if made_up else math.inf, least)
     missing = work.missing()
     first = next(missing, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from specport.quantize.text import passages
@@ -47,23 +47,42 @@ class Turn:
 
     text:  the turn, or the opening that the target completes.
     limit: most tokens that the target adds to an opening; 0 = the turn is complete.
-    seed:  of the sampling of these tokens.
+    seed:  of the sampling of these tokens, and of a sampled answer.
+    temperature: of the answer; 0 = greedy.
     """
 
     text: str
     limit: int = 0
     seed: int = 0
+    temperature: float = 0.0
 
 
 def plan_shards(
-    prompts: Sequence[str], seed: int, *, made_up: bool = True
+    prompts: Sequence[str], seed: int, *, made_up: bool = True, temperature: float = 0.0
 ) -> Iterator[tuple[str, list[Turn]]]:
     """Yield the name and the turns of each shard; infinitely many where turns are made up.
 
     prompts: the user's own turns, in every other shard as long as there are any, shuffled by the seed.
     made_up: whether to add openings and passages.
+    temperature: of the answers.
     A shard depends on its number, the seed and the prompts only.
     """
+    for number, (name, asked) in enumerate(_plan(prompts, seed, made_up)):
+        if temperature:
+            drawn = np.random.default_rng([seed, number, len(MADE_UP)]).integers(2**31, size=len(asked))
+            yield (
+                name,
+                [
+                    replace(turn, temperature=temperature, seed=turn.seed or int(own))
+                    for turn, own in zip(asked, drawn, strict=True)
+                ],
+            )
+        else:
+            yield name, asked
+
+
+def _plan(prompts: Sequence[str], seed: int, made_up: bool) -> Iterator[tuple[str, list[Turn]]]:
+    """Yield as `plan_shards`, with greedy answers."""
     distinct = [*dict.fromkeys(prompts)]
     shuffled = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
     own = [shuffled[i : i + SHARD] for i in range(0, len(shuffled), SHARD)]

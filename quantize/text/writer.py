@@ -18,13 +18,14 @@ from specport.quantize.text.turns import Turn
 from specport.core.arrays import Array, to_host
 from specport.core.engine import Engine
 from specport.core.policies.first_proposal import FirstProposal
-from specport.core.policies.length_rules import (
-    Fixed,
-)
+from specport.core.policies.length_rules import Fixed
 from specport.core.ports import Model, Needs, Policy
 from specport.core.sampling.params import SamplingParams
+from specport.core.sampling.sampler import Sampler
 from specport.core.sequence import Generation
-from specport.core.verify.rules import Greedy, Verdict
+from specport.core.tree import TokenTree
+from specport.core.verify.rules import AcceptanceRule, Verdict, rule_for
+from specport.core.verify.scores import TargetScores
 from specport.core.verify.verifier import TargetVerifier, VerifyRequest
 from specport.drafters.retrieval.recycle import RecycleDrafter
 from specport.text.builtin_prompts import encode
@@ -34,11 +35,15 @@ ANSWER_TOKENS = 192  # of an answer, at most
 AT_ONCE = 64  # texts that share a step
 
 
-class _Recorded(Greedy):
-    """Greedy acceptance that holds the target's likeliest tokens before each token of its text."""
+class _Recorded:
+    """Accept by another rule, and hold the target's likeliest tokens before each token of its text."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: AcceptanceRule) -> None:
+        self.name, self._rule = rule.name, rule
         self.tops: list[TopTokens] = []
+
+    def accept(self, tree: TokenTree, scores: TargetScores, sampler: Sampler) -> Verdict:
+        return self._rule.accept(tree, scores, sampler)
 
 
 @dataclass(eq=False)
@@ -57,13 +62,14 @@ class _Task:
 
 
 class TextWriter:
-    """Lets a target answer turns greedily, many at a time.
+    """Lets a target answer turns, many at a time: greedily, or sampled where a turn has a temperature.
 
     at_once: texts that share a step.
     on_step: called after each step with the number of answer tokens written so far.
 
     Where the target pads single tokens (`Capabilities.min_width`), drafted tokens take the place of the
-    padding at no cost. Greedy text does not depend on them. Sampled text would, so turns are written without.
+    padding at no cost. Greedy text does not depend on them. Sampled text would, so turns and sampled answers
+    are written without.
     """
 
     def __init__(
@@ -132,10 +138,13 @@ class TextWriter:
         prompt = encode(self._tokenizer, text)
         if len(prompt) + ANSWER_TOKENS > self._target.max_context:
             return
-        task.record = _Recorded()
+        turn = task.turn
+        params = SamplingParams(temperature=turn.temperature, seed=turn.seed if turn.temperature else None)
+        task.record = _Recorded(rule_for(params))
         task.generation = Generation(
-            [*prompt], SamplingParams(), ANSWER_TOKENS, self._tokenizer.eos_ids, rule=task.record
-        )
+            [*prompt], params, ANSWER_TOKENS, self._tokenizer.eos_ids, rule=task.record,
+            max_draft_tokens=0 if turn.temperature else None,
+        )  # fmt: skip
         self._engine.add(task.generation)
 
     def _advance(self, task: _Task) -> None:

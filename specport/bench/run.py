@@ -110,7 +110,7 @@ def bench(
         names.remove(AUTO)  # it would be measured twice
     loaded = [*(parse_draft(draft).parts if draft else ()), *automatic.parts]
     head = loader.hidden_head(DraftSpec(tuple(loaded)))
-    named = [part for spec in drafts.values() for part in spec.parts]
+    named = [part for spec in drafts.values() for part in spec.parts if part.model is None]
     module = module_of(DraftSpec((*named, *loaded)), files, loader)
     target = loader.target_with(files, exact, head=head, mtp=module, mtp_tokens=head_of(module, loader))
     if lacks(target, head, module):

@@ -26,8 +26,8 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
 from specport.drafters.build import check_tokenizer
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import GRAFT, MTP
-from specport.drafters.spec import DraftSpec, parse
+from specport.drafters.registry import GRAFT, MODEL, MTP
+from specport.drafters.spec import DraftSpec, PartSpec, parse
 from specport.drafters.tree.graft import Variant
 from specport.drafters.tree.graft_thresholds import Choice
 from specport.errors import DeviceError, InvalidInput
@@ -35,6 +35,7 @@ from specport.models.source import ModelFiles
 from specport.progress import Progress, part, silent
 from specport.runtime import measurements
 from specport.runtime.loading import Loader
+from specport.runtime.mtp import head_of, module_of
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded
 from specport.text import builtin_prompts
@@ -158,6 +159,8 @@ def calibrate_draft(
         check_tokenizer(spec, grafted, files.name, found.mismatch)
     if files.bundle and files.bundle.recurrent:
         return _hidden_head(files, target.files, target.exact, loader)
+    if files.bundle and files.bundle.mtp:
+        return _mtp_head(name, files, target, progress)
     tokens = files.bundle.head_tokens if files.bundle else None
     loaded = loader.draft_with(files, tokens)
     tried: tuple[Head, ...] = ()
@@ -243,6 +246,20 @@ def _hidden_head(head: ModelFiles, files: ModelFiles, exact: bool, loader: Loade
     about = {"role": "draft head", "device": loader.profile.name, "model": files.name}
     path = measurements.save(key, measurements.Calibration(costs, about)) if key else None
     return Report("draft head", head.name, head.precision, measured, None, path)
+
+
+def _mtp_head(name: str, head: ModelFiles, target: Beside, progress: Progress) -> Report:
+    """Measure the steps of a trained module for multi-token prediction. Its training cut its head."""
+    loader = target.loader
+    module = module_of(DraftSpec((PartSpec(MODEL, name),)), target.files, loader)
+    tokens = head_of(module, loader)
+    model = loader.target_with(target.files, target.exact, mtp=module, mtp_tokens=tokens).model.mtp
+    if model is None:
+        raise DeviceError(
+            f"models have no multi-token prediction on {loader.profile.name}", "choose another --draft"
+        )
+    loaded = Loaded(model, key=measurements.of_head(target.key, head.fingerprint), head_tokens=tokens)
+    return report("multi-token prediction", head, loaded, loader, progress, DRAFT_S)
 
 
 def report(

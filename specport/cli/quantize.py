@@ -18,6 +18,7 @@ from specport.cli import (
     quantize_inspect,
     quantize_layers,
     quantize_layerskip,
+    quantize_mtp,
     quantize_pipo,
     quantize_speech,
     quantize_verifier,
@@ -42,6 +43,7 @@ examples:
   specport quantize inspect draft
   specport quantize export draft --to genai --out folder  or --to hf, vllm
   specport quantize head --distil 300000 --out draft      a small head on the target's hidden states
+  specport quantize mtp --distil 200000 --out draft       a head for multi-token prediction
   specport quantize layers                                measure the importance of each layer
   specport quantize compare --precision int4:128,awq      compare weight formats
   specport quantize speech --audio talks/ --out draft     a draft for Whisper, from your recordings
@@ -71,6 +73,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     quantize_compare.add_parser(actions)
     quantize_layerskip.add_parser(actions)
     quantize_head.add_parser(actions)
+    quantize_mtp.add_parser(actions)
     quantize_speech.add_parser(actions)
     quantize_diffusion.add_parser(actions)
     quantize_pipo.add_parser(actions)
@@ -191,6 +194,7 @@ ACTIONS = {
     "compare": quantize_compare.run,
     "layerskip": quantize_layerskip.run,
     "head": quantize_head.run,
+    "mtp": quantize_mtp.run,
     "speech": quantize_speech.run,
     "diffusion": quantize_diffusion.run,
     "pipo": quantize_pipo.run,

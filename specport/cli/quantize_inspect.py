@@ -15,6 +15,7 @@ from specport.errors import InvalidInput
 if TYPE_CHECKING:
     from specport.models.bundle import Bundle
     from specport.models.bundle_facts import Adapted, Distilled, Measured, StepTimes
+    from specport.models.mtp_head import MtpHead
     from specport.models.parallel import Parallel
     from specport.models.recurrent import Recurrent
 
@@ -66,7 +67,9 @@ def show(bundle: Bundle) -> None:
         ("made from", f"{bundle.source}, {bundle.precision}"),
         ("head", head),
     ]
-    if bundle.recurrent:
+    if bundle.mtp:
+        lines += _mtp_lines(bundle.mtp, distilled)
+    elif bundle.recurrent:
         lines += _recurrent_lines(bundle.recurrent, distilled)
     else:
         kept = ", ".join(map(str, bundle.layers))
@@ -111,6 +114,18 @@ def _recurrent_lines(shape: Recurrent, distilled: Distilled) -> list[tuple[str, 
     ]
     if distilled.tokens_read:
         lines.append(("trained", f"on {distilled.tokens_read} tokens, to depth {shape.depth}"))
+    return lines + _survival_lines(distilled)
+
+
+def _mtp_lines(head: MtpHead, distilled: Distilled) -> list[tuple[str, str]]:
+    lines = [
+        ("reads", "the target's hidden states, and the prompt beside it: a head for multi-token prediction")
+    ]
+    if distilled.parameters:
+        lines.append(("size", f"{distilled.parameters / 1e6:.1f} million parameters: one layer and its join"))
+    if distilled.tokens_read:
+        text = f"by {head.loss} on {distilled.tokens_read} tokens, to depth {head.depth}"
+        lines.append(("trained", text))
     return lines + _survival_lines(distilled)
 
 

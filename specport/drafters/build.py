@@ -43,7 +43,7 @@ def build_sources(
         draft = drafts[part.model] if part.model is not None else None
         if draft is not None and kinds[part.kind].same_tokenizer:
             check_tokenizer(spec, part, draft.name, draft.mismatch)
-        if draft is not None and draft.head is not None and part.kind != MODEL:
+        if draft is not None and draft.on_states and part.kind != MODEL:
             raise InvalidInput(f"{draft.name} is a head on hidden states, no model for {part.kind}(MODEL)")
         context = BuildContext(
             target, tokenizer, costs, draft, part.layer, exit_costs, planned,

@@ -50,6 +50,8 @@ def model(context: BuildContext) -> Source:
     if draft.head is not None:
         drafter: PlannedDrafter = HiddenHeadDrafter(draft.head, context.target.vocab_size)
         return Source(drafter, draft.costs, draft.reach, draft.assumed)
+    if draft.mtp:
+        return _mtp(draft, context)
     vocab, window = draft.target_vocab(context.target.vocab_size), context.window
     if about := draft.parallel:
         drafter = ParallelDrafter(
@@ -92,6 +94,10 @@ def mtp(context: BuildContext) -> Source:
         raise InvalidInput(
             "the target was loaded without its module for multi-token prediction", "use specport run"
         )
+    return _mtp(module, context)
+
+
+def _mtp(module: DraftModel, context: BuildContext) -> Source:
     drafter = MtpDrafter(module.model, context.target.vocab_size, module.token_map)
     return Source(drafter, module.costs, module.reach, module.assumed)
 

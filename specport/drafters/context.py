@@ -29,6 +29,7 @@ class DraftModel:
     parallel:  how it drafts several tokens in one pass; None = token by token.
     mismatch:  how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
     head:      of the target, to draft from its hidden states; `model` is the target then. None = a model.
+    mtp:       whether `model` is a module for multi-token prediction, which reads the target's states.
     prefixes:  of the model: beginnings of contexts that it need not read again; None = none.
     assumed:   seconds of its step in plain steps of the target, before anything was timed; None = unknown.
     """
@@ -43,8 +44,14 @@ class DraftModel:
     parallel: Parallel | None = None
     mismatch: str | None = None
     head: HiddenHead | None = None
+    mtp: bool = False
     assumed: float | None = None
     prefixes: PrefixCache | None = None
+
+    @property
+    def on_states(self) -> bool:
+        """Return whether it is a head on the target's hidden states, no model of its own."""
+        return self.head is not None or self.mtp
 
     def target_vocab(self, vocab_size: int) -> int:
         """Return the number of a target's ids that may be drafted: those below MASK."""

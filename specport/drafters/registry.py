@@ -182,7 +182,8 @@ _KINDS = (
         proposes="what the model's own weights for multi-token prediction say",
         needs="a Hugging Face folder that has them (Qwen3.5, DeepSeek-V3, GLM-4.5, MiMo), OpenVINO's paged "
         "path or torch",
-        pays_when="the model ships with them: there is nothing to train",
+        pays_when="the model ships with them; for others, `specport quantize mtp` trains a head, which is "
+        "named as a MODEL",
         build=partial(_build, "mtp"),
     ),
 )

@@ -1,8 +1,9 @@
 """Draft bundles: a folder with a draft's weights and the manifest `specport.json`, which names its target.
 
 The weights are ordinary IR with the whole head, so that other runtimes can use the folder too. The manifest
-lists the tokens that the head is cut to; a backend cuts it when it loads the draft. A recurrent head is no
-model of its own (`recurrent.py`): it is loaded with its target.
+lists the tokens that the head is cut to; a backend cuts it when it loads the draft. A recurrent head
+(`recurrent.py`) and an MTP head (`mtp_head.py`) are no models of their own: they are loaded with their
+target.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from specport.models import bundle_facts, manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.json_file import text_config
+from specport.models.mtp_head import MtpHead
 from specport.models.os_errors import cause
 from specport.models.parallel import Parallel
 from specport.models.recurrent import Recurrent
@@ -50,7 +52,8 @@ class Bundle:
     measured:   acceptance, times and speed-up, and the conditions of the measurement.
     provenance: command, versions, date.
     parallel:   how it drafts several tokens in one pass; None = token by token.
-    recurrent:  shape of a head on the target's hidden states; None = the draft is a model.
+    recurrent:  shape of a recurrent head on the target's hidden states; None = it is none.
+    mtp:        facts about a trained module for multi-token prediction; None = it is none.
     """
 
     target: str
@@ -68,6 +71,7 @@ class Bundle:
     target_sketch: tuple[float, ...] = ()
     parallel: Parallel | None = None
     recurrent: Recurrent | None = None
+    mtp: MtpHead | None = None
 
     def __post_init__(self) -> None:
         check_head(self.head)
@@ -78,6 +82,11 @@ class Bundle:
     def head_tokens(self) -> tuple[int, ...] | None:
         """The ids that the head keeps, ascending; None = all."""
         return None if self.head is None else expand(self.head)
+
+    @property
+    def on_states(self) -> bool:
+        """Whether the draft is a head on the target's hidden states, which only runs with its target."""
+        return self.recurrent is not None or self.mtp is not None
 
     @property
     def pays(self) -> bool:
@@ -116,10 +125,10 @@ class Bundle:
 
 def check_is_model(bundle: Bundle, folder: Path) -> None:
     """Raise ModelError for a head on hidden states, which has no layers to train, adapt or export."""
-    if bundle.recurrent is not None:
+    if bundle.on_states:
         raise ModelError(
             f"{folder} is a draft head, which only runs with its target",
-            "name a draft that is a model of its own; specport quantize head builds another head",
+            "name a draft that is a model of its own; specport quantize head or mtp builds another head",
         )
 
 

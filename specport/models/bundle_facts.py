@@ -49,6 +49,7 @@ class Distilled(Struct):
     agreement_before: Share = 0.0
     trained: bool = True
     tokens_read: Count = 0
+    parameters: Count = 0
     seconds: Amount = 0.0
     survival: tuple[Share, ...] = ()
     survival_before: tuple[Share, ...] = ()

@@ -13,13 +13,14 @@ SGLang, h_t is taken behind the target's last norm, and s_t behind the module's.
 meant to draft a token each, the first drafts them all.
 
 Here the module becomes a folder: a decoder of one layer that transformers reads, and the file JOIN. The
-decoder has a stand-in of VOCAB tokens for embeddings and head: those of the target are used.
+decoder has a stand-in of VOCAB tokens for embeddings and head: those of the target are used. `specport
+quantize mtp` trains such a folder for a target that has no module: an MTP head.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ from specport.models.tensors import Stored
 from specport.outside import Format, plain_values
 from specport.outside.numbers import Share
 
-JOIN = "mtp.safetensors"
+JOIN, WEIGHTS = "mtp.safetensors", "model.safetensors"
 VOCAB = 8
 _WEIGHT, _TOKEN, _STATE = "join", "token.gain", "state.gain"  # tensors of JOIN
 _ANY = re.compile(r"(^|[._])(mtp|nextn)([._]|$)|\.mtp_|eh_proj")
@@ -208,22 +209,40 @@ def write(module: Module, folder: Path) -> None:
         gains = [gain.astype(np.float32) + 1.0 for gain in gains]
     kept = np.float32 if module.join.kind == "F32" else np.float16
     token_gain, state_gain = (gain.astype(np.float32) for gain in gains)
-    joined = {_WEIGHT: weight.astype(kept), _TOKEN: token_gain, _STATE: state_gain}
-    stand_in = np.eye(VOCAB, width, dtype=np.float32)
+    join = Join(weight.astype(kept), token_gain, state_gain, 0.0)
+    write_parts(folder, module.config, module.like, module.layer, module.norm, join)
+
+
+def write_parts(
+    folder: Path,
+    config: Mapping[str, Any],
+    like: int,
+    layer: Mapping[str, Stored | NDArray[Any]],
+    norm: Stored | NDArray[Any],
+    join: Join,
+) -> None:
+    """Write the folder of a module whose tensors are given.
+
+    config: of the target's text part. like: number of the target's layer that `layer` is of the same form as.
+    layer:  tensors by their names in it. norm: [width] behind the layer. The epsilon of `join` is that of
+            `config`.
+    """
+    joined = {_WEIGHT: join.weight, _TOKEN: join.token_gain, _STATE: join.state_gain}
+    stand_in = np.eye(VOCAB, join.width, dtype=np.float32)
     decoder: dict[str, Stored | NDArray[Any]] = {
-        f"model.layers.0.{name}": stored for name, stored in module.layer.items()
+        f"model.layers.0.{name}": part for name, part in layer.items()
     }
-    decoder |= {"model.norm.weight": module.norm}
+    decoder |= {"model.norm.weight": norm}
     decoder |= {"model.embed_tokens.weight": stand_in, "lm_head.weight": stand_in}
     tensors.write(folder / JOIN, joined)
-    tensors.write(folder / "model.safetensors", decoder)
-    write_json(folder / "config.json", _decoder_config(module), indent=2)
+    tensors.write(folder / WEIGHTS, decoder)
+    write_json(folder / "config.json", _decoder_config(config, like, [*layer]), indent=2)
 
 
-def _decoder_config(module: Module) -> dict[str, Any]:
-    """Return the configuration of a decoder with the module's layer only."""
-    config = dict(module.config)
-    count, like = config["num_hidden_layers"], module.like
+def _decoder_config(config: Mapping[str, Any], like: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration of a decoder with one layer of a model, whose tensors have these names."""
+    config = dict(config)
+    count = config["num_hidden_layers"]
     for name in [*config]:
         if isinstance(config[name], list) and len(config[name]) == count:  # one entry a layer
             config[name] = [config[name][like]]
@@ -237,7 +256,7 @@ def _decoder_config(module: Module) -> dict[str, Any]:
     config |= {"tie_word_embeddings": False, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}
     if "full_attention_interval" in config:
         config |= {"full_attention_interval": 1, "layer_types": ["full_attention"]}
-    experts = any(name.startswith("mlp.experts.") for name in module.layer)
+    experts = any(name.startswith("mlp.experts.") for name in names)
     for name in ("first_k_dense_replace", "max_window_layers"):
         if isinstance(config.get(name), int):
             config[name] = int(like < config[name])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import ModelError
-from specport.models import bundle, download
+from specport.models import bundle, download, mtp
 from specport.models.recurrent import WEIGHTS
 from specport.outside import Format, Table
 
@@ -41,6 +41,11 @@ def shipped_head(folder: Path, name: str, fingerprint: str, source: str) -> Path
 def is_head(folder: Path) -> bool:
     """Return whether a folder holds a bundle with a recurrent head, by its manifest, which is not checked."""
     return (folder / WEIGHTS).is_file() and _about(folder).get("recurrent") is not None
+
+
+def is_mtp_head(folder: Path) -> bool:
+    """Return whether a folder holds a bundle with an MTP head, by its manifest, which is not checked."""
+    return (folder / mtp.JOIN).is_file() and _about(folder).get("mtp") is not None
 
 
 def _about(folder: Path) -> Mapping[str, Any]:

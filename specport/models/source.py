@@ -48,7 +48,7 @@ class ModelFiles:
     source:      what the user named, or "default".
     fingerprint: hash of the weights, independent of the path.
     bundle:      facts about a draft that `specport quantize` built; None for any other model. One with a
-                 recurrent head has no weights but the head's.
+                 head on hidden states has no weights but the head's.
     origin:      the Hugging Face folder that the weights came from; None = another format.
     """
 
@@ -201,12 +201,13 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
     _check_kind(path, options.speech)
+    if shipped.is_head(path) or shipped.is_mtp_head(path):
+        head = bundle.read(path, keep=path.parent == shipped.FOLDER)
+        parts = [mtp.JOIN, mtp.WEIGHTS] if head.mtp else [WEIGHTS]
+        identity = fingerprint(path, [bundle.BUNDLE_FILE], parts)
+        return ModelFiles(path, name, head.precision, spec, identity, head)
     if (path / mtp.JOIN).is_file():
         raise ModelError(f"{path} is a module of a model, for multi-token prediction", "name the model")
-    if shipped.is_head(path):
-        head = bundle.read(path, keep=path.parent == shipped.FOLDER)
-        identity = fingerprint(path, [bundle.BUNDLE_FILE], [WEIGHTS])
-        return ModelFiles(path, name, head.precision, spec, identity, head)
     weights = sorted(p.name for p in path.glob("*.safetensors"))
     if (path / IR_XML).is_file() and not (options.weights == "huggingface" and weights):
         if options.weights != "ir":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from specport.jobs import worker
 from specport.models import cache, mtp, source
 from specport.models import precision as precisions
-from specport.models.json_file import TOKENIZER_FILE
+from specport.models.json_file import CONFIG_FILE, TOKENIZER_FILE
 from specport.models.source import ModelFiles, ir_fingerprint, ir_problem
 from specport.progress import Progress, silent
 
@@ -72,28 +74,65 @@ def mtp_module(
     module = target.own_module
     if module is None:
         return None
-    found, wanted = module, precisions.parse(target.precision)
+    name, identity = f"{target.name}-mtp", target.fingerprint
+    return _module(partial(mtp.write, module), name, identity, target, weights, progress, verbose)
+
+
+def mtp_head(
+    head: ModelFiles,
+    target: ModelFiles,
+    *,
+    weights: str = "ir",
+    progress: Progress = silent,
+    verbose: bool = False,
+) -> ModelFiles:
+    """Return a trained module (`specport quantize mtp`), converted like `mtp_module` for its target.
+
+    head: with a bundle. Raises ModelError where it cannot be converted.
+    """
+
+    def write(folder: Path) -> None:
+        for name in (mtp.JOIN, mtp.WEIGHTS, CONFIG_FILE):
+            shutil.copyfile(head.folder / name, folder / name)
+
+    found = _module(write, head.name, head.fingerprint, target, weights, progress, verbose)
+    return replace(found, source=head.source, bundle=head.bundle)
+
+
+def _module(
+    write: Callable[[Path], None],
+    name: str,
+    identity: str,
+    target: ModelFiles,
+    weights: str,
+    progress: Progress,
+    verbose: bool,
+) -> ModelFiles:
+    """Return a module from the cache, where it is converted if needed.
+
+    write: writes its folder (`models.mtp`). identity: of what it is made from.
+    """
+    wanted = precisions.parse(target.precision)
     precision = target.precision
     if wanted.base.startswith("int"):
         precision = "int8:sym" if wanted.symmetric else "int8"
-    name = f"{target.name}-mtp"
 
     def build(work: Path) -> Mapping[str, Any]:
         about = {"name": name, "source": target.source, "precision": precision}
         if weights != "ir":
-            mtp.write(found, work)
+            write(work)
             return about
         decoder = work / "decoder"
         decoder.mkdir()
-        mtp.write(found, decoder)
+        write(decoder)
         shutil.copyfile(target.folder / TOKENIZER_FILE, decoder / TOKENIZER_FILE)  # conversions copy one
         versions = convert(decoder, work, precision, progress=progress, verbose=verbose)
         shutil.move(decoder / mtp.JOIN, work / mtp.JOIN)
         shutil.rmtree(decoder)
         return {**about, "versions": versions}
 
-    key = source.entry_name(name, source.stored_name(precision, weights), target.fingerprint)
+    key = source.entry_name(name, source.stored_name(precision, weights), identity)
     checks: dict[str, Any] = {"also_damaged": ir_problem} if weights == "ir" else {}
     entry = cache.entry(key, build, progress, **checks)
-    identity = ir_fingerprint(entry.folder) if weights == "ir" else f"{target.fingerprint}-mtp"
+    identity = ir_fingerprint(entry.folder) if weights == "ir" else f"{identity}-mtp"
     return ModelFiles(entry.folder, name, precision, target.source, identity)

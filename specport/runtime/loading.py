@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import Classifier
@@ -14,7 +16,7 @@ from specport.models.bundle import Bundle
 from specport.models.diffusion import find_facts
 from specport.models.pipo import Pairs
 from specport.models.precision import parse as parse_precision
-from specport.models.shipped import is_head
+from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
@@ -24,7 +26,7 @@ from specport.runtime.profiles import Profile, detect, load_profile
 from specport.runtime.registry import Backend, Loaded, LoadOptions, backend_for
 from specport.text.tokenizer import Tokenizer, load_beside
 
-HEAD_COST = 0.06  # assumed step of a recurrent head that was never timed, in plain steps of the target
+HEAD_COST = 0.06  # assumed step of a head that was never timed, in plain steps of the target
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,14 @@ class Loader:
         exit_layer: number of layers after which it may exit early; 0 = none.
         head:       bundle of a recurrent head (`hidden_head`) that is to draft for it.
         hidden_layers: layers whose states its steps can return; those of head and module are added.
-        mtp:        the target's own module for multi-token prediction (`runtime.mtp`), to draft for it.
+        mtp:        a module for multi-token prediction (`runtime.mtp`), to draft for it.
         mtp_tokens: ids that the module's head keeps; None = all.
         pairs:      of a pair model, whose decoder this is; None = any other model.
         skipped_layers: layers that its slim verifier does without; () = it has none.
         Raises DeviceError where the device does not support early exits or slim verifiers, and ModelError for
         a head in place of a model.
         """
-        if files.bundle and files.bundle.recurrent:
+        if files.bundle and files.bundle.on_states:
             raise ModelError(f"{files.name} is a draft head, not a model", "name it with --draft")
         if head and head.bundle and head.bundle.recurrent:
             hidden_layers = tuple(sorted({*hidden_layers, *head.bundle.recurrent.layers}))
@@ -145,10 +147,17 @@ class Loader:
 
         Raises InvalidInput where there are two.
         """
+        return self._head(spec, is_head, "draft")
+
+    def mtp_head(self, spec: DraftSpec) -> ModelFiles | None:
+        """Return the bundle of the MTP head in a draft expression, as `hidden_head`."""
+        return self._head(spec, is_mtp_head, "MTP")
+
+    def _head(self, spec: DraftSpec, is_one: Callable[[Path], bool], kind: str) -> ModelFiles | None:
         paths = {name: expanded(name).resolve() for name in spec.models}
-        found = [name for name, path in paths.items() if is_head(path)]
+        found = [name for name, path in paths.items() if is_one(path)]
         if len({paths[name] for name in found}) > 1:
-            raise InvalidInput(f"two draft heads in {str(spec)!r}", "a target is loaded with one: name one")
+            raise InvalidInput(f"two {kind} heads in {str(spec)!r}", "a target is loaded with one: name one")
         return self.files(found[0], self.profile.draft_precision) if found else None
 
     def exit_layer(self, spec: DraftSpec, files: ModelFiles) -> int:
@@ -178,10 +187,12 @@ class Loader:
         """
         draft = self.draft_files(spec, precision, beside, tokenizer)
         files = draft.files
-        if files.bundle and files.bundle.recurrent:
-            if target.model.hidden_head is None:
+        if files.bundle and files.bundle.on_states:
+            lacking = (target.model.mtp if files.bundle.mtp else target.model.hidden_head) is None
+            if lacking:
+                what = "multi-token prediction" if files.bundle.mtp else "draft head"
                 raise DeviceError(
-                    f"models have no draft head on {self.profile.name}", "choose another --draft or --device"
+                    f"models have no {what} on {self.profile.name}", "choose another --draft or --device"
                 )
             return draft, target
         if files.bundle:
@@ -192,7 +203,7 @@ class Loader:
     def draft_model(self, draft: DraftFiles, loaded: Loaded, target: Loaded) -> DraftModel:
         """Return a loaded draft with its calibration results for this target."""
         files = draft.files
-        if files.bundle and files.bundle.recurrent:
+        if files.bundle and files.bundle.on_states:
             return self._head_model(draft, files.bundle, target)
         return DraftModel(
             loaded.model,
@@ -209,15 +220,20 @@ class Loader:
     def _head_model(self, draft: DraftFiles, bundle: Bundle, target: Loaded) -> DraftModel:
         """Return a draft that is a head of the loaded target."""
         found = measurements.find(measurements.of_head(target.key, draft.files.fingerprint))
+        module = target.model.mtp if bundle.mtp else None
+        prior = StepCosts.prior({1: 1.0})
+        if module is not None:
+            prior = StepCosts.prior(self.profile.cost, self.profile.width_change)
         return DraftModel(
-            target.model,
+            target.model if module is None else module,
             draft.tokenizer,
             draft.files.name,
-            found.costs if found else StepCosts.prior({1: 1.0}),
+            found.costs if found else prior,
             bundle.head_tokens,
             reach=bundle.reach,
             mismatch=draft.mismatch,
-            head=target.model.hidden_head,
+            head=target.model.hidden_head if bundle.recurrent else None,
+            mtp=module is not None,
             assumed=float(bundle.measured.get("cost", HEAD_COST)),
         )
 
@@ -240,7 +256,7 @@ class Loader:
         Raises ModelError for a bundle that was built for another target.
         """
         files = self.files(spec, precision or self.profile.draft_precision)
-        if files.bundle and files.bundle.recurrent:  # it has the target's tokenizer, and no files of its own
+        if files.bundle and files.bundle.on_states:  # it has the target's tokenizer, and no files of its own
             own, same = tokenizer, files.bundle.tokenizer == tokenizer.fingerprint
             mismatch = None if same else "it was trained with another one"
         else:

@@ -1,4 +1,5 @@
-"""A target's own module for multi-token prediction: found for a draft expression, joined with its costs."""
+"""A module for multi-token prediction, the target's own or trained: found for a draft expression, and joined
+with its costs."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ from specport.core.planning.step_costs import StepCosts
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import MTP
 from specport.drafters.spec import DraftSpec
-from specport.errors import DeviceError, ModelError
+from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models import precision as precisions
 from specport.models.json_file import read_json, whole
 from specport.models.source import ModelFiles
 from specport.runtime import measurements
-from specport.runtime.conversion import mtp_module
+from specport.runtime.conversion import mtp_head, mtp_module
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded
 from specport.text.tokenizer import Tokenizer
@@ -20,30 +21,40 @@ _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # of a weight
 
 
 def module_of(spec: DraftSpec, files: ModelFiles, loader: Loader) -> ModelFiles | None:
-    """Return the target's own module where a draft expression names it, converted where needed.
+    """Return the module that a draft expression names, converted where needed: the target's own, or a trained
+    one (`specport quantize mtp`), which has a bundle.
 
-    files: of the target. Raises ModelError where it has none, or none that can be used.
+    files: of the target. Raises ModelError where it has none, or none that can be used, and InvalidInput
+    where two are named.
     """
+    head = loader.mtp_head(spec)
+    if head is not None:
+        if MTP in spec.kinds:
+            raise InvalidInput(f"two MTP heads in {str(spec)!r}", "a target is loaded with one: name one")
+        return mtp_head(head, files, weights=loader.backend.weights, progress=loader.progress)
     if MTP not in spec.kinds:
         return None
     found = mtp_module(files, weights=loader.backend.weights, progress=loader.progress)
     if found is None:
         raise ModelError(
             f"{files.name} has no weights for multi-token prediction",
-            "name a Hugging Face folder that has them with --model, or choose another --draft",
+            "train an MTP head with specport quantize mtp, name a Hugging Face folder that has them with "
+            "--model, or choose another --draft",
         )
     return found
 
 
 def head_of(module: ModelFiles | None, loader: Loader) -> tuple[int, ...] | None:
-    """Return the ids that calibration left in the head of a module; None = all."""
+    """Return the ids that training or calibration left in the head of a module; None = all."""
+    if module is not None and module.bundle is not None:
+        return module.bundle.head_tokens
     return None if module is None else measurements.find_cut(module.fingerprint, loader.profile.name)
 
 
 def as_draft(
     module: ModelFiles, files: ModelFiles, tokenizer: Tokenizer, target: Loaded, loader: Loader
 ) -> DraftModel:
-    """Return the module that was loaded with a target, as a draft with its costs.
+    """Return the target's own module that was loaded with it, as a draft with its costs.
 
     module, files: of the module, loaded with the head of `head_of`, and of the target.
     Raises DeviceError where the device runs no such module.

@@ -77,7 +77,8 @@ def load_together(
         if default is not None and lacks(target, head, module):
             spec, module = default, None
         tokenizer = reading.result()
-        others = [name for name in spec.models if head is None or name != head.source]
+        with_target = {found.source for found in (head, module) if found is not None and found.bundle}
+        others = [name for name in spec.models if name not in with_target]
         # Alone, a model is prepared by its first step: one more step in advance would save nothing.
         preparing = [pool.submit(target.prepare)] if target.prepare and others else []
         drafts = {}
@@ -89,5 +90,6 @@ def load_together(
             drafts[name] = place, draft, loaded
         for prepared in preparing:
             prepared.result()
-    mtp = None if module is None else as_draft(module, files, tokenizer, target, loader)
+    own = module if module is not None and module.bundle is None else None
+    mtp = None if own is None else as_draft(own, files, tokenizer, target, loader)
     return Together(spec, target, tokenizer, drafts, mtp, tuple(notes))

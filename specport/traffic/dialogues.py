@@ -41,6 +41,7 @@ class Dialogue:
     weights: [answer] of each token in training; None = all equal.
     hidden:  [answer, size] the target's hidden states at the token before each token of the answer, of all
              chosen layers side by side; None where they were not computed. Not stored with the dialogue.
+             Where a draft reads prompts too, [tokens - 1, size]: those before each token but the first.
     """
 
     tokens: NDArray[np.int32]

@@ -16,7 +16,7 @@ from specport.models import cache, mtp
 from specport.models.bundle import BUNDLE_FILE, registered
 from specport.models.json_file import TOKENIZER_FILE
 from specport.models.precision import parse
-from specport.models.shipped import is_head, shipped_head
+from specport.models.shipped import is_head, is_mtp_head, shipped_head
 from specport.models.source import IR_BIN, IR_XML, ModelFiles, original
 from specport.outside.places import expanded
 from specport.quantize.train.layerskip import about as layerskip
@@ -48,7 +48,7 @@ class Sibling:
     @property
     def head(self) -> bool:
         """Whether it is a head on the target's hidden states, which is loaded with the target."""
-        return is_head(Path(self.model))
+        return is_head(Path(self.model)) or is_mtp_head(Path(self.model))
 
 
 def sibling(model: str, name: str, why: str) -> Sibling:

@@ -148,9 +148,14 @@ class Track:
 
     def take_head(self, models: Mapping[str, str]) -> None:
         """Have the target loaded with the draft head among these models. Raises InvalidInput for two."""
-        head = self.loader.hidden_head(DraftSpec(tuple(PartSpec(MODEL, model) for model in models.values())))
+        spec = DraftSpec(tuple(PartSpec(MODEL, model) for model in models.values()))
+        head = self.loader.hidden_head(spec)
         if head != self._head:
             self._head = head
+            self.release()
+        trained = module_of(spec, self.files, self.loader)
+        if trained is not None and trained != self._module:
+            self._module = trained
             self.release()
 
     def take_module(self, methods: Sequence[str]) -> None:
@@ -159,7 +164,7 @@ class Track:
         Raises ModelError where it cannot be used.
         """
         kinds = [kind for method in methods for kind in parse_draft(parse(method).draft).kinds]
-        if MTP in kinds and self._module is None:
+        if MTP in kinds and (self._module is None or self._module.bundle is not None):
             self._module = module_of(parse_draft(MTP), self.files, self.loader)
             self.release()
 

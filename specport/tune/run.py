@@ -15,7 +15,7 @@ from specport.calibration.other_load import BUSY_CORES, OtherLoad
 from specport.drafters.registry import MTP
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
-from specport.models.shipped import is_head
+from specport.models.shipped import is_head, is_mtp_head
 from specport.progress import Progress, part, silent
 from specport.runtime import tuned
 from specport.runtime.profiles import cpu_name
@@ -174,7 +174,8 @@ class _Run:
 
     def _one_head(self, best: list[Tried]) -> list[Tried]:
         """Return the finalists without those of a second draft head: a target is loaded with one."""
-        heads = [model for each in best for model in parse(each.draft).models if is_head(Path(model))]
+        named = [model for each in best for model in parse(each.draft).models]
+        heads = [model for model in named if is_head(Path(model)) or is_mtp_head(Path(model))]
         others = {*heads[1:]} - {*heads[:1]}
         return [each for each in best if not others & {*parse(each.draft).models}]
 

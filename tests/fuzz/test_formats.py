@@ -39,6 +39,7 @@ from specport.models import bundle, diffusion, layer_mask, manifest, mtp, pipo, 
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
 from specport.models.layer_mask import LayerMask
+from specport.models.mtp_head import MtpHead
 from specport.models.parallel import Parallel
 from specport.models.weight_sketch import sketch
 from specport.progress import silent
@@ -71,7 +72,7 @@ BUNDLE = Bundle(
     target="big", target_shape="s", target_fingerprint="f" * 64, tokenizer="t", source="small",
     precision="int4", layers=(0, 2), num_layers=3, head=((0, 5), (9, 10)), distilled=DISTILLED,
     measured=MEASURED, provenance={"adapted": ADAPTED, "target_sha256": "0"}, target_sketch=(0.1, 0.2),
-    parallel=Parallel(2, 100, (1.0, 1.5)),
+    parallel=Parallel(2, 100, (1.0, 1.5)), mtp=MtpHead(5, "e2e-tv"),
 )  # fmt: skip
 METRICS = {
     "num_steps": 3, "num_accepted_tokens": 2, "drafted_per_depth": [3], "accepted_per_depth": [2],

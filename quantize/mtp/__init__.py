@@ -1,0 +1,1 @@
+"""MTP heads: making of a module for multi-token prediction for a target that ships none."""

@@ -1,0 +1,87 @@
+"""What is asked of an MTP head: plain data, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from specport.errors import InvalidInput
+from specport.models.mtp_head import MAX_DEPTH
+
+LOSSES = ("ce", "kl", "tv", "e2e-tv", "lk", "lk-mix")  # `train.losses.CHAIN_LOSSES`, which needs torch
+RATE, RATE_FROM = 5e-4, 1e-4  # learning rates of a new head, and of one that is trained further
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained. Raises InvalidInput for values out of range.
+
+    loss:   one of LOSSES. Those that teach nothing to a head that knows nothing follow on a first half of
+            cross-entropy, unless training starts from a head.
+    depth:  tokens that it is trained to draft in a row.
+    top:    learn from so many of the target's likeliest tokens at each place; 0 = from all.
+    epochs, learning_rate, batch_tokens, seed: as for `trainer.Pace`.
+    start:  whether training starts from a head, not from the target's last layer.
+    """
+
+    loss: str = "e2e-tv"
+    depth: int = 5
+    top: int = 0
+    epochs: float = 3.0
+    learning_rate: float = RATE
+    batch_tokens: int = 1024
+    seed: int = 0
+    start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise InvalidInput(f"unknown loss {self.loss!r} of an MTP head", f"choose {', '.join(LOSSES)}")
+        if not 1 <= self.depth <= MAX_DEPTH:
+            raise InvalidInput(f"depth is {self.depth}; it must be from 1 to {MAX_DEPTH}")
+        if self.top < 0:
+            raise InvalidInput(f"teacher_top is {self.top}; it must be 0 (all tokens) or more")
+        if self.learning_rate <= 0 or self.batch_tokens < 1:
+            raise InvalidInput("learning rate and batch tokens must be greater than 0")
+        if not 0 < self.epochs < math.inf:
+            raise InvalidInput(f"epochs is {self.epochs}; it must be greater than 0")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build. Raises InvalidInput for values out of range.
+
+    distil_tokens: tokens that the target writes, at temperature 1, for the head to learn from.
+    prompts:     the user's own turns (see `prompts.divide`).
+    head_tokens: most frequent ids that it can draft; 0 = all. A head that training starts from keeps its own.
+    start:       the bundle of an MTP head to train further; None = start from the target's last layer.
+    loss, depth, teacher_top, epochs, learning_rate, seed: as in `Recipe`; a rate of None is RATE, or
+                 RATE_FROM.
+    """
+
+    distil_tokens: int = 200_000
+    prompts: tuple[str, ...] = ()
+    head_tokens: int = 8192
+    start: Path | None = None
+    loss: str = "e2e-tv"
+    depth: int = 5
+    teacher_top: int = 0
+    epochs: float = 3.0
+    learning_rate: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.distil_tokens < 1:
+            raise InvalidInput(f"distil_tokens is {self.distil_tokens}; it must be 1 or more")
+        if self.head_tokens < 0:
+            raise InvalidInput(f"head_tokens is {self.head_tokens}; it must be 0 or more")
+        self.recipe  # noqa: B018  # checks the rest
+
+    @property
+    def recipe(self) -> Recipe:
+        """The part of the request that training reads."""
+        further = self.start is not None
+        rate = self.learning_rate if self.learning_rate is not None else (RATE_FROM if further else RATE)
+        return Recipe(
+            self.loss, self.depth, self.teacher_top, self.epochs, rate, seed=self.seed, start=further
+        )

@@ -1,0 +1,105 @@
+"""`specport quantize mtp`: train a head for multi-token prediction."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from specport.cli import options, quantize_inspect, terminal
+from specport.errors import InvalidInput
+
+EXPLAINED = """\
+The head is a module for multi-token prediction (MTP), as some models ship one: a join of the target's hidden
+state and of the next token, and one decoder layer of the target's kind. Embeddings and language-model head
+are the target's own. The target writes the text that the head learns from, sampled at temperature 1.
+
+losses, with the target's distribution p and the head's q:
+  ce       cross-entropy of the target's tokens        kl       divergence KL(p || q)
+  tv       rejected share of samples: 1 - sum min(p, q) lk       -log sum min(p, q)
+  e2e-tv   rejected share of whole chains (Bebop)      lk-mix   kl first, tv as acceptance rises
+tv and e2e-tv teach a head nothing that knows nothing: they begin with ce, or with the head of --from.
+
+examples:
+  specport quantize mtp --distil 200000 --out head               a head for the default model
+  specport quantize mtp --loss ce --out ce                       the same, by cross-entropy
+  specport quantize mtp --from ce --loss e2e-tv --epochs 1 --out head
+  specport run --draft head --temperature 1 "Hello."             `--draft auto` uses the one built last
+
+The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
+"""
+REQUEST_OPTIONS = (
+    "distil_tokens", "depth", "head_tokens", "loss", "teacher_top", "start", "epochs", "learning_rate",
+    "seed",
+)  # fmt: skip
+BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "cluster")
+
+
+def add_parser(actions: options.Subparsers) -> None:
+    parser = actions.add_parser(
+        "mtp", help="train a head for multi-token prediction, for a target without one", epilog=EXPLAINED,
+        description="Train a head for multi-token prediction (MTP), which drafts with the target's states.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    group = parser.add_argument_group("model and device")
+    group.add_argument(
+        "--target", metavar="MODEL", help="the model to draft for: a GGUF file or Hugging Face folder"
+    )
+    options.add_precision(group, "--precision", "weight format of the target (default: the device's)")
+    options.add_device_options(group)
+    head = parser.add_argument_group("head")
+    options.add_cluster_option(head)
+    add = head.add_argument
+    add(
+        "--distil", dest="distil_tokens", type=int, metavar="N",
+        help="tokens that the target writes as training text (default: 200000)",
+    )  # fmt: skip
+    add("--loss", metavar="{ce,kl,tv,e2e-tv,lk,lk-mix}", help="loss of the training (default: e2e-tv)")
+    add("--depth", type=int, metavar="N", help="tokens it learns to draft in a row (default: 5)")
+    add(
+        "--head-tokens", type=int, metavar="N",
+        help="most frequent tokens that it can draft; 0 = all (default: 8192)",
+    )  # fmt: skip
+    add("--from", dest="start", type=Path, metavar="HEAD", help="an MTP head to train further")
+    add(
+        "--teacher-top", type=int, metavar="K",
+        help="learn from the target's K likeliest tokens at each place; 0 = from all (default: 0)",
+    )  # fmt: skip
+    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 3.0)")
+    add("--learning-rate", type=float, metavar="X", help="default: 5e-4, or 1e-4 with --from")
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="your own prompts, as for specport bench, besides generated ones; some are held out to measure",
+    )  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder of the bundle; must not exist yet")
+    add("--json", action="store_true", dest="as_json", help="print the manifest as JSON instead of a table")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from specport.bench.prompts import read_prompts
+    from specport.quantize.mtp.build import build
+    from specport.quantize.mtp.request import Request
+
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder for the head")
+    # An option that is not given is no attribute, unless `quantize` has an option of that name.
+    asked = argparse.Namespace(**dict.fromkeys((*REQUEST_OPTIONS, *BUILD_OPTIONS)) | vars(args))
+    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
+    request = Request(prompts=own, **options.given(asked, REQUEST_OPTIONS))
+    with terminal.progress(args.quiet) as progress:
+        built = build(
+            args.target, args.out, request, progress=progress, **options.given(asked, BUILD_OPTIONS)
+        )
+    if args.as_json:
+        terminal.write(json.dumps(asdict(built), indent=1) + "\n")
+        return 0
+    quantize_inspect.show(built)
+    found = "specport run --draft auto uses it"
+    slow = "it is slower than plain decoding here, so --draft auto does not use it"
+    terminal.say(f"written: {args.out}; {found if built.pays else slow}")
+    return 0
