@@ -19,6 +19,7 @@ from specport.speech.transcript import Segment, Turn
 
 COLLAR_S = 0.25  # to each side of a border
 _MOST_BYTES = 64 << 20  # of an RTTM file
+_MOST_SPEAKERS = 256
 _LATEST_S = 1e9
 _EXHAUSTIVE = 6  # speakers; above, the pairing is greedy
 
@@ -107,6 +108,8 @@ def read_rttm(path: Path) -> list[Turn]:
                 raise ValueError(f"a turn at {start} of {length} seconds")
             if length:
                 found.append(Turn(start, start + length, parts[7]))
+        if len({turn.speaker for turn in found}) > _MOST_SPEAKERS:
+            raise ValueError(f"it has more than {_MOST_SPEAKERS} speakers")
     except (OSError, ValueError, IndexError) as error:
         raise InvalidInput(f"{path} is no RTTM file: {error}") from error
     return found
