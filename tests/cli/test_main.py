@@ -15,7 +15,7 @@ import pytest
 from support import toy_pipeline
 
 import specport
-from specport.cli import COMMANDS, main
+from specport.cli import COMMANDS, main, terminal
 
 TOY = toy_pipeline.PROGRAM
 FULL = os.path.exists("/dev/full")
@@ -217,3 +217,16 @@ def test_output_that_cannot_be_written():
     assert done.returncode == 2
     assert done.stderr.startswith("specport: error: cannot write to standard output: No space left")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_training_prints_no_line_a_step_into_a_file(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress(quiet=False) as progress:
+        for step in range(200):
+            now[0] += 0.5
+            progress(f"training (loss {3 - step / 100:.3f}, agreement {step / 2:.1f}%)", step / 200)
+        progress("writing the draft", 1.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5 and lines[0] == "specport: training (loss 3.000, agreement 0.0%)"
+    assert lines[-1] == "specport: writing the draft"
