@@ -192,7 +192,7 @@ _WHOLE_TOKEN = (1 << 64) - 1  # OpenVINO's group of all activations of a token
 
 
 _PROFILE = Format(
-    Table, "a profile", "see the profiles of specport: specport devices", DeviceError, most_bytes=1 << 20,
+    Table, "a profile", "see the profiles of specport: specport devices", DeviceError, most_bytes=1 << 18,
     parse=plain_values.from_toml,
 )  # fmt: skip
 

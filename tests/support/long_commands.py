@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def _ask(process: subprocess.Popen[str], place: Path) -> str:
                 return ""
             except subprocess.TimeoutExpired:
                 continue
+        while httpx.get(f"{url}/health").status_code != 200 and process.poll() is None:
+            time.sleep(0.1)
         for _ in range(4):
             answer = httpx.post(f"{url}/v1/completions", json=_BODY, timeout=60).json()
             texts.add(answer["choices"][0]["text"])
@@ -116,6 +119,7 @@ COMMANDS = {
         Command(
             "transcribe",
             ("transcribe", "talk.wav", "--model", "whisper", "--output", "said", "--format", "txt,json",
+             "--temperature", "0",
              *_ON),
             _said,
             made=("said",),
@@ -187,7 +191,7 @@ def prepare(template: Path, names: Sequence[str]) -> None:
             (template / "src" / f"{number}.txt").write_text(text, encoding="utf-8")
     if "transcribe" in names:
         tiny_whisper.make(template / "whisper", frames=1500)
-        sound = scripted_speech.tone(600.0)
+        sound = scripted_speech.tone(240.0)
         sound *= np.random.default_rng(0).random(len(sound), dtype=np.float32)
         scripted_speech.write_wav(template / "talk.wav", sound)
         _warmed(COMMANDS["transcribe"], template)
