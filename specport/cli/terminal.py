@@ -71,7 +71,7 @@ def release_streams() -> None:
         try:
             stream.flush()
         except OSError:
-            with open(os.devnull, "w") as null:
+            with open(os.devnull, "wb") as null:
                 os.dup2(null.fileno(), stream.fileno())
 
 

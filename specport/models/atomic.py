@@ -39,7 +39,8 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
             _on_disk(temporary)
         move(temporary, path)
     except BaseException:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows deletes no open file; what stays is removed later
+            temporary.unlink(missing_ok=True)
         raise
 
 

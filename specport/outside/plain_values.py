@@ -15,7 +15,7 @@ else:
 MOST_DEPTH = 64  # real files have less than ten levels
 _SIGNED, _UNSIGNED = -(1 << 63), 1 << 64
 # Values of a JSON text. Python takes up to 250 bytes for each, whatever few bytes a file needs to say it.
-_MOST_VALUES, _MOST_FOREIGN = 1 << 20, 3 << 20  # a tokenizer has two million
+_MOST_VALUES, _MOST_FOREIGN = 1 << 20, 5 << 19  # a tokenizer has two million
 _MOST_DOTS = 256  # in a line of TOML: a key may have as many parts
 _MOST_SHOWN = 200  # characters of a parser's message: it may quote the file
 

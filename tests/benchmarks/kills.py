@@ -39,7 +39,10 @@ def main() -> None:
         template.mkdir()
         prepare(template, names)
         for name in names:
-            found.append(kill_often(COMMANDS[name], template, Path(folder), shares[name], args.seed))
+            try:
+                found.append(kill_often(COMMANDS[name], template, Path(folder), shares[name], args.seed))
+            except Exception as error:  # the other commands are killed all the same
+                found.append(Findings(name, problems=[f"the harness: {error!r}"]))
             print(row(found[-1]), *found[-1].problems, *sorted(found[-1].left), sep="\n    ", flush=True)
             if args.out is not None:
                 args.out.write_text("\n".join([HEAD, *map(row, found)]) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Read hostile files in a process of its own, and say how much memory and time each took.
 
-`python -m support.memory_child FOLDER` writes one JSON line a file: {"name", "mb", "seconds", "said"}. Linux only:
-the kernel can be told to measure the peak anew.
+`python -m support.memory_child FOLDER [--all]` writes a line of JSON for each: name, mb,
+seconds, said. Linux only: the kernel can be told to measure the peak anew.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from specport.errors import SpecportError
 from specport.outside import Format, plain_values
 
 _MB = 1 << 20
+SLOW = {  # allowed files at their bounds, which take a second or more to read
+    "foreign json, lists", "foreign json, numbers", "foreign json, long names", "tokenizer, vocabulary",
+    "rttm, lines", "json, lists", "json, numbers", "json, long names",
+}  # fmt: skip
 Read = Callable[[], object]
 
 
@@ -114,7 +118,7 @@ def _models(folder: Path) -> Iterator[tuple[str, Read]]:
         "vocabulary": b'{"model":{"type":"BPE","vocab":{%s},"merges":[]}}'
         % b",".join(b'"%d":%d' % (i, i) for i in range(1_000_000)),
         "merges": b'{"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":[%s]}}'
-        % b",".join([b'["a","b"]'] * 1_000_000),
+        % b",".join([b'["a","b"]'] * 850_000),
         "an id": b'{"model":{"type":"BPE","vocab":{"a":4294967295},"merges":[]}}',
         "added": b'{"added_tokens":[{"id":4294967295,"content":"x","special":true,"single_word":false,'
         b'"lstrip":false,"rstrip":false,"normalized":false}],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}',
@@ -139,14 +143,13 @@ def _sounds(folder: Path) -> Iterator[tuple[str, Read]]:
 
     def wav(name: str, channels: int, rate: int, claimed: int, data: bytes) -> Read:
         path = folder / f"{name}.wav"
-        form = struct.pack(
-            "<IHHIIHH", 16, 1, channels, rate, (rate * channels * 2) & 0xFFFFFFFF, channels * 2, 16
-        )
+        rates = ((rate * channels * 2) & 0xFFFFFFFF, channels * 2, 16)
+        form = struct.pack("<IHHIIHH", 16, 1, channels, rate, *rates)
         path.write_bytes(b"RIFF\xff\xff\xff\xffWAVEfmt " + form + b"data" + struct.pack("<I", claimed) + data)
         return lambda: AudioBuffer(Source(path).blocks()).finish()
 
     yield "audio, a length", wav("length", 1, 16000, 0xFFFFFFF0, bytes(64_000))
-    yield "audio, channels", wav("channels", 65535, 16000, 1 << 20, bytes(1 << 20))
+    yield "audio, channels", wav("channels", 32767, 16000, 1 << 20, bytes(1 << 20))
     yield "audio, a rate", wav("rate", 1, 0xFFFFFFF0, 64_000, bytes(64_000))
     yield "audio, slow", wav("slow", 1, 1, 20_000, bytes(20_000))
 
@@ -186,6 +189,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     np.zeros(1)  # numpy is there
     for name, read in cases(folder):
+        if name in SLOW and "--all" not in sys.argv:
+            continue
         Path("/proc/self/clear_refs").write_text("5")
         before, began = _now(), time.process_time()
         said = "read"
@@ -193,12 +198,8 @@ def main() -> None:
             read()
         except (SpecportError, ValueError) as error:
             said = f"{type(error).__name__}: {error}"[:200]
-        line = {
-            "name": name,
-            "mb": (_peak() - before) / _MB,
-            "seconds": time.process_time() - began,
-            "said": said,
-        }
+        mb, seconds = (_peak() - before) / _MB, time.process_time() - began
+        line = {"name": name, "mb": mb, "seconds": seconds, "said": said}
         print(json.dumps(line), flush=True)
 
 
