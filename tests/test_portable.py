@@ -168,6 +168,7 @@ def test_the_search_finds_what_it_is_for(source: str, what: str | None) -> None:
 WITHOUT_POSIX = f"""
 import os, signal, sys
 import filelock, numpy, openvino, platformdirs, psutil, tokenizers  # on Windows they are others than here
+filelock.FileLock = filelock.SoftFileLock
 for name in {sorted(MODULES - {"posix"})!r}:
     sys.modules[name] = None
 for module, names in ((os, {sorted(NAMES["os"])!r}), (signal, {sorted(NAMES["signal"])!r})):

@@ -59,6 +59,14 @@ def new_folder(parent: Path, name: str) -> Path:
     return folder
 
 
+def remove_stale_folders(parent: Path, name: str) -> None:
+    """Remove folders `name.RANDOM` that killed processes left; for those that are written within minutes."""
+    for left in parent.glob(f"{glob.escape(name)}.{_RANDOM}"):
+        with suppress(OSError):  # another process removes it, too
+            if left.is_dir() and left.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write UTF-8 text without newline conversion. Raises OSError; an older file then stays as it was."""
     with replacing(path) as temporary, open(temporary, "x", encoding="utf-8", newline="") as file:

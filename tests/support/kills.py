@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CACHE = "cache"
+CACHE, _MESSAGES = "cache", "messages.txt"
 _UNFINISHED = (".tmp", ".old", ".partial", ".part", ".lock")  # ends of names that say what they are
 _LATEST_S = 300.0
 
@@ -72,7 +72,7 @@ def start(command: Command, place: Path, more: Sequence[str] = (), **streams: An
 
 def finish(command: Command, place: Path, more: Sequence[str] = ()) -> tuple[int, str, str]:
     """Run a command to its end; return its exit code, output and messages."""
-    with open(place / "messages.txt", "w+", encoding="utf-8", errors="replace") as messages:
+    with open(place / _MESSAGES, "w+", encoding="utf-8", errors="replace") as messages:
         process = start(command, place, more, stdout=subprocess.PIPE, stderr=messages)
         try:
             if command.during is not None:
@@ -99,7 +99,7 @@ def kill_often(command: Command, template: Path, work: Path, times: int, seed: i
         found.problems.append(f"it fails without a kill: {said[-300:]}")
         return found
     found.seconds = time.monotonic() - began
-    expected, users = command.result(place, out), _users_files(command, template)
+    expected = command.result(place, out)
     late = 0
     while found.kills < times and late < times + 3:
         _begin_anew(command, template, place)
@@ -125,9 +125,11 @@ def kill_often(command: Command, template: Path, work: Path, times: int, seed: i
             found.problems.append(f"{where}: the result of the next run cannot be read: {error!r}")
         if not same:
             found.problems.append(f"{where}: the next run gives something else")
-        changed = [name for name, digest in users.items() if _digest(place / name) != digest]
+        changed = changed_files(command, template, place)
         found.problems += [f"{where}: {name} of the user changed" for name in changed]
         found.problems += [f"{where}: {path} is half a file after the next run" for path in half_files(place)]
+        known = {*command.made, CACHE, _MESSAGES, *(path.name for path in template.iterdir())}
+        found.left |= {path.name for path in place.iterdir() if path.name not in known}
         found.left |= {path.name for path in _files(place) if path.name.endswith(_UNFINISHED[:4])}
     shutil.rmtree(place, ignore_errors=True)
     return found
@@ -163,18 +165,19 @@ def _begin_anew(command: Command, template: Path, place: Path) -> None:
             shutil.copytree(template / name, path)
 
 
-def _users_files(command: Command, template: Path) -> dict[str, str]:
-    names = [path.relative_to(template) for path in _files(template)]
-    return {
-        str(name): _digest(template / name) for name in names if name.parts[0] not in (*command.made, CACHE)
-    }
+def changed_files(command: Command, template: Path, place: Path) -> list[str]:
+    """Return the user's files that are not what they were: all but the cache and what the command makes."""
+    names = (path.relative_to(template) for path in _files(template))
+    users = (name for name in names if name.parts[0] not in (*command.made, CACHE))
+    return [str(name) for name in users if digest(template / name) != digest(place / name)]
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return a hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "gone"
 
 

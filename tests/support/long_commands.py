@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support.kills import CACHE, Command, finish
+from support.kills import CACHE, Command, digest, finish
 
 _WORDS = "hello world 12 or ld he ll wor".split()  # noqa: SIM905
 _ON = ("--device", "xeon", "--threads", "1")
@@ -31,9 +31,7 @@ def _text(place: Path, out: str) -> str:
 
 def _store(place: Path, out: str) -> list[str]:
     """Return what makes a datastore, as its own reader finds it."""
-    from support.kills import _digest
-
-    return sorted(_digest(path) for path in (place / "store").iterdir() if path.suffix != ".json")
+    return sorted(digest(path) for path in (place / "store").iterdir() if path.suffix != ".json")
 
 
 def _said(place: Path, out: str) -> tuple[str, list[Any]]:
