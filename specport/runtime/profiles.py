@@ -19,8 +19,8 @@ from typing import Any
 from specport.core.policies.length_rules import POLICIES
 from specport.errors import DeviceError, InvalidInput
 from specport.models import precision as precisions
+from specport.models.folder_checks import IR_XML
 from specport.models.int4_layout import read_layout
-from specport.models.source import IR_XML
 from specport.outside import Format, Table, plain_values
 from specport.runtime import processor_pattern
 
