@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from specport.errors import InvalidInput, ModelError
+from specport.models.folder_checks import IR_BIN, IR_XML
 from specport.models.int4_layout import read_layout
 from specport.models.precision import parse
-from specport.models.source import IR_BIN, IR_XML, ModelFiles
+from specport.models.source import ModelFiles
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
 from specport.runtime.memory import free_bytes

@@ -11,9 +11,9 @@ from specport.backends.openvino.graph import layers, surgery
 from specport.quantize.convert import disk
 
 from specport.models.atomic import write_json
+from specport.models.folder_checks import IR_BIN, IR_XML
 from specport.models.json_file import read_json
 from specport.models.manifest import MANIFEST_FILE
-from specport.models.source import IR_BIN, IR_XML
 
 
 def drop_layers(source: Path, target: Path, dropped: Collection[int]) -> None:

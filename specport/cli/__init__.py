@@ -15,7 +15,7 @@ from types import ModuleType
 
 import specport
 from specport.cli import terminal
-from specport.cli.options import Parser
+from specport.cli.parsing import Parser
 from specport.errors import SpecportError
 
 # Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy at load.

@@ -8,35 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from specport.drafters.registry import help_text
-from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction["Parser"]
+    from specport.cli.parsing import Parser
 
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Format help texts; keep descriptions and examples as they are written."""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        super().add_argument(action)
-        # argparse ignores the indentation of subcommands and would wrap the line of the longest name.
-        if isinstance(action, argparse._SubParsersAction):
-            longest = max(map(len, action.choices), default=0)
-            self._action_max_length = max(self._action_max_length, longest + 2 * self._indent_increment)
-
-
-class Parser(argparse.ArgumentParser):
-    """Argument parser that raises InvalidInput, so that its errors are printed on one line."""
-
-    def __init__(self, prog: str | None = None, **options: Any) -> None:
-        options.setdefault("formatter_class", _Help)
-        super().__init__(prog, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidInput(message, f"see {self.prog} --help")
+    Subparsers = argparse._SubParsersAction[Parser]
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,6 +24,8 @@ from specport.outside.shown import on_terminal
 if TYPE_CHECKING:
     from specport.progress import Progress
 
+_NUMBERS = re.compile(r"[\d.,%]+")
+_AGAIN_S = 30.0
 BOLD, DIM, RED = "1", "2", "31"  # ANSI codes
 # Standard streams: their modes, and how the null device is opened where they are closed. Results that cannot
 # be written are an error, messages are not.
@@ -67,7 +71,7 @@ def release_streams() -> None:
         try:
             stream.flush()
         except OSError:
-            with open(os.devnull, "w") as null:
+            with open(os.devnull, "wb") as null:
                 os.dup2(null.fileno(), stream.fileno())
 
 
@@ -149,14 +153,24 @@ def progress(quiet: bool) -> Iterator[Progress]:
         with progress_bar() as bar:
             yield bar
     else:
-        stages: list[str] = []
+        yield _lines()
 
-        def show(what: str, share: float) -> None:
-            if [what] != stages[-1:]:
-                stages.append(what)
-                say(f"specport: {what}")
 
-        yield show
+def _lines() -> Progress:
+    """Return a callback that prints a line for each stage.
+
+    A stage that changes only in its numbers, as a training in its loss, is printed again after half a minute.
+    """
+    kind, shown, at = None, "", 0.0
+
+    def show(what: str, share: float) -> None:
+        nonlocal kind, shown, at
+        new, now = _NUMBERS.sub("#", what), time.monotonic()
+        if what != shown and (new != kind or now - at >= _AGAIN_S):
+            kind, shown, at = new, what, now
+            say(f"specport: {what}")
+
+    return show
 
 
 @contextmanager

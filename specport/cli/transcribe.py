@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specport.cli import options, terminal
+from specport.cli import transcribe_output as output
 from specport.errors import InvalidInput, SpecportError
 from specport.outside.places import expanded
-from specport.outside.shown import visible
 
 if TYPE_CHECKING:
     from specport.speech.checkpoint import Checkpoint
-    from specport.speech.transcriber import Talk, Transcriber
-    from specport.speech.transcript import Transcript
+    from specport.speech.transcriber import Transcriber
 
 EXAMPLES = """\
 examples:
@@ -33,7 +30,6 @@ Models: base (the default, 99 languages) and tiny.en (English) come through pack
 Face's or CTranslate2's format, or a hub id. Without --output, the text goes to stdout. Ctrl-C keeps what was
 understood; the same command with --resume goes on from there.
 """
-FORMATS = ("txt", "json", "srt", "vtt", "tsv", "rttm")
 OPTIONS = (
     "language", "task", "word_timestamps", "batch", "initial_prompt", "condition_on_previous_text",
     "temperature", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "seed",
@@ -60,17 +56,17 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--batch", type=int, metavar="N",
         help="decode N windows together, cut at silences: faster, without the text before (default: 1)",
     )  # fmt: skip
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    files = parser.add_argument_group("output")
+    files.add_argument(
         "--format", default=None, metavar="LIST",
         help="txt, json, srt, vtt, tsv, rttm or several as in srt,json; all (default: txt)",
     )  # fmt: skip
-    output.add_argument("--output", type=Path, metavar="DIR", help="folder for the files (default: stdout)")
-    output.add_argument("--timestamps", action="store_true", help="print the time before each line on stdout")
-    output.add_argument(
+    files.add_argument("--output", type=Path, metavar="DIR", help="folder for the files (default: stdout)")
+    files.add_argument("--timestamps", action="store_true", help="print the time before each line on stdout")
+    files.add_argument(
         "--resume", action="store_true", help="go on with what an earlier run left in --output"
     )
-    output.add_argument("--quiet", action="store_true", help="print only the text and errors")
+    files.add_argument("--quiet", action="store_true", help="print only the text and errors")
     who = parser.add_argument_group("speakers")
     who.add_argument("--diarize", action="store_true", help="say who speaks")
     who.add_argument("--speakers", type=int, metavar="N", help="number of speakers (default: estimated)")
@@ -136,13 +132,13 @@ def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    formats = _formats(args.format)
+    formats = output.chosen_formats(args.format)
     if args.output is None:
         _refuse(args.resume, "--resume needs --output", "add --output DIR")
         _refuse(len(formats) > 1, "several formats need --output", "add --output DIR")
     diarize = args.diarize or args.speakers is not None or args.rttm is not None
     _refuse("rttm" in formats and not diarize, "the format rttm needs --diarize", "add --diarize")
-    names = [_stem(name) for name in args.files]
+    names = [output.stem(name) for name in args.files]
     twice = sorted({name for name in names if names.count(name) > 1})
     _refuse(bool(args.output and twice), f"two files would be written as {twice and twice[0]}", "rename one")
     from specport import speech
@@ -165,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         transcriber = speech.load(args.model, **given, progress=progress)
     with transcriber:
         if not args.quiet:
-            for line in _introduction(transcriber):
+            for line in output.introduction(transcriber):
                 terminal.say(line)
         code = 0
         for name in args.files:
@@ -181,106 +177,38 @@ def run(args: argparse.Namespace) -> int:
         return code
 
 
-def _introduction(transcriber: Transcriber) -> Iterator[str]:
-    yield f"{transcriber.model_name} on {transcriber.device_name}, draft {transcriber.draft_name}"
-    yield from (f"note: {note}" for note in transcriber.notes)
-
-
 def _transcribe(
     args: argparse.Namespace, transcriber: Transcriber, name: str, formats: list[str], diarize: bool
 ) -> int:
     """Transcribe one file and write it. Return 130 if it was stopped."""
-    checkpoint = _checkpoint(args, transcriber, name) if args.output is not None else None
-    with terminal.progress(args.quiet or _plain_terminal(args, formats, diarize)) as progress:
+    checkpoint = _checkpoint(args, transcriber, name, diarize) if args.output is not None else None
+    with terminal.progress(args.quiet or output.plain_terminal(args, formats, diarize)) as progress:
         talk = transcriber.stream(
             name, raw=args.raw, diarize=diarize, progress=progress, checkpoint=checkpoint, resume=args.resume,
             **options.given(args, (*SPEAKER_OPTIONS, *OPTIONS)),
         )  # fmt: skip
         with terminal.on_ctrl_c(talk.cancel):
-            if _plain_terminal(args, formats, diarize):
-                _print_as_heard(args, talk)
+            if output.plain_terminal(args, formats, diarize):
+                output.print_as_heard(args, talk)
             else:
                 for _ in talk:
                     pass
     found = talk.transcript
-    _write(args, name, found, formats, printed=_plain_terminal(args, formats, diarize))
+    output.write(args, name, found, formats, printed=output.plain_terminal(args, formats, diarize))
     if not args.quiet:
-        _summary(found)
+        output.summary(found)
     if not found.complete:
         if checkpoint is not None:
             terminal.say("stopped; the same command with --resume goes on from here")
         return 130
+    if checkpoint is not None:
+        checkpoint.remove()  # not before what it led to is written
     return 0
 
 
-def _plain_terminal(args: argparse.Namespace, formats: list[str], diarize: bool) -> bool:
-    """Return whether segments are printed as they come."""
-    return args.output is None and formats == ["txt"] and not diarize
-
-
-def _print_as_heard(args: argparse.Namespace, talk: Talk) -> None:
-    """Print segments as they come; on a terminal, also what was understood of the current window."""
-    from specport.speech.formats import rows
-
-    live = sys.stderr.isatty() and not args.quiet
-    shown = 0
-
-    def erase() -> None:
-        nonlocal shown
-        if shown:
-            sys.stderr.write("\r" + " " * shown + "\r")
-            shown = 0
-
-    for step in talk.steps():
-        erase()
-        if step.partial is not None:
-            if live:
-                line = visible(" ".join(step.partial.split()))[-78:]
-                terminal.tell(line)
-                shown = len(line)
-            continue
-        lines = rows(step.segments) if args.timestamps else [s.text.strip() for s in step.segments]
-        for line in lines:
-            terminal.write(f"{line}\n")
-    erase()
-
-
-def _write(
-    args: argparse.Namespace, name: str, found: Transcript, formats: list[str], *, printed: bool
-) -> None:
-    from specport.models.atomic import write_atomically
-    from specport.speech import formats as writers
-
-    for form in formats:
-        text = writers.rttm(found, _stem(name)) if form == "rttm" else writers.FORMATS[form](found)
-        if args.output is None:
-            if not printed:
-                terminal.write(text)
-            continue
-        path = args.output / f"{_stem(name)}.{form}"
-        try:
-            write_atomically(path, text)
-        except OSError as error:
-            raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
-        if not args.quiet:
-            terminal.say(f"written: {path}")
-
-
-def _summary(found: Transcript) -> None:
-    counts = found.counts
-    speed = f", {found.duration / found.seconds:.1f} times as fast as speech" if found.seconds else ""
-    accepted = f", {counts.accepted} of {counts.drafted} draft tokens accepted" if counts.drafted else ""
-    who = f", {len(found.speakers)} speakers" if found.turns else ""
-    terminal.say(
-        f"{found.duration:.0f} s of {found.language or 'audio'}{who} in {found.seconds:.1f} s{speed}; "
-        f"encoder {counts.encoder_seconds:.1f} s, decoder {counts.decoder_seconds:.1f} s for "
-        f"{counts.tokens} tokens in {counts.rounds} steps{accepted}"
-    )
-    for note in found.notes:
-        terminal.say(f"note: {note}")
-
-
-def _checkpoint(args: argparse.Namespace, transcriber: Transcriber, name: str) -> Checkpoint | None:
+def _checkpoint(
+    args: argparse.Namespace, transcriber: Transcriber, name: str, diarize: bool
+) -> Checkpoint | None:
     """Return where the state of a file is kept: beside its output."""
     from specport.speech.checkpoint import Checkpoint, fingerprint
     from specport.speech.decoding.options import TranscribeOptions
@@ -293,27 +221,15 @@ def _checkpoint(args: argparse.Namespace, transcriber: Transcriber, name: str) -
     chosen["temperature"] = [*chosen["temperature"]]
     key: dict[str, Any] = {
         "audio": fingerprint(path), "raw": args.raw, "model": transcriber.model_name, "options": chosen,
+        "words of speakers": diarize and args.merge != "turns", **transcriber.identity,
     }  # fmt: skip
-    return Checkpoint(args.output / f".{_stem(name)}{STATE}", key)
+    return Checkpoint(args.output / f".{output.stem(name)}{STATE}", key)
 
 
 def _check_files(names: list[str]) -> None:
     for name in names:
         _refuse(name not in LIVE and not expanded(name).exists(), f"there is no file {name}")
     _refuse(sum(map(names.count, LIVE)) > 1, "only one live source can be read")
-
-
-def _stem(name: str) -> str:
-    return {"-": "stdin"}.get(name, Path(name).stem)
-
-
-def _formats(text: str | None) -> list[str]:
-    if text == "all":
-        return [form for form in FORMATS if form != "rttm"]
-    found = [*dict.fromkeys((text or "txt").replace("text", "txt").split(","))]
-    for form in found:
-        _refuse(form not in FORMATS, f"unknown format {form!r}", f"formats: {', '.join(FORMATS)}, all")
-    return found
 
 
 def _refuse(wrong: bool, message: str, hint: str = "") -> None:

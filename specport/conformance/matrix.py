@@ -145,7 +145,9 @@ def _commit() -> str:
         return os.environ.get("GITHUB_SHA", "")
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, encoding="utf-8", check=True
+        )
         return done.stdout.strip()
 
     try:

@@ -6,7 +6,8 @@ PART is a kind of drafter (`registry`) with its argument:
 
     KIND            ngram, suffix, recycle, mtp
     KIND(MODEL)     universal(MODEL), graft(MODEL); MODEL as for --model
-    MODEL           a draft model; also model:MODEL or model(MODEL), for a name that has another meaning
+    MODEL           a draft model; also model:MODEL or model(MODEL), for a name that has another meaning,
+                    and "MODEL" for a path with | or the like in it
     KIND:E          early-exit:12, the target's first 12 layers; without a number, the calibrated one
 
 Under the policy "planned" the planner chooses among the parts. Under other policies the first part with a
@@ -16,13 +17,16 @@ proposal wins.
 from __future__ import annotations
 
 import os
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from specport.drafters.registry import AUTO, MODEL, NONE, SUFFIX, Registry, registry
 from specport.errors import InvalidInput
 
 _WINDOWS = os.name == "nt"  # its shells support double quotes only
+_PART = re.compile(r'\s*((?:[\w-]+[(:]\s*)*"[^"]*"\s*\)?|[^|]*)\s*(\||$)', re.DOTALL)  # and what ends it
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class PartSpec:
             return f"{self.kind}:{self.layer}" if self.layer else self.kind
         if self.model is None:
             return self.kind
-        model = self.model if _names(self.model) else f"{MODEL}:{self.model}"
-        return model if self.kind == MODEL else f"{self.kind}({model})"
+        forms = (self.model, f"{MODEL}:{self.model}", f'"{self.model}"')
+        texts = [form if self.kind == MODEL else f"{self.kind}({form})" for form in forms]
+        return next((text for text in texts if _says(text, self)), texts[0])
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,13 @@ class DraftSpec:
         """Return an expression of these parts and a draft model."""
         return DraftSpec((*self.parts, PartSpec(MODEL, model)))
 
+    def with_models(self, names: Mapping[str, str]) -> DraftSpec:
+        """Return the expression with other names for some of its models."""
+        return replace(
+            self,
+            parts=tuple(replace(p, model=names.get(p.model, p.model)) if p.model else p for p in self.parts),
+        )
+
     def with_part(self, kind: str) -> DraftSpec:
         """Return an expression of these parts and a drafter without an argument."""
         return DraftSpec((*self.parts, PartSpec(kind)))
@@ -113,7 +125,7 @@ def parse(text: str) -> DraftSpec:
         return DraftSpec((PartSpec(SUFFIX),), auto=True)
     known = registry()
     try:
-        parts = tuple(_part(part.strip(), known) for part in text.split("|"))
+        parts = tuple(_part(part, known) for part in _split(text))
     except ValueError as error:
         raise InvalidInput(
             f"cannot read the draft expression {text!r}: {error}", f"use {known.usages}"
@@ -121,6 +133,17 @@ def parse(text: str) -> DraftSpec:
     if sum(part.layer is not None for part in parts) > 1:
         raise InvalidInput(f"two exits in {text!r}", "a target is loaded with one exit: name one")
     return DraftSpec(parts)
+
+
+def _split(text: str) -> list[str]:
+    """Return the parts of an expression; a bar in quotes ends none."""
+    parts, end, more = [], 0, "|"
+    while more:
+        found = _PART.match(text, end)
+        assert found is not None  # any text without a bar is a part
+        parts.append(found[1].strip())
+        end, more = found.end(), found[2]
+    return parts
 
 
 def _part(text: str, known: Registry) -> PartSpec:
@@ -146,6 +169,8 @@ def _model(text: str, known: Registry) -> str:
     """Return a model's name without its prefix. Raises ValueError for an unmarked name of another meaning."""
     marked = text.startswith(f"{MODEL}:")
     text = text.removeprefix(f"{MODEL}:").strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        marked, text = True, text[1:-1]
     if not text:
         raise ValueError("a model's name is missing")
     if not marked and text in (AUTO, NONE):
@@ -156,9 +181,9 @@ def _model(text: str, known: Registry) -> str:
     return text
 
 
-def _names(model: str) -> bool:
-    """Return whether `parse` takes this text as the model of that name."""
+def _says(text: str, part: PartSpec) -> bool:
+    """Return whether `parse` takes this text as that part."""
     try:
-        return parse(model).parts == (PartSpec(MODEL, model),)
+        return parse(text).parts == (part,)
     except InvalidInput:
         return False

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from specport.errors import InvalidInput, ModelError
-from specport.models.atomic import write_atomically
+from specport.models.atomic import move, write_atomically
 from specport.models.os_errors import cause
 
 REQUEST, LOCK = "request.json", "lock"
@@ -34,7 +34,7 @@ def publish(folder: Path, out: Path) -> None:
     """Move a finished result to `out`, which is missing or empty (`check_new`)."""
     if out.exists():
         out.rmdir()
-    os.replace(folder, out)
+    move(folder, out)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
             _on_disk(temporary)
         move(temporary, path)
     except BaseException:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows deletes no open file; what stays is removed later
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -56,6 +57,14 @@ def new_folder(parent: Path, name: str) -> Path:
     folder = parent / f"{name}.{secrets.token_hex(4)}"
     folder.mkdir(mode=0o755)
     return folder
+
+
+def remove_stale_folders(parent: Path, name: str) -> None:
+    """Remove folders `name.RANDOM` that killed processes left; for those that are written within minutes."""
+    for left in parent.glob(f"{glob.escape(name)}.{_RANDOM}"):
+        with suppress(OSError):  # another process removes it, too
+            if left.is_dir() and left.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
-from specport.models.atomic import new_folder
+from specport.models.atomic import move, new_folder
 from specport.models.os_errors import cause
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
@@ -168,7 +168,7 @@ def _build(name: str, folder: Path, build: Callable[[Path], Mapping[str, Any]]) 
         manifest.write(work, build(work))
         if folder.exists():
             _discard(folder)
-        os.replace(work, folder)
+        move(work, folder)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -191,7 +191,7 @@ def _discard(folder: Path) -> None:
     _temporary().mkdir(parents=True, exist_ok=True)
     grave = new_folder(_temporary(), folder.name)
     try:
-        os.replace(folder, grave / "old")
+        move(folder, grave / "old")
     except OSError as error:
         raise ModelError(
             f"cannot replace {folder}: {error.strerror or error}", "close the program that is using it"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_USE = {32, 33}  # Windows: another program has the file open, or a part of it locked
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # format of Rust libraries such as safetensors
 
 
@@ -40,6 +41,8 @@ def cause(error: Exception, full: str = "free some space and run the same comman
         return Cause(f"the disk is full{f' at {where}' if where else ''} ({reason})", full)
     if code == errno.EFBIG:
         return Cause(f"{where}: {reason}" if where else reason, full)
+    if getattr(error, "winerror", None) in _IN_USE:
+        return Cause(f"{where or 'a file'} is in use ({reason})", "close the program that is using it")
     if code in _FORBIDDEN:
         return Cause(
             f"no permission for {where or 'a file'} ({reason})", "change it, or choose another folder"

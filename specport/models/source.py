@@ -7,7 +7,7 @@ once by the caller's converter and kept in the cache.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,19 @@ from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, cache, download, hub, mtp, shipped
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
+from specport.models.folder_checks import (
+    IR_BIN,
+    IR_XML,
+    check_kind,
+    check_weights,
+    folder_problem,
+    ir_problem,
+)
 from specport.models.gguf import file as gguf_file
 from specport.models.gguf import split as gguf_split
 from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
-from specport.models.pipo import is_pair_folder
 from specport.models.recurrent import WEIGHTS
-from specport.models.safe_files import UnsafeFile, check_name, regular
 from specport.models.whisper import CTRANSLATE2, CTRANSLATE2_FILE, speech_form
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
@@ -34,7 +40,6 @@ GGUF_ARCHITECTURES = (
     "stablelm", "starcoder2", "nemotron", "mamba", "lfm2",
 )  # fmt: skip
 RECIPE = 1  # increase when the same model would convert to different files
-IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -200,7 +205,7 @@ def _from_gguf(path: Path, spec: str, options: _Options) -> ModelFiles:
 
 def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> ModelFiles:
     name = name or path.resolve().name
-    _check_kind(path, options.speech)
+    check_kind(path, options.speech)
     if shipped.is_head(path) or shipped.is_mtp_head(path):
         head = bundle.read(path, keep=path.parent == shipped.FOLDER)
         parts = [mtp.JOIN, mtp.WEIGHTS] if head.mtp else [WEIGHTS]
@@ -233,7 +238,7 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
             return _from_gguf(only, spec, options)
         what = f"{len(ggufs)} .gguf files" if ggufs else "no config.json with .safetensors, no IR, no .gguf"
         raise ModelError(f"{path} holds {what}", "name the model's folder or one .gguf file")
-    _check_weights(path, weights)
+    check_weights(path, weights)
     small = [p.name for p in path.iterdir() if p.suffix in (".json", ".jinja", ".model") and p.is_file()]
     identity = fingerprint(path, small, weights)
     if options.weights == "huggingface" and (path / TOKENIZER_FILE).is_file():
@@ -243,44 +248,10 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
     return replace(files, origin=path)
 
 
-def _check_kind(folder: Path, speech: bool | None) -> None:
-    """Raise ModelError for a speech model where a text model is wanted, and the other way round.
-
-    A pair model is loaded by its parts, and is refused as a whole.
-    """
-    if is_pair_folder(str(folder)):
-        raise ModelError(
-            f"{folder} holds a pair model (PIPO), which is lossy", "use it with: specport run --model"
-        )
-    if speech and speech_form(folder) is None:
-        raise ModelError(
-            f"{folder} holds no Whisper model ({_kind(folder)})", "give a folder of Whisper, or a hub id"
-        )
-    if speech is False and speech_form(folder) is not None:
-        raise ModelError(f"{folder} holds a speech model (whisper)", "use it with: specport transcribe")
-
-
-def _kind(folder: Path) -> str:
-    kind = read_json(folder / "config.json").get("model_type")
-    return kind if isinstance(kind, str) else "of an unknown kind"
-
-
-def _check_weights(folder: Path, names: Sequence[str]) -> None:
-    """Raise ModelError where weights are not regular files, or the index names a file outside `folder`."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    try:
-        for name in names:
-            regular(folder / name)
-        for name in {*map(str, index.values())} if isinstance(index, dict) else ():
-            check_name(name)
-    except (UnsafeFile, OSError) as error:
-        raise ModelError(f"{folder} cannot be used: {error}", "download the model again") from error
-
-
 def _cached(name: str, identity: str, spec: str, options: _Options, build: Any) -> ModelFiles:
     stored = stored_name(options.precision, options.weights)
     key = entry_name(name, stored, identity)
-    problem = ir_problem if options.weights == "ir" else _folder_problem
+    problem = ir_problem if options.weights == "ir" else folder_problem
     entry = cache.entry(key, build, options.progress, also_damaged=problem)
     identity = ir_fingerprint(entry.folder) if options.weights == "ir" else f"{identity}-{stored}"
     return ModelFiles(entry.folder, name, options.precision, spec, identity)
@@ -307,29 +278,6 @@ def _convert(source: Path, work: Path, name: str, spec: str, options: _Options) 
         weights=options.weights,
     )  # fmt: skip
     return {"name": name, "source": spec, "precision": options.precision, "versions": versions}
-
-
-def ir_problem(folder: Path) -> str | None:
-    """Return why a folder with OpenVINO IR cannot be run, or None."""
-    for name in (IR_XML, IR_BIN, "config.json"):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    if not (folder / TOKENIZER_FILE).is_file():
-        return f"it has no tokenizer ({TOKENIZER_FILE})"
-    with open(folder / IR_XML, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 64))
-        if b"</net>" not in file.read():
-            return f"{IR_XML} is truncated"
-    return None
-
-
-def _folder_problem(folder: Path) -> str | None:
-    """Return why a Hugging Face folder of the cache cannot be run, or None."""
-    missing = [name for name in ("config.json", TOKENIZER_FILE) if not (folder / name).is_file()]
-    if not any(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    return f"{missing[0]} is missing" if missing else None
 
 
 def ir_fingerprint(folder: Path) -> str:

@@ -18,7 +18,7 @@ from specport.models.safe_files import regular
 from specport.outside import plain_values
 from specport.outside.numbers import Count
 
-_MOST_BYTES = 1 << 28  # of a header; larger than any real one
+_MOST_BYTES = 1 << 25  # of a header; larger than any real one
 _MOST_AT_ONCE = 1 << 24  # bytes that are copied at a time
 ITEM_BYTES = {
     "BOOL": 1, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,

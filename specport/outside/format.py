@@ -6,6 +6,7 @@ declared type, or there is one `SpecportError` that names the file.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 
 from specport.errors import ModelError, SpecportError
 from specport.outside import plain_values
-from specport.outside.regular_file import read_bytes
+from specport.outside.regular_file import read_bytes, read_lines
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -23,6 +24,7 @@ Table = dict[str, Any]
 # What a type's own checks may raise for a value that they did not foresee.
 _UNFIT = (msgspec.MsgspecError, ValueError, KeyError, ArithmeticError, RecursionError)
 
+_LONGEST_LINE = 64 << 20  # bytes
 _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
@@ -105,13 +107,17 @@ class Format(Generic[T]):
 
     def raw_lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
         """Yield the lines of a file that are not blank, with their numbers. Raises `error`."""
-        try:
-            data = read_bytes(path, self.most_bytes)
-        except _MISSING:
-            raise self.error(f"cannot read {path}: there is no such file", self.hint) from None
-        except (OSError, ValueError) as error:
-            raise self._refused(str(path), error) from error
-        for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        lines = read_lines(path, self.most_bytes, min(self.most_bytes, _LONGEST_LINE))
+        for number in itertools.count(1):
+            try:
+                line = next(lines, None)
+            except _MISSING:
+                raise self.error(f"cannot read {path}: there is no such file", self.hint) from None
+            except (OSError, ValueError) as error:
+                raise self._refused(str(path), error) from error
+            if line is None:
+                return
+            line = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).removesuffix(b"\n")
             if line.strip():
                 yield number, line
 

@@ -14,16 +14,22 @@ else:
 
 MOST_DEPTH = 64  # real files have less than ten levels
 _SIGNED, _UNSIGNED = -(1 << 63), 1 << 64
+# Values of a JSON text. Python takes up to 250 bytes for each, whatever few bytes a file needs to say it.
+_MOST_VALUES, _MOST_FOREIGN = 1 << 20, 5 << 19  # a tokenizer has two million
+_MOST_DOTS = 256  # in a line of TOML: a key may have as many parts
 _MOST_SHOWN = 200  # characters of a parser's message: it may quote the file
 
 
 def from_json(data: bytes) -> Any:
     """Return the value of a JSON text in UTF-8, a byte-order mark allowed. Raises ValueError."""
+    _check_count(data, _MOST_VALUES)
     return _parsed(lambda text: json.loads(text, parse_constant=_refused), data)
 
 
 def from_toml(data: bytes) -> Any:
     """Return the tables of a TOML text. Raises ValueError."""
+    if max(line.count(b".") for line in data.split(b"\n")) > _MOST_DOTS:  # each costs a walk from the root
+        raise ValueError(f"it has a line with more than {_MOST_DOTS} dots")
     return _parsed(lambda text: tomllib.loads(text.replace("\r\n", "\n")), data)
 
 
@@ -32,6 +38,7 @@ def from_foreign_json(data: bytes) -> Any:
 
     Mamba has `Infinity` in config.json, and many tokenizers have 10^30 in theirs. Raises ValueError.
     """
+    _check_count(data, _MOST_FOREIGN)
     return _parsed(json.loads, data, any_number=True)
 
 
@@ -70,6 +77,12 @@ def _parsed(parse: Any, data: bytes, *, any_number: bool = False) -> Any:
         raise ValueError(str(error)[:_MOST_SHOWN]) from None
     check(value, any_number=any_number)
     return value
+
+
+def _check_count(data: bytes, most: int) -> None:
+    """Raise ValueError for more values than `most`; marks in texts count, too."""
+    if sum(map(data.count, (b"[", b"{", b","))) > most:
+        raise ValueError(f"it has more than {most:,} values")
 
 
 def _check_number(value: Any) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from specport.jobs import worker
 from specport.models import cache, mtp, source
 from specport.models import precision as precisions
+from specport.models.folder_checks import ir_problem
 from specport.models.json_file import CONFIG_FILE, TOKENIZER_FILE
-from specport.models.source import ModelFiles, ir_fingerprint, ir_problem
+from specport.models.source import ModelFiles, ir_fingerprint
 from specport.progress import Progress, silent
 
 EXPORT = worker.Job("specport.quantize.convert.export:export")

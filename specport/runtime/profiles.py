@@ -19,9 +19,10 @@ from typing import Any
 from specport.core.policies.length_rules import POLICIES
 from specport.errors import DeviceError, InvalidInput
 from specport.models import precision as precisions
+from specport.models.folder_checks import IR_XML
 from specport.models.int4_layout import read_layout
-from specport.models.source import IR_XML
 from specport.outside import Format, Table, plain_values
+from specport.runtime import processor_pattern
 
 DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"  # OpenVINO's property: activations that share a scale
 
@@ -105,7 +106,7 @@ class Profile:
     def mismatch(self, cpu: str) -> str | None:
         """Return a note for the user when the profile does not describe this processor, else None."""
         pattern = self.recognise.get("cpu")
-        if pattern is None or re.search(pattern, cpu, re.IGNORECASE):
+        if pattern is None or processor_pattern.matches(pattern, cpu):
             return None
         return f"profile {self.name} does not describe this processor ({cpu}); its cost figures may not hold"
 
@@ -138,7 +139,7 @@ def detect(cpu: str | None = None) -> Profile:
     cpu = cpu_name() if cpu is None else cpu
     for profile in list_profiles():
         pattern = profile.recognise.get("cpu")
-        if pattern and re.search(pattern, cpu, re.IGNORECASE):
+        if pattern and processor_pattern.matches(pattern, cpu):
             return profile
     return load_profile("xeon")
 
@@ -191,7 +192,7 @@ _WHOLE_TOKEN = (1 << 64) - 1  # OpenVINO's group of all activations of a token
 
 
 _PROFILE = Format(
-    Table, "a profile", "see the profiles of specport: specport devices", DeviceError, most_bytes=1 << 20,
+    Table, "a profile", "see the profiles of specport: specport devices", DeviceError, most_bytes=1 << 18,
     parse=plain_values.from_toml,
 )  # fmt: skip
 
@@ -269,10 +270,9 @@ def _check_recognise(table: Mapping[str, Any], fail: Any) -> None:
     for key, pattern in table.items():
         if key != "cpu":
             raise fail(f"unknown entry recognise.{key}", "the only entry is cpu")
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError, RecursionError, OverflowError) as error:
-            raise fail(f"recognise.{key} is not a regular expression: {error}") from error
+        wrong = processor_pattern.problem(pattern)
+        if wrong is not None:
+            raise fail(f"recognise.{key} cannot be used: {wrong}", "as in cpu = 'xeon|epyc'")
 
 
 def _cost(table: Mapping[str, Any], fail: Any) -> dict[int, float]:

@@ -23,6 +23,7 @@ def load(model: str | None = None, *, progress: Progress | None = None, **option
 
     Raises SpecportError with the next step.
     """
+    from specport.drafters.spec import parse
     from specport.progress import silent
     from specport.speech.packaged import named, with_named
     from specport.speech.transcriber import Transcriber
@@ -30,7 +31,7 @@ def load(model: str | None = None, *, progress: Progress | None = None, **option
 
     show = silent if progress is None else progress
     if "draft" in options:
-        options["draft"] = with_named(options["draft"], show)
+        options["draft"] = with_named(parse(options["draft"]), show)
     found = load_whisper(named(model, show), progress=show, **options)
     return Transcriber(
         found,
@@ -38,4 +39,5 @@ def load(model: str | None = None, *, progress: Progress | None = None, **option
         device_name=found.device_name,
         draft_name=found.draft_name,
         notes=found.notes,
+        identity=found.identity,
     )

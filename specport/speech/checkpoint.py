@@ -95,7 +95,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the file: the transcription is complete."""
+        """Delete the file: what it led to is complete and written."""
         self.path.unlink(missing_ok=True)
 
 

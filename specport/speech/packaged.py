@@ -6,13 +6,13 @@ CTranslate2's format.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specport.drafters.spec import DraftSpec
 from specport.models import cache, packages
 from specport.progress import Progress, silent
 
@@ -84,9 +84,9 @@ def named(model: str | None, progress: Progress = silent) -> str:
     return str(folder(MODELS[name], progress))
 
 
-def with_named(draft: str, progress: Progress = silent) -> str:
+def with_named(spec: DraftSpec, progress: Progress = silent) -> DraftSpec:
     """Return a draft expression with the folders of the packaged models that it names."""
-    return re.sub(r"[^|()]+", lambda part: named(part[0], progress) if part[0] in MODELS else part[0], draft)
+    return spec.with_models({name: named(name, progress) for name in spec.models if name in MODELS})
 
 
 def folder(model: PackagedModel, progress: Progress = silent) -> Path:

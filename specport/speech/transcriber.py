@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
 from specport.progress import Progress, silent
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.features import WINDOW, log_mel
 from specport.speech.audio.read import RATE
-from specport.speech.audio.source import AudioLike, Source
-from specport.speech.audio.vad import SileroVad, speech_spans
+from specport.speech.audio.source import AudioLike, Interrupted, Source
+from specport.speech.audio.vad import SileroVad, Span, speech_spans
 from specport.speech.checkpoint import Checkpoint
 from specport.speech.decoding.batched import batched, windows
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.decoding.recognizer import Recognizer, choose_language
 from specport.speech.decoding.sequential import State, Step, sequential
-from specport.speech.ports import Decoded, SpeechModel, Window
+from specport.speech.ports import SpeechModel
+from specport.speech.shared_model import SharedModel
 from specport.speech.speakers.diarize import Diarizer, GivenTurns
 from specport.speech.speakers.merge import MERGES
 from specport.speech.transcript import Counts, Segment, Transcript, Turn
 
-Features = NDArray[np.float32]
 OPTIONS = tuple(f.name for f in fields(TranscribeOptions))
 
 
@@ -38,6 +35,7 @@ class Transcriber:
     """Transcribe with one model. Thread-safe: the windows of several transcriptions take turns.
 
     model_name, device_name, draft_name, notes: of what was loaded, for messages.
+    identity: what must be the same for the same words: plain values by name.
     """
 
     def __init__(
@@ -48,10 +46,12 @@ class Transcriber:
         device_name: str = "",
         draft_name: str = "none",
         notes: Sequence[str] = (),
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model: SpeechModel = _Shared(model)
+        self.model: SpeechModel = SharedModel(model)
         self.model_name, self.device_name, self.draft_name = model_name, device_name, draft_name
         self.notes = tuple(notes)
+        self.identity = dict(identity or {})
 
     def transcribe(self, audio: AudioLike, **options: Any) -> Transcript:
         """Return what was said in an audio. audio, options: as for `stream`. Raises SpecportError."""
@@ -83,7 +83,8 @@ class Transcriber:
         diarize: whether to say who speaks. speakers: how many there are; None = estimated, at most
                  `max_speakers`. merge: how speakers and text are brought together, see
                  `specport.speech.speakers.merge`. rttm: file that says who speaks when, as from pyannote.
-        checkpoint, resume: where the state is kept, and whether to go on from what is there.
+        checkpoint, resume: where the state is kept, and whether to go on from what is there. It is kept
+                 at the end, too: its owner removes it when what was said is safe.
         options: the fields of `TranscribeOptions`.
         """
         unknown = sorted({*options} - {*OPTIONS})
@@ -112,30 +113,6 @@ class Transcriber:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Shared:
-    """A model whose calls take turns."""
-
-    def __init__(self, model: SpeechModel) -> None:
-        self._model, self._lock = model, threading.Lock()
-        self.tokens, self.mel_bins, self.max_prompt = model.tokens, model.mel_bins, model.max_prompt
-
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-        with self._lock:
-            return self._model.decode(windows)
-
-    def language(self, features: Features) -> dict[str, float]:
-        with self._lock:
-            return self._model.language(features)
-
-    def align(self, features: Features, prompt: Sequence[int], ids: Sequence[int]) -> Features:
-        with self._lock:
-            return self._model.align(features, prompt, ids)
-
-    def close(self) -> None:
-        with self._lock:
-            self._model.close()
 
 
 class Talk:
@@ -176,7 +153,10 @@ class Talk:
         return self._steps
 
     def cancel(self) -> None:
-        """Stop after the current window; what was understood until then is kept. Live audio ends here."""
+        """Stop after the current window; what was understood until then is kept. Live audio ends here.
+
+        Who speaks is then not said; the transcript is not complete.
+        """
         if self._source.stop():
             return
         if self._source.live and self._buffer is not None:
@@ -196,10 +176,14 @@ class Talk:
         earlier = self._checkpoint.read() if self._resume and self._checkpoint is not None else None
         began = time.perf_counter()
         model, source = self._transcriber.model, self._source
-        spans = None
-        if self._options.batch > 1:
-            self._progress("looking for speech", 0.0)
-            spans = windows(speech_spans(SileroVad(progress=self._progress).probabilities(source.blocks())))
+        try:
+            spans = self._spans() if self._options.batch > 1 else None
+        except Interrupted:
+            if earlier is not None:
+                self.transcript = replace(
+                    self.transcript, language=earlier[0], segments=tuple(earlier[2]), counts=earlier[3]
+                )
+            return
         buffer = self._buffer = AudioBuffer(source.blocks(), live=source.live)
         if source.duration is not None and not source.live:
             self._progress("transcribing", 0.0)
@@ -238,13 +222,12 @@ class Talk:
             else:
                 complete = True
         finally:
-            if not complete:
-                self._keep(language, state, recognizer.counts, now=True)
+            self._keep(language, state, recognizer.counts, now=True)
         if complete:
             buffer.finish()  # of silence at the end no window was made
         self._report(recognizer, began, complete)
-        if complete:
-            self._conclude()
+        if complete and self._diarizer is not None:
+            self._diarize(self._diarizer)
         self.transcript = replace(self.transcript, seconds=time.perf_counter() - began)
 
     def _initial(self) -> tuple[int, ...]:
@@ -261,6 +244,11 @@ class Talk:
         notes = []
         if complete and source.skipped:
             notes.append(f"{source.skipped} damaged parts of {source.name} were left out")
+        if source.lost:
+            notes.append(
+                f"{source.lost:.0f} s of sound were lost, since this machine is slower than speech; "
+                "later times are too early by that"
+            )
         if complete and source.duration and not source.live and abs(source.duration - heard) > 1 + heard / 50:
             notes.append(f"the header says {source.duration:.0f} s of audio, there are {heard:.0f} s")
         self.transcript = Transcript(
@@ -270,15 +258,20 @@ class Talk:
         if source.duration and not source.live:
             self._progress("transcribing", heard / max(source.duration, heard))
 
-    def _conclude(self) -> None:
-        """Say who said what, where that was asked for; the state is needed no more."""
-        if self._diarizer is not None:
-            self._diarize(self._diarizer)
-        if self._checkpoint is not None:
-            self._checkpoint.remove()
+    def _spans(self) -> list[Span]:
+        """Return the windows of a batched transcription. Raises Interrupted."""
+        self._progress("looking for speech", 0.0)
+        vad = SileroVad(progress=self._progress)
+        blocks = self._source.blocks_unless(self._cancelled.is_set)
+        return windows(speech_spans(vad.probabilities(blocks)))
 
     def _diarize(self, diarizer: Diarizer | GivenTurns) -> None:
+        """Say who said what; stopped meanwhile, the transcript has no speakers and is not complete."""
         self._progress("telling speakers apart", 0.0)
-        turns: list[Turn] = diarizer.turns(self._source, self._progress)
+        try:
+            turns: list[Turn] = diarizer.turns(self._source, self._progress, self._cancelled.is_set)
+        except Interrupted:
+            self.transcript = replace(self.transcript, complete=False)
+            return
         segments = MERGES[self._merge](self.transcript.segments, turns)
         self.transcript = self.transcript.with_segments(segments, turns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import threading
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -43,7 +44,8 @@ class TextStream:
         self._stop = tuple(stop)
         self._hold = max((len(s) - 1 for s in self._stop), default=0)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._pending: list[Span] = []
+        self._pending: deque[Span] = deque()
+        self._tail = ""  # of the pending text: as much as may start a stop string
         self._source = ""
         self._num_decoded = 0  # characters
         self._ends: list[int] = []  # of each token: characters decoded up to its end
@@ -87,56 +89,52 @@ class TextStream:
     def take(self) -> tuple[Span, ...]:
         """Return the spans that are final and have not been given out before."""
         with self._lock:
-            return self._give(self._length() - self._held())
+            return self._give(self._num_pending() - self._held())
 
     def finish(self) -> tuple[Span, ...]:
         """Return the remaining spans after the last token; an incomplete character becomes U+FFFD."""
         with self._lock:
             self._add(self._decoder.decode(b"", final=True))
-            return self._give(self._length())
+            return self._give(self._num_pending())
 
-    def _length(self) -> int:
-        return sum(len(text) for text, _ in self._pending)
+    def _num_pending(self) -> int:
+        return (self._num_decoded if self._cut is None else self._cut) - len(self.text)
 
     def _held(self) -> int:
         """Return the length of the longest pending tail that may start a stop string."""
-        tail = "".join(text for text, _ in self._pending)[-self._hold :] if self._hold else ""
-        for start in range(len(tail)):
-            if any(s.startswith(tail[start:]) for s in self._stop):
-                return len(tail) - start
+        for start in range(len(self._tail)):
+            if any(s.startswith(self._tail[start:]) for s in self._stop):
+                return len(self._tail) - start
         return 0
 
     def _add(self, text: str) -> bool:
+        """Add text. Return whether a stop string is complete. Costs no more where nobody takes."""
         if not text:
             return False
         self._pending.append((text, self._source))
+        before = self._num_decoded
         self._num_decoded += len(text)
         if not self._stop:
             return False
-        pending = "".join(piece for piece, _ in self._pending)
-        ends = [found for s in self._stop if (found := pending.find(s)) >= 0]
-        if not ends:
+        # What was searched before holds none: one that is complete now ends in the new text.
+        fresh = self._tail + text
+        starts = [found for s in self._stop if (found := fresh.find(s)) >= 0]
+        if not starts:
+            self._tail = fresh[-self._hold :] if self._hold else ""
             return False
-        self._pending = list(_split(self._pending, min(ends))[0])
-        self._cut = len(self.text) + min(ends)
-        self._hold, self._stop = 0, ()
+        self._cut = before - len(self._tail) + min(starts)
+        self._tail, self._stop = "", ()
         return True
 
     def _give(self, length: int) -> tuple[Span, ...]:
-        given, self._pending = _split(self._pending, length)
+        given: list[Span] = []
+        while length > 0 and self._pending:
+            text, source = self._pending.popleft()
+            given.append((text[:length], source))
+            if length < len(text):
+                self._pending.appendleft((text[length:], source))
+            length -= len(text)
         self.text += "".join(text for text, _ in given)
+        if self._cut is not None and len(self.text) >= self._cut:
+            self._pending.clear()
         return tuple(given)
-
-
-def _split(spans: Sequence[Span], length: int) -> tuple[list[Span], list[Span]]:
-    """Return the first `length` characters of the spans, and the rest."""
-    first: list[Span] = []
-    rest: list[Span] = []
-    for text, source in spans:
-        cut = max(0, min(length, len(text)))
-        length -= cut
-        if cut:
-            first.append((text[:cut], source))
-        if cut < len(text):
-            rest.append((text[cut:], source))
-    return first, rest

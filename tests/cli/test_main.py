@@ -15,7 +15,7 @@ import pytest
 from support import toy_pipeline
 
 import specport
-from specport.cli import COMMANDS, main
+from specport.cli import COMMANDS, main, terminal
 
 TOY = toy_pipeline.PROGRAM
 FULL = os.path.exists("/dev/full")
@@ -69,11 +69,24 @@ def test_help_imports_nothing_heavy(arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["walk"], "invalid choice: 'walk'"),
+        (["walk"], "there is no command 'walk' (see specport --help)"),
+        (["tunes"], "there is no command 'tunes'; did you mean tune? (see specport --help)"),
+        (["models", "pul"], "no command 'pul'; did you mean pull? (see specport models --help)"),
+        (["run", "Hi", "there"], "specport run has no use for 'there' (put a text with blanks in quotes"),
+        (["run", "Hi", "--top-k"], "--top-k needs a value (see specport run --help)"),
+        (["run", "Hi", "--fast=yes"], "--fast takes no value (see specport run --help)"),
+        (["run", "Hi", "--top-p", "x"], "--top-p is 'x'; it must be a number (see"),
+        (["transcribe"], "FILE is missing (see specport transcribe --help)"),
         (["run", "Hi", "--model", "missing"], "there is no model 'missing' (name another)"),
-        (["run", "Hi", "--top-k", "x"], "invalid int value: 'x' (see specport run --help)"),
-        (["run", "Hi", "--temp", "1"], "unrecognized arguments"),
-        (["run", "Hi", "--exact", "--fast"], "not allowed with"),
+        (
+            ["run", "Hi", "--top-k", "x"],
+            "--top-k is 'x'; it must be a whole number (see specport run --help)",
+        ),
+        (["run", "Hi", "--temp=1"], "has no option '--temp'; did you mean --temperature? (see specport run"),
+        (
+            ["run", "Hi", "--exact", "--fast"],
+            "--fast and --exact exclude each other (see specport run --help)",
+        ),
         (["run", "Hi", "--branches", "3,b"], "'3,b' is not a list of whole numbers like 3,2,1"),
         (["run", "Hi", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
         (["run", "Hi", "--max-new-tokens", "-4"], "max_new_tokens is -4"),
@@ -204,3 +217,16 @@ def test_output_that_cannot_be_written():
     assert done.returncode == 2
     assert done.stderr.startswith("specport: error: cannot write to standard output: No space left")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_training_prints_no_line_a_step_into_a_file(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress(quiet=False) as progress:
+        for step in range(200):
+            now[0] += 0.5
+            progress(f"training (loss {3 - step / 100:.3f}, agreement {step / 2:.1f}%)", step / 200)
+        progress("writing the draft", 1.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5 and lines[0] == "specport: training (loss 3.000, agreement 0.0%)"
+    assert lines[-1] == "specport: writing the draft"

@@ -20,6 +20,7 @@ from support.toy_pipeline import greedy
 import specport
 from specport.api import load
 from specport.cli import main, options
+from specport.cli.parsing import Parser
 from specport.cli.render import Printer, summary
 from specport.core.metrics import Metrics
 from specport.core.policies.length_rules import POLICIES
@@ -263,7 +264,7 @@ def test_options_of_diffusion_models():
 
 
 def _actions() -> dict[str, argparse.Action]:
-    parser = options.Parser()
+    parser = Parser()
     options.add_model_options(parser)
     options.add_generation_options(parser)
     return {action.dest: action for action in parser._actions}
@@ -303,7 +304,7 @@ def test_an_answer_held_to_a_grammar(capsys, tmp_path):
         (["--json-schema", '{"type": '], "the JSON schema is not JSON"),
         (["--regex", "a("], "the regular expression cannot be used: unclosed group"),
         (["--grammar", "missing.lark"], "cannot read the grammar"),
-        (["--json-object", "--regex", "a"], "not allowed with argument"),
+        (["--json-object", "--regex", "a"], "exclude each other"),
     ],
 )
 def test_grammars_that_cannot_be_used(capsys, arguments, message):

@@ -11,7 +11,8 @@ import pytest
 from support import toy_pipeline
 
 import specport
-from specport.cli import main, options
+from specport.cli import main
+from specport.cli.parsing import Parser
 from specport.cli.serve import LIMITS, SAMPLING, add_parser
 from specport.serve.settings import Limits, Sampling
 
@@ -30,7 +31,7 @@ def test_help_names_the_right_defaults() -> None:
 
 
 def test_the_server_is_for_this_machine_unless_told() -> None:
-    parser = options.Parser()
+    parser = Parser()
     add_parser(parser.add_subparsers())
     args = parser.parse_args(["serve"])
     assert (args.host, args.port, args.api_key_file) == ("127.0.0.1", 8000, None)
@@ -44,7 +45,7 @@ def test_the_server_is_for_this_machine_unless_told() -> None:
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--port", "70000"], "cannot use the address 127.0.0.1:70000"),
         (["--port", "-1"], "cannot use the address"),
-        (["--port", "http"], "invalid int value"),
+        (["--port", "http"], "it must be a whole number"),
         (["--host", "no.such.host.invalid"], "cannot use the address no.such.host.invalid"),
         (["--api-key-file", "no/such/file"], "cannot read the file of API keys"),
         (["--api-key-file", "a\0b"], "cannot use the path"),

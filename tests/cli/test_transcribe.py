@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.scripted_speech import ScriptedModel, said, tone, write_wav
 
 from specport import cli, speech
-from specport.cli.transcribe import FORMATS
-from specport.speech import formats
+from specport.cli import transcribe_output
+from specport.cli.transcribe_output import FORMATS
+from specport.models import atomic
+from specport.speech import checkpoint, formats
+from specport.speech.audio.vad import SileroVad
+from specport.speech.speakers.embeddings import VoiceEncoder
 from specport.speech.transcriber import Transcriber
 
 pytest.importorskip("av")
@@ -127,3 +135,77 @@ def test_stopped_and_resumed(
     assert cli.main([*arguments, "--resume"]) == 0
     text = (tmp_path / "out" / "long.txt").read_text(encoding="utf-8")
     assert text.count("ask not what") == 3 and len([*(tmp_path / "out").iterdir()]) == 1
+
+
+def test_what_was_heard_is_kept_until_it_is_written(
+    load: Any, talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full when the text is written costs nothing: the next run only writes."""
+    out = tmp_path / "out"
+    arguments = ["transcribe", str(talk), "--output", str(out), "--format", "txt,srt"]
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def kept(path: Path, data: Any, indent: None) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(data), encoding="utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_atomically", full)
+        patch.setattr(checkpoint, "write_json", kept)
+        assert cli.main(arguments) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == [".talk.specport-state.json"]
+    monkeypatch.setattr(ScriptedModel, "decode", None)  # nothing is decoded again
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert {p.name for p in out.iterdir()} == {"talk.txt", "talk.srt"}
+    assert (out / "talk.txt").read_text(encoding="utf-8") == "ask not what\nyour country\n"
+
+
+def test_ctrl_c_while_speakers_are_told_apart(
+    load: Any, talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["transcribe", str(talk), "--output", str(out), "--diarize"]
+    blocks = []
+
+    def speech(self: SileroVad, source: Any) -> Any:
+        for block in source:
+            blocks.append(block)
+            signal.raise_signal(signal.SIGINT)
+        raise AssertionError("Ctrl-C was not heeded")
+
+    monkeypatch.setattr(SileroVad, "__init__", lambda self, *given, **options: None)
+    monkeypatch.setattr(VoiceEncoder, "__init__", lambda self, *given, **options: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(SileroVad, "probabilities", speech)
+        assert cli.main(arguments) == 130
+    assert len(blocks) == 1 and "--resume goes on from here" in capsys.readouterr().err
+    assert {p.name for p in out.iterdir()} == {".talk.specport-state.json", "talk.txt"}
+    monkeypatch.setattr(SileroVad, "probabilities", lambda self, source: np.zeros(100))
+    monkeypatch.setattr(ScriptedModel, "decode", None)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert [p.name for p in out.iterdir()] == ["talk.txt"]
+
+
+def test_weights_of_another_precision_do_not_go_on(
+    talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity = {"weights": "f", "precision": "int8", "exact": True}
+
+    def found(model: str | None = None, **options: Any) -> Transcriber:
+        return Transcriber(ScriptedModel([said(0.0, "ask", 4.0)]), model_name="m", identity=identity)
+
+    monkeypatch.setattr(speech, "load", found)
+    arguments = ["transcribe", str(talk), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(transcribe_output, "write", lambda *given, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(arguments)
+    for name, value in {"precision": "fp16", "exact": False}.items():
+        before, identity[name] = identity[name], value
+        assert cli.main([*arguments, "--resume"]) == 2
+        assert f"is of another run: {name} differs" in capsys.readouterr().err
+        identity[name] = before
+    assert cli.main([*arguments, "--resume"]) == 0

@@ -29,6 +29,15 @@ EXPRESSIONS = {
     "model:ngram": [PartSpec("model", "ngram")],
     "graft(model:ngram)": [PartSpec("graft", "ngram")],
     "model:model:x": [PartSpec("model", "model:x")],
+    '"/a|b/c"|x': [PartSpec("model", "/a|b/c"), PartSpec("model", "x")],
+    'ngram | universal( "/a|b (1)" )|graft("x")': [
+        PartSpec("ngram"),
+        PartSpec("universal", "/a|b (1)"),
+        PartSpec("graft", "x"),
+    ],
+    'model:"ngram"': [PartSpec("model", "ngram")],
+    '"universal(x)"': [PartSpec("model", "universal(x)")],
+    '/a"b|c"d': [PartSpec("model", '/a"b'), PartSpec("model", 'c"d')],
     "./with blank|x": [PartSpec("model", "./with blank"), PartSpec("model", "x")],
 }
 
@@ -63,6 +72,7 @@ def test_the_shortest_way_of_writing_is_written() -> None:
         "": "missing", "|": "missing", "ngram|": "missing", "|x": "missing", "ngram||x": "missing",
         "model:": "missing", "graft()": "missing", "auto|x": "stands alone", "x|none": "stands alone",
         "graft(ngram)": "names the drafter ngram", "graft": r"names the drafter graft\(MODEL\)",
+        '""': "missing",
         "early-exit:0": "no number", "early-exit:-1": "no number", "early-exit:two": "no number",
     }.items(),
 )  # fmt: skip

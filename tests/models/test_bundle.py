@@ -17,7 +17,7 @@ from specport.cli import main
 from specport.errors import ModelError
 from specport.models import bundle, manifest
 from specport.models.bundle import Bundle
-from specport.models.source import IR_BIN, IR_XML
+from specport.models.folder_checks import IR_BIN, IR_XML
 from specport.models.weight_sketch import same, sketch
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from specport.models import cache, download, manifest
-from specport.models.source import ir_problem
+from specport.models.folder_checks import ir_problem
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
 

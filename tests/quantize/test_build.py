@@ -31,8 +31,8 @@ from specport.core.ports import Model
 from specport.errors import InvalidInput, ModelError
 from specport.jobs import worker
 from specport.models import bundle, cache
+from specport.models.folder_checks import IR_BIN
 from specport.models.parallel import Parallel
-from specport.models.source import IR_BIN
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded
 

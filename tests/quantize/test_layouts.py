@@ -17,7 +17,7 @@ import pytest
 from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
-from specport.models.source import IR_XML
+from specport.models.folder_checks import IR_XML
 from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions

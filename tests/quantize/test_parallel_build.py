@@ -25,8 +25,8 @@ from specport.drafters.model.parallel import ParallelDrafter
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, manifest
 from specport.models.bundle import BUNDLE_FILE
+from specport.models.folder_checks import IR_XML
 from specport.models.parallel import Parallel
-from specport.models.source import IR_XML
 
 DEPTH, MASK = 3, len(tiny_models.vocabulary())
 TURNS = ("Summarize: a b c", "What is d?") * 2

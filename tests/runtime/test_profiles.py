@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,36 @@ def test_a_profile_that_does_not_fit_says_so() -> None:
 
 def test_this_machine_has_a_name() -> None:
     assert profiles.cpu_name()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(a|a)*$",
+        "(a?){50}b",
+        "a*a*a*a*a*b",
+        "(a|a)" * 5,
+        r"(\w+)\1",
+        "(?=a)b",
+        "(?i:a*)b",
+        "x" * 101,
+        "([)]+)*",
+    ],
+)
+def test_a_pattern_that_may_never_end_is_refused(pattern: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f"{GOOD}[recognise]\ncpu = '{pattern}'\n")
+    with pytest.raises(DeviceError, match=r"recognise\.cpu cannot be used: .*(for ever|100 characters)"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["core.*(?:ultra|i[3579])|ryzen", r"xeon\(r\) .*[*+?{)]+ cpu", "a*a*a*a*b"]
+)
+def test_patterns_that_end_soon(pattern: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f"{GOOD}[recognise]\ncpu = '{pattern}'\n")
+    began = time.process_time()
+    assert load_profile(path).mismatch("a" * 10_000) is not None
+    assert time.process_time() - began < 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specport.drafters.spec import parse
 from specport.errors import ModelError
 from specport.models import packages
 from specport.speech import packaged
@@ -52,11 +53,21 @@ def test_parts_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = Path(packaged.named("toy"))
     assert (found / "model.bin").read_bytes() == b"firstsecond"
     assert (found / "tokenizer.json").read_bytes() == b"{}"
-    assert packaged.with_named("suffix|universal(toy)") == f"suffix|universal({found})"
+    assert packaged.with_named(parse("suffix|universal(toy)")) == parse(f"suffix|universal({found})")
     assert packaged.named("other") == "other"
     (tmp_path / "toy").mkdir()
     monkeypatch.chdir(tmp_path)
     assert packaged.named("toy") == "toy"  # a folder of the user's own comes first
+
+
+def test_a_cache_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars and brackets in its path are no part of a draft expression."""
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "a|b (c)"))
+    monkeypatch.setattr(packaged, "MODELS", {"toy": model()})
+    spec = packaged.with_named(parse("suffix|universal(toy)|toy"))
+    (folder,) = spec.models
+    assert folder.startswith(str(tmp_path / "a|b (c)")) and Path(folder, "model.bin").is_file()
+    assert spec.kinds == ["suffix", "universal", "model"] and parse(str(spec)) == spec
 
 
 def test_another_file_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from specport.errors import InvalidInput
 from specport.speech.audio.vad import Span
 from specport.speech.speakers import diarize
 from specport.speech.speakers.clustering import MOST, cluster
-from specport.speech.speakers.merge import by_turns, by_words
+from specport.speech.speakers.merge import by_turns, by_words, speakers_at
 from specport.speech.speakers.score import diarization_error, read_rttm
 from specport.speech.transcript import Segment, Turn, Word
 
@@ -142,3 +143,53 @@ def test_overlap_is_told_of_any_two_speakers() -> None:
         others = (other for other in turns if other.speaker != turn.speaker)
         assert turn.overlap == any(o.start < turn.end and turn.start < o.end for o in others)
     assert len({turn.overlap for turn in diarize.mark_overlap(turns)}) == 2
+
+
+def random_turns(random: np.random.Generator, count: int, speakers: int) -> list[Turn]:
+    starts, lengths = random.uniform(0, 60, count), random.uniform(0.1, 4, count)
+    return [
+        Turn(float(s), float(s + length), f"s{i % speakers}")
+        for i, (s, length) in enumerate(zip(starts, lengths, strict=True))
+    ]
+
+
+def test_words_are_given_as_a_search_through_all_turns_gives_them() -> None:
+    random = np.random.default_rng(1)
+    turns = random_turns(random, 30, 4)
+    one = [turn for turn in turns if turn.speaker != "s3"]  # of the others no turns of one speaker overlap
+    spans = np.cumsum([random.uniform(-5, 70, 300), random.uniform(0, 3, 300)], axis=0)
+    times = [(float(start), float(end)) for start, end in spans.T]
+    for found, (start, end) in zip(speakers_at(times, one), times, strict=True):
+        spoken = {
+            name: sum(
+                any(t.speaker == name and t.start <= moment < t.end for t in one)
+                for moment in np.linspace(start, end, 400, endpoint=False)
+            )
+            for name in ("s0", "s1", "s2")
+        }
+        if end - start > 0.05 and max(spoken.values()) > 8:
+            assert spoken[found] >= max(spoken.values()) - 4
+        elif not any(t.start < end and start < t.end for t in one):
+            middle = (start + end) / 2
+            away = {t.speaker: min(abs(t.start - middle), abs(t.end - middle)) for t in one}
+            for t in one:
+                away[t.speaker] = min(away[t.speaker], abs(t.start - middle), abs(t.end - middle))
+            assert away[found] == min(away.values())
+
+
+def test_a_day_of_speech_takes_a_moment() -> None:
+    """20,000 words of 20,000 turns, all of which one turn overlaps: no pair of them is looked at."""
+    turns = [Turn(0, 40_000, "all"), *(Turn(2 * i, 2 * i + 1, f"s{i % 8}") for i in range(20_000))]
+    lines = [Segment(2 * i, 2 * i + 1, "a b", words=words("a b", 2 * i, 0.5)) for i in range(10_000)]
+    began = time.process_time()
+    assert by_words(lines, turns)[3].speaker == "all"
+    assert len(by_turns(lines, turns)) == 10_000
+    assert all(turn.overlap for turn in diarize.mark_overlap(turns))
+    assert time.process_time() - began < 5  # 800 million comparisons would take minutes
+
+
+def test_a_file_with_thousands_of_speakers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "many.rttm"
+    path.write_text("".join(f"SPEAKER a 1 {i} 1 <NA> <NA> s{i} <NA> <NA>\n" for i in range(300)))
+    with pytest.raises(InvalidInput, match="more than 256 speakers"):
+        read_rttm(path)

@@ -26,10 +26,14 @@ def fuzz(
 ) -> None:
     """Call `check` with inputs of a strategy: it may raise what is allowed, and nothing else."""
 
+    count, longest = 0, 0.0
+
     def checked(value: Any) -> None:
+        nonlocal count, longest
         began = time.monotonic()
         with suppress(*allowed):
             check(value)
+        count, longest = count + 1, max(longest, time.monotonic() - began)
         assert time.monotonic() - began < LONGEST_S
 
     seconds = config.getoption("--fuzz-seconds")
@@ -41,6 +45,7 @@ def fuzz(
     run()
     while time.monotonic() < end:
         run()
+    print(f"{count} inputs, {longest:.2f} s for the slowest")
 
 
 def damaged(good: bytes) -> st.SearchStrategy[bytes]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from specport.backends.openvino.paged.batch import WINDOWS, Segment
+from specport.backends.openvino.paged.batch import WINDOWS
 from specport.backends.openvino.paged.model import PagedModel, PagedSequence
+from specport.backends.openvino.paged.segments import Segment
 from specport.backends.openvino.request import Array, Request
 
 from specport.core.block import Block

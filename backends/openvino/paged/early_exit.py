@@ -15,8 +15,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from specport.backends.openvino.graph.halves import STREAM_IN, STREAM_OUT
 from specport.backends.openvino.graph.surgery import LOGITS_INDICES
-from specport.backends.openvino.paged.batch import Batch, Padding, Segment, chain_segment
+from specport.backends.openvino.paged.batch import Batch, Padding
 from specport.backends.openvino.paged.model import PagedModel, PagedSequence
+from specport.backends.openvino.paged.segments import Segment, chain_segment
 from specport.backends.openvino.request import Request
 
 from specport.core.block import Block

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from specport.backends.openvino.paged.batch import Batch, Segment, chain_segment
+from specport.backends.openvino.paged.batch import Batch
 from specport.backends.openvino.paged.model import PagedModel, PagedSequence
+from specport.backends.openvino.paged.segments import Segment, chain_segment
 from specport.backends.openvino.paged.states import WASTE, History, Mark, StateCache
 from specport.backends.openvino.request import Request
 

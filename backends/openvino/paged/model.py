@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from specport.backends.openvino.graph.surgery import ATTENTION_ROWS, HEAD_INPUT, TOKEN_TYPES
-from specport.backends.openvino.paged.batch import (
-    Batch,
-    Padding,
+from specport.backends.openvino.paged.batch import Batch, Padding
+from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache, is_cache
+from specport.backends.openvino.paged.prefix import PagedBlocks
+from specport.backends.openvino.paged.segments import (
     Segment,
     chain_segment,
     fork_segments,
@@ -25,8 +26,6 @@ from specport.backends.openvino.paged.batch import (
     masked_segment,
     release_forks,
 )
-from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache, is_cache
-from specport.backends.openvino.paged.prefix import PagedBlocks
 from specport.backends.openvino.request import Array, HeadRows, Request
 
 from specport.core.ports import CachedSequence, Capabilities, CheckedModel, Refusal, Row, StepOutput

@@ -16,8 +16,8 @@ from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models import tensors
 from specport.models.atomic import write_json
+from specport.models.folder_checks import IR_XML
 from specport.models.json_file import TOKENIZER_FILE
-from specport.models.source import IR_XML
 from specport.models.whisper import CROSS_XML, ENCODER_XML, FACTS, encoder_key
 from specport.progress import Progress, silent
 

@@ -18,7 +18,7 @@ import numpy as np
 from specport.drafters.retrieval.suffix_index import GAP, Ints, SuffixIndex
 from specport.errors import InvalidInput, ModelError
 from specport.models import manifest
-from specport.models.atomic import new_folder, recovered, replace_folder
+from specport.models.atomic import new_folder, recovered, remove_stale_folders, replace_folder
 from specport.models.os_errors import cause
 from specport.models.safe_files import UnsafeFile, inside
 from specport.outside.places import expanded
@@ -173,6 +173,7 @@ def _write(out: Path, index: SuffixIndex, about: dict[str, object]) -> None:
     """Write a datastore atomically: build it in a temporary folder beside `out`, then move it there."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_folders(out.parent, f".{out.name[:100]}")
     work = new_folder(out.parent, f".{out.name[:100]}")
     try:
         index.tokens.astype("<i4").tofile(work / TOKENS_FILE)

@@ -26,7 +26,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 HEAD_BYTES = 20  # version and numbers of entries, behind the magic
 ARCHITECTURE, ALIGNMENT = "general.architecture", "general.alignment"
-MAX_ENTRIES = 1 << 20  # more metadata keys or tensors than any real model has
+MAX_ENTRIES = 1 << 18  # more metadata keys or tensors than any real model has
+MAX_ELEMENTS = 1 << 22  # of all arrays of the metadata; a vocabulary has some 300,000
 MAX_AXES = 4  # as in ggml
 STRING, ARRAY = 8, 9
 FLOAT32 = 0
@@ -144,6 +145,7 @@ def _parser(path: Path) -> Iterator[_Parser]:
 class _Parser:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 4
+        self.elements = 0  # of all arrays so far
 
     def damaged(self, what: str) -> ModelError:
         return ModelError(f"{self.path} is truncated or damaged: {what}", "download the file again")
@@ -174,6 +176,9 @@ class _Parser:
 
     def array(self) -> Any:
         kind, count = self.number("I"), self.number("Q")
+        self.elements += count
+        if self.elements > MAX_ELEMENTS:
+            raise self.damaged(f"arrays of more than {MAX_ELEMENTS:,} elements")
         if kind == STRING:
             if count > (len(self.data) - self.at) // 8:
                 raise self.damaged(f"an array of {count} strings does not fit")

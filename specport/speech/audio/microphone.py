@@ -13,10 +13,14 @@ from specport.speech.audio.read import RATE, Samples
 
 _BLOCK = RATE // 10
 _WAIT_S = 0.2
+_MOST_S = 600  # of sound that waits to be read: 38 MB
 
 
 class Microphone:
-    """Record from the system's default microphone until `stop`."""
+    """Record from the system's default microphone until `stop`.
+
+    lost: seconds that were dropped, since ten minutes waited to be read: nothing here is as fast as speech.
+    """
 
     def __init__(self) -> None:
         try:
@@ -29,13 +33,17 @@ class Microphone:
             raise DeviceError(f"recording is not possible: {error}") from error
         self._sounddevice = sounddevice
         self._stopped = False
+        self.lost = 0.0
 
     def blocks(self) -> Iterator[Samples]:
         """Yield blocks of a tenth of a second. Raises DeviceError."""
-        heard: queue.Queue[Samples] = queue.Queue()
+        heard: queue.Queue[Samples] = queue.Queue(_MOST_S * RATE // _BLOCK)
 
         def keep(data: Any, frames: int, time: Any, status: Any) -> None:
-            heard.put(np.array(data[:, 0], np.float32))
+            try:
+                heard.put_nowait(np.array(data[:, 0], np.float32))
+            except queue.Full:
+                self.lost += frames / RATE
 
         try:
             with self._sounddevice.InputStream(

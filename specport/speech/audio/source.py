@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -17,6 +17,11 @@ from specport.speech.audio.read import RATE, Audio, Samples
 
 AudioLike: TypeAlias = "str | Path | bytes | BinaryIO | NDArray[Any]"
 STDIN, MICROPHONE = "-", "microphone"
+_PIECE = 10 * RATE  # samples
+
+
+class Interrupted(Exception):
+    """Reading was to stop."""
 
 
 class Source:
@@ -25,6 +30,7 @@ class Source:
     name: for messages and files. path: the file, where it is one.
     live: whether the audio may be long in coming. again: whether it can be read more than once.
     duration: seconds as the header says, once it was opened; None where unknown. skipped: damaged packets.
+    lost:     seconds that a microphone heard while too much waited to be read.
     """
 
     def __init__(self, given: AudioLike, raw: str | None = None) -> None:
@@ -51,19 +57,31 @@ class Source:
         self.live = isinstance(given, str) and given in (STDIN, MICROPHONE)
         self.again = not self.live and (isinstance(self._given, (Path, bytes, np.ndarray)) or self._rewound())
 
+    @property
+    def lost(self) -> float:
+        return 0.0 if self._microphone is None else self._microphone.lost
+
     def blocks(self) -> Iterator[Samples]:
         """Return the blocks of samples from the beginning. Raises InvalidInput, at once where it can."""
         if self._microphone is not None:
             return self._microphone.blocks()
         if isinstance(self._given, np.ndarray):
-            self.duration = len(self._given) / RATE
-            return iter([self._given])
+            given = self._given
+            self.duration = len(given) / RATE
+            return (given[start : start + _PIECE] for start in range(0, len(given), _PIECE))
         stream = io.BytesIO(self._given) if isinstance(self._given, bytes) else self._given
         if self.again:
             self._rewound()
         audio = Audio(stream, raw=self._raw)
         self.duration = audio.duration
         return self._read(audio)
+
+    def blocks_unless(self, stopped: Callable[[], bool]) -> Iterator[Samples]:
+        """Yield the blocks as `blocks` does. Raises Interrupted once `stopped` says so."""
+        for block in self.blocks():
+            if stopped():
+                raise Interrupted
+            yield block
 
     def _read(self, audio: Audio) -> Iterator[Samples]:
         yield from audio

@@ -5,7 +5,8 @@ One speaker at a time: who speaks at the same time as another is not heard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -41,14 +42,20 @@ class Diarizer:
                 raise InvalidInput(f"{name} is {value}; it must be 1 to 64")
         self._count, self._most = count, most
 
-    def turns(self, source: Source, progress: Progress = silent) -> list[Turn]:
-        """Return the turns, in order. Reads the audio twice, block by block. Raises SpecportError."""
+    def turns(
+        self, source: Source, progress: Progress = silent, stopped: Callable[[], bool] = lambda: False
+    ) -> list[Turn]:
+        """Return the turns, in order. Reads the audio twice, block by block.
+
+        Raises SpecportError, and Interrupted once `stopped` says so.
+        """
         vad, encoder = SileroVad(progress=progress), VoiceEncoder(progress=progress)
-        spans = speech_spans(vad.probabilities(source.blocks()))
+        spans = speech_spans(vad.probabilities(source.blocks_unless(stopped)))
         if not spans:
             return []
         spots = [_spots(span) for span in spans]
-        vectors = self._vectors(source, encoder, [*chain.from_iterable(spots)], part(progress, 0.1, 0.95))
+        buffer = AudioBuffer(source.blocks_unless(stopped))
+        vectors = self._vectors(buffer, encoder, [*chain.from_iterable(spots)], part(progress, 0.1, 0.95))
         labels = cluster(vectors, self._count, self._most)
         likeness = vectors @ centroids(vectors, labels).T
         found: list[Turn] = []
@@ -60,9 +67,8 @@ class Diarizer:
 
     @staticmethod
     def _vectors(
-        source: Source, encoder: VoiceEncoder, spots: Sequence[Span], progress: Progress
+        buffer: AudioBuffer, encoder: VoiceEncoder, spots: Sequence[Span], progress: Progress
     ) -> NDArray[np.float32]:
-        buffer = AudioBuffer(source.blocks())
         found, waiting = [], []
         for number, spot in enumerate(spots):
             start, end = round(spot.start * RATE), round(spot.end * RATE)
@@ -149,7 +155,9 @@ class GivenTurns:
     def __init__(self, path: Path) -> None:
         self._turns = mark_overlap(read_rttm(expanded(path)))
 
-    def turns(self, source: Source, progress: Progress = silent) -> list[Turn]:
+    def turns(
+        self, source: Source, progress: Progress = silent, stopped: Callable[[], bool] = lambda: False
+    ) -> list[Turn]:
         """Return the turns of the file."""
         return self._turns
 
@@ -157,10 +165,29 @@ class GivenTurns:
 def mark_overlap(turns: Sequence[Turn]) -> list[Turn]:
     """Return turns by time, each with whether another speaker talks during it."""
     found = sorted(turns, key=lambda turn: (turn.start, turn.end))
-    active: list[int] = []  # turns that go on where the present one begins
-    for i, turn in enumerate(found):
-        active = [j for j in active if found[j].end > turn.start]
-        for j in (j for j in active if found[j].speaker != turn.speaker and found[j].start < turn.end):
-            found[i], found[j] = replace(found[i], overlap=True), replace(found[j], overlap=True)
-        active.append(i)
-    return found
+    ends = _Latest()  # of the turns before
+    before = [ends.of_others(turn.speaker, turn.end) > turn.start for turn in found]
+    starts = _Latest()  # of the turns behind, negative
+    behind = [-starts.of_others(turn.speaker, -turn.start) < turn.end for turn in reversed(found)]
+    return [
+        replace(turn, overlap=True) if early or late else turn
+        for turn, early, late in zip(found, before, reversed(behind), strict=True)
+    ]
+
+
+class _Latest:
+    """Hold the largest value so far, and the largest one of any other speaker than that one's."""
+
+    def __init__(self) -> None:
+        self._first, self._second = ("", -math.inf), ("", -math.inf)
+
+    def of_others(self, speaker: str, value: float) -> float:
+        """Return the largest value of other speakers; then take this speaker's."""
+        found = (self._second if self._first[0] == speaker else self._first)[1]
+        if speaker == self._first[0]:
+            self._first = (speaker, max(value, self._first[1]))
+        elif value > self._first[1]:
+            self._first, self._second = (speaker, value), self._first
+        elif value > self._second[1]:
+            self._second = (speaker, value)
+        return found

@@ -5,6 +5,7 @@ As NIST's md-eval counts it: overlapped speech counts, a collar around the refer
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -18,7 +19,8 @@ from specport.outside import read_bytes
 from specport.speech.transcript import Segment, Turn
 
 COLLAR_S = 0.25  # to each side of a border
-_MOST_BYTES = 64 << 20  # of an RTTM file
+_MOST_BYTES = 16 << 20  # of an RTTM file
+_MOST_SPEAKERS = 256
 _LATEST_S = 1e9
 _EXHAUSTIVE = 6  # speakers; above, the pairing is greedy
 
@@ -98,7 +100,7 @@ def read_rttm(path: Path) -> list[Turn]:
     """Return the turns of an RTTM file; those without length are left out. Raises InvalidInput."""
     found = []
     try:
-        for line in read_bytes(path, _MOST_BYTES).decode("utf-8-sig").splitlines():
+        for line in io.StringIO(read_bytes(path, _MOST_BYTES).decode("utf-8-sig")):
             parts = line.split()
             if parts[:1] != ["SPEAKER"]:
                 continue
@@ -107,6 +109,8 @@ def read_rttm(path: Path) -> list[Turn]:
                 raise ValueError(f"a turn at {start} of {length} seconds")
             if length:
                 found.append(Turn(start, start + length, parts[7]))
+        if len({turn.speaker for turn in found}) > _MOST_SPEAKERS:
+            raise ValueError(f"it has more than {_MOST_SPEAKERS} speakers")
     except (OSError, ValueError, IndexError) as error:
         raise InvalidInput(f"{path} is no RTTM file: {error}") from error
     return found

@@ -13,7 +13,7 @@ from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.registry import EARLY_EXIT, GRAFT, MTP
 from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import parse
+from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import read_json
 from specport.models.source import ModelFiles
@@ -34,7 +34,7 @@ _BATCH = 8
 def load(
     model: str,
     *,
-    draft: str = "auto",
+    draft: str | DraftSpec = "auto",
     device: str = "auto",
     draft_device: str | None = None,
     precision: str | None = None,
@@ -63,7 +63,7 @@ def load(
 
     Other arguments as for `specport.load`. Raises SpecportError with the next step.
     """
-    spec = parse(draft)
+    spec = parse(draft) if isinstance(draft, str) else draft
     for kind in spec.kinds:
         if kind in _NOT_FOR_SPEECH:
             raise InvalidInput(
@@ -106,6 +106,7 @@ def load(
         model_name=files.name,
         device_name=profile.name,
         notes=[*target.notes, *said],
+        identity={"weights": files.fingerprint, "precision": files.precision, "exact": exact},
     )
 
 

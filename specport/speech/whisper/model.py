@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -48,6 +48,7 @@ class WhisperModel:
     attention: reads cross-attention from an encoder's output.
     encode:    returns a window's encoder output.
     batch:     windows that are decoded together, at most.
+    identity:  what must be the same for the same words.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class WhisperModel:
         model_name: str = "",
         device_name: str = "",
         notes: Sequence[str] = (),
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._engine: Engine | None = engine
         self.tokens, self._shape, self._sums = tokens, shape, sums
         self._attention, self._encode, self._batch = attention, encode, batch
         self.model_name, self.device_name, self.notes = model_name, device_name, list(notes)
+        self.identity = dict(identity or {})
         self.draft_name = engine.policy.name if engine.policy else "none"
         self.exact = engine.model.capabilities.exact
         self.mel_bins = shape.mel_bins

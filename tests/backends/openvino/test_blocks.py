@@ -22,7 +22,7 @@ ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.backends.openvino.load import load  # noqa: E402
-from specport.backends.openvino.paged import batch, pool  # noqa: E402
+from specport.backends.openvino.paged import batch, pool, segments  # noqa: E402
 from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache  # noqa: E402
 from specport.backends.openvino.paged.early_exit import ExitModel  # noqa: E402
 from specport.backends.openvino.paged.model import PagedModel  # noqa: E402
@@ -185,7 +185,7 @@ def test_a_fork_that_cannot_be_copied_takes_no_blocks(monkeypatch: pytest.Monkey
     parents = FOUR_PATHS.parents()
     assert parents is not None
     with pytest.raises(MemoryError):
-        batch.fork_segments(table, 10, FOUR_PATHS, parents, blocks, pad_single=True)
+        segments.fork_segments(table, 10, FOUR_PATHS, parents, blocks, pad_single=True)
     assert blocks.num_used_blocks == 1
 
 
@@ -380,8 +380,8 @@ def test_a_draft_that_fails_is_as_if_nobody_had_asked(
 
 def test_steps_can_have_a_fewest_number_of_rows() -> None:
     """What is added is computed outside of attention only, and changes neither the cache nor any output."""
-    lone = batch.chain_segment([3], 7, Block.chain([11]), pad_single=True)
-    two = batch.chain_segment([4, 5], 40, Block.chain([12, 13]), pad_single=True)
+    lone = segments.chain_segment([3], 7, Block.chain([11]), pad_single=True)
+    two = segments.chain_segment([4, 5], 40, Block.chain([12, 13]), pad_single=True)
     plain, wide = (batch._inputs([lone, two], [0, 3], [], batch.Padding(2, True, rows)) for rows in (1, 5))
     assert plain["input_ids"].tolist() == [11, 12, 13] and wide["input_ids"].tolist() == [11, 12, 13, 13, 13]
     assert wide["kept_rows"].tolist() == [0, 2, 3, 3, 3]

@@ -31,8 +31,8 @@ ov = pytest.importorskip("openvino")
 
 from specport.backends.openvino.load import load  # noqa: E402
 from specport.backends.openvino.paged import early_exit  # noqa: E402
-from specport.backends.openvino.paged.batch import Segment, chain_segment  # noqa: E402
 from specport.backends.openvino.paged.early_exit import ExitModel, ExitSequence  # noqa: E402
+from specport.backends.openvino.paged.segments import Segment, chain_segment  # noqa: E402
 from specport.backends.openvino.request import Request  # noqa: E402
 from specport.quantize.convert.openvino_core import core  # noqa: E402
 

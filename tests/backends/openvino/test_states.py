@@ -10,7 +10,8 @@ import pytest
 
 ov = pytest.importorskip("openvino")
 
-from specport.backends.openvino.paged.batch import Padding, Segment, _cut, _inputs  # noqa: E402
+from specport.backends.openvino.paged.batch import Padding, _inputs  # noqa: E402
+from specport.backends.openvino.paged.segments import Segment, cut  # noqa: E402
 from specport.backends.openvino.paged.states import EMPTY, WASTE, History, Mark, StateCache  # noqa: E402
 
 
@@ -129,10 +130,10 @@ def test_what_the_runtime_is_told() -> None:
 
 def test_a_wide_step_is_cut_with_its_states() -> None:
     verify = Segment([3], 40, range(8), range(8), range(40, 48), states=range(8, 17))
-    assert [tuple(piece.states) for piece in _cut(verify, 4)] == [(8, 9, 10, 11, 12), (12, 13, 14, 15, 16)]
+    assert [tuple(piece.states) for piece in cut(verify, 4)] == [(8, 9, 10, 11, 12), (12, 13, 14, 15, 16)]
     prompt = Segment([3], 40, range(9), range(9), range(40, 49), states=(2, 3))
-    assert [tuple(piece.states) for piece in _cut(prompt, 3)] == [(2, 3), (3, 3), (3, 3)]
-    assert [piece.interval for piece in _cut(prompt, 3)] == [3, 3, 3]
+    assert [tuple(piece.states) for piece in cut(prompt, 3)] == [(2, 3), (3, 3), (3, 3)]
+    assert [piece.interval for piece in cut(prompt, 3)] == [3, 3, 3]
 
 
 def test_blocks_are_never_handed_out_twice() -> None:

@@ -27,8 +27,9 @@ from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
 from specport.models.bundle import Bundle
+from specport.models.folder_checks import IR_BIN
 from specport.models.parallel import Parallel
-from specport.models.source import IR_BIN, ModelFiles
+from specport.models.source import ModelFiles
 from specport.runtime import conversion
 from specport.traffic.dialogues import save_shard
 from specport.traffic.log import Settings, TrafficLog

@@ -14,7 +14,7 @@ from support import tiny_gguf, tiny_models
 
 from specport.errors import ModelError
 from specport.models import cache
-from specport.models.source import ir_problem
+from specport.models.folder_checks import ir_problem
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer
 

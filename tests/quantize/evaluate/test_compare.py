@@ -288,7 +288,7 @@ def test_options_in_front_of_the_action_count(noisy: Noisy, capsys: pytest.Captu
     [
         (["--precision", "int2"], ["unknown precision 'int2'", "fp16, int8, int4"]),
         (["--precision", "int8", "--precision", "int4:asym,sym"], ["asym and sym exclude each other"]),
-        (["--precision"], ["expected one argument", "specport quantize compare --help"]),
+        (["--precision"], ["--precision needs a value", "specport quantize compare --help"]),
         (["--device", "abacus"], ["abacus", "xeon"]),
         (["--threads", "0"], ["threads is 0"]),
         (["--threads", "two"], ["'two'", "specport quantize compare --help"]),
