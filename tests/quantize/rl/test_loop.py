@@ -102,7 +102,7 @@ def test_the_law_is_that_of_the_new_weights(
         pipeline.update_weights(trained.weights)
     prompt = pipeline.tokenizer.encode("hello world 12 hello")
     metrics = runtime_law.check_sampled_texts(pipeline.engine, prompt, SamplingParams(temperature=1.0))
-    assert sum(m.num_accepted_tokens for m in metrics) > 100
+    assert sum(m.num_accepted_tokens for m in metrics) > 40
 
 
 def test_training_raises_the_reward_and_the_engine_has_its_weights(
@@ -121,7 +121,7 @@ def test_training_raises_the_reward_and_the_engine_has_its_weights(
     )
     rewards = [step.reward for step in steps]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
-    assert steps == record.read(tmp_path) and [s.step for s in steps] == [*range(12)]
+    assert steps == record.read(tmp_path) and [s.step for s in steps] == [*range(10)]
     assert [s.plain_s is not None for s in steps[:4]] == [True, False, True, False]
     assert all(s.gap <= s.most_gap < 2e-3 for s in steps)
     assert told[-1][1] == 1.0 and "reward" in told[-1][0]
