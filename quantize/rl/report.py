@@ -51,7 +51,7 @@ def _spread(values: Sequence[float]) -> str:
     """Return the median with the quartiles; a dash for no values."""
     if not values:
         return "-"
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else values * 3
+    low, _, high = quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return f"{median(values):.2f} ({low:.2f}-{high:.2f})"
 
 
