@@ -19,7 +19,6 @@ from specport.core.sequence import Commit, Generation, KeptCache
 from specport.core.verify.gates import check_logprobs
 from specport.core.verify.tiered_model import TieredModel
 from specport.core.verify.verifier import Verifier
-from specport.errors import DeviceError
 
 
 class Engine(Rounds):
@@ -97,20 +96,16 @@ class Engine(Rounds):
             return done.commits
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
-        """Replace weights of the model between two rounds (`WeightUpdates`).
+        """Replace weights of the model between two rounds.
 
         All that was computed with the old ones is discarded: kept caches, the prefix cache (its store on disk
         is not used any more), and the caches of running sequences. These go on with the new weights: their
         tokens stay, and are read again.
-
-        Raises DeviceError where the model cannot do it, and InvalidInput for weights that it does not have.
         """
         updates = self.model.weight_updates
         if updates is None:
-            raise DeviceError(
-                "the weights of this model cannot be replaced while it is loaded",
-                "load it on a torch device; a mixture of experts there without exact mode",
-            )
+            super().update_weights(weights)
+            return
         updates.check(weights)
         with self._lock:
             for engine in [*self._sharing]:

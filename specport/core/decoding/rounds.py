@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from typing import Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Protocol
 
 from specport.core.ports import Model
 from specport.core.sequence import Commit, Generation, KeptCache
+from specport.errors import DeviceError
 
 
 class Drafts(Protocol):
@@ -76,6 +77,16 @@ class Rounds(ABC):
     @abstractmethod
     def tidy(self) -> None:
         """Free the memory of ended, cancelled and dropped sequences."""
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace weights of the model between two rounds (`WeightUpdates`).
+
+        Raises DeviceError where the model cannot do it, and InvalidInput for weights that it does not have.
+        """
+        raise DeviceError(
+            "the weights of this model cannot be replaced while it is loaded",
+            "load it on a torch device; a mixture of experts there without exact mode",
+        )
 
     @property
     @abstractmethod
