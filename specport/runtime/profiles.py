@@ -31,8 +31,8 @@ DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"  # OpenVINO's property: activa
 class Profile:
     """Settings of one device.
 
-    recognise:  `cpu`, a regular expression for the processor's name. Empty: never chosen automatically; an
-                accelerator is present when its backend finds `device`.
+    recognise:  `cpu`, a pattern of the processor's name (`processor_pattern`). Empty: never chosen by itself;
+                an accelerator is present when its backend finds `device`.
     backend:    name in the entry-point group `specport.backends`; device: its name for the device.
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.

@@ -86,7 +86,7 @@ def test_a_bad_file_does_not_stop_the_others(
     ("arguments", "reason"),
     [
         (["gone.wav"], "there is no file gone.wav"),
-        ([], "required"),
+        ([], "FILE is missing"),
         (["TALK", "--format", "doc"], "unknown format"),
         (["TALK", "--format", "srt,vtt"], "need --output"),
         (["TALK", "--format", "rttm"], "needs --diarize"),

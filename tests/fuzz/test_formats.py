@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ pytest.importorskip("tokenizers")
 from specport.quantize.train.diffusion import about as training
 from support import tiny_models
 from support.fuzzing import damaged, damaged_json, fuzz
+from support.scripted_speech import tone, write_wav
 
 from specport.bench import record, recording
 from specport.bench.prompts import read_prompts
@@ -33,11 +35,13 @@ from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import NUM_FEATURES, fit
 from specport.drafters.retrieval import datastore
 from specport.drafters.retrieval.history_file import open_history
-from specport.drafters.tree.graft import Checkpoint, Variant
+from specport.drafters.tree.graft import Checkpoint as GraftCheckpoint
+from specport.drafters.tree.graft import Variant
 from specport.errors import SpecportError
 from specport.models import bundle, diffusion, layer_mask, manifest, mtp, pipo, tensors
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
+from specport.models.gguf import file as gguf
 from specport.models.layer_mask import LayerMask
 from specport.models.mtp_head import MtpHead
 from specport.models.parallel import Parallel
@@ -45,6 +49,13 @@ from specport.models.weight_sketch import sketch
 from specport.progress import silent
 from specport.runtime import measurements, numerics, profiles, tuned
 from specport.runtime.measurements import Calibration, Pair
+from specport.speech.audio.buffer import AudioBuffer
+from specport.speech.audio.source import Source
+from specport.speech.checkpoint import Checkpoint
+from specport.speech.decoding.sequential import State
+from specport.speech.speakers.diarize import mark_overlap
+from specport.speech.speakers.score import read_rttm
+from specport.speech.transcript import Counts, Segment, Word
 from specport.text.tokenizer import load_tokenizer
 from specport.traffic import log as traffic
 from specport.traffic.dialogues import Dialogue, read_shard, save_shard
@@ -109,7 +120,7 @@ def of_calibration(tmp: Path) -> Case:
 
 def of_pair(tmp: Path) -> Case:
     classifier = fit(np.eye(NUM_FEATURES).tolist(), [True, False] * (NUM_FEATURES // 2))
-    pair = Pair((0, 1, 5), classifier, Variant((Checkpoint(1, 0.5, 0.5), Checkpoint(2, 0.2, 1.0))))
+    pair = Pair((0, 1, 5), classifier, Variant((GraftCheckpoint(1, 0.5, 0.5), GraftCheckpoint(2, 0.2, 1.0))))
     path = measurements.save_pair("k", "d", pair)
     assert path is not None
     return of_file(path, lambda: measurements.find_pair("k", "d"))
@@ -411,6 +422,43 @@ def of_training(tmp: Path) -> Case:
     return of_file(tmp / training.NAME, read)
 
 
+def of_rttm(tmp: Path) -> Case:
+    whole = b"SPEAKER a 1 6.690 0.430 <NA> <NA> x <NA> <NA>\nSPEAKER a 1 7.0 2 <NA> <NA> y <NA> <NA>\n"
+    path = tmp / "a.rttm"
+    return of_file(path, lambda: mark_overlap(read_rttm(path)), whole)
+
+
+def of_speech_state(tmp: Path) -> Case:
+    checkpoint = Checkpoint(tmp / "state.json", {"audio": "a"})
+    words = (Word(0.0, 1.0, " Hello"),)
+    segment = Segment(0.0, 1.0, " Hello", (1, 2), words=words, speaker="x")
+    checkpoint.write("en", State(16000, 1, (7, 8)), [segment], Counts(tokens=3), now=True)
+    return of_file(checkpoint.path, checkpoint.read)
+
+
+def of_gguf(tmp: Path) -> Case:
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    keys = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    keys += text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"b")
+    tensor = text(b"t") + struct.pack("<I2QIQ", 2, 8, 2, 0, 0)
+    whole = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor + bytes(31 + 64)
+
+    def read() -> None:
+        found = gguf.read_header(tmp / "m.gguf")
+        for name in found.tensors:
+            found.floats(name)
+
+    return of_file(tmp / "m.gguf", read, whole)
+
+
+def of_audio(tmp: Path) -> Case:
+    pytest.importorskip("av")
+    path = write_wav(tmp / "a.wav", tone(0.05))
+    return of_file(path, lambda: AudioBuffer(Source(path).blocks()).finish(), path.read_bytes())
+
+
 CASES: dict[str, Callable[[Path], Case]] = {
     "calibration": of_calibration, "pair": of_pair, "exit": of_exit, "cut": of_cut, "tuned": of_tuned,
     "answers": of_answers, "bundle": of_bundle, "registered": of_registered, "manifest": of_manifest,
@@ -419,6 +467,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "generation config": of_tokenizer("generation_config.json"),
     "tokenizer config": of_tokenizer("tokenizer_config.json"), "tokenizer": of_tokenizer("tokenizer.json"),
     "tensors": of_tensors, "shard": of_shard, "datastore": of_datastore, "history": of_history,
+    "rttm": of_rttm, "speech state": of_speech_state, "gguf": of_gguf, "audio": of_audio,
     "profile": of_profile, "plan": of_plan, "steps": of_steps, "diffusion": of_diffusion,
     "training": of_training,
     "pair model": of_pair_model, "pair weights": of_pair_weights, "pair training": of_pair_training,
