@@ -51,7 +51,7 @@ class FirstLayers:
         self.capabilities = replace(model.capabilities, visibility="chain", gather=False)
         self.vocab_size, self.max_context = model.vocab_size, model.max_context
         self.early_exit = self.chain = self.head_rows = self.hidden_head = self.mtp = None
-        self.prefix_blocks = self.weight_updates = None
+        self.slim = self.prefix_blocks = self.weight_updates = None
         self.cache_usage = None
         self.open, self.close, self.room, self.fork = model.open, model.close, model.room, model.fork
         self.truncate = model.truncate
