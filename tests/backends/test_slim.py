@@ -131,7 +131,8 @@ def test_the_search_finds_the_layers_that_do_little(mask: Path, folder: Path) ->
 @pytest.mark.parametrize("device", BOTH)
 def test_a_run_that_escalates_everywhere_gives_the_plain_text(mask: Path, folder: Path, device: str) -> None:
     options: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
-    where: dict[str, Any] = {"device": device, "precision": "fp32"}
+    # Exact mode is only looked for on OpenVINO: on torch that takes long, and fp32 has no near ties here.
+    where: dict[str, Any] = {"device": device, "precision": "fp32", "exact": device == "xeon"}
     with specport.load(str(folder), draft="none", **where) as pipeline:
         want = [result.token_ids for result in pipeline.generate(PROMPTS, **options)]
     found = None if device == "xeon" else mask  # another format of the weights: the mask is named
