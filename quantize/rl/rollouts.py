@@ -58,7 +58,10 @@ class Writer:
 
     def __init__(self, pipeline: Pipeline, max_new_tokens: int) -> None:
         self.pipeline, self._most = pipeline, max_new_tokens
-        self._plain = pipeline.engine.beside(None)
+        engine = pipeline.engine
+        if not isinstance(engine, Engine):
+            raise InvalidInput("rollouts need an autoregressive model", "name another --model")
+        self._engine, self._plain = engine, engine.beside(None)
 
     def write(self, prompts: Sequence[Prompt], samples: int, seed: int) -> Rollouts:
         """Return so many samples of each prompt.
@@ -66,7 +69,7 @@ class Writer:
         seed: the samples are the same for the same seed, weights and drafter.
         """
         lengths = [self._most] * (samples * len(prompts))
-        return self._run(self.pipeline.engine, prompts, lengths, seed)
+        return self._run(self._engine, prompts, lengths, seed)
 
     def write_plain(self, prompts: Sequence[Prompt], lengths: Sequence[int], seed: int) -> Rollouts:
         """Return samples of these lengths without drafts, not ended by an end token.

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from typing import Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Protocol
 
 from specport.core.ports import Model
 from specport.core.sequence import Commit, Generation, KeptCache
+from specport.errors import DeviceError
 
 
 class Drafts(Protocol):
@@ -72,6 +73,10 @@ class Rounds(ABC):
     @abstractmethod
     def step(self) -> list[Commit]:
         """Run one round over all sequences; return its commits, which are also put into the inboxes."""
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace weights of the model between two rounds. Raises DeviceError where that cannot be done."""
+        raise DeviceError("the weights of this model cannot be replaced while it is loaded")
 
     @abstractmethod
     def tidy(self) -> None:
