@@ -58,10 +58,9 @@ class Writer:
 
     def __init__(self, pipeline: Pipeline, max_new_tokens: int) -> None:
         engine = pipeline.engine
-        if not isinstance(engine, Engine):
+        if not isinstance(engine, Engine) or pipeline.lossy:
             raise InvalidInput(
-                f"{pipeline.model_name} does not write token after token",
-                "take an autoregressive model for rollouts",
+                "rollouts need the law of an autoregressive model", "load one, with lossless verification"
             )
         self.pipeline, self._most = pipeline, max_new_tokens
         self._engine, self._plain = engine, engine.beside(None)

@@ -101,16 +101,17 @@ def test_the_law_over_rounds() -> None:
     from scipy.stats import chisquare  # type: ignore[import-untyped]
 
     length, draws = 3, 500
+    options = DiffusionOptions(order="position", layout="same-step")
     counts = np.zeros((MASK,) * length)
     for seed in range(draws):
         sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
-        decoder = SimSD(TARGET, DRAFT, PROMPT, sampler, DiffusionOptions(order="position"))
+        decoder = SimSD(TARGET, DRAFT, PROMPT, sampler, options)
         text: list[int] = []
         while len(text) < length:
             text += decoder.round(100).tokens
         decoder.close()
         counts[tuple(text[:length])] += 1
-    expected = exact("grouped", length).ravel() * draws
+    expected = exact("same-step", length).ravel() * draws
     order = np.argsort(expected)
     groups = np.arange(order.size) // 3  # rare texts are counted together
     sums = np.bincount(groups, expected[order])
