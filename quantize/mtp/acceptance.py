@@ -40,15 +40,18 @@ class Chains:
 
     def by_depth(self, rule: str) -> Array:
         """Return [depth] the mean acceptance of a token by a rule of RULES, given those before it."""
-        return self._chances(rule).mean(axis=0)
+        found: Array = self._chances(rule).mean(axis=0)
+        return found
 
     def lengths(self, rule: str, depth: int) -> Array:
         """Return [chains] the expected accepted tokens of chains of `depth` tokens."""
-        return self._chances(rule)[:, :depth].cumprod(axis=1).sum(axis=1)
+        found: Array = self._chances(rule)[:, :depth].cumprod(axis=1).sum(axis=1)
+        return found
 
     def mean_entropy(self, depth: int) -> Array:
         """Return [chains] the target's mean entropy over the first `depth` tokens."""
-        return self.entropy[:, :depth].mean(axis=1)
+        found: Array = self.entropy[:, :depth].mean(axis=1)
+        return found
 
     def slope(self, rule: str, depth: int) -> float:
         """Return the slope of accepted tokens against the mean entropy, in tokens a nat, by least squares."""
