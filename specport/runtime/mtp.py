@@ -31,6 +31,8 @@ def module_of(spec: DraftSpec, files: ModelFiles, loader: Loader) -> ModelFiles 
     if head is not None:
         if MTP in spec.kinds:
             raise InvalidInput(f"two MTP heads in {str(spec)!r}", "a target is loaded with one: name one")
+        if head.bundle is not None:  # said before anything slow
+            head.bundle.check_target(files.folder, files.name, files.fingerprint)
         return mtp_head(head, files, weights=loader.backend.weights, progress=loader.progress)
     if MTP not in spec.kinds:
         return None
