@@ -130,11 +130,15 @@ def with_trl(pipeline: Pipeline, folder: Path, args: argparse.Namespace, kinds: 
         use_cpu=args.device.endswith("cpu"), gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True),
+        AutoModelForCausalLM.from_pretrained(
+            folder, dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=False
+        ),
         reward_funcs=reward,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": p}]} for p in rewards]),
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        processing_class=AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ),
         rollout_func=rollout_func(pipeline),
     )
     trainer.train()

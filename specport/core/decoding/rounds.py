@@ -74,10 +74,6 @@ class Rounds(ABC):
     def step(self) -> list[Commit]:
         """Run one round over all sequences; return its commits, which are also put into the inboxes."""
 
-    def update_weights(self, weights: Mapping[str, Any]) -> None:
-        """Replace weights of the model between two rounds. Raises DeviceError where that cannot be done."""
-        raise DeviceError("the weights of this model cannot be replaced while it is loaded")
-
     @abstractmethod
     def tidy(self) -> None:
         """Free the memory of ended, cancelled and dropped sequences."""
