@@ -421,7 +421,8 @@ def test_a_device_that_runs_symmetric_weights_only_says_so(
     asked = []
     npu_backend = SimpleNamespace(weights="ir")  # there is no NPU here
     monkeypatch.setattr(loading, "backend_for", lambda profile: npu_backend)
-    monkeypatch.setattr(loading, "resolve", lambda spec, *, precision, **_: asked.append(precision))
+    found = SimpleNamespace(folder=Path("nowhere"))
+    monkeypatch.setattr(loading, "resolve", lambda spec, *, precision, **_: asked.append(precision) or found)
     npu = Loader.on("core-ultra-npu")
     for text in ("int8", "int4", "int4:128,asym", "int8:activations"):
         with pytest.raises(InvalidInput) as caught:
