@@ -178,9 +178,13 @@ def test_ctrl_c_while_speakers_are_told_apart(
 
     monkeypatch.setattr(SileroVad, "__init__", lambda self, *given, **options: None)
     monkeypatch.setattr(VoiceEncoder, "__init__", lambda self, *given, **options: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with monkeypatch.context() as patch:
         patch.setattr(SileroVad, "probabilities", speech)
-        assert cli.main(arguments) == 130
+        try:
+            assert cli.main(arguments) == 130
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert len(blocks) == 1 and "--resume goes on from here" in capsys.readouterr().err
     assert {p.name for p in out.iterdir()} == {".talk.specport-state.json", "talk.txt"}
     monkeypatch.setattr(SileroVad, "probabilities", lambda self, source: np.zeros(100))
