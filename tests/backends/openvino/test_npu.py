@@ -35,12 +35,13 @@ ov = pytest.importorskip("openvino")
 torch = pytest.importorskip("torch")
 pytest.importorskip("optimum.intel")
 
-from specport.backends.openvino import compiling, drivers, probe  # noqa: E402
+from specport.backends.openvino import compiling, drivers  # noqa: E402
 from specport.backends.openvino import load as loading  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.static import runner  # noqa: E402
 from specport.backends.openvino.static.graph import to_static  # noqa: E402
 from specport.backends.openvino.static.model import StaticModel, StaticSequence  # noqa: E402
+from specport.quantize.convert import openvino_core  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.conversions import converting_here  # noqa: E402
 
@@ -411,7 +412,7 @@ class Core:
 
 
 def test_an_npu_that_openvino_lists_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "core", Core)
+    monkeypatch.setattr(openvino_core, "_cores", [Core()])
     profiles = [load_profile(name) for name in ("core-ultra-npu", "core-ultra-gpu", DEVICE)]
     npu, gpu, emulated = registry.statuses(profiles)
     assert npu.available and npu.facts["name"] == "Intel NPU" and "EMULATED" not in npu.facts
