@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-from support import tiny_models
+from support import tiny_models, tiny_whisper
 from support.pages import commands
 
 from specport.cli import main
@@ -18,7 +20,8 @@ from specport.cli import main
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "systems.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 LOSSY = ("VIA-SD", "SimSD", "PIPO")
-DEVICES = {"Depth-pruned drafts": "xeon"}  # others: torch-cpu, which loads tiny models soonest
+# Others: torch-cpu, which loads tiny models soonest.
+DEVICES = dict.fromkeys(("Depth-pruned drafts", "Bebop", "VIA-SD"), "xeon")
 # The page's numbers are for real models.
 SMALL = {
     "100000": "200",
@@ -36,6 +39,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_models.save_hf(root / "TARGET", "llama", 4)
     tiny_models.save_hf(root / "DRAFT", "llama", 3)
     tiny_models.save_hf(root / "OTHER", "qwen2")
+    whisper = tiny_whisper.make(root / "WHISPER", frames=1500)
+    tiny_whisper.make(root / "WHISPER_DRAFT", seed=1, layers=1, encoder_of=whisper, frames=1500)
+    with wave.open(str(root / "talk.wav"), "wb") as talk:
+        talk.setnchannels(1)
+        talk.setsampwidth(2)
+        talk.setframerate(16000)
+        sound = np.random.default_rng(0).normal(0, 3000, 32000)
+        talk.writeframes(sound.astype("<i2").tobytes())
     return root
 
 
@@ -43,8 +54,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _elsewhere(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECPORT_CACHE", str(models / "cache"))
     monkeypatch.chdir(tmp_path)
-    for name in ("TARGET", "DRAFT", "OTHER"):
-        Path(name).symlink_to(models / name)
+    for model in models.iterdir():
+        Path(model.name).symlink_to(model)
 
 
 def small(arguments: list[str], device: str) -> list[str]:
