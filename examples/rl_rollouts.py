@@ -6,7 +6,8 @@ python examples/rl_rollouts.py --trl --draft ngram --out rl-trl
 The model learns to add, to count and to repeat a word; programs compute the rewards. Its weights are
 replaced in the engine after each update; the draft stays as it is. Run the same command again to resume.
 Samples keep the model's law; exact mode, which makes greedy text equal to the bit, would only cost time here.
-With --trl, TRL's GRPOTrainer trains (pip install 'specport[rl]'), and specport writes its rollouts.
+With --trl, TRL's GRPOTrainer trains (pip install 'specport[rl]'), and specport writes its rollouts; such a
+run starts anew each time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PRECISIONS = ("fp32", "bf16")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a model by GRPO on rollouts that specport writes with speculation.",
-        epilog="Run the same command again to resume. --draft none is plain decoding.",
+        epilog="Run the same command again to resume (not with --trl). --draft none is plain decoding.",
     )
     parser.add_argument(
         "--model", help="Hugging Face folder, hub id or .gguf; default: SmolLM2-135M-Instruct"
@@ -64,7 +65,7 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
-    parser.add_argument("--trl", action="store_true", help="train with TRL's GRPOTrainer")
+    parser.add_argument("--trl", action="store_true", help="train with TRL's GRPOTrainer; does not resume")
     args = parser.parse_args()
     if args.prompts < 1:
         parser.error("--prompts must be 1 or more")
@@ -152,6 +153,7 @@ def save(model: Any, source: Path, out: Path) -> None:
         if (
             path.is_file()
             and path.suffix in (".json", ".jinja", ".txt", ".model")
+            and not path.name.endswith(".index.json")  # of the source's shards
             and not (out / path.name).exists()
         ):
             shutil.copyfile(path, out / path.name)

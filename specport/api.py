@@ -220,7 +220,11 @@ def _engine(
         return Engine(target, policy, prefixes=prefixes), []
     verifier = TargetVerifier(target, policy.needs if policy else Needs(), recorder.watch)
     note = "texts are recorded for specport adapt; specport adapt off ends that"
-    return Engine(target, policy, verifier, prefixes=prefixes, on_end=recorder.ended), [note]
+    engine = Engine(
+        target, policy, verifier,
+        prefixes=prefixes, on_end=recorder.ended, on_update=recorder.outdated,
+    )  # fmt: skip
+    return engine, [note]
 
 
 def _short_of_memory(target: Model) -> list[str]:

@@ -47,6 +47,8 @@ class Recipe:
                 raise InvalidInput(f"{name} is {value}; it must be greater than 0")
         if not 0 <= self.distil_epochs < math.inf:
             raise InvalidInput(f"distil_epochs is {self.distil_epochs}; it must be 0 or more")
+        if self.seed < 0:
+            raise InvalidInput(f"seed is {self.seed}; it must be 0 or more")
         for name in ("dropout", "pad_share", "rollout_threshold"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:

@@ -34,7 +34,10 @@ def rollout_func(pipeline: Pipeline) -> RolloutFunc:
             pipeline.update_weights(weights_of(model))
             state["step"] = trainer.state.global_step
         options = options_of(trainer.args)
-        seed = (trainer.args.seed << 32) + (state["calls"] << 16)
+        # The samples of one prompt may be shared among processes: equal seeds would write them twice.
+        accelerator = trainer.accelerator
+        call = state["calls"] * accelerator.num_processes + accelerator.process_index
+        seed = (trainer.args.seed << 32) + (call << 16)
         state["calls"] += 1
         return _written(pipeline, prompts, options, seed)
 

@@ -23,7 +23,9 @@ def advantages(rewards: Tensor) -> Tensor:
     rewards: [prompts, samples]. A prompt whose samples have equal rewards gives 0 for all of them.
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True, correction=0) + _LEAST_SPREAD)
+    found = centred / (rewards.std(dim=1, keepdim=True, correction=0) + _LEAST_SPREAD)
+    # A mean is rounded, and Adam would make whole steps of what is left of equal rewards.
+    return torch.where((rewards == rewards[:, :1]).all(dim=1, keepdim=True), 0.0, found)
 
 
 def loss(logprobs: Tensor, behaviour: Tensor, advantage: Tensor, mask: Tensor, clip: float = CLIP) -> Tensor:

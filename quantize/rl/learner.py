@@ -61,6 +61,7 @@ class Learner:
         self.model.to(device)
         self._device, self._mixed, self._clip = device, mixed, clip
         self._rate = learning_rate
+        self.num_updates = 0  # that were begun, those that changed nothing included
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=learning_rate, betas=_BETAS, weight_decay=0.0)
         for parameter in self._trained:  # as its first step would: a checkpoint may come before that
@@ -127,12 +128,14 @@ class Learner:
         gaps = (logprobs.detach() - behaviour).abs()[mask > 0]
         gap, most_gap = float(gaps.mean()), float(gaps.max())
         if not learns:
+            self.num_updates += 1
             return Update(0.0, 0.0, gap, most_gap)
         # A mean over all samples, of which the others would add 0.
         loss = share * grpo.loss(logprobs, behaviour, advantage[used].to(self._device), mask, self._clip)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, _MOST_GRADIENT)
+        self.num_updates += 1  # first: an update that Ctrl-C cuts short has changed some weights
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return Update(float(loss.detach()), float(norm), gap, most_gap)

@@ -54,7 +54,8 @@ def train(
 ) -> list[Step]:
     """Train for `recipe.steps` steps; return a record of all of them, which `out` holds too.
 
-    A checkpoint in `out` is gone on with where it is of the same run. Ctrl-C writes one.
+    A checkpoint in `out` is gone on with where it is of the same run. Ctrl-C writes one, except between an
+    update of the weights and its record: there the last one stays.
 
     pipeline: the target, with the same weights as the learner, and its drafter.
     tasks:    returns the tasks of a step, as many in each step.
@@ -68,19 +69,20 @@ def train(
     steps = _resumed(run, out)
     if run.step:
         pipeline.update_weights(learner.weights)
-    saved = time.monotonic()
+    saved, whole = time.monotonic(), learner.num_updates
     try:
         for number in range(run.step, recipe.steps):
             compare = bool(recipe.compare) and number % recipe.compare == 0
             steps.append(_step(writer, learner, tasks(number), recipe, number, compare))
-            run.step = number + 1
+            run.step, whole = number + 1, learner.num_updates
             record.write(out, steps)
             progress(_told(steps[-1]), run.step / recipe.steps)
             if time.monotonic() - saved > save_every_s:
                 run.save()
                 saved = time.monotonic()
     except KeyboardInterrupt:
-        if run.step:
+        if run.step and learner.num_updates == whole:
+            record.write(out, steps)  # may have been interrupted itself
             run.save()
         raise
     run.save()

@@ -29,6 +29,7 @@ class Engine(Rounds):
     max_running: maximum number of sequences in a round.
     prefixes:    cache of the model's committed tokens, which sequences may begin with; None = none.
     on_end:      called between rounds with each sequence that has ended; must not raise.
+    on_update:   called between rounds before the model gets new weights; must not raise.
     decoding:    another way to decode than drafting with `policy` and verifying; None = that.
     """
 
@@ -41,10 +42,11 @@ class Engine(Rounds):
         max_running: int = MAX_RUNNING,
         prefixes: PrefixCache | None = None,
         on_end: Callable[[Generation], None] | None = None,
+        on_update: Callable[[], None] | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(model, policy)
-        self._on_end = on_end
+        self._on_end, self._on_update = on_end, on_update
         self._decoding = decoding or SpeculativeDecoding(model, policy, verifier)
         self._scheduler = Scheduler(model, max_running, KeptCaches(model, prefixes), whole=_whole(policy))
         self._lock = threading.Lock()  # held through a step; `beside` shares it
@@ -110,9 +112,12 @@ class Engine(Rounds):
         with self._lock:
             for engine in [*self._sharing]:
                 engine._tidy()
-                interrupted = [*engine._scheduler.running]
+                # What was preempted before waits, and drafters still hold what they made for it.
+                interrupted = [*engine._scheduler.running, *engine._scheduler.waiting]
                 engine._scheduler.restart()
                 engine._forget(interrupted)
+                if engine._on_update is not None:
+                    engine._on_update()
             self._scheduler.caches.outdate()
             updates.replace(weights)
 

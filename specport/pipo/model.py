@@ -64,7 +64,7 @@ class PairModel(CheckedModel[PairSequence]):
     """Read pairs, and propose second tokens. Its sequences are opened and closed as those of any model.
 
     body:   the decoder; `body.mtp` is its module.
-    limit:  most tokens of a sequence; None = two for each entry of the cache.
+    limit:  most tokens that a sequence reads; None = two for each entry of the cache.
     module: False where no second token is ever kept: the module then does not run.
 
     `seconds`: inside the runtime, of the last `read`.
@@ -127,6 +127,18 @@ class PairModel(CheckedModel[PairSequence]):
         rows: sequence, its next tokens, and whether logits are wanted: the [vocab] logits behind the last
               pair, else None, valid until the next call. A refused row leaves its sequence as it was.
         """
+        found: list[Array | Refusal | None] = []
+        for handle, tokens, _ in rows:
+            found.append("context" if handle.length + len(tokens) > self.max_context else None)
+        fitting = [i for i, refused in enumerate(found) if refused is None]
+        self.seconds = 0.0
+        if fitting:
+            for i, answer in zip(fitting, self._read([rows[i] for i in fitting]), strict=True):
+                found[i] = answer
+        return found
+
+    def _read(self, rows: Sequence[tuple[PairSequence, list[int], bool]]) -> list[Array | Refusal | None]:
+        """Do as `read`, for rows that fit the context."""
         ids = [self.pairs.ids(tokens) for _, tokens, _ in rows]
         hidden = "all" if self._uses_module else "none"
         output = self._body.step(

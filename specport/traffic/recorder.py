@@ -72,6 +72,11 @@ class Recorder:
         except Exception as error:
             self._stop(error)
 
+    def outdated(self) -> None:
+        """Record no more: the target is about to get other weights than those that the log is of."""
+        if self._traffic is not None:
+            self._end("the target has new weights")
+
     def _record(self, request: VerifyRequest, verdict: Verdict, logits: Array) -> None:
         start = len(request.context)
         text = self._texts.setdefault(request.key, _Text(start))
@@ -88,10 +93,12 @@ class Recorder:
             text.rejected.append(place + len(verdict.path))
 
     def _stop(self, error: Exception) -> None:
+        self._end(error.message if isinstance(error, ModelError) else repr(error))
+
+    def _end(self, why: str) -> None:
         self._traffic = None
         self._texts.clear()
-        message = error.message if isinstance(error, ModelError) else repr(error)
-        _log.warning("texts are no longer recorded for specport adapt: %s", message)
+        _log.warning("texts are no longer recorded for specport adapt: %s", why)
 
 
 def recorder_for(fingerprint: str, model: str, precision: str) -> Recorder | None:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pytest
 from support.generations import PROMPT, begin, drafted, output, run
 from support.toy_blocks import keeping
 from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
+from support.toy_weights import Tables
 
 from specport.core.engine import Engine
 from specport.core.prefix_cache import PrefixCache
 from specport.core.sequence import KeptCache
 from specport.errors import DeviceError, InvalidInput
-
-
-class Tables:
-    """Replace a toy model's table of logits, its only weight. num_open: open sequences at each update."""
-
-    def __init__(self, model: ToyModel) -> None:
-        self._model = model
-        self.num_open: list[int] = []
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {"table": self._model.table.shape}
-
-    def check(self, weights: Mapping[str, Any]) -> None:
-        if {*weights} != {"table"}:
-            raise InvalidInput("a toy has one weight, its table")
-
-    def replace(self, weights: Mapping[str, Any]) -> None:
-        self.num_open.append(self._model.num_open)
-        self._model.table = weights["table"]
 
 
 def toy() -> tuple[ToyModel, Tables, ToyModel]:
@@ -89,3 +67,19 @@ def test_nothing_happens_to_what_is_refused() -> None:
     assert updates.num_open == [] and kept.handle is not None
     with pytest.raises(DeviceError, match="cannot be replaced"):
         Engine(ToyModel()).update_weights({})
+
+
+def test_drafters_forget_what_was_preempted_before() -> None:
+    model = ToyModel(cache_tokens=80, max_context=40)
+    model.weight_updates = Tables(model)
+    drafter = ToyDrafter(ToyModel(noise=0.4))
+    engine, generations = drafted(model, drafter), [begin([i], 35) for i in range(4)]
+    for generation in generations:
+        engine.add(generation)
+    for _ in range(40):
+        if not any(g.metrics.num_preemptions for g in generations):
+            engine.step()
+    waiting = {g.key for g in generations if g.metrics.num_preemptions and not g.ended}
+    assert waiting & drafter.keys
+    engine.update_weights({"table": ToyModel(seed=9).table})
+    assert not drafter.keys

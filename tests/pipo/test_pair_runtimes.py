@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -136,18 +137,9 @@ def test_runtimes_write_the_same_greedy_texts(threshold: float, pipelines: Any) 
 
 def test_a_text_is_the_greedy_choice_of_training(pipelines: Any, network: Any) -> None:
     text = written(pipelines["torch-cpu", 0.5], IDS[:9])
-    widths = [
-        2,
-        2,
-        2,
-        2,
-        1,
-        *(
-            1 + (i + 1 < len(text.parts) and text.parts[i + 1] != ("",))  # type: ignore[attr-defined]
-            for i, sources in enumerate(text.parts)
-            if sources == ("",)
-        ),
-    ]  # type: ignore[attr-defined]
+    parts = text.parts  # type: ignore[attr-defined]
+    firsts = [i for i, sources in enumerate(parts) if sources == ("",)]
+    widths = [2, 2, 2, 2, 1, *(1 + (parts[i + 1 : i + 2] not in ([], [("",)])) for i in firsts)]
     first, then, sure = tiny_pipo.reference(network, [*text.tokens, 0], widths)
     place = 9
     for i, width in enumerate(widths[5:], 4):
@@ -219,28 +211,33 @@ def test_seeds(pipelines: Any) -> None:
 
 
 def test_sampled_tokens_have_the_law_of_either_head(pipelines: Any, network: Any) -> None:
-    """The first two tokens of 150 texts, against the exact probabilities of both heads."""
-    pipeline = pipelines["torch-cpu", 0.5]
-    params = [SamplingParams(temperature=0.5, top_k=4, seed=seed) for seed in range(150)]
+    """The first two tokens of 250 texts, against their exact joint probabilities."""
+    pipeline, count = pipelines["torch-cpu", 0.5], 250
+    params = [SamplingParams(temperature=0.5, top_k=4, seed=seed) for seed in range(count)]
     texts = [Generation(IDS[:6], each, 2) for each in params]
     for _ in pipeline.engine.run(texts):
         pass
-    counts: dict[int, int] = {}
-    expected: dict[int, float] = {}
+
+    def law(scores: Any) -> dict[int, float]:
+        top = np.argsort(-scores)[:4]
+        weights = np.exp((scores[top] - scores[top].max()) / 0.5)
+        return dict(zip(top.tolist(), (weights / weights.sum()).tolist(), strict=True))
+
     first, _, _ = tiny_pipo.reference(network, IDS[:7], [2, 2, 2])
-    scores = first[2] / 0.5
-    top = np.argsort(-scores)[:4]
-    weights = np.exp(scores[top] - scores[top].max())
-    for token, weight in zip(top.tolist(), weights / weights.sum(), strict=True):
-        _, then, sure = tiny_pipo.reference(network, [*IDS[:6], token], [2, 2, 2])
-        expected[token] = float(weight)
+    expected: dict[tuple[int, int], float] = {}
+    kept = 0.0
+    for token, weight in law(first[2]).items():
+        begun = [*IDS[:6], token]
+        _, then, sure = tiny_pipo.reference(network, begun, [2, 2, 2])
         if sure[2] >= 0.5:
-            chosen = [text.tokens[7] for text in texts if text.tokens[6] == token]
-            assert {*chosen} <= {*np.argsort(-then[2])[:4].tolist()}
-    for text in texts:
-        counts[text.tokens[6]] = counts.get(text.tokens[6], 0) + 1
-    distance = 0.5 * sum(abs(counts.get(t, 0) / 150 - p) for t, p in expected.items())
-    assert {*counts} <= {*expected} and distance < 0.11
+            behind, kept = then[2], kept + weight
+        else:  # the next step writes it, behind the token with PAD
+            behind = tiny_pipo.reference(network, [*begun, 0], [2, 2, 2, 1])[0][3]
+        expected |= {(token, second): weight * p for second, p in law(behind).items()}
+    counts = Counter(tuple(text.tokens[6:]) for text in texts)
+    assert {*counts} <= {*expected} and 0 < kept < 1  # both heads write second tokens
+    distance = 0.5 * sum(abs(counts[pair] / count - p) for pair, p in expected.items())
+    assert distance < 0.12
 
 
 def test_a_conversation_keeps_its_cache(pipelines: Any) -> None:
@@ -257,7 +254,7 @@ def test_a_full_context_ends_a_text(folder: Path) -> None:
         str(folder), device="torch-cpu", precision="fp32", max_context=24, pair_threshold=0.5
     ) as pipeline:
         text = written(pipeline, IDS[:15], 100)
-        assert text.finish_reason == "length" and len(text.tokens) >= 24
+        assert text.finish_reason == "length" and 24 < len(text.tokens) <= 26  # two that were not read yet
 
 
 def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

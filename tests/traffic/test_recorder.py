@@ -13,6 +13,7 @@ from support.generations import PROMPT, begin, output, run
 from support.toy_backend import ToyBackend, toy_backend  # noqa: F401
 from support.toy_drafter import ToyDrafter
 from support.toy_model import ToyModel
+from support.toy_weights import Tables
 
 import specport
 from specport.core.engine import Engine
@@ -48,7 +49,7 @@ def recorded(log: TrafficLog, target: ToyModel, drafter: ToyDrafter | None = Non
     recorder = Recorder(log)
     policy = FirstProposal([drafter], lambda: Fixed(4), tree=False) if drafter else None
     verifier = TargetVerifier(target, policy.needs if policy else Needs(), recorder.watch)
-    return Engine(target, policy, verifier, on_end=recorder.ended, **options)
+    return Engine(target, policy, verifier, on_end=recorder.ended, on_update=recorder.outdated, **options)
 
 
 def texts(log: TrafficLog) -> list[Dialogue]:
@@ -182,6 +183,24 @@ def test_a_full_disk_ends_the_recording_with_one_warning_and_no_error(
         "texts are no longer recorded for specport adapt: the disk is full"
     ]
     assert log.files() == []
+
+
+def test_new_weights_end_the_recording(log: TrafficLog, caplog: pytest.LogCaptureFixture) -> None:
+    target = ToyModel()
+    target.weight_updates = Tables(target)
+    engine = recorded(log, target, ToyDrafter(ToyModel(noise=0.4)))
+    before, interrupted = begin(), begin([7, 7])
+    run(engine, before)
+    engine.add(interrupted)
+    engine.step()
+    for _ in range(2):  # by an engine on the same model, which records nothing itself
+        engine.beside(None).update_weights({"table": ToyModel(seed=9).table})
+    while not interrupted.ended:
+        engine.step()
+    run(engine, begin([8, 8]))
+    assert [d.tokens.tolist() for d in texts(log)] == [before.tokens]
+    (warning,) = caplog.records
+    assert "no longer recorded" in warning.message and "new weights" in warning.message
 
 
 def test_a_bug_in_the_recording_does_not_reach_the_text(

@@ -59,7 +59,7 @@ def test_pairs_by_hand() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"epochs": 0.0}, {"rank": 0}, {"dropout": 1.0}, {"pad_share": -0.1}, {"distil_epochs": -1.0},
-     {"learning_rate": float("inf")}, {"rollout": 0}],
+     {"learning_rate": float("inf")}, {"rollout": 0}, {"seed": -1}],
     ids=str,
 )  # fmt: skip
 def test_recipes_that_make_no_sense(wrong: dict[str, Any]) -> None:

@@ -19,6 +19,13 @@ def test_advantages_compare_samples_of_one_prompt() -> None:
     assert found[2].tolist() == pytest.approx([2.25 / spread] + [-0.75 / spread] * 3, abs=1e-3)
 
 
+@pytest.mark.parametrize("samples", range(2, 12))
+def test_equal_rewards_are_no_advantage(samples: int) -> None:
+    """To the bit, although the mean of some is not one of them."""
+    rewards = torch.tensor([[i / 30] * samples for i in range(31)])
+    assert not grpo.advantages(rewards).any()
+
+
 def test_loss_and_gradient_by_hand() -> None:
     # Ratios 1.5, 0.5 | 0.9, 1.5: with a positive advantage gains stop at 1.2, with a negative one at 0.8.
     ratios = torch.tensor([[1.5, 0.5, 7.0], [0.9, 1.5, 0.5]])

@@ -157,6 +157,48 @@ def test_a_run_resumes(shared: Pipeline, folder: Path, tmp_path: Path) -> None:
         record.read(out)
 
 
+def test_a_run_that_is_interrupted_between_its_weights_and_its_record(
+    shared: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, steps=3, compare=0)
+    whole = train(*begun(shared, folder), two_tasks, recipe, tmp_path / "whole")
+
+    def cut(pipeline: Pipeline, trained: Learner, out: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            train(pipeline, trained, two_tasks, recipe, out, save_every_s=0.0)
+
+    # While the engine takes the weights of the third step, which the checkpoint has not.
+    pipeline, trained = begun(shared, folder)
+    replace_weights, left = pipeline.update_weights, [3]
+
+    def update(weights: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        replace_weights(weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "update_weights", update)
+        cut(pipeline, trained, tmp_path / "weights")
+    # While the second step is written down, with the weights in the checkpoint.
+    pipeline, trained = begun(shared, folder)
+    write, calls = record.write, [2]
+
+    def written(out: Path, steps: Sequence[record.Step]) -> None:
+        calls[0] -= 1
+        if not calls[0]:
+            raise KeyboardInterrupt
+        write(out, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write", written)
+        cut(pipeline, trained, tmp_path / "record")
+    for name in ("weights", "record"):
+        assert len(record.read(tmp_path / name)) == 2
+        resumed = train(*begun(shared, folder), two_tasks, recipe, tmp_path / name)
+        assert [(s.reward, s.tokens) for s in resumed] == [(s.reward, s.tokens) for s in whole]
+
+
 def test_samples_that_are_equal_teach_nothing(shared: Pipeline, folder: Path) -> None:
     pipeline, trained = begun(shared, folder)
     before = {name: tensor.clone() for name, tensor in trained.weights.items()}
