@@ -149,7 +149,8 @@ def _parts(metrics: Metrics) -> Iterator[tuple[str, float]]:
         yield "the target's steps", metrics.verify_s
     elif metrics.tiers is not None:
         yield "verifying, slim verifier", metrics.tiers.slim_s
-        yield "verifying, target", metrics.tiers.full_s
+        # Rows of a batch also wait for the target where only others ask it.
+        yield "verifying, target", max(0.0, metrics.verify_s - metrics.tiers.slim_s)
     else:
         yield "verifying" if metrics.num_drafts else "the target's steps", metrics.verify_s
     yield "sampling and the rest", _rest(metrics)
