@@ -13,6 +13,7 @@ from support.toy_model import ToyModel
 
 import specport
 from specport.cli import main
+from specport.cli.explain import lines
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
 from specport.core.planning.planner import Planner
@@ -62,6 +63,17 @@ def test_the_parts_are_all_of_the_time_of_a_batch_with_tiers() -> None:
     assert found["verifying, target"] == pytest.approx(0.3)
     assert sum(found.values()) == pytest.approx(1.5)
     assert account.plain_step_s == pytest.approx(0.05)
+
+
+def test_a_draft_that_is_accepted_whole_without_a_token_behind_it_saves_a_step_less() -> None:
+    tiers = TierCounts(10, 2, 10, open_rounds=4, slim_s=0.5, full_s=0.1)
+    account = explain(answer(lossy="tiered:0.6,0.3", tiers=tiers, num_output_tokens=17))
+    (small,) = account.drafters
+    assert small.saved_s == pytest.approx((10 - 4) * (0.05 + 0.015))
+    assert account.plain_s is not None and small.net_s is not None
+    planning = 0.05  # the only time that is not the drafter's
+    assert small.net_s - planning == pytest.approx(account.plain_s - account.decode_s)
+    assert any("but for one in each of the 4 drafts" in line for line in lines(account))
 
 
 def test_what_a_drafter_brought() -> None:
