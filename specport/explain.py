@@ -8,6 +8,8 @@ which are wider.
     saved  = accepted tokens * (plain step + loop around a step)
     spent  = drafting + what steps with a draft took beyond plain ones
     net    = saved - spent
+
+A draft that tiered verification accepts whole has no token behind it: it saves one step less.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Brought:
     """Hold what one drafter brought.
 
     calls, rounds: times that it was asked, and steps that verified its draft.
-    drafted, accepted: tokens; each accepted one saves a plain step.
+    drafted, accepted: tokens; each accepted one saves a plain step, with the exception above.
     draft_s:  its own time, reading the prompt included.
     wider_s:  what its steps took beyond plain ones. saved_s, net_s: see above.
     The last three are None where the cost of a plain step is not known.
@@ -88,10 +90,12 @@ def explain(metrics: Metrics) -> Explanation:
     """Return the account of an answer, by its counters."""
     step = plain_step(metrics)
     loop = _rest(metrics) / metrics.num_steps if metrics.num_steps else 0.0
+    # Not counted by drafter: all of them are taken to have the same share.
+    without = metrics.tiers.open_rounds / metrics.num_drafts if metrics.tiers and metrics.num_drafts else 0.0
     drafters = tuple(
         Brought(
             name, own.calls, own.rounds, own.drafted, own.accepted, own.seconds,
-            *_worth(own.accepted, own.seconds, own.verify_s, own.rounds, step, loop),
+            *_worth(own.accepted - without * own.rounds, own.seconds, own.verify_s, own.rounds, step, loop),
         )
         for name, own in metrics.drafting.by.items()
     )  # fmt: skip
@@ -117,12 +121,12 @@ def plain_step(metrics: Metrics) -> float | None:
 
 
 def _worth(
-    accepted: int, draft_s: float, verify_s: float, rounds: int, step: float | None, loop: float
+    saved_steps: float, draft_s: float, verify_s: float, rounds: int, step: float | None, loop: float
 ) -> tuple[float | None, float | None, float | None]:
     """Return `Brought.wider_s`, `saved_s` and `net_s`."""
     if step is None:
         return None, None, None
-    wider, saved = verify_s - rounds * step, accepted * (step + loop)
+    wider, saved = verify_s - rounds * step, saved_steps * (step + loop)
     return wider, saved, saved - wider - draft_s
 
 
@@ -149,7 +153,8 @@ def _parts(metrics: Metrics) -> Iterator[tuple[str, float]]:
         yield "the target's steps", metrics.verify_s
     elif metrics.tiers is not None:
         yield "verifying, slim verifier", metrics.tiers.slim_s
-        yield "verifying, target", metrics.tiers.full_s
+        # Rows of a batch also wait for the target where only others ask it.
+        yield "verifying, target", max(0.0, metrics.verify_s - metrics.tiers.slim_s)
     else:
         yield "verifying" if metrics.num_drafts else "the target's steps", metrics.verify_s
     yield "sampling and the rest", _rest(metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from support import toy_pipeline
@@ -12,6 +13,7 @@ from support.toy_model import ToyModel
 
 import specport
 from specport.cli import main
+from specport.cli.explain import lines
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
 from specport.core.planning.planner import Planner
@@ -21,11 +23,11 @@ from specport.core.policies.first_proposal import FirstProposal
 from specport.core.policies.length_rules import (
     Fixed,
 )
-from specport.core.ports import DrafterCounts, DraftingCounts
+from specport.core.ports import DrafterCounts, DraftingCounts, TierCounts
 from specport.explain import explain, plain_step
 
 
-def answer(**changes: float) -> Metrics:
+def answer(**changes: Any) -> Metrics:
     """21 tokens in 1 s; 10 steps of 0.06 s with a draft, which cost 0.2 s; a plain step takes 0.05 s."""
     own = DrafterCounts(12, seconds=0.2, reading_s=0.05, rounds=10, drafted=20, accepted=10, verify_s=0.6)
     metrics = Metrics(
@@ -51,6 +53,27 @@ def test_the_parts_are_all_of_the_time() -> None:
     }
     assert sum(part.seconds for part in account.parts) == pytest.approx(1.5)
     assert sum(part.share for part in account.parts) == pytest.approx(1.0)
+
+
+def test_the_parts_are_all_of_the_time_of_a_batch_with_tiers() -> None:
+    """This text asked the target for 0.1 s, and waited 0.2 s more while others did."""
+    account = explain(answer(lossy="tiered:0.6,0.3", tiers=TierCounts(10, 2, 10, slim_s=0.3, full_s=0.1)))
+    found = {part.name: part.seconds for part in account.parts}
+    assert found["verifying, slim verifier"] == pytest.approx(0.3)
+    assert found["verifying, target"] == pytest.approx(0.3)
+    assert sum(found.values()) == pytest.approx(1.5)
+    assert account.plain_step_s == pytest.approx(0.05)
+
+
+def test_a_draft_that_is_accepted_whole_without_a_token_behind_it_saves_a_step_less() -> None:
+    tiers = TierCounts(10, 2, 10, open_rounds=4, slim_s=0.5, full_s=0.1)
+    account = explain(answer(lossy="tiered:0.6,0.3", tiers=tiers, num_output_tokens=17))
+    (small,) = account.drafters
+    assert small.saved_s == pytest.approx((10 - 4) * (0.05 + 0.015))
+    assert account.plain_s is not None and small.net_s is not None
+    planning = 0.05  # the only time that is not the drafter's
+    assert small.net_s - planning == pytest.approx(account.plain_s - account.decode_s)
+    assert any("but for one in each of the 4 drafts" in line for line in lines(account))
 
 
 def test_what_a_drafter_brought() -> None:

@@ -91,13 +91,15 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
     """Measure acceptance by depth, milliseconds per token and the speed-up over plain decoding.
 
     Each prompt is run with every method in turn, so that drift of the machine meets all of them. Prompts that
-    do not fit the target's context are left out.
+    do not fit the target's context are left out. Raises InvalidInput where none fits.
     """
     engine = Engine(pair.target.model)
     names = ("plain", f"draft@fixed={pair.depth}", "draft")
     methods = {name: _method(pair, name, engine) for name in names}
     encoded = [encode(pair.tokenizer, prompt) for prompt in prompts]
     encoded = [ids for ids in encoded if len(ids) + NUM_TOKENS <= pair.target.model.max_context]
+    if not encoded:
+        raise InvalidInput("no held-out prompt fits the target's context", "give shorter ones with --prompts")
     for method in methods.values():
         method.run(encoded[0], 8)  # warm-up
     runs: dict[str, list[Run]] = {name: [] for name in names}

@@ -74,6 +74,7 @@ def measure(
 
     texts: with states of whole texts. rows: [vocab, width] of the target's whole head, for the whole of p.
     columns: ids of the student's columns.
+    Raises ValueError where no answer is longer than a chain.
     """
     head, kept = torch.from_numpy(rows), torch.as_tensor([*columns])
     found: list[tuple[Any, ...]] = []
@@ -96,6 +97,8 @@ def measure(
                 entropies.append(entropy[level.rows])
         stacked = (torch.stack(part, dim=1).double().numpy() for part in (alphas, tops, entropies))
         found.append((*stacked, np.full(len(alphas[0]), number)))
+    if not found:
+        raise ValueError("no answer is longer than a chain")
     alpha, likeliest, entropies_, owner = (np.concatenate(part) for part in zip(*found, strict=True))
     return Chains(alpha, likeliest, entropies_, owner)
 

@@ -69,10 +69,10 @@ def build(
     if cluster is not None:
         ray_cluster.check()
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.05))
-    if loader.backend.weights != "ir":
+    if loader.backend.weights != "ir" or loader.profile.buckets:
         raise InvalidInput(
-            f"MTP heads are built with OpenVINO, which {loader.profile.name} does not run",
-            "build with --device xeon; the head then runs on every device",
+            f"MTP heads are built on OpenVINO's paged path, which {loader.profile.name} does not have",
+            "build with --device xeon; the head then runs on torch too",
         )
     source = original(target)  # an error for weights that cannot be read comes before anything slow
     files = loader.files(target, precision or loader.profile.precision)

@@ -109,8 +109,8 @@ def write_first(
 ) -> None:
     """Write a head to start from: the target's last layer and norm behind a join that passes on the state.
 
-    The state is brought back to the size and direction that it had before the target's last norm; the token's
-    embedding is added to it.
+    Both inputs of the join are scaled so that each of their dimensions has about the same size on `texts`.
+    Half the token's embedding is added to the state.
     """
     kind = config.get("model_type")
     if kind not in KINDS:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from specport.quantize.prune.probe import Probe
 from specport.quantize.slim.cost import ALPHA, BETA, MaskCost
-from specport.quantize.slim.search import number_skipped, search
+from specport.quantize.slim.search import check_installed, number_skipped, search
 from specport.quantize.text.prompts import CHOOSING, divide
 
 from specport.calibration import exits, target_text
@@ -82,6 +82,7 @@ def build(
     Other arguments as for `specport.load`. Raises SpecportError; what is finished is kept.
     """
     workdir.check_new(out)
+    check_installed()  # before anything slow
     loader = Loader.on(device, threads, None, trust_remote_code, part(progress, 0.0, 0.05))
     if loader.backend.weights != "ir":
         raise InvalidInput(

@@ -45,6 +45,16 @@ class Trials:
 _TRIALS = Format(Trials, "the trials of a mask search")
 
 
+def check_installed() -> None:
+    """Raise InvalidInput where Optuna is missing."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise InvalidInput(
+            "the search for layers needs Optuna, which is not installed", "pip install 'specport[verifier]'"
+        ) from error
+
+
 def number_skipped(num_layers: int, share: float) -> int:
     """Return how many of a model's layers are skipped. Raises InvalidInput where that is none or too many."""
     count = round(share * num_layers)
@@ -62,7 +72,6 @@ def search(
     """Return the trials, the best first.
 
     count: number of layers to skip. known: file with finished trials, which is kept up to date.
-    Raises InvalidInput where Optuna is missing.
     """
     found = _TRIALS.find(known) or Trials()
     done = [trial for trial in found.trials if _fits(trial, num_layers, count)][:num_trials]
@@ -95,12 +104,8 @@ def _fits(trial: Trial, num_layers: int, count: int) -> bool:
 
 def _study(seed: int, done: int) -> tuple[optuna.Study, dict[bool, Any]]:
     """Return a study, and its samplers: Bayesian or not. done: number of trials that others have sampled."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise InvalidInput(
-            "the search for layers needs Optuna, which is not installed", "pip install 'specport[verifier]'"
-        ) from error
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -54,11 +54,12 @@ class Division(NamedTuple):
 def divide(prompts: Sequence[str]) -> Division:
     """Divide the user's prompts by use.
 
-    Files are often sorted by category, so each use takes evenly spread ones.
+    Files are often sorted by category, so each use takes evenly spread ones. One prompt alone is learnt from,
+    and built-in ones are held out.
     """
     if not prompts:
         return Division(CHOOSING, HELD_OUT, ())
     distinct = tuple(dict.fromkeys(prompts))
     step = max(2, len(distinct) // MOST)
     held_out = distinct[1::step]
-    return Division(distinct[::step], held_out, tuple(p for p in distinct if p not in held_out))
+    return Division(distinct[::step], held_out or HELD_OUT, tuple(p for p in distinct if p not in held_out))

@@ -28,7 +28,13 @@ def lines(account: Explanation) -> Iterator[str]:
                 f"{each.drafter:{name}}{each.rounds:8}{each.drafted:9}{each.accepted:10}{_ms(spent):>10}"
                 f"{_ms(each.saved_s):>10}{_ms(each.net_s):>9}"
             )
-        yield "An accepted token saves a step. Spent: drafting, and what wider steps take beyond plain ones."
+        but = ""
+        if account.tiers is not None and account.tiers.open_rounds:
+            but = f", but for one in each of the {account.tiers.open_rounds} drafts that were accepted whole"
+        yield (
+            f"An accepted token saves a step{but}. "
+            "Spent: drafting, and what wider steps take beyond plain ones."
+        )
     if account.tiers is not None:
         yield _tiers(account.tiers)
     yield account.verdict

@@ -11,7 +11,8 @@ from specport.drafters.registry import AUTO
 from specport.drafters.spec import DraftSpec
 from specport.errors import InvalidInput
 from specport.models import layer_mask
-from specport.models.shipped import is_head
+from specport.models.layer_mask import LayerMask
+from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles
 from specport.outside.places import expanded
 
@@ -44,17 +45,18 @@ class Tiered:
         another model.
         """
         if self.verifier is not None:
-            mask = layer_mask.read(expanded(self.verifier))
-            mask.check_target(files.folder, files.name, files.fingerprint)
-            return mask.skipped
-        found = layer_mask.registered(files.fingerprint)
-        if found is None:
+            mask: LayerMask | None = layer_mask.read(expanded(self.verifier))
+        else:
+            mask = layer_mask.registered(files.fingerprint)
+        if mask is None:
             raise InvalidInput(
                 f"no slim verifier of {files.name} is known here",
                 "build one with specport quantize verifier --target MODEL --out DIR, or name one with "
                 "--verifier DIR",
             )
-        return found.skipped
+        # Also where it was found: its folder may since have been given to the mask of another model.
+        mask.check_target(files.folder, files.name, files.fingerprint)
+        return mask.skipped
 
 
 def asked(
@@ -74,7 +76,8 @@ def asked(
             "tiered verification needs a draft that you name: auto is lossless",
             "add --draft ngram, or --draft MODEL",
         )
-    head = any(is_head(expanded(name).resolve()) for name in spec.models)
+    folders = [expanded(name).resolve() for name in spec.models]
+    head = any(is_head(folder) or is_mtp_head(folder) for folder in folders)
     if spec.exit_layer is not None or head or "mtp" in spec.kinds:
         raise InvalidInput(
             f"the draft {str(spec)!r} reads states of the target, which tiered verification does not step on "

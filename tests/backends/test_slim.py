@@ -18,8 +18,9 @@ from specport.conformance.steps import host
 from specport.core.ports import Block, Model, Row
 from specport.core.verify.gates import RatioGate
 from specport.errors import DeviceError, InvalidInput, ModelError
-from specport.models import layer_mask
+from specport.models import bundle, layer_mask, mtp
 from specport.models.layer_mask import LayerMask
+from specport.models.recurrent import WEIGHTS
 from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile
@@ -186,6 +187,15 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(given, m
         specport.load("nowhere", **{"verify": SOME, "lossy": True, "draft": "ngram", **given})
 
 
+@pytest.mark.parametrize("kind", [{"recurrent": {}}, {"mtp": {}}], ids=str)
+def test_heads_on_the_target_s_states_are_refused(kind: dict[str, Any], tmp_path: Path) -> None:
+    for name in (mtp.JOIN, WEIGHTS):
+        (tmp_path / name).touch()
+    (tmp_path / bundle.BUNDLE_FILE).write_text(json.dumps({"about": kind}))
+    with pytest.raises(InvalidInput, match="reads states of the target"):
+        specport.load("nowhere", verify=SOME, lossy=True, draft=f"ngram|{tmp_path}")
+
+
 def test_masks_that_cannot_be_used_are_refused(folder: Path, tmp_path: Path) -> None:
     given = {"verify": SOME, "lossy": True, "draft": "ngram", "precision": "fp32", "device": "xeon"}
     other = replace(resolve(str(folder), precision="fp32"), fingerprint="0" * 64)
@@ -196,6 +206,9 @@ def test_masks_that_cannot_be_used_are_refused(folder: Path, tmp_path: Path) -> 
     layer_mask.write(tmp_path, LayerMask("big", "s", "f", (), 5, (1, 3), 0.1, 0.9))
     with pytest.raises(ModelError, match="its configuration differs"):
         specport.load(str(folder), **given, verifier=tmp_path)
+    layer_mask.register(tmp_path, other.fingerprint)  # in whose folder another model's mask was built later
+    with pytest.raises(ModelError, match="its configuration differs"):
+        Tiered(RatioGate(0.6, 0.3)).skipped_layers(other)
     for skipped, match in (((0,), "first"), ((4,), "first"), ((), "order"), ((3, 1), "order")):
         with pytest.raises(ValueError, match=match):
             LayerMask("big", "s", "f", (), 5, skipped, 0.1, 0.9)

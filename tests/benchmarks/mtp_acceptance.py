@@ -171,19 +171,23 @@ def main() -> None:
     texts = answers(loader, files, tokenizer, asked, args.out, args.tokens)
     table, rows = read_tables(files.folder, None)
     measured, found = {}, {}
+    heads = {}
     for each in args.head:
         name, _, folder = each.partition("=")
         made = bundle.read(Path(folder))
         assert made.mtp is not None, f"{folder} is no MTP head"
+        heads[name] = folder, made, made.mtp
+    # Of one depth for all heads, so that all have the same chains.
+    deepest = max(args.depth, *(about.depth for _, _, about in heads.values()))
+    for name, (folder, made, about) in heads.items():
         columns = made.head_tokens or range(len(rows))
-        deepest = max(args.depth, made.mtp.depth)
         student = read_student(
-            Path(folder), table, rows[[*columns]], columns, Recipe(made.mtp.loss, deepest, start=True)
+            Path(folder), table, rows[[*columns]], columns, Recipe(about.loss, deepest, start=True)
         )
         bar(f"computing {name}", 0.0)
         chains = measured[name] = acceptance.measure(student, texts, rows, columns)
         found[name] = {
-            "loss": made.mtp.loss,
+            "loss": about.loss,
             "tokens_read": made.distilled.get("tokens_read"),
             "rules": {
                 rule: {
@@ -208,7 +212,7 @@ def main() -> None:
                 )
             found[name]["running"] = running(json.loads(kept.read_text()))
     chains = next(iter(measured.values()))
-    about = {
+    conditions = {
         "processor": cpu_name(), "device": loader.profile.name, "model": files.name,
         "precision": files.precision,
         "prompts": f"{args.prompts.name}: {len(asked)}", "answers": len(texts), "chains": len(chains.alpha),
@@ -216,7 +220,7 @@ def main() -> None:
         "entropy": np.quantile(chains.mean_entropy(args.depth), (0.25, 0.5, 0.75)).round(3).tolist(),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    (args.out / "report.json").write_text(json.dumps({"about": about, "heads": found}, indent=1))
+    (args.out / "report.json").write_text(json.dumps({"about": conditions, "heads": found}, indent=1))
     plot(args.out / "acceptance.svg", found, args.depth)
     show(found)
 

@@ -16,8 +16,7 @@ from specport.progress import silent
 pytest.importorskip("openvino")
 pytest.importorskip("optuna")
 
-from specport.quantize.slim import search as searching
-from specport.quantize.slim.build import Request
+from specport.quantize.slim.build import Request, build
 from specport.quantize.slim.cost import ALPHA, BETA, log_law, margin_violation
 from specport.quantize.slim.search import STARTUP, number_skipped, search
 
@@ -102,12 +101,12 @@ def test_the_share_says_how_many_layers_are_skipped(layers: int, share: float, c
 
 
 def test_bad_requests_and_a_missing_package_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for wrong in ({"skip": 0.0}, {"skip": 1.0}, {"trials": 0}, {"tokens": 0}):
         with pytest.raises(InvalidInput, match="it must be"):
             Request(**wrong)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "optuna", None)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=r"pip install 'specport\[verifier\]'") as error:
-        searching._study(0, 0)
+        build("nowhere", tmp_path / "out", Request())  # before a model is looked for
     assert "Optuna" in str(error.value)

@@ -66,7 +66,7 @@ class DraftingCounts:
 class TierCounts:
     """Hold the counters of tiered verification in one sequence, after its prompt, or in one round.
 
-    slim_steps, full_calls: steps of the slim verifier and of the target.
+    slim_steps, full_calls: steps of the slim verifier and of the target, those to catch up included.
     accepted, regenerated:  tokens that the slim verifier accepted of a draft, and of its own choice.
     escalated:   tokens that the target chose or accepted.
     open_rounds: rounds whose draft the slim verifier accepted whole; they have no token behind it.

@@ -45,6 +45,7 @@ class _Turn:
     own:     its own token behind them; None = there is none.
     unread:  tokens that the target has to read before `rest`, the last committed or accepted token included.
     rest:    the part of the tree that the target judges; nodes: the index in the tree of each of its nodes.
+    calls:   steps of the target so far.
     refused: why the round did not take place.
     """
 
@@ -57,6 +58,7 @@ class _Turn:
     nodes: list[int] = field(default_factory=list)
     verdict: Verdict | None = None
     top: NDArray[np.int64] | None = None
+    calls: int = 0
     refused: Refusal | None = None
 
     @property
@@ -184,6 +186,8 @@ class TieredVerifier:
     def _step(self, rows: Sequence[tuple[_Turn, Row]]) -> StepOutput:
         """Step the target; a refused sequence's cache holds only committed tokens afterwards."""
         output = self._model.full.step([row for _, row in rows])
+        for turn, _ in rows:
+            turn.calls += 1
         for i, why in output.refused.items():
             turn = rows[i][0]
             turn.refused = why
@@ -199,7 +203,7 @@ class TieredVerifier:
         tokens = [*turn.above]
         counts = TierCounts(slim_steps=1, accepted=len(path), slim_s=slim_s)
         if turn.escalated:
-            counts = replace(counts, full_calls=1, full_s=full_s)
+            counts = replace(counts, full_calls=turn.calls, full_s=full_s)
             if turn.verdict is not None:
                 path = [*path, *(turn.nodes[node] for node in turn.verdict.path)]
                 tokens += [*(turn.rest.tokens[node] for node in turn.verdict.path), turn.verdict.token]

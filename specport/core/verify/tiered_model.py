@@ -6,7 +6,7 @@ verifier let through when it is next asked (`tiered.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -80,11 +80,10 @@ class TieredModel:
     def commit(self, handle: TieredHandle, nodes: Sequence[int]) -> NoReturn:
         raise TypeError("a target with a slim verifier is committed to by its TieredVerifier")
 
-    def _beside(self, full: CacheHandle, make: Any) -> CacheHandle:
+    def _beside(self, full: CacheHandle, make: Callable[[], CacheHandle]) -> CacheHandle:
         """Return the slim verifier's sequence; close the target's where it cannot be opened."""
         try:
-            made: CacheHandle = make()
-            return made
+            return make()
         except BaseException:
             self.full.close(full)
             raise

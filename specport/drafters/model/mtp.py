@@ -1,4 +1,4 @@
-"""Drafter with the target's own module for multi-token prediction (`Model.mtp`), which needs no training.
+"""Drafter with the target's module for multi-token prediction (`Model.mtp`): its own, or an MTP head.
 
 The module has a cache. Its entry at token t is made of the target's state at t and of token t + 1, so it can
 only read what the target has read with its states. It reads a prompt in pieces beside the target, or, where

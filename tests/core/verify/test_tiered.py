@@ -86,6 +86,16 @@ def test_where_nothing_escalates_the_target_is_called_only_without_a_draft() -> 
     assert full.widths == [len(PROMPT), 39]
 
 
+def test_steps_in_which_the_target_catches_up_are_counted() -> None:
+    """Before a tree with branches it reads in a step of its own what was accepted without it."""
+    full, _ = pair(slim_noise=0.8)
+    text = begin(n=60)
+    run(engine_of(full, RatioGate(0.9, 0.8), ToyDrafter(ToyModel(noise=2.0)), TREE), text)
+    counts = text.metrics.tiers
+    assert counts is not None and counts.full_calls == len(full.steps) - 1  # one read the prompt
+    assert counts.full_calls > counts.slim_steps
+
+
 def test_tiers_are_chosen_by_the_ratio_to_the_likeliest_token() -> None:
     """A walk that is written out again, token by token."""
     full, slim = pair(slim_noise=0.8)

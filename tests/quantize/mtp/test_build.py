@@ -141,6 +141,12 @@ def test_what_cannot_be_used_is_explained(built: tuple[Path, Path], tmp_path: Pa
         building.build(str(target), tmp_path / "new", building.Request(start=target), **common)
 
 
+@pytest.mark.parametrize("device", ["core-ultra-npu-emulated", "torch-cpu"])
+def test_a_device_that_builds_no_heads_is_refused_before_anything_slow(device: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="paged path"):
+        building.build("nowhere", tmp_path / "new", building.Request(), device=device)
+
+
 def test_a_head_of_another_kind_of_target_is_refused(tmp_path: Path) -> None:
     from specport.quantize.mtp.train import write_first
 

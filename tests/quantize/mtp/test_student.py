@@ -242,5 +242,7 @@ def test_acceptance_by_depth_and_entropy_is_counted_from_both_distributions(tiny
     assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
     counted = acceptance.bins(found, "rejection", 3, (0.0, 1.0, 9.0))
     assert sum(each["chains"] for each in counted) == len(found.text)
+    with pytest.raises(ValueError, match="no answer is longer"):
+        acceptance.measure(student_of(tiny, columns, depth=16), some, table, columns)
     x = np.arange(5.0)
     assert acceptance.slope(x, 3.0 - 0.5 * x) == pytest.approx(-0.5) and acceptance.slope(0 * x, x) == 0.0

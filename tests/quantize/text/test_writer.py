@@ -129,6 +129,7 @@ def test_prompts_that_are_too_long_are_left_out(tmp_path: Path) -> None:
 
 def test_each_of_the_users_prompts_has_one_use() -> None:
     assert divide(()) == (CHOOSING, HELD_OUT, ())
+    assert divide(("a",)) == (("a",), HELD_OUT, ("a",))
     assert divide(("a", "b", "c", "d", "b")) == (("a", "c"), ("b", "d"), ("a", "c"))
     many = tuple(str(i) for i in range(100))
     choosing, held_out, to_learn = divide(many)
