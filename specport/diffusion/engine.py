@@ -34,8 +34,9 @@ class DiffusionEngine(Rounds):
     draft: smaller model that drafts blocks; None = the target denoises them alone.
     start: makes the decoder of a text; None = as the options say, with a cache.
 
-    A text of whose decoder a round was interrupted is taken up again from its tokens. One that finds no room
-    waits until the others have ended.
+    A text whose round was interrupted is taken up again from its tokens. One that finds no room waits until
+    the others have ended. Where it has all the memory to itself, it ends: as one cut at the limit of its
+    length, or, without any output, with ContextFull.
     """
 
     def __init__(
@@ -85,18 +86,18 @@ class DiffusionEngine(Rounds):
             for generation in [*self._running]:
                 if generation.ended:
                     continue
+                before = generation.sampler.state()
                 try:
                     written = self._round(generation)
-                except ContextFull:
+                except BaseException as error:  # Ctrl-C as well
+                    # The round begins again with the same random numbers: a seed fixes the text.
+                    generation.sampler.restore(before)
                     self._close(generation)
-                    if len(self._running) == 1:
-                        generation.cancel()
-                        self._tidy()
+                    if not isinstance(error, ContextFull):
                         raise
+                    if not self._decoders:  # others wait too, or have not begun: it had all the memory
+                        commits += self._end(generation, error)
                     continue
-                except BaseException:  # Ctrl-C as well
-                    self._close(generation)
-                    raise
                 commits.append(self._written(generation, written))
             self._tidy()
             return commits
@@ -131,6 +132,16 @@ class DiffusionEngine(Rounds):
         if room < 1:
             raise ContextFull(f"a text of {len(generation.tokens)} tokens fills the model's context")
         return decoder.round(room)
+
+    def _end(self, generation: Generation, error: ContextFull) -> list[Commit]:
+        """End a text that does not fit; return the commit whose fault says so where it has no output."""
+        if generation.num_output_tokens:
+            generation.finish_reason = "length"
+            return []
+        generation.finish_reason = "cancelled"
+        commit = Commit(generation, (), (), fault=error)
+        generation.inbox.append(commit)
+        return [commit]
 
     def _decoder(self, prompt: Sequence[int], sampler: Sampler) -> Decoder:
         if self._draft is None:

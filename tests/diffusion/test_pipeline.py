@@ -11,6 +11,7 @@ from support.toy_pipeline import ToyTokenizer
 
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
+from specport.core.sequence import Generation
 from specport.diffusion.decoding import Native, SimSD
 from specport.diffusion.engine import DiffusionEngine
 from specport.diffusion.options import DiffusionOptions
@@ -165,9 +166,41 @@ def test_the_end_of_the_context() -> None:
     request = loaded.request(PROMPT, GenerationOptions())
     generation = loaded.begin(request, loaded.text_of(request))
     generation.max_new_tokens = 100  # more than the pipeline would ask for
-    with pytest.raises(ContextFull):
-        list(loaded.engine.run([generation]))
+    list(loaded.engine.run([generation]))
+    assert generation.finish_reason == "length" and generation.num_output_tokens == 12
     assert opened(loaded) == 0 and loaded.engine.num_unfinished == 0
+
+
+def test_texts_without_room_end_and_others_go_on() -> None:
+    """None waits for a room that no other text will give back."""
+    loaded = pipeline(max_context=20)
+    long = [Generation([1] * 20, SamplingParams(), 8) for _ in range(2)]
+    short = Generation(ToyTokenizer().encode(PROMPT), SamplingParams(), 12)
+    for generation in (*long, short):
+        loaded.engine.add(generation)
+    for _ in range(20):
+        loaded.engine.step()
+    assert loaded.engine.num_unfinished == 0 and opened(loaded) == 0
+    assert [type(g.inbox[-1].fault) for g in long] == [ContextFull, ContextFull]
+    assert short.finish_reason == "length" and short.num_output_tokens == 12
+    with pytest.raises(ContextFull):
+        list(loaded.engine.run([Generation([1] * 20, SamplingParams(), 8)]))
+
+
+def test_a_seed_survives_an_interrupted_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 1, "max_new_tokens": 24}
+    loaded = pipeline(draft=True)
+    stream = loaded.stream(PROMPT, **options)
+    next(stream)
+
+    def interrupted(rows: Any) -> Any:  # the draft has drawn its tokens by then
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.engine.model, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loaded.engine.step()
+    assert stream.result.text == text(24, draft=True, temperature=1.0, seed=1)
 
 
 def test_a_chat() -> None:
