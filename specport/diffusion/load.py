@@ -12,7 +12,7 @@ from specport.drafters.registry import AUTO, MODEL, NONE
 from specport.drafters.spec import parse
 from specport.errors import InvalidInput, ModelError
 from specport.models.diffusion import DiffusionFacts, find_facts
-from specport.models.source import ModelFiles, original
+from specport.models.source import ModelFiles, located
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
@@ -42,7 +42,7 @@ def is_diffusion(model: str | None, progress: Progress = silent) -> bool:
         return False
     path = expanded(model)
     if not path.exists() and "/" in model:
-        path = original(model, progress)
+        path = located(model, progress)
     return path.is_dir() and find_facts(path) is not None
 
 
