@@ -1,4 +1,4 @@
-"""Which models are diffusion models."""
+"""Which models are diffusion models, and which ways to decode them are lossy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from specport.diffusion.load import is_diffusion
+from specport.diffusion.load import is_diffusion, lossy
+from specport.diffusion.options import DiffusionOptions
 from specport.models import hub
 
 
@@ -21,3 +22,10 @@ def test_a_hub_model_that_is_converted_already(tmp_path: Path, monkeypatch: pyte
     config = {"model_type": "sdar", "vocab_size": 151936}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert is_diffusion("org/model-int8-ov") and is_diffusion(str(tmp_path))
+
+
+def test_what_is_lossy_has_a_name() -> None:
+    assert lossy(DiffusionOptions(order="position")) == ""
+    assert lossy(DiffusionOptions(order="position", layout="same-step")) == ""
+    assert lossy(DiffusionOptions(order="confidence")) == "SimSD by confidence"
+    assert lossy(DiffusionOptions(order="position", layout="released")) == "SimSD released"
