@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from specport.core.decoding.rounds import Rounds
 from specport.core.ports import Outcome
@@ -15,7 +16,7 @@ from specport.core.tree import TokenTree
 from specport.diffusion.decoding import Decoder, Native, SimSD, Written
 from specport.diffusion.options import DiffusionOptions
 from specport.diffusion.ports import DiffusionModel
-from specport.errors import ContextFull, InvalidInput
+from specport.errors import ContextFull, DeviceError, InvalidInput
 
 # Makes the decoder of one text: prompt, sampler.
 Start = Callable[[Sequence[int], Sampler], Decoder]
@@ -75,6 +76,11 @@ class DiffusionEngine(Rounds):
 
     def add(self, generation: Generation) -> None:
         self._added.append(generation)
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        raise DeviceError(
+            "the weights of a diffusion model cannot be replaced while it is loaded", "load it again"
+        )
 
     def release(self, kept: KeptCache) -> None:
         """Do nothing: no cache is kept between the turns of a chat."""

@@ -15,7 +15,7 @@ from specport.core.sequence import Generation
 from specport.diffusion.decoding import Native, SimSD
 from specport.diffusion.engine import DiffusionEngine
 from specport.diffusion.options import DiffusionOptions
-from specport.errors import ContextFull, InvalidInput
+from specport.errors import ContextFull, DeviceError, InvalidInput
 from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
 from specport.text.grammar.grammar import Grammar
@@ -201,6 +201,13 @@ def test_a_seed_survives_an_interrupted_round(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(KeyboardInterrupt):
             loaded.engine.step()
     assert stream.result.text == text(24, draft=True, temperature=1.0, seed=1)
+
+
+def test_weights_are_not_replaced() -> None:
+    """The next step that is named is one that helps: another device does not."""
+    with pytest.raises(DeviceError) as caught:
+        pipeline().update_weights({})
+    assert "diffusion model" in str(caught.value) and caught.value.hint == "load it again"
 
 
 def test_a_chat() -> None:
