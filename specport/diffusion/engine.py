@@ -56,6 +56,7 @@ class DiffusionEngine(Rounds):
         self._added: deque[Generation] = deque()
         self._running: list[Generation] = []
         self._decoders: dict[int, Decoder] = {}  # by the generation's key
+        self._waiting: set[int] = set()  # keys of those that found no room since one ended
         self._room = min(m.model.max_context for m in (target, draft) if m is not None)
 
     def check(self, generation: Generation) -> None:
@@ -90,7 +91,7 @@ class DiffusionEngine(Rounds):
             self._tidy()
             commits: list[Commit] = []
             for generation in [*self._running]:
-                if generation.ended:
+                if generation.ended or (generation.key in self._waiting and self._decoders):
                     continue
                 before = generation.sampler.state()
                 try:
@@ -101,7 +102,9 @@ class DiffusionEngine(Rounds):
                     self._close(generation)
                     if not isinstance(error, ContextFull):
                         raise
-                    if not self._decoders:  # others wait too, or have not begun: it had all the memory
+                    if self._decoders:
+                        self._waiting.add(generation.key)
+                    else:  # others wait too, or have not begun: it had all the memory
                         commits += self._end(generation, error)
                     continue
                 commits.append(self._written(generation, written))
@@ -124,6 +127,7 @@ class DiffusionEngine(Rounds):
                 generation.finish_reason = "cancelled"
             self._close(generation)
             self._running.remove(generation)
+            self._waiting.clear()
 
     def _close(self, generation: Generation) -> None:
         decoder = self._decoders.pop(generation.key, None)

@@ -187,6 +187,28 @@ def test_texts_without_room_end_and_others_go_on() -> None:
         list(loaded.engine.run([Generation([1] * 20, SamplingParams(), 8)]))
 
 
+def test_a_text_waits_for_room_without_being_read_again() -> None:
+    target, begun = tiny_diffusion(2, vocab=12), []
+
+    class Alone(Native):  # of which the memory holds one
+        def round(self, room: int) -> Any:
+            assert isinstance(target.model, TinyTransformer)
+            if target.model.num_open and self._context.num_steps == 0:
+                raise ContextFull("no room")
+            return super().round(room)
+
+    def start(prompt: Any, sampler: Sampler) -> Native:
+        begun.append(len(prompt))
+        return Alone(target, prompt, sampler, DiffusionOptions())
+
+    engine = DiffusionEngine(target, DiffusionOptions(), start=start)
+    prompts = [ToyTokenizer().encode(prompt) for prompt in (PROMPT, "fade")]
+    both = [Generation(prompt, SamplingParams(), 24) for prompt in prompts]
+    assert len(list(engine.run(both))) > 10
+    assert [g.num_output_tokens for g in both] == [24, 24]
+    assert begun == [len(PROMPT), 4, 4]  # the second one when it came, and when the first had ended
+
+
 def test_a_seed_survives_an_interrupted_round(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"temperature": 1.0, "seed": 1, "max_new_tokens": 24}
     loaded = pipeline(draft=True)
