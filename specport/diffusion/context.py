@@ -30,7 +30,8 @@ class Context:
             tokens that the model does not have are read as masks.
 
     Committed text is read once its block is complete, in one step with the rows that come behind it.
-    `num_steps` counts steps, `seconds` the time in the runtime.
+    `num_steps` counts steps, those that only read a block too, but not those that read the prompt or, without
+    a cache, the whole text. `seconds` is the time in the runtime.
     """
 
     def __init__(self, model: DiffusionModel, cached: bool = True, vocab: int | None = None) -> None:
@@ -71,10 +72,11 @@ class Context:
         if not self._cached:
             self._model.truncate(self._handle, 0)
             self._read = 0
-        self.num_steps += 1
         if self.facts.context == "full":
+            self.num_steps += 1
             return self._whole(block)
         self._catch_up(len(block))
+        self.num_steps += 1
         unread = self._chunks[self._read :]
         rows = self._joined(unread, block)
         try:
@@ -117,6 +119,7 @@ class Context:
             self._run(rows, "none")
             self._model.commit(self._handle, range(len(rows)))
             self._read += taken
+            self.num_steps += self._cached and self.num_steps > 0
 
     def _joined(self, chunks: Sequence[tuple[int, ...]], block: Block | None) -> Block:
         """Return chunks and the rows behind them as one block."""

@@ -206,6 +206,15 @@ def test_a_long_prompt_is_read_in_steps_that_the_model_takes() -> None:
     )
 
 
+@pytest.mark.parametrize(("length", "steps"), [(32, 32), (40, 41)])
+def test_a_block_that_is_read_by_itself_is_a_step(length: int, steps: int) -> None:
+    """Two blocks of 40 do not fit a step of 64; reading the prompt is none of the steps."""
+    decoder = Native(tiny_diffusion(0, block_length=length), PROMPT * 20, greedy(), DiffusionOptions())
+    first, second = decoder.round(100), decoder.round(100)
+    assert (first.steps, second.steps) == (length - 120 % length, steps)
+    decoder.close()
+
+
 @pytest.mark.parametrize("shifted", [False, True])
 def test_a_model_that_attends_to_everything(shifted: bool) -> None:
     inner = TinyTransformer(seed=0, widest=256)

@@ -188,7 +188,8 @@ def test_texts_without_room_end_and_others_go_on() -> None:
 
 
 def test_a_text_waits_for_room_without_being_read_again() -> None:
-    target, begun = tiny_diffusion(2, vocab=12), []
+    target = tiny_diffusion(2, vocab=12)
+    begun: list[int] = []
 
     class Alone(Native):  # of which the memory holds one
         def round(self, room: int) -> Any:

@@ -119,8 +119,8 @@ def test_what_was_added_behind_the_end_is_no_answer() -> None:
     """A model that knows only that: nothing is right, and the bound of the perplexity is no lower for it."""
 
     class KnowsTheEnd(DiffusionStudent):
-        def packed(self, *given: Any) -> Any:
-            self.last = super().packed(*given)
+        def packed(self, *given: Any, **named: Any) -> Any:
+            self.last = super().packed(*given, **named)
             return self.last
 
         def pieces(self, outputs: Any) -> Any:
