@@ -21,7 +21,7 @@ from specport.quantize.train.diffusion import about, training  # noqa: E402
 from specport.quantize.train.diffusion.build import name_of  # noqa: E402
 from specport.quantize.train.diffusion.recipe import Recipe  # noqa: E402
 from specport.quantize.train.diffusion.rows import noise, pack  # noqa: E402
-from specport.quantize.train.diffusion.student import DiffusionStudent, examine  # noqa: E402
+from specport.quantize.train.diffusion.student import DiffusionStudent  # noqa: E402
 from support import tiny_models  # noqa: E402
 
 from specport.cli import main  # noqa: E402
@@ -113,26 +113,6 @@ def test_weights_are_one_over_the_share_of_masks() -> None:
     }
     assert {(int(n), float(w)) for n, w in zip(packed.counts, packed.weights, strict=True)} == wanted
     assert packed.weights.max() > 1.0
-
-
-def test_what_was_added_behind_the_end_is_no_answer() -> None:
-    """A model that knows only that: nothing is right, and the bound of the perplexity is no lower for it."""
-
-    class KnowsTheEnd(DiffusionStudent):
-        def packed(self, *given: Any, **named: Any) -> Any:
-            self.last = super().packed(*given, **named)
-            return self.last
-
-        def pieces(self, outputs: Any) -> Any:
-            right = self.last.answers
-            chosen = torch.where(self.last.real, 3 + (right == 3), right)  # any other token
-            yield 20.0 * torch.nn.functional.one_hot(chosen, VOCAB + 1).float(), slice(None)
-
-    recipe = Recipe(block=8)
-    model = tiny_models.hf_model("llama", 1, vocab_size=VOCAB + 1)
-    found = examine(KnowsTheEnd(model, MASK, [END], recipe), dialogues(8, 0), recipe, torch.device("cpu"))
-    assert found["accuracy"] == [0.0] * 8
-    assert found["perplexity"] >= np.exp(19.9)
 
 
 def test_the_name_of_a_model_that_is_trained_further(tmp_path: Path) -> None:
