@@ -106,7 +106,7 @@ def load(
         refuse_for_diffusion(
             exact=exact, policy=policy, num_draft_tokens=num_draft_tokens, branches=branches,
             acceptance=acceptance, history=history, datastore=datastore, prefix_cache=prefix_cache,
-            verify=verify, lossy=lossy, verifier=verifier,
+            prefix_cache_size=prefix_cache_size, verify=verify, lossy=lossy, verifier=verifier,
         )  # fmt: skip
         blocks = load_diffusion(
             model, diffusion or DiffusionOptions(),
@@ -120,6 +120,7 @@ def load(
             model_name=blocks.name,
             device_name=blocks.device,
             notes=blocks.notes,
+            lossy=blocks.lossy,
         )
     if diffusion is not None:
         raise InvalidInput(

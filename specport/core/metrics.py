@@ -102,7 +102,7 @@ class Metrics:
     @property
     def second_tokens(self) -> bool:
         """Return whether drafts are the second tokens of pairs (PIPO), which nothing verifies."""
-        return bool(self.lossy) and self.tiers is None
+        return bool(self.lossy) and self.tiers is None and not self.drafting.by
 
     @property
     def rejection_rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from specport.core.block import Block
 from specport.core.ports import Row, Wanted
 from specport.core.sampling.processors import as_float
 from specport.diffusion.ports import DiffusionModel
-from specport.errors import ContextFull
+from specport.errors import ContextFull, InvalidInput
 
 WIDEST = 64  # most rows of a step with a mask, where the model names no widths
 
@@ -25,13 +26,17 @@ class Context:
 
     cached: whether what was read is kept. Otherwise each step reads the whole text again: the un-cached
             baseline. A model with the context "full" is always read anew: its states depend on what follows.
+    vocab:  width of the logits; None = the model's own. Further columns are cut, missing ones are -inf, and
+            tokens that the model does not have are read as masks.
 
     Committed text is read once its block is complete, in one step with the rows that come behind it.
-    `num_steps` counts steps, `seconds` the time in the runtime.
+    `num_steps` counts steps, those that only read a block too, but not those that read the prompt or, without
+    a cache, the whole text. `seconds` is the time in the runtime.
     """
 
-    def __init__(self, model: DiffusionModel, cached: bool = True) -> None:
+    def __init__(self, model: DiffusionModel, cached: bool = True, vocab: int | None = None) -> None:
         self.facts = model.facts
+        self._vocab = vocab
         self._model = model.model
         self._cached = cached and model.facts.context != "full"
         self._handle: Any = None
@@ -59,20 +64,28 @@ class Context:
     def step(self, block: Block) -> Logits:
         """Return the [rows, vocab] logits of rows behind the text. They are not kept.
 
-        Raises ContextFull where the model has no room for them.
+        Raises ContextFull where the model has no room for them, and InvalidInput where its steps are
+        narrower.
         """
         if self._handle is None:
             self._handle = self._model.open()
         if not self._cached:
             self._model.truncate(self._handle, 0)
             self._read = 0
-        self.num_steps += 1
         if self.facts.context == "full":
+            self.num_steps += 1
             return self._whole(block)
         self._catch_up(len(block))
+        self.num_steps += 1
         unread = self._chunks[self._read :]
         rows = self._joined(unread, block)
-        logits = self._run(rows, "all")
+        try:
+            logits = self._run(rows, "all")
+        except ValueError as error:
+            raise InvalidInput(
+                f"a block is too wide for a step of this model: {error}",
+                "choose a smaller --block-length, or --verify-layout same-step",
+            ) from error
         self._model.commit(self._handle, range(len(rows) - len(block)))
         self._read = len(self._chunks)
         return logits[len(rows) - len(block) :]
@@ -106,6 +119,7 @@ class Context:
             self._run(rows, "none")
             self._model.commit(self._handle, range(len(rows)))
             self._read += taken
+            self.num_steps += self._cached and self.num_steps > 0
 
     def _joined(self, chunks: Sequence[tuple[int, ...]], block: Block | None) -> Block:
         """Return chunks and the rows behind them as one block."""
@@ -140,6 +154,10 @@ class Context:
         return logits[first : first + len(block)]
 
     def _run(self, rows: Block, wanted: Wanted) -> Logits:
+        own = self._model.vocab_size
+        if any(token >= own for token in rows.tokens):
+            known = tuple(token if token < own else self.facts.mask_id for token in rows.tokens)
+            rows = replace(rows, tokens=known)
         output = self._model.step([Row(self._handle, rows, logits=wanted)])
         if output.refused:
             raise ContextFull(
@@ -147,4 +165,6 @@ class Context:
                 "shorten the prompt, ask for fewer tokens or allow more with --cache-memory",
             )
         self.seconds += output.seconds
-        return to_host(as_float(output.logits))
+        logits = to_host(as_float(output.logits))[:, : self._vocab]
+        missing = (self._vocab or 0) - logits.shape[1]
+        return logits if missing <= 0 else np.pad(logits, ((0, 0), (0, missing)), constant_values=-np.inf)

@@ -116,7 +116,8 @@ class SimSD:
         self._sampler, self._options = sampler, options
         self._goes_on = options.order == "position"
         self._target = Context(target)
-        self._draft = Context(draft) if draft is not None else None
+        # Models of one family may pad their vocabularies to other widths.
+        self._draft = Context(draft, vocab=target.model.vocab_size) if draft is not None else None
         for context in self._contexts:
             self._known = context.start(prompt, self._goes_on, self._length)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from specport.core.decoding.rounds import Rounds
 from specport.core.ports import Outcome
@@ -15,7 +16,7 @@ from specport.core.tree import TokenTree
 from specport.diffusion.decoding import Decoder, Native, SimSD, Written
 from specport.diffusion.options import DiffusionOptions
 from specport.diffusion.ports import DiffusionModel
-from specport.errors import ContextFull, InvalidInput
+from specport.errors import ContextFull, DeviceError, InvalidInput
 
 # Makes the decoder of one text: prompt, sampler.
 Start = Callable[[Sequence[int], Sampler], Decoder]
@@ -34,8 +35,9 @@ class DiffusionEngine(Rounds):
     draft: smaller model that drafts blocks; None = the target denoises them alone.
     start: makes the decoder of a text; None = as the options say, with a cache.
 
-    A text of whose decoder a round was interrupted is taken up again from its tokens. One that finds no room
-    waits until the others have ended.
+    A text whose round was interrupted is taken up again from its tokens. One that finds no room waits until
+    the others have ended. Where it has all the memory to itself, it ends: as one cut at the limit of its
+    length, or, without any output, with ContextFull.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class DiffusionEngine(Rounds):
         self._added: deque[Generation] = deque()
         self._running: list[Generation] = []
         self._decoders: dict[int, Decoder] = {}  # by the generation's key
+        self._waiting: set[int] = set()  # keys of those that found no room since one ended
         self._room = min(m.model.max_context for m in (target, draft) if m is not None)
 
     def check(self, generation: Generation) -> None:
@@ -75,6 +78,11 @@ class DiffusionEngine(Rounds):
     def add(self, generation: Generation) -> None:
         self._added.append(generation)
 
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        raise DeviceError(
+            "the weights of a diffusion model cannot be replaced while it is loaded", "load it again"
+        )
+
     def release(self, kept: KeptCache) -> None:
         """Do nothing: no cache is kept between the turns of a chat."""
 
@@ -83,20 +91,22 @@ class DiffusionEngine(Rounds):
             self._tidy()
             commits: list[Commit] = []
             for generation in [*self._running]:
-                if generation.ended:
+                if generation.ended or (generation.key in self._waiting and self._decoders):
                     continue
+                before = generation.sampler.state()
                 try:
                     written = self._round(generation)
-                except ContextFull:
+                except BaseException as error:  # Ctrl-C as well
+                    # The round begins again with the same random numbers: a seed fixes the text.
+                    generation.sampler.restore(before)
                     self._close(generation)
-                    if len(self._running) == 1:
-                        generation.cancel()
-                        self._tidy()
+                    if not isinstance(error, ContextFull):
                         raise
+                    if self._decoders:
+                        self._waiting.add(generation.key)
+                    else:  # others wait too, or have not begun: it had all the memory
+                        commits += self._end(generation, error)
                     continue
-                except BaseException:  # Ctrl-C as well
-                    self._close(generation)
-                    raise
                 commits.append(self._written(generation, written))
             self._tidy()
             return commits
@@ -117,6 +127,7 @@ class DiffusionEngine(Rounds):
                 generation.finish_reason = "cancelled"
             self._close(generation)
             self._running.remove(generation)
+            self._waiting.clear()
 
     def _close(self, generation: Generation) -> None:
         decoder = self._decoders.pop(generation.key, None)
@@ -131,6 +142,16 @@ class DiffusionEngine(Rounds):
         if room < 1:
             raise ContextFull(f"a text of {len(generation.tokens)} tokens fills the model's context")
         return decoder.round(room)
+
+    def _end(self, generation: Generation, error: ContextFull) -> list[Commit]:
+        """End a text that does not fit; return the commit whose fault says so where it has no output."""
+        if generation.num_output_tokens:
+            generation.finish_reason = "length"
+            return []
+        generation.finish_reason = "cancelled"
+        commit = Commit(generation, (), (), fault=error)
+        generation.inbox.append(commit)
+        return [commit]
 
     def _decoder(self, prompt: Sequence[int], sampler: Sampler) -> Decoder:
         if self._draft is None:

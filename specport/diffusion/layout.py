@@ -96,6 +96,11 @@ def verifying(
     return Layout(block, {i: at for at, i in enumerate(data)}, slots)
 
 
+def num_rows(kind: LayoutKind, length: int) -> int:
+    """Return the most rows of a verifying step for a block of so many tokens: each at a time of its own."""
+    return length - 1 + (length * (length + 1) // 2 if kind == "grouped" else length)
+
+
 def _visible(kind: LayoutKind, rows: _Rows) -> NDArray[np.bool_]:
     """Return [rows, rows] what each row attends to."""
     is_data = rows.group == _DATA

@@ -6,34 +6,40 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specport.diffusion.engine import DiffusionEngine
+from specport.diffusion.layout import num_rows
 from specport.diffusion.options import DiffusionOptions
 from specport.diffusion.ports import DiffusionModel
 from specport.drafters.registry import AUTO, MODEL, NONE
 from specport.drafters.spec import parse
 from specport.errors import InvalidInput, ModelError
-from specport.models.diffusion import DiffusionFacts, find_facts
-from specport.models.source import ModelFiles, original
+from specport.models.diffusion import find_facts
+from specport.models.source import ModelFiles, located
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
 from specport.text.tokenizer import Tokenizer, load_beside, load_tokenizer
 
+_MOST_ROWS = 2048  # of a step: their mask has the square of it
 # Values of arguments of `specport.load` that ask for nothing.
 _UNSET: dict[str, tuple[Any, ...]] = {
     "exact": (True,), "branches": ((),), "acceptance": ("rejection",), "prefix_cache": (True, False),
-    "verify": ("lossless",), "lossy": (True, False),
+    "prefix_cache_size": ("4GB",), "verify": ("lossless",), "lossy": (True, False),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LoadedDiffusion:
-    """Hold an engine with what a pipeline tells of it. notes: messages for the user."""
+    """Hold an engine with what a pipeline tells of it.
+
+    notes: messages for the user. lossy: as in `Pipeline`.
+    """
 
     engine: DiffusionEngine
     tokenizer: Tokenizer
     name: str
     device: str
     notes: list[str]
+    lossy: str = ""
 
 
 def is_diffusion(model: str | None, progress: Progress = silent) -> bool:
@@ -42,7 +48,7 @@ def is_diffusion(model: str | None, progress: Progress = silent) -> bool:
         return False
     path = expanded(model)
     if not path.exists() and "/" in model:
-        path = original(model, progress)
+        path = located(model, progress)
     return path.is_dir() and find_facts(path) is not None
 
 
@@ -71,7 +77,7 @@ def load(
     loader = replace(loader, diffusion=True)
     files, target, notes = _model(loader, model, precision)
     tokenizer = load_tokenizer(files.folder)
-    options = _checked(options, target.facts, smaller is not None)
+    options = _checked(options, target, smaller is not None)
     if smaller is None:
         engine = DiffusionEngine(target, options)
         return LoadedDiffusion(engine, tokenizer, files.name, loader.profile.name, notes)
@@ -90,8 +96,15 @@ def load(
         )
     engine = DiffusionEngine(target, options, drafting, found.name)
     return LoadedDiffusion(
-        engine, tokenizer, files.name, loader.profile.name, [*notes, *said, about(options)]
+        engine, tokenizer, files.name, loader.profile.name, [*notes, *said, about(options)], lossy(options)
     )
+
+
+def lossy(options: DiffusionOptions) -> str:
+    """Return the name of a way to decode with a draft whose text depends on that draft; "" for others."""
+    if options.layout == "released":
+        return "SimSD released"
+    return "SimSD by confidence" if options.order == "confidence" else ""
 
 
 def about(options: DiffusionOptions) -> str:
@@ -137,8 +150,9 @@ def _model(loader: Loader, name: str, precision: str | None) -> tuple[ModelFiles
     return files, DiffusionModel(loaded.model, facts), [*loaded.notes]
 
 
-def _checked(options: DiffusionOptions, facts: DiffusionFacts, drafted: bool) -> DiffusionOptions:
+def _checked(options: DiffusionOptions, model: DiffusionModel, drafted: bool) -> DiffusionOptions:
     """Return the options for this model. Raises InvalidInput for what it cannot do."""
+    facts = model.facts
     if facts.context == "full" or facts.shifted:
         if drafted:
             raise InvalidInput(
@@ -149,6 +163,13 @@ def _checked(options: DiffusionOptions, facts: DiffusionFacts, drafted: bool) ->
             raise ModelError(
                 "a model with blocks and shifted logits is not supported", "choose another model"
             )
+    block = min(options.block_length or facts.block_length, model.model.max_context)
+    rows = num_rows(options.layout, block) if drafted else block
+    if rows > _MOST_ROWS:
+        raise InvalidInput(
+            f"blocks of {block} tokens make steps of {rows} rows; the most are {_MOST_ROWS}",
+            "choose a smaller --block-length, or --verify-layout same-step",
+        )
     if options.order is None:
         return replace(options, order="position" if drafted else "confidence")
     return options

@@ -14,8 +14,8 @@ class DiffusionModel:
     """Hold a loaded diffusion model.
 
     Tokens, masks and what they attend to are rows of `Model.step`; `Model.commit` keeps what the cache is to
-    hold. So the un-cached baseline truncates to 0 before each step, the cached one commits whole blocks, and
-    SimSD commits the accepted tokens of a verifying step.
+    hold. The un-cached baseline truncates to 0 before each step. Otherwise whole blocks are kept, read as
+    text: never rows of a denoising or verifying step, which attended to other tokens.
 
     Raises DeviceError for a model whose rows cannot have any mask, or cannot be kept in any order.
     """

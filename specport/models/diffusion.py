@@ -44,7 +44,8 @@ BASE = "base_model_type"  # its decoder's, in transformers
 _MASK, _BLOCK = "mask_token_id", "block_size"
 _MOST_BLOCK = 4096
 # What models of each model_type are, where their configuration does not say it: SDAR (JetAstra/SDAR), LLaDA 2
-# (inclusionAI), Dream (Dream-org), with blocks as their published samplers use them.
+# (inclusionAI), Dream (Dream-org), with blocks as their published samplers use them. Dream's
+# denoises the whole answer at once; here it has blocks too, so that text comes before all of it is done.
 _FAMILIES = {
     "sdar": DiffusionFacts(151669, 4),
     "llada2_moe": DiffusionFacts(156895, 32),

@@ -124,7 +124,7 @@ def resolve_with(
         raise InvalidInput("no speech model is named", "give a folder of Whisper, or a hub id")
     if spec is None or spec == "default":
         return _from_default(options)
-    path = _located(spec, part(progress, 0.0, 0.3))
+    path = located(spec, part(progress, 0.0, 0.3))
     if path.is_file():
         if speech:
             raise ModelError(f"{path} is no speech model", "give a folder of Whisper, or a hub id")
@@ -140,7 +140,7 @@ def original(spec: str | None, progress: Progress = silent) -> Path:
     """
     if spec is None or spec == "default":
         return download.default_gguf(progress)
-    path = _located(spec, progress)
+    path = located(spec, progress)
     if path.is_dir() and (path / IR_XML).is_file():
         raise ModelError(
             f"{path} holds converted weights only",
@@ -152,7 +152,7 @@ def original(spec: str | None, progress: Progress = silent) -> Path:
     return path if only is None else gguf_split.parts(only)[0]
 
 
-def _located(spec: str, progress: Progress) -> Path:
+def located(spec: str, progress: Progress) -> Path:
     """Return the file or folder that a user names, downloaded where it is a hub id."""
     path = expanded(spec)
     if path.is_file() or (spec and path.is_dir()):  # Path("") would be the working folder

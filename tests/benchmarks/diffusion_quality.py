@@ -3,8 +3,8 @@
     python tests/benchmarks/diffusion_quality.py --model DIR --original MODEL --prompts FILE --per-category 2
 
 Both answer the same prompts greedily. For each: the perplexity of its answers under the original, which is
-low for text that the original could have written, and the share of word pairs that occur once: text that
-repeats itself has a low perplexity too.
+low for text that the original could have written, and the share of different pairs of neighbouring tokens:
+text that repeats itself has few, and a low perplexity too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def losses(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[flo
 
 
 def once(tokens: Sequence[int]) -> float:
-    """Return the share of pairs of neighbouring tokens that are different from all others."""
+    """Return the number of different pairs of neighbouring tokens by that of all."""
     pairs = [*pairwise(tokens)]
     return len({*pairs}) / max(1, len(pairs))
 

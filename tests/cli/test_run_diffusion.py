@@ -60,6 +60,20 @@ def test_with_a_draft(folders: dict[str, str], capsys: pytest.CaptureFixture[str
         assert report["settings"]["draft"] == draft and report["metrics"]["num_drafts"] > 0
         assert "is that of the model alone under the layout grouped" in report["notes"][-1]
     assert texts[0] == texts[1]
+    assert not report["settings"]["lossy"] and not report["metrics"]["lossy"]
+    published = [
+        *ask,
+        "--draft",
+        folders["draft"],
+        "--reveal-order",
+        "confidence",
+        "--verify-layout",
+        "released",
+    ]
+    assert main([*published, "--json", "--explain"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"]["lossy"] == report["metrics"]["lossy"] == "SimSD released"
+    assert "second tokens" not in json.dumps(report["explain"])
 
 
 def test_what_is_lossy_is_said() -> None:
@@ -80,6 +94,8 @@ def test_what_is_lossy_is_said() -> None:
         (["--branches", "2,1"], "branches does not apply"),
         (["--history", "h"], "history does not apply"),
         (["--prefix-cache", "p"], "prefix_cache does not apply"),
+        (["--prefix-cache-size", "1GB"], "prefix_cache_size does not apply"),
+        (["--draft", "{draft}", "--block-length", "100"], "blocks of 100 tokens make steps of 5149 rows"),
         (["--repetition-penalty", "1.3"], "a diffusion model cannot follow penalties"),
         (["--json-object"], "a diffusion model cannot follow a grammar"),
         (["--block-length", "0"], "block_length is 0"),

@@ -16,7 +16,7 @@ from specport.diffusion.decoding import Decoder, Native, SimSD, Written
 from specport.diffusion.options import LAYOUTS, DiffusionOptions, LayoutKind
 from specport.diffusion.ports import DiffusionModel
 from specport.diffusion.reveal import chosen
-from specport.errors import ContextFull
+from specport.errors import ContextFull, InvalidInput
 from specport.models.diffusion import DiffusionFacts
 
 PROMPT = [1, 5, 3, 7, 2, 9]
@@ -128,6 +128,27 @@ def test_a_draft_of_fewer_steps_changes_no_text() -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.mark.parametrize("vocab", [16, 28])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_whose_vocabulary_is_padded_otherwise(vocab: int, temperature: float) -> None:
+    """The target has 20 logits. Its mask is within both."""
+    target = DiffusionModel(TARGET.model, DiffusionFacts(15, 4))
+    draft = DiffusionModel(TinyTransformer(vocab=vocab, seed=1, sharpness=6.0), DiffusionFacts(15, 4))
+    sampler = Sampler(SamplingParams(temperature=temperature, top_k=4, seed=0))
+    found = rounds(SimSD(target, draft, [1, 5, 3], sampler, DiffusionOptions(order="position", steps=2)))
+    assert all(0 <= token < min(20, vocab) for written in found for token in written.drafted)
+    if not temperature:
+        alone = text(SimSD(target, None, [1, 5, 3], greedy(), DiffusionOptions(order="position")))
+        assert [t for written in found for t in written.tokens][:40] == alone
+
+
+def test_a_block_that_no_step_takes_is_refused() -> None:
+    options = DiffusionOptions(block_length=12, order="position", layout="grouped")
+    decoder = SimSD(TARGET, DRAFTS["near"], PROMPT * 2, greedy(), options)
+    with pytest.raises(InvalidInput, match="too wide for a step"):
+        decoder.round(100)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_by_confidence_the_text_depends_on_the_draft(layout: LayoutKind) -> None:
     options = DiffusionOptions(order="confidence", layout=layout)
@@ -183,6 +204,15 @@ def test_a_long_prompt_is_read_in_steps_that_the_model_takes() -> None:
     assert text(Native(TARGET, prompt, greedy(), DiffusionOptions())) == text(
         Native(wide, prompt, greedy(), DiffusionOptions())
     )
+
+
+@pytest.mark.parametrize(("length", "steps"), [(32, 32), (40, 41)])
+def test_a_block_that_is_read_by_itself_is_a_step(length: int, steps: int) -> None:
+    """Two blocks of 40 do not fit a step of 64; reading the prompt is none of the steps."""
+    decoder = Native(tiny_diffusion(0, block_length=length), PROMPT * 20, greedy(), DiffusionOptions())
+    first, second = decoder.round(100), decoder.round(100)
+    assert (first.steps, second.steps) == (length - 120 % length, steps)
+    decoder.close()
 
 
 @pytest.mark.parametrize("shifted", [False, True])

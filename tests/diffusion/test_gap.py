@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from support.tiny_diffusion import tiny_diffusion
 
@@ -31,6 +30,5 @@ def test_the_gap(layers: int, known: int) -> None:
         assert worst["grouped"] < SURE and worst["released"] < SURE < worst["same-step"]
     else:
         assert all(SURE < value <= 1 for value in worst.values())
-    same = np.mean(found["grouped"].same)
-    assert same == 1.0 if layers == 1 else 0 <= same <= 1
+    assert layers > 1 or all(found["grouped"].same)
     context.close()

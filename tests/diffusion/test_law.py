@@ -18,7 +18,7 @@ from specport.core.ports import Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
 from specport.diffusion.decoding import SimSD
-from specport.diffusion.layout import verifying
+from specport.diffusion.layout import denoising, verifying
 from specport.diffusion.options import DiffusionOptions, LayoutKind, Order
 
 MASK = 3  # of the tokens 0, 1, 2
@@ -37,10 +37,7 @@ def conditional(layout: LayoutKind, text: tuple[int, ...]) -> tuple[float, ...]:
     block = [*whole[start:], *[MASK] * (BLOCK - len(whole) + start)]
     handle = TARGET.model.open()
     for at in range(0, start, BLOCK):
-        rows = verifying("grouped", whole[at : at + BLOCK], [0] * BLOCK, MASK).block
-        rows = type(rows)(
-            tuple(whole[at : at + BLOCK]), tuple(range(BLOCK)), np.ones((BLOCK, BLOCK), dtype=bool)
-        )
+        rows = denoising(whole[at : at + BLOCK])
         TARGET.model.step([Row(handle, rows, logits="none")])
         TARGET.model.commit(handle, range(BLOCK))
     found = verifying(layout, block, range(BLOCK), MASK, len(whole) - start)

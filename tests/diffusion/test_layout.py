@@ -7,7 +7,7 @@ import pytest
 from support.tiny_diffusion import tiny_diffusion
 
 from specport.core.ports import Row
-from specport.diffusion.layout import Layout, verifying
+from specport.diffusion.layout import Layout, num_rows, verifying
 from specport.diffusion.options import LAYOUTS, LayoutKind
 
 MASK = 19
@@ -58,6 +58,13 @@ def test_the_last_token_of_a_block_is_judged_alone() -> None:
     layout = verifying("grouped", TOKENS, (0, 1, 2, 3), MASK, known=3)
     assert layout.block.tokens == (*TOKENS[:3], MASK) and layout.slots == {3: 3}
     assert drawn(layout)[3] == "xxxx"
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_the_most_rows(kind: LayoutKind) -> None:
+    for length in (1, 4, 7):
+        layout = verifying(kind, range(length), range(length), MASK)
+        assert len(layout.block) == num_rows(kind, length)
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)

@@ -11,10 +11,11 @@ from support.toy_pipeline import ToyTokenizer
 
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
+from specport.core.sequence import Generation
 from specport.diffusion.decoding import Native, SimSD
 from specport.diffusion.engine import DiffusionEngine
 from specport.diffusion.options import DiffusionOptions
-from specport.errors import ContextFull, InvalidInput
+from specport.errors import ContextFull, DeviceError, InvalidInput
 from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
 from specport.text.grammar.grammar import Grammar
@@ -165,9 +166,71 @@ def test_the_end_of_the_context() -> None:
     request = loaded.request(PROMPT, GenerationOptions())
     generation = loaded.begin(request, loaded.text_of(request))
     generation.max_new_tokens = 100  # more than the pipeline would ask for
-    with pytest.raises(ContextFull):
-        list(loaded.engine.run([generation]))
+    list(loaded.engine.run([generation]))
+    assert generation.finish_reason == "length" and generation.num_output_tokens == 12
     assert opened(loaded) == 0 and loaded.engine.num_unfinished == 0
+
+
+def test_texts_without_room_end_and_others_go_on() -> None:
+    """None waits for a room that no other text will give back."""
+    loaded = pipeline(max_context=20)
+    long = [Generation([1] * 20, SamplingParams(), 8) for _ in range(2)]
+    short = Generation(ToyTokenizer().encode(PROMPT), SamplingParams(), 12)
+    for generation in (*long, short):
+        loaded.engine.add(generation)
+    for _ in range(20):
+        loaded.engine.step()
+    assert loaded.engine.num_unfinished == 0 and opened(loaded) == 0
+    assert [type(g.inbox[-1].fault) for g in long] == [ContextFull, ContextFull]
+    assert short.finish_reason == "length" and short.num_output_tokens == 12
+    with pytest.raises(ContextFull):
+        list(loaded.engine.run([Generation([1] * 20, SamplingParams(), 8)]))
+
+
+def test_a_text_waits_for_room_without_being_read_again() -> None:
+    target = tiny_diffusion(2, vocab=12)
+    begun: list[int] = []
+
+    class Alone(Native):  # of which the memory holds one
+        def round(self, room: int) -> Any:
+            assert isinstance(target.model, TinyTransformer)
+            if target.model.num_open and self._context.num_steps == 0:
+                raise ContextFull("no room")
+            return super().round(room)
+
+    def start(prompt: Any, sampler: Sampler) -> Native:
+        begun.append(len(prompt))
+        return Alone(target, prompt, sampler, DiffusionOptions())
+
+    engine = DiffusionEngine(target, DiffusionOptions(), start=start)
+    prompts = [ToyTokenizer().encode(prompt) for prompt in (PROMPT, "fade")]
+    both = [Generation(prompt, SamplingParams(), 24) for prompt in prompts]
+    assert len(list(engine.run(both))) > 10
+    assert [g.num_output_tokens for g in both] == [24, 24]
+    assert begun == [len(PROMPT), 4, 4]  # the second one when it came, and when the first had ended
+
+
+def test_a_seed_survives_an_interrupted_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 1, "max_new_tokens": 24}
+    loaded = pipeline(draft=True)
+    stream = loaded.stream(PROMPT, **options)
+    next(stream)
+
+    def interrupted(rows: Any) -> Any:  # the draft has drawn its tokens by then
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.engine.model, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loaded.engine.step()
+    assert stream.result.text == text(24, draft=True, temperature=1.0, seed=1)
+
+
+def test_weights_are_not_replaced() -> None:
+    """The next step that is named is one that helps: another device does not."""
+    with pytest.raises(DeviceError) as caught:
+        pipeline().update_weights({})
+    assert "diffusion model" in str(caught.value) and caught.value.hint == "load it again"
 
 
 def test_a_chat() -> None:

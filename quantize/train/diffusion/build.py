@@ -21,6 +21,7 @@ from specport.quantize.train.diffusion.recipe import Recipe
 from specport.errors import InvalidInput, ModelError
 from specport.jobs import ray_cluster, workdir, worker
 from specport.models.source import original
+from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 from specport.runtime.loading import Loader
 from specport.runtime.versions import installed
@@ -108,7 +109,7 @@ def build(
         )  # fmt: skip
         facts = {
             "target": files.name,
-            "start": files.name if start is None else Path(source).stem,
+            "start": files.name if start is None else name_of(start, source),
             "recipe": asdict(recipe),
             **result,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -118,3 +119,10 @@ def build(
         workdir.publish(folder, out)
     progress("done", 1.0)
     return about.read(out)
+
+
+def name_of(given: str, source: Path) -> str:
+    """Return the name of a model that a user names, whose weights are at `source`: a hub id's last part."""
+    if source.is_file():
+        return source.stem
+    return (source.resolve() if expanded(given).is_dir() else Path(given.partition("@")[0])).name

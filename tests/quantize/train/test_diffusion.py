@@ -18,6 +18,7 @@ from specport.quantize.text import passages, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, save_shard  # noqa: E402
 from specport.quantize.train import batches  # noqa: E402
 from specport.quantize.train.diffusion import about, training  # noqa: E402
+from specport.quantize.train.diffusion.build import name_of  # noqa: E402
 from specport.quantize.train.diffusion.recipe import Recipe  # noqa: E402
 from specport.quantize.train.diffusion.rows import noise, pack  # noqa: E402
 from specport.quantize.train.diffusion.student import DiffusionStudent  # noqa: E402
@@ -112,6 +113,15 @@ def test_weights_are_one_over_the_share_of_masks() -> None:
     }
     assert {(int(n), float(w)) for n, w in zip(packed.counts, packed.weights, strict=True)} == wanted
     assert packed.weights.max() > 1.0
+
+
+def test_the_name_of_a_model_that_is_trained_further(tmp_path: Path) -> None:
+    folder = tmp_path / "SmolLM2-1.7B"
+    folder.mkdir()
+    (tmp_path / "tiny.gguf").touch()
+    assert name_of(str(folder), folder) == "SmolLM2-1.7B"
+    assert name_of("org/SmolLM2-1.7B@main", tmp_path / "0123abcd") == "SmolLM2-1.7B"
+    assert name_of(str(tmp_path / "tiny.gguf"), tmp_path / "tiny.gguf") == "tiny"
 
 
 @pytest.fixture(scope="module")
