@@ -24,7 +24,7 @@ LOSSY = {"VIA-SD": "lossy", "PIPO": "lossy", "SimSD": "differs from its native d
 DEVICES = dict.fromkeys(("Depth-pruned drafts", "Bebop", "VIA-SD"), "xeon")
 # The page's numbers are for real models.
 SMALL = {
-    "100000": "200",
+    "100000": "1500",
     "120000": "200",
     "200000": "200",
     "15": "1",
