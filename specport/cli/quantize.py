@@ -23,6 +23,7 @@ from specport.cli import (
     quantize_speech,
     quantize_verifier,
     terminal,
+    trainings,
 )
 from specport.errors import InvalidInput
 
@@ -136,12 +137,10 @@ def run(args: argparse.Namespace) -> int:
         return ACTIONS[args.action](args)
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder for the draft")
-    from specport.bench.prompts import read_prompts
     from specport.quantize.build import build
     from specport.quantize.request import Request
 
-    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
-    request = Request(prompts=own, **options.given(args, REQUEST_OPTIONS))
+    request = Request(prompts=trainings.own_prompts(args.prompts), **options.given(args, REQUEST_OPTIONS))
     with terminal.progress(args.quiet) as progress:
         built = build(
             args.target, args.out, request, source=args.source, progress=progress,

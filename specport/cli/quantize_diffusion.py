@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specport.cli import options, terminal
-from specport.errors import InvalidInput
+from specport.cli import options, terminal, trainings
 
 if TYPE_CHECKING:
     from specport.quantize.train.diffusion.about import About
@@ -80,20 +79,10 @@ def add_parser(actions: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.bench.prompts import read_prompts
     from specport.quantize.train.diffusion.build import build
     from specport.quantize.train.diffusion.recipe import Recipe
 
-    if args.out is None:
-        raise InvalidInput("--out is missing", "name the folder for the model")
-    # An option that is not given is no attribute, unless `quantize` has an option of that name.
-    asked = argparse.Namespace(**dict.fromkeys((*RECIPE_OPTIONS, *BUILD_OPTIONS)) | vars(args))
-    recipe = Recipe(**options.given(asked, RECIPE_OPTIONS))
-    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
-    given = {"tokens": 200_000, **options.given(asked, BUILD_OPTIONS)}
-    with terminal.progress(args.quiet) as progress:
-        about = build(args.target, args.out, recipe, prompts=own, progress=progress, **given)
-    show(about, args.as_json)
+    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, BUILD_OPTIONS, show)
     terminal.say(f"written: {args.out}; next: specport run --model {args.out}")
     return 0
 

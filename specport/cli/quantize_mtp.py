@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-from specport.cli import options, quantize_inspect, terminal
-from specport.errors import InvalidInput
+from specport.cli import options, quantize_inspect, trainings
 
 EXPLAINED = """\
 The head is a module for multi-token prediction (MTP), as some models ship one: a join of the target's hidden
@@ -81,25 +78,7 @@ def add_parser(actions: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.bench.prompts import read_prompts
     from specport.quantize.mtp.build import build
     from specport.quantize.mtp.request import Request
 
-    if args.out is None:
-        raise InvalidInput("--out is missing", "name the folder for the head")
-    # An option that is not given is no attribute, unless `quantize` has an option of that name.
-    asked = argparse.Namespace(**dict.fromkeys((*REQUEST_OPTIONS, *BUILD_OPTIONS)) | vars(args))
-    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
-    request = Request(prompts=own, **options.given(asked, REQUEST_OPTIONS))
-    with terminal.progress(args.quiet) as progress:
-        built = build(
-            args.target, args.out, request, progress=progress, **options.given(asked, BUILD_OPTIONS)
-        )
-    if args.as_json:
-        terminal.write(json.dumps(asdict(built), indent=1) + "\n")
-        return 0
-    quantize_inspect.show(built)
-    found = "specport run --draft auto uses it"
-    slow = "it is slower than plain decoding here, so --draft auto does not use it"
-    terminal.say(f"written: {args.out}; {found if built.pays else slow}")
-    return 0
+    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, quantize_inspect.show)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specport.cli import options, terminal
+from specport.cli import options, terminal, trainings
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ def add_parser(actions: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # An option that is not given is no attribute, unless `quantize` has an option of that name.
-    asked = argparse.Namespace(
-        **dict.fromkeys((*RECIPE_OPTIONS, *BUILD_OPTIONS, "audio", "model")) | vars(args)
-    )
+    asked = trainings.asked(args, RECIPE_OPTIONS, BUILD_OPTIONS, ("audio", "model"))
     if not asked.audio:
         raise InvalidInput("--audio is missing", "name your recordings, or a folder of them")
     from specport.quantize.speech.build import build

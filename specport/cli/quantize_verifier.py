@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from specport.cli import options, terminal
+from specport.cli import options, terminal, trainings
 from specport.errors import InvalidInput
 
 EXPLAINED = """\
@@ -56,14 +56,12 @@ def add_parser(actions: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.bench.prompts import read_prompts
     from specport.quantize.slim.build import Request, build
 
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder for the mask")
-    asked = argparse.Namespace(**dict.fromkeys((*REQUEST_OPTIONS, *BUILD_OPTIONS)) | vars(args))
-    own = tuple(p.text for p in read_prompts(args.prompts, None, ())) if args.prompts else ()
-    request = Request(prompts=own, **options.given(asked, REQUEST_OPTIONS))
+    asked = trainings.asked(args, REQUEST_OPTIONS, BUILD_OPTIONS)
+    request = Request(prompts=trainings.own_prompts(args.prompts), **options.given(asked, REQUEST_OPTIONS))
     with terminal.progress(args.quiet) as progress:
         mask = build(args.target, args.out, request, progress=progress, **options.given(asked, BUILD_OPTIONS))
     if args.as_json:

@@ -1,0 +1,73 @@
+"""What the commands share that train: options as a recipe, the user's prompts, the run, and its result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from specport.cli import options, terminal
+from specport.errors import InvalidInput
+
+
+def asked(args: argparse.Namespace, *names: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments with None for each option of `names` that is not given.
+
+    Such an option is no attribute, unless `quantize` has an option of that name.
+    """
+    return argparse.Namespace(**dict.fromkeys(name for some in names for name in some) | vars(args))
+
+
+def own_prompts(path: Path | None) -> tuple[str, ...]:
+    """Return the turns of the user's prompt file; () = there is none."""
+    from specport.bench.prompts import read_prompts
+
+    return tuple(prompt.text for prompt in read_prompts(path, None, ())) if path else ()
+
+
+def train_model(
+    args: argparse.Namespace,
+    recipe: Callable[..., Any],
+    recipe_options: tuple[str, ...],
+    build: Callable[..., Any],
+    build_options: tuple[str, ...],
+    show: Callable[[Any, bool], None],
+) -> None:
+    """Train a whole model on text that its target writes, and show the record. Raises SpecportError."""
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder for the model")
+    found = asked(args, recipe_options, build_options)
+    made = recipe(**options.given(found, recipe_options))
+    own = own_prompts(args.prompts)
+    given = {"tokens": 200_000, **options.given(found, build_options)}
+    with terminal.progress(args.quiet) as progress:
+        about = build(args.target, args.out, made, prompts=own, progress=progress, **given)
+    show(about, args.as_json)
+
+
+def train_head(
+    args: argparse.Namespace,
+    request: Callable[..., Any],
+    request_options: tuple[str, ...],
+    build: Callable[..., Any],
+    build_options: tuple[str, ...],
+    show: Callable[[Any], None],
+) -> int:
+    """Train a head that drafts for a target, and show its manifest. Raises SpecportError."""
+    if args.out is None:
+        raise InvalidInput("--out is missing", "name the folder for the head")
+    found = asked(args, request_options, build_options)
+    made = request(prompts=own_prompts(args.prompts), **options.given(found, request_options))
+    with terminal.progress(args.quiet) as progress:
+        built = build(args.target, args.out, made, progress=progress, **options.given(found, build_options))
+    if args.as_json:
+        terminal.write(json.dumps(asdict(built), indent=1) + "\n")
+        return 0
+    show(built)
+    used = "specport run --draft auto uses it"
+    slow = "it is slower than plain decoding here, so --draft auto does not use it"
+    terminal.say(f"written: {args.out}; {used if built.pays else slow}")
+    return 0
