@@ -24,6 +24,7 @@ from support import tiny_models
 from support.fuzzing import damaged, damaged_json, fuzz
 from support.scripted_speech import tone, write_wav
 
+from specport import hw_profiles
 from specport.bench import record, recording
 from specport.bench.prompts import read_prompts
 from specport.bench.report import markdown
@@ -338,7 +339,7 @@ def of_history(tmp: Path) -> Case:
 
 
 def of_profile(tmp: Path) -> Case:
-    whole = (Path(profiles.__file__).parents[2] / "hw_profiles" / "core-ultra-npu.toml").read_bytes()
+    whole = (Path(hw_profiles.__file__).parent / "core-ultra-npu.toml").read_bytes()
     (tmp / "p.toml").write_bytes(whole)
     return of_file(tmp / "p.toml", lambda: profiles.load_profile(tmp / "p.toml"), whole)
 

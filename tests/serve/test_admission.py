@@ -104,9 +104,11 @@ def test_a_stream_that_waits_says_that_it_is_alive() -> None:
     async def start() -> None:
         limits = Limits(max_running=1, beat_seconds=0.05)
         async with served(toy(step_seconds=0.01), limits) as s:
-            _, waited = await asyncio.gather(
-                s.chat("abc", max_tokens=50), s.chat("abc", max_tokens=5, stream=True)
-            )
+            running = asyncio.ensure_future(s.chat("abc", max_tokens=50))
+            while s.service._admission.num_running < 1:  # who comes first does not wait
+                await asyncio.sleep(0.005)
+            waited = await s.chat("abc", max_tokens=5, stream=True)
+            await running
             assert "\n: waiting\n\n" in "\n" + waited.text and len(events(waited)) >= 3
 
     run(start())
