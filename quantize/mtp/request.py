@@ -10,19 +10,17 @@ from specport.errors import InvalidInput
 from specport.models.mtp_head import MAX_DEPTH
 
 LOSSES = ("ce", "kl", "tv", "e2e-tv", "lk", "lk-mix")  # `train.losses.CHAIN_LOSSES`, which needs torch
-RATE, RATE_FROM = 5e-4, 1e-4  # learning rates of a new head, and of one that is trained further
+RATE = 1e-4  # learning rate; 3e-4 undoes what a new head starts with
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a head is trained. Raises InvalidInput for values out of range.
 
-    loss:   one of LOSSES. Those that teach nothing to a head that knows nothing follow on a first half of
-            cross-entropy, unless training starts from a head.
+    loss:   one of LOSSES.
     depth:  tokens that it is trained to draft in a row.
     top:    learn from so many of the target's likeliest tokens at each place; 0 = from all.
     epochs, learning_rate, batch_tokens, seed: as for `trainer.Pace`.
-    start:  whether training starts from a head, not from the target's last layer.
     """
 
     loss: str = "e2e-tv"
@@ -30,9 +28,8 @@ class Recipe:
     top: int = 0
     epochs: float = 3.0
     learning_rate: float = RATE
-    batch_tokens: int = 1024
+    batch_tokens: int = 512
     seed: int = 0
-    start: bool = False
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -54,9 +51,8 @@ class Request:
     distil_tokens: tokens that the target writes, at temperature 1, for the head to learn from.
     prompts:     the user's own turns (see `prompts.divide`).
     head_tokens: most frequent ids that it can draft; 0 = all. A head that training starts from keeps its own.
-    start:       the bundle of an MTP head to train further; None = start from the target's last layer.
-    loss, depth, teacher_top, epochs, learning_rate, seed: as in `Recipe`; a rate of None is RATE, or
-                 RATE_FROM.
+    start:       the bundle of an MTP head to train further; None = start anew (`train.write_first`).
+    loss, depth, teacher_top, epochs, learning_rate, seed: as in `Recipe`.
     """
 
     distil_tokens: int = 200_000
@@ -67,7 +63,7 @@ class Request:
     depth: int = 5
     teacher_top: int = 0
     epochs: float = 3.0
-    learning_rate: float | None = None
+    learning_rate: float = RATE
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,8 +76,6 @@ class Request:
     @property
     def recipe(self) -> Recipe:
         """The part of the request that training reads."""
-        further = self.start is not None
-        rate = self.learning_rate if self.learning_rate is not None else (RATE_FROM if further else RATE)
         return Recipe(
-            self.loss, self.depth, self.teacher_top, self.epochs, rate, seed=self.seed, start=further
+            self.loss, self.depth, self.teacher_top, self.epochs, self.learning_rate, seed=self.seed
         )

@@ -23,8 +23,6 @@ from specport.models.mtp import Join
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLD = 0.5  # share of the steps with cross-entropy, before a loss that needs a head that knows something
-
 
 @dataclass(frozen=True)
 class Level:
@@ -74,10 +72,7 @@ class MtpStudent(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return the loss and the hits of the first depth."""
-        name = self._recipe.loss
-        if not CHAIN_LOSSES[name].cold and not self._recipe.start and step < COLD * num_steps:
-            name = "ce"
-        loss = CHAIN_LOSSES[name]
+        loss = CHAIN_LOSSES[self._recipe.loss]
         probs, answer = self.teacher(batch), self.column[batch["answer"]]
         values = []
         hits = torch.zeros((), dtype=torch.long, device=answer.device)

@@ -28,6 +28,8 @@ from specport.progress import Progress
 
 HELD_OUT = 0.05  # share of the shards, at least one
 EXAMINED = 6000  # about so many tokens of held-out answers are drafted before and after the training
+EXAMPLES, RIDGE, LEAST_SHARE = 40_000, 0.01, 0.1  # of the fit of a new head's join
+ADDED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what a layer adds with
 KINDS = ("llama", "qwen2", "qwen3", "mistral")  # of targets; others scale or shift what this does not know
 
 
@@ -107,10 +109,10 @@ def write_first(
     table: NDArray[Any],
     trust_remote_code: bool,
 ) -> None:
-    """Write a head to start from: the target's last layer and norm behind a join that passes on the state.
+    """Write a head to start from: the target's last layer and norm behind a join that is fitted on `texts`.
 
-    Both inputs of the join are scaled so that each of their dimensions has about the same size on `texts`.
-    Half the token's embedding is added to the state.
+    The join gives the state that follows, as far as a linear map of state and token can (`fitted`). The layer
+    at first adds nothing: its two output matrices are zeros.
     """
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -122,20 +124,52 @@ def write_first(
         model = export.load_source(source, Path(temporary), trust_remote_code)
     last = decoder_layers(model)[-1]
     layer = {name: _half(tensor) for name, tensor in last.state_dict().items()}
-    norm = _half(model.model.norm.weight)
-    width, count = len(norm), int(config["num_hidden_layers"])
-    some = np.concatenate([t.hidden[::17] for t in texts[:256] if t.hidden is not None]).astype(np.float32)
-    gains = []
-    for values in (table[np.unique(np.concatenate([t.tokens for t in texts[:256]]))], some):
+    for name in ADDED:
+        layer[name][:] = 0.0
+    norm, join = fitted(texts, table, _half(model.model.norm.weight))
+    mtp.write_parts(folder, config, int(config["num_hidden_layers"]) - 1, layer, norm, join)
+
+
+def fitted(
+    texts: Sequence[Dialogue], table: NDArray[Any], norm: NDArray[Any]
+) -> tuple[NDArray[np.float16], Join]:
+    """Return the gains of a head's norm, and its join, so that together they give the target's next state.
+
+    The join is the least-squares map to that state from the token before it and the state before that, both
+    scaled to about the same size in each dimension. norm: [width] gains of the target's last norm, behind
+    which states are read. The norm makes each output as large as the target's own; the head's gains are
+    smaller, by the share of a state that the map explains, as it would be too sure of itself otherwise.
+    """
+    states, tokens, after = _examples(texts)
+    gains, inputs = [], []
+    for values in (table[tokens].astype(np.float32), states):
         normed = values / np.sqrt(np.square(values).mean(axis=1, keepdims=True) + 1e-6)
-        gains.append(1.0 / np.maximum(np.sqrt(np.square(normed).mean(axis=0)), 1e-2))
-    rng = np.random.default_rng(0)
-    near = rng.normal(size=(width, 2 * width)) * 0.02 / np.sqrt(2 * width)
-    weight = near + np.concatenate([0.5 * np.eye(width), np.eye(width)], axis=1)
-    token, state = (gain.astype(np.float32) for gain in gains)
-    mtp.write_parts(
-        folder, config, count - 1, layer, norm, Join(weight.astype(np.float16), token, state, 0.0)
-    )
+        gains.append((1.0 / np.maximum(np.sqrt(np.square(normed).mean(axis=0)), 1e-2)).astype(np.float32))
+        inputs.append(normed * gains[-1])
+    read, wanted = np.concatenate(inputs, axis=1), after / norm.astype(np.float32)
+    square = (read.T @ read).astype(np.float64)
+    square[np.diag_indices_from(square)] += RIDGE * len(read)
+    weight = np.linalg.solve(square, (read.T @ wanted).astype(np.float64)).T.astype(np.float16)
+    found = read @ weight.astype(np.float32).T
+    found /= np.sqrt(np.square(found).mean(axis=1, keepdims=True) + 1e-6)
+    share = float((found * wanted).mean() / np.square(found).mean())
+    return (norm * max(share, LEAST_SHARE)).astype(np.float16), Join(weight, *gains, 0.0)
+
+
+def _examples(texts: Sequence[Dialogue]) -> tuple[NDArray[np.float32], Any, NDArray[np.float32]]:
+    """Return states, the tokens behind them and the states behind those, from about EXAMPLES places."""
+    states, tokens, after, count = [], [], [], 0
+    for text in texts:
+        if text.hidden is None or len(text.hidden) < 2:
+            continue
+        states.append(text.hidden[:-1])
+        tokens.append(np.asarray(text.tokens)[1 : len(text.hidden)])
+        after.append(text.hidden[1:])
+        count += len(tokens[-1])
+        if count >= EXAMPLES:
+            break
+    before, behind = (np.concatenate(rows).astype(np.float32) for rows in (states, after))
+    return before, np.concatenate(tokens), behind
 
 
 def read_student(

@@ -172,14 +172,11 @@ class ChainLoss:
     value: of each chain at one depth, [chains]. join: the loss of these values, one tensor a depth.
     whole: whether it needs chains whose tokens all lie inside the answer, so that all depths have equally
            many; else deeper levels may have fewer.
-    cold:  whether it teaches a head that knows nothing. The gradient of an acceptance is proportional to the
-           head's probabilities, and tiny where they are wrong.
     """
 
     value: Callable[[Drafted], Tensor]
     join: Callable[[Sequence[Tensor]], Tensor] = _mean
     whole: bool = False
-    cold: bool = True
 
 
 # Cross-entropy, Kullback-Leibler divergence; total variation a token, and of the chain: 1 - mean_k
@@ -187,8 +184,8 @@ class ChainLoss:
 CHAIN_LOSSES = {
     "ce": ChainLoss(_cross_entropy),
     "kl": ChainLoss(_divergence),
-    "tv": ChainLoss(_variation, cold=False),
-    "e2e-tv": ChainLoss(_acceptance, _end_to_end, whole=True, cold=False),
+    "tv": ChainLoss(_variation),
+    "e2e-tv": ChainLoss(_acceptance, _end_to_end, whole=True),
     "lk": ChainLoss(_log_acceptance),
     "lk-mix": ChainLoss(_mixed),
 }

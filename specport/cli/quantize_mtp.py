@@ -65,7 +65,7 @@ def add_parser(actions: options.Subparsers) -> None:
         help="learn from the target's K likeliest tokens at each place; 0 = from all (default: 0)",
     )  # fmt: skip
     add("--epochs", type=float, metavar="X", help="training passes over each text (default: 3.0)")
-    add("--learning-rate", type=float, metavar="X", help="default: 5e-4, or 1e-4 with --from")
+    add("--learning-rate", type=float, metavar="X", help="of AdamW, at its highest (default: 1e-4)")
     add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
     add(
         "--prompts", type=Path, metavar="FILE",

@@ -131,6 +131,5 @@ def test_the_overlap_is_the_share_of_accepted_samples() -> None:
     assert float(accepted.double().mean()) == pytest.approx(float(overlaps(logits[0, 0], p)), abs=0.01)
 
 
-def test_only_losses_that_need_it_want_whole_chains_and_a_warm_start() -> None:
+def test_only_the_loss_of_the_chain_wants_whole_chains() -> None:
     assert {name for name, loss in CHAIN_LOSSES.items() if loss.whole} == {"e2e-tv"}
-    assert {name for name, loss in CHAIN_LOSSES.items() if not loss.cold} == {"tv", "e2e-tv"}
