@@ -182,7 +182,7 @@ def main() -> None:
     for name, (folder, made, about) in heads.items():
         columns = made.head_tokens or range(len(rows))
         student = read_student(
-            Path(folder), table, rows[[*columns]], columns, Recipe(about.loss, deepest, start=True)
+            Path(folder), table, rows[[*columns]], columns, Recipe(about.loss, deepest)
         )
         bar(f"computing {name}", 0.0)
         chains = measured[name] = acceptance.measure(student, texts, rows, columns)
