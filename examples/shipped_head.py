@@ -15,7 +15,7 @@ import ending
 from specport.quantize.head import Request, build
 
 from specport.bench.prompts import read_prompts
-from specport.cli.quantize_inspect import show
+from specport.cli.quantize.inspect import show
 from specport.models import bundle
 from specport.models.recurrent import WEIGHTS
 from specport.progress import progress_bar

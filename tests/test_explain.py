@@ -13,7 +13,7 @@ from support.toy_model import ToyModel
 
 import specport
 from specport.cli import main
-from specport.cli.explain import lines
+from specport.cli.run.explain import lines
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics
 from specport.core.planning.planner import Planner

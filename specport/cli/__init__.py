@@ -20,13 +20,13 @@ from specport.errors import SpecportError
 
 # Each module has add_parser(subparsers) and run(args) -> exit code, and imports nothing heavy at load.
 COMMANDS = {
-    "run": "specport.cli.run",
-    "transcribe": "specport.cli.transcribe",
-    "serve": "specport.cli.serve",
-    "tune": "specport.cli.tune",
+    "run": "specport.cli.run.command",
+    "transcribe": "specport.cli.transcribe.command",
+    "serve": "specport.cli.serve.command",
+    "tune": "specport.cli.tune.command",
     "calibrate": "specport.cli.calibrate",
     "bench": "specport.cli.bench",
-    "quantize": "specport.cli.quantize",
+    "quantize": "specport.cli.quantize.command",
     "adapt": "specport.cli.adapt",
     "devices": "specport.cli.devices",
     "models": "specport.cli.models",

@@ -30,7 +30,8 @@ from specport.bench.prompts import read_prompts
 from specport.bench.report import markdown
 from specport.bench.summary import summarise
 from specport.calibration import exits
-from specport.cli import quantize_diffusion, quantize_inspect
+from specport.cli.quantize import inspect
+from specport.cli.quantize.diffusion import show as show_diffusion
 from specport.conformance import results, table
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import NUM_FEATURES, fit
@@ -162,7 +163,7 @@ def of_bundle(tmp: Path) -> Case:
         found = bundle.read(tmp)
         assert found.pays in (True, False) and len(found.reach) < 100
         assert len(found.head_tokens or ()) <= 1 << 20
-        quantize_inspect.show(found)
+        inspect.show(found)
 
     return Case(json.loads(json.dumps(about)), read, write)
 
@@ -297,7 +298,7 @@ def of_pair_weights(tmp: Path) -> Case:
 def of_pair_training(tmp: Path) -> Case:
     from specport.quantize.pipo import about
 
-    from specport.cli.quantize_pipo import show
+    from specport.cli.quantize.pipo import show
 
     found = dict.fromkeys(("first", "second", "loss_first", "loss_second", "kept", "right"), 0.5)
     facts = {
@@ -418,7 +419,7 @@ def of_training(tmp: Path) -> Case:
     training.write(tmp, facts)
 
     def read() -> None:
-        quantize_diffusion.show(training.read(tmp), as_json=False)
+        show_diffusion(training.read(tmp), as_json=False)
 
     return of_file(tmp / training.NAME, read)
 

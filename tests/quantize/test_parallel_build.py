@@ -20,7 +20,7 @@ from support import tiny_models
 
 import specport
 from specport.cli import main
-from specport.cli.quantize_inspect import expected_speed_ups
+from specport.cli.quantize.inspect import expected_speed_ups
 from specport.drafters.model.parallel import ParallelDrafter
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, manifest

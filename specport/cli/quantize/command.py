@@ -7,23 +7,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from specport.cli import (
-    options,
-    quantize_compare,
-    quantize_diffusion,
-    quantize_export,
-    quantize_head,
-    quantize_inspect,
-    quantize_layers,
-    quantize_layerskip,
-    quantize_mtp,
-    quantize_pipo,
-    quantize_speech,
-    quantize_verifier,
-    terminal,
+from specport.cli import options, terminal
+from specport.cli.quantize import (
+    compare,
+    diffusion,
+    export,
+    head,
+    inspect,
+    layers,
+    layerskip,
+    mtp,
+    pipo,
+    speech,
     trainings,
+    verifier,
 )
 from specport.errors import InvalidInput
 
@@ -55,6 +55,20 @@ examples:
 Layers are removed one by one; the first to go is the one without which the draft agrees best with the target.
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
 """
+# Each module has add_parser(actions) and run(args) -> exit code, and imports nothing heavy at load.
+ACTIONS: dict[str, ModuleType] = {
+    "inspect": inspect,
+    "export": export,
+    "layers": layers,
+    "compare": compare,
+    "layerskip": layerskip,
+    "head": head,
+    "mtp": mtp,
+    "speech": speech,
+    "diffusion": diffusion,
+    "pipo": pipo,
+    "verifier": verifier,
+}
 BUILD_OPTIONS = (*options.PAIR_OPTIONS, "processes", "cluster")
 REQUEST_OPTIONS = (
     "layers", "speed_up", "by", "mlp", "head_tokens", "distil_tokens", "loss", "epochs", "learning_rate",
@@ -68,17 +82,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
         description="Build a draft bundle for a target and measure its speed-up on this device.",
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (without one: build)")
-    quantize_inspect.add_parser(actions)
-    quantize_export.add_parser(actions)
-    quantize_layers.add_parser(actions)
-    quantize_compare.add_parser(actions)
-    quantize_layerskip.add_parser(actions)
-    quantize_head.add_parser(actions)
-    quantize_mtp.add_parser(actions)
-    quantize_speech.add_parser(actions)
-    quantize_diffusion.add_parser(actions)
-    quantize_pipo.add_parser(actions)
-    quantize_verifier.add_parser(actions)
+    for action in ACTIONS.values():
+        action.add_parser(actions)
     options.add_pair_options(parser)
     draft = parser.add_argument_group("draft")
     add = draft.add_argument
@@ -134,7 +139,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.action is not None:
-        return ACTIONS[args.action](args)
+        return int(ACTIONS[args.action].run(args))
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder for the draft")
     from specport.quantize.build import build
@@ -150,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         terminal.write(json.dumps(asdict(built.bundle), indent=1) + "\n")
         return 0
     _built(built)
-    quantize_inspect.show(built.bundle)
+    inspect.show(built.bundle)
     found = "specport run --draft auto uses it"
     slow = "it is slower than plain decoding here, so --draft auto does not use it"
     terminal.say(f"written: {built.folder}; {found if built.bundle.pays else slow}")
@@ -162,9 +167,9 @@ def _built(built: Built) -> None:
     say = terminal.write
     if built.plan.heads:
         say(f"{'head':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}\n")
-        for head in built.plan.heads:
-            size = str(head.size) + (" whole" if head.tokens is None else "")
-            say(f"{size:>14}{1e3 * head.seconds:7.1f}{head.agreement:11.1%}{head.tokens_per_second:10.1f}\n")
+        for row in built.plan.heads:
+            size = str(row.size) + (" whole" if row.tokens is None else "")
+            say(f"{size:>14}{1e3 * row.seconds:7.1f}{row.agreement:11.1%}{row.tokens_per_second:10.1f}\n")
     choice = built.plan.choice
     if len(choice.dropped_by_count) > 1:
         say(f"{'layers':>14}{'ms':>7}{'agreement':>11}{'tokens/s':>10}  without layer\n")
@@ -181,21 +186,6 @@ def _without(gone: Sequence[Sequence[int]], count: int) -> str:
     if not count:
         return ""
     new = {*gone[count]} - {*gone[count - 1]}
-    layers = [*new] if len(new) == 1 else sorted(gone[count])
-    consecutive = len(layers) > 1 and layers[-1] - layers[0] == len(layers) - 1
-    return f"{layers[0]}-{layers[-1]}" if consecutive else ", ".join(map(str, layers))
-
-
-ACTIONS = {
-    "inspect": quantize_inspect.run,
-    "export": quantize_export.run,
-    "layers": quantize_layers.run,
-    "compare": quantize_compare.run,
-    "layerskip": quantize_layerskip.run,
-    "head": quantize_head.run,
-    "mtp": quantize_mtp.run,
-    "speech": quantize_speech.run,
-    "diffusion": quantize_diffusion.run,
-    "pipo": quantize_pipo.run,
-    "verifier": quantize_verifier.run,
-}
+    removed = [*new] if len(new) == 1 else sorted(gone[count])
+    consecutive = len(removed) > 1 and removed[-1] - removed[0] == len(removed) - 1
+    return f"{removed[0]}-{removed[-1]}" if consecutive else ", ".join(map(str, removed))

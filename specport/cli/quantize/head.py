@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from specport.cli import options, quantize_inspect, trainings
+from specport.cli import options
+from specport.cli.quantize import inspect, trainings
 
 EXPLAINED = """\
 The head is a small recurrent network. It reads the target's hidden states at the last token, and uses the
@@ -74,7 +75,7 @@ def add_parser(actions: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from specport.quantize.head import Request, build
 
-    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, quantize_inspect.show)
+    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, inspect.show)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specport.cli import options, quantize_diffusion, quantize_layerskip, quantize_speech, terminal
+from specport.cli import options, terminal
+from specport.cli.quantize import diffusion, layerskip, speech
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -30,19 +31,19 @@ def add_parser(actions: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from specport.models import bundle
-    from specport.quantize.speech import about as speech
-    from specport.quantize.train.diffusion import about as diffusion
-    from specport.quantize.train.layerskip import about
+    from specport.quantize.speech import about as about_speech
+    from specport.quantize.train.diffusion import about as about_diffusion
+    from specport.quantize.train.layerskip import about as about_layerskip
 
     folder, as_json = args.folder, args.json
-    if (folder / about.NAME).is_file():
-        quantize_layerskip.show(about.read(folder), as_json)
+    if (folder / about_layerskip.NAME).is_file():
+        layerskip.show(about_layerskip.read(folder), as_json)
         return 0
-    if (folder / speech.NAME).is_file():
-        quantize_speech.show(speech.read(folder), as_json)
+    if (folder / about_speech.NAME).is_file():
+        speech.show(about_speech.read(folder), as_json)
         return 0
-    if (folder / diffusion.NAME).is_file():
-        quantize_diffusion.show(diffusion.read(folder), as_json)
+    if (folder / about_diffusion.NAME).is_file():
+        diffusion.show(about_diffusion.read(folder), as_json)
         return 0
     if not (folder / bundle.BUNDLE_FILE).is_file():
         raise InvalidInput(f"{folder} is not a draft bundle", "specport quantize --out DIR makes one")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from specport.cli import options, quantize_inspect, trainings
+from specport.cli import options
+from specport.cli.quantize import inspect, trainings
 
 EXPLAINED = """\
 The head is a module for multi-token prediction (MTP), as some models ship one: a join of the target's hidden
@@ -81,4 +82,4 @@ def run(args: argparse.Namespace) -> int:
     from specport.quantize.mtp.build import build
     from specport.quantize.mtp.request import Request
 
-    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, quantize_inspect.show)
+    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, inspect.show)

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specport.cli import options, terminal, trainings
+from specport.cli import options, terminal
+from specport.cli.quantize import trainings
 
 if TYPE_CHECKING:
     from specport.quantize.pipo.about import About

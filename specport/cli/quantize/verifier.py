@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from specport.cli import options, terminal, trainings
+from specport.cli import options, terminal
+from specport.cli.quantize import trainings
 from specport.errors import InvalidInput
 
 EXPLAINED = """\

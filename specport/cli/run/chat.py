@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from specport.cli import terminal
-from specport.cli.render import Printer
+from specport.cli.run.render import Printer
 from specport.errors import SpecportError
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import specport
-from specport.cli import options, pairs, terminal
-from specport.cli.render import Printer
+from specport.cli import options, terminal
+from specport.cli.run import pairs
+from specport.cli.run.render import Printer
 from specport.errors import InvalidInput
 from specport.outside.places import expanded
 from specport.runtime.versions import installed
@@ -125,7 +126,7 @@ def _print_text(
 def _chat(
     args: argparse.Namespace, pipeline: Pipeline, generation: GenerationOptions, first: str | None
 ) -> int:
-    from specport.cli.chat import converse
+    from specport.cli.run.chat import converse
 
     printer = _introduce(args, pipeline)
     with closing(pipeline.chat(**vars(generation))) as chat:

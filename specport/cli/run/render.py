@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from specport.cli import terminal
-from specport.cli.explain import lines
+from specport.cli.run.explain import lines
 
 if TYPE_CHECKING:
     from specport.stream import Result, Stream

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import specport
-from specport.cli import options, serve_ray, terminal
+from specport.cli import options, terminal
+from specport.cli.serve import ray
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         help="base, tiny.en, a folder or a hub id, as for specport transcribe",
     )
     speech.add_argument("--speech-draft", metavar="DRAFT", help="as for specport transcribe --draft")
-    serve_ray.add_options(parser)
+    ray.add_options(parser)
     limits = parser.add_argument_group("limits")
     for name, kind, unit, text in LIMITS:
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=unit, help=text)
@@ -94,7 +95,7 @@ SAMPLING = (
 
 
 def run(args: argparse.Namespace) -> int:
-    serve_ray.check(args)
+    ray.check(args)
     if args.speech_draft is not None and args.speech_model is None:
         raise InvalidInput("a speech draft needs a speech model", "add --speech-model base")
     try:
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if not keys and guard.is_loopback(args.host):
         hosts = {args.host.lower(), "127.0.0.1", "::1", "localhost", *(args.allowed_host or ())}
     if args.ray:
-        return serve_ray.run(args, limits, sampling, keys, hosts)
+        return ray.run(args, limits, sampling, keys, hosts)
     listening = server.bind(args.host, args.port)
     try:
         with closing(_load(args)) as pipeline:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specport.cli import options, terminal
-from specport.cli import transcribe_output as output
+from specport.cli.transcribe import output
 from specport.errors import InvalidInput, SpecportError
 from specport.outside.places import expanded
 

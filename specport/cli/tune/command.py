@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         terminal.write(json.dumps(_as_dict(asdict(report)), indent=1) + "\n")
         return 0
-    from specport.cli.tune_table import show
+    from specport.cli.tune.table import show
 
     show(report)
     return 0

@@ -21,7 +21,7 @@ import specport
 from specport.api import load
 from specport.cli import main, options
 from specport.cli.parsing import Parser
-from specport.cli.render import Printer, summary
+from specport.cli.run.render import Printer, summary
 from specport.core.metrics import Metrics
 from specport.core.policies.length_rules import POLICIES
 from specport.core.verify.rules import RULES

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from specport.cli import main, serve_ray
+from specport.cli import main
+from specport.cli.serve import ray
 from specport.errors import InvalidInput
 from specport.jobs import ray_cluster
 
@@ -88,33 +89,33 @@ def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_paths_are_whole_as_replicas_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path)
-    names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
+    names = dict.fromkeys(ray.options.LOAD_OPTIONS)
     given = {"draft": "small", "device": "xeon", "prefix_cache": "new", "exact": False, "num_draft_tokens": 3}
-    found = serve_ray._load_options(argparse.Namespace(**{**names, **given}))
+    found = ray._load_options(argparse.Namespace(**{**names, **given}))
     here = Path(os.path.realpath(tmp_path))
     whole = {"draft": str(here / "small"), "prefix_cache": str(here / "new")}
     assert found == {**given, **whole}
-    assert serve_ray._absolute("org/name") == "org/name" and serve_ray._absolute(None) is None
+    assert ray._absolute("org/name") == "org/name" and ray._absolute(None) is None
     for draft, wanted in {
         "suffix|./small": f"suffix|{here / 'small'}", "universal(small)": f"universal({here / 'small'})",
         "suffix": "suffix", "auto": "auto", "none": "none", "org/name|ngram": "org/name|ngram",
     }.items():  # fmt: skip
-        assert serve_ray._with_whole_paths(draft) == wanted
+        assert ray._with_whole_paths(draft) == wanted
     (tmp_path / "suffix").mkdir()  # of a drafter's name
     (tmp_path / "fixed").mkdir()  # of a policy's name
     given = {**names, "draft": "suffix", "policy": "fixed"}
-    assert serve_ray._load_options(argparse.Namespace(**given)) == {"draft": "suffix", "policy": "fixed"}
+    assert ray._load_options(argparse.Namespace(**given)) == {"draft": "suffix", "policy": "fixed"}
 
 
 def test_names_that_no_file_can_have_are_one_line() -> None:
-    names = dict.fromkeys(serve_ray.options.LOAD_OPTIONS)
+    names = dict.fromkeys(ray.options.LOAD_OPTIONS)
     for name in ("draft", "history"):
         with pytest.raises(InvalidInput, match="cannot use the path"):
-            serve_ray._load_options(argparse.Namespace(**{**names, name: "a\0b"}))
+            ray._load_options(argparse.Namespace(**{**names, name: "a\0b"}))
 
 
 @pytest.mark.parametrize(
     ("nodes", "most", "cores"), [((8,), 2, 4), ((8, 8), 2, 8), ((8, 4), 4, 2), ((2,), 8, 1), ((), 1, 1)]
 )
 def test_all_replicas_fit_on_the_cluster(nodes: tuple[int, ...], most: int, cores: int) -> None:
-    assert serve_ray._fitting(ray_cluster.Cluster(False, "", nodes), most) == cores
+    assert ray._fitting(ray_cluster.Cluster(False, "", nodes), most) == cores

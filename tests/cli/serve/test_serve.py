@@ -13,7 +13,7 @@ from support import toy_pipeline
 import specport
 from specport.cli import main
 from specport.cli.parsing import Parser
-from specport.cli.serve import LIMITS, SAMPLING, add_parser
+from specport.cli.serve.command import LIMITS, SAMPLING, add_parser
 from specport.serve.settings import Limits, Sampling
 
 

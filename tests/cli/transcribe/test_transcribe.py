@@ -14,8 +14,8 @@ import pytest
 from support.scripted_speech import ScriptedModel, said, tone, write_wav
 
 from specport import cli, speech
-from specport.cli import transcribe_output
-from specport.cli.transcribe_output import FORMATS
+from specport.cli.transcribe import output
+from specport.cli.transcribe.output import FORMATS
 from specport.models import atomic
 from specport.speech import checkpoint, formats
 from specport.speech.audio.vad import SileroVad
@@ -204,7 +204,7 @@ def test_weights_of_another_precision_do_not_go_on(
     monkeypatch.setattr(speech, "load", found)
     arguments = ["transcribe", str(talk), "--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(transcribe_output, "write", lambda *given, **options: 1 / 0)
+        patch.setattr(output, "write", lambda *given, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cli.main(arguments)
     for name, value in {"precision": "fp16", "exact": False}.items():

@@ -1,0 +1,1 @@
+"""`specport transcribe`: the command in command.py, and what it shows and writes in output.py."""

@@ -1,0 +1,1 @@
+"""`specport tune`: the command in command.py, and the tables of its result in table.py."""
