@@ -16,22 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from specport.quantize.evaluate import quick_costs
 from specport.quantize.evaluate.pair import DraftPair, evaluate
 from specport.quantize.inputs import Inputs
 from specport.quantize.plan import Plan
 from specport.quantize.prune import choose
 from specport.quantize.prune.choose import Choice
 from specport.quantize.request import Request
-from specport.quantize.text import dialogues, shards
+from specport.quantize.text import dialogues, shards, training_text
 from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
 from specport.quantize.train import distilled
 from specport.quantize.train.distilled import PARALLEL, Distilled
 
 from specport.calibration import calibrate, heads, target_text
-from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
-from specport.core.ports import Model
 from specport.errors import InvalidInput
 from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
@@ -48,7 +47,6 @@ from specport.runtime.versions import installed
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 DISTIL = worker.Job("specport.quantize.train.draft:distil_draft", grace_s=120.0)
 CHOOSING_TOKENS = 64  # of each answer that layers and head are chosen by
-COSTS_BUDGET_S, CONTEXTS = 8.0, (64,)  # of a quick measurement, where calibration has measured no costs
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,10 @@ class _Build:
         choosing, held_out, to_learn = divide(self.request.prompts)
         costs = self._costs(inputs.target, part(self.progress, 0.05, 0.1))
         if self.trainable:
-            self.shards = self._write_text(to_learn, part(self.progress, 0.1, 0.4))
+            self.shards = training_text.write(
+                inputs.loader, inputs.target_files, inputs.tokenizer, self.request.distil_tokens,
+                self.request.seed, to_learn, part(self.progress, 0.1, 0.4), self.elsewhere,
+            )  # fmt: skip
         plan = self._plan(choosing, costs, part(self.progress, 0.4, 0.55))
         folder = self.work / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
@@ -201,19 +202,6 @@ class _Build:
         self.progress("done", 1.0)
         return Built(made, out, plan)
 
-    def _write_text(self, prompts: Sequence[str], progress: Progress) -> list[Path]:
-        """Return the shards that the draft learns from; two at least, as one is held out."""
-        inputs, seed = self.inputs, self.request.seed
-        folder = shards.folder_for(inputs.target_files.fingerprint, prompts, seed)
-        return shards.write_shards(
-            self._fast_target, inputs.tokenizer, folder, self.request.distil_tokens, seed, prompts, progress,
-            least=2, elsewhere=self.elsewhere,
-        )  # fmt: skip
-
-    def _fast_target(self) -> Model:
-        """Load the target with its fast kernels: training text need not be bit-exact."""
-        return self.inputs.loader.target_with(self.inputs.target_files, exact=False).model
-
     def _precision(self) -> str:
         """Return the precision of the draft's weights: INT4 gets zero points where weights were fitted.
 
@@ -242,17 +230,17 @@ class _Build:
         return plan
 
     def _costs(self, loaded: Loaded, progress: Progress, keep: ModelFiles | None = None) -> StepCosts:
-        """Return the step costs that calibration has stored, else measure them briefly.
+        """Return the step costs of a model, as `quick_costs.step_costs` does.
 
         keep: the files of a new draft: its costs are stored, so that the planner has some until `specport
         calibrate` measures better ones.
         """
+        if keep is None:
+            return quick_costs.step_costs(loaded, progress)
         if stored := measurements.find(loaded.key):
             return stored.costs
-        if keep is None:
-            return measure(loaded.model, contexts=CONTEXTS, budget_s=COSTS_BUDGET_S, progress=progress).costs
-        loader = self.inputs.loader
-        report = calibrate.report("draft", keep, loaded, loader, progress, COSTS_BUDGET_S, CONTEXTS)
+        budget, contexts = quick_costs.BUDGET_S, quick_costs.CONTEXTS
+        report = calibrate.report("draft", keep, loaded, self.inputs.loader, progress, budget, contexts)
         return report.measured.costs
 
     def _head(

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from specport.quantize.evaluate.pair import DraftPair, evaluate
-from specport.quantize.text import dialogues, hidden, shards
+from specport.quantize.evaluate.quick_costs import step_costs
+from specport.quantize.text import hidden, training_text
 from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
 
 from specport.calibration import exits, heads
-from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
@@ -32,15 +32,12 @@ from specport.models.shipped import ORIGIN
 from specport.models.source import ModelFiles
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent
-from specport.runtime import measurements
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
 from specport.runtime.versions import installed
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 TRAIN = worker.Job("specport.quantize.train.head:train", grace_s=120.0)
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
-COSTS_BUDGET_S, CONTEXTS = 8.0, (64,)  # of a quick measurement, where calibration has measured no costs
 
 
 @dataclass(frozen=True)
@@ -138,12 +135,15 @@ class _Build:
     def run(self, out: Path) -> Bundle:
         request, files = self.request, self.files
         _, held_out, to_learn = divide(request.prompts)
-        written = self._write_text(to_learn, part(self.progress, 0.05, 0.4))
+        written = training_text.write(
+            self.loader, files, self.tokenizer, request.distil_tokens, request.seed, to_learn,
+            part(self.progress, 0.05, 0.4), self.elsewhere,
+        )  # fmt: skip
         states = hidden.write_hidden(
             self._with_states, request.layers, written, written[0].parent / _states_name(request.layers),
             part(self.progress, 0.4, 0.5),
         )  # fmt: skip
-        columns = self._columns(written)
+        columns = training_text.frequent_ids(request.head_tokens, self.tokenizer, written)
         folder = self.work / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -173,26 +173,9 @@ class _Build:
         self.progress("done", 1.0)
         return made
 
-    def _write_text(self, prompts: Sequence[str], progress: Progress) -> list[Path]:
-        """Return the shards that the head learns from; two at least, as one is held out."""
-        seed = self.request.seed
-        folder = shards.folder_for(self.files.fingerprint, prompts, seed)
-        return shards.write_shards(
-            lambda: self.loader.target_with(self.files, exact=False).model, self.tokenizer, folder,
-            self.request.distil_tokens, seed, prompts, progress, least=2, elsewhere=self.elsewhere,
-        )  # fmt: skip
-
     def _with_states(self) -> Model:
         """Load the target as it runs, with the states that the head reads."""
         return self.loader.target_with(self.files, True, hidden_layers=self.request.layers).model
-
-    def _columns(self, written: Sequence[Path]) -> tuple[int, ...] | None:
-        """Return the ids that the head can draft: special tokens and the most frequent; None = all."""
-        size, vocab = self.request.head_tokens, self.tokenizer.vocab_size
-        if not 0 < size < vocab:
-            return None
-        always = {*self.tokenizer.special_ids, *self.tokenizer.eos_ids}
-        return heads.kept_ids(size, vocab, always, dialogues.token_counts(written))
 
     def _manifest(
         self, shape: Recurrent | None, columns: tuple[int, ...] | None, facts: dict[str, Any]
@@ -232,14 +215,9 @@ class _Build:
         target = self.loader.target_with(self.files, True, head=head)
         seconds = heads.head_step_seconds(target.model)
         own = StepCosts((1,), (0,), ((seconds,),), measured=True)
-        pair = DraftPair(target, target, self.tokenizer, name, self._costs(target), own, on_states=True)
+        pair = DraftPair(target, target, self.tokenizer, name, step_costs(target), own, on_states=True)
         measured = evaluate(pair, prompts, progress)
         return {"device": self.loader.profile.name, **measured}
-
-    def _costs(self, target: Loaded) -> StepCosts:
-        if stored := measurements.find(target.key):
-            return stored.costs
-        return measure(target.model, contexts=CONTEXTS, budget_s=COSTS_BUDGET_S).costs
 
 
 def _states_name(layers: Sequence[int]) -> str:

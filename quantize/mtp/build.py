@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from specport.quantize.evaluate.pair import DraftPair, evaluate
+from specport.quantize.evaluate.quick_costs import step_costs
 from specport.quantize.mtp.request import Request
-from specport.quantize.text import dialogues, hidden, shards
+from specport.quantize.text import hidden, training_text
 from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
 
 from specport.calibration import exits, heads
-from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import HEAD_INPUT, Model
 from specport.errors import InvalidInput, ModelError
@@ -34,7 +34,6 @@ from specport.models.mtp_head import MtpHead
 from specport.models.source import ModelFiles, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent
-from specport.runtime import measurements
 from specport.runtime.conversion import mtp_head
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded
@@ -44,7 +43,6 @@ from specport.text.tokenizer import Tokenizer, load_tokenizer
 TRAIN = worker.Job("specport.quantize.mtp.train:train", grace_s=120.0)
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 TEMPERATURE = 1.0  # of the text, as sampled acceptance is what the losses are about
-COSTS_BUDGET_S, CONTEXTS = 8.0, (64,)  # of a quick measurement, where calibration has measured no costs
 STATES = "hidden-mtp"  # folder of the states of whole texts, beside the text
 
 
@@ -117,7 +115,10 @@ class _Build:
     def run(self, out: Path) -> Bundle:
         request, files = self.request, self.files
         _, held_out, to_learn = divide(request.prompts)
-        written = self._write_text(to_learn, part(self.progress, 0.05, 0.3))
+        written = training_text.write(
+            self.loader, files, self.tokenizer, request.distil_tokens, request.seed, to_learn,
+            part(self.progress, 0.05, 0.3), self.elsewhere, temperature=TEMPERATURE,
+        )  # fmt: skip
         states = hidden.write_hidden(
             self._with_states, (HEAD_INPUT,), written, written[0].parent / STATES,
             part(self.progress, 0.3, 0.35), whole=True,
@@ -152,29 +153,16 @@ class _Build:
         self.progress("done", 1.0)
         return made
 
-    def _write_text(self, prompts: Sequence[str], progress: Progress) -> list[Path]:
-        """Return the shards that the head learns from; two at least, as one is held out."""
-        seed = self.request.seed
-        folder = shards.folder_for(self.files.fingerprint, prompts, seed, TEMPERATURE)
-        return shards.write_shards(
-            lambda: self.loader.target_with(self.files, exact=False).model, self.tokenizer, folder,
-            self.request.distil_tokens, seed, prompts, progress, least=2, elsewhere=self.elsewhere,
-            temperature=TEMPERATURE,
-        )  # fmt: skip
-
     def _with_states(self) -> Model:
         """Load the target as it runs, with the states that the head reads."""
         return self.loader.target_with(self.files, True, hidden_layers=(HEAD_INPUT,)).model
 
     def _columns(self, written: Sequence[Path]) -> bundle.Ranges | None:
-        """Return the ids that the head can draft: special tokens and the most frequent; None = all."""
+        """Return the ids that the head can draft: those of `start`, or the most frequent; None = all."""
         if self.start is not None and self.start.bundle is not None:
             return self.start.bundle.head
-        size, vocab = self.request.head_tokens, self.tokenizer.vocab_size
-        if not 0 < size < vocab:
-            return None
-        always = {*self.tokenizer.special_ids, *self.tokenizer.eos_ids}
-        return bundle.ranges(heads.kept_ids(size, vocab, always, dialogues.token_counts(written)))
+        tokens = training_text.frequent_ids(self.request.head_tokens, self.tokenizer, written)
+        return None if tokens is None else bundle.ranges(tokens)
 
     def _manifest(self, columns: bundle.Ranges | None, facts: dict[str, Any]) -> Bundle:
         files = self.files
@@ -214,11 +202,5 @@ class _Build:
         assert target.model.mtp is not None  # OpenVINO's models have it
         draft = Loaded(target.model.mtp, head_tokens=made.head_tokens)
         own = StepCosts((1,), (0,), ((heads.step_seconds(draft.model),),), measured=True)
-        costs = self._costs(target)
-        pair = DraftPair(target, draft, self.tokenizer, name, costs, own, on_states=True)
+        pair = DraftPair(target, draft, self.tokenizer, name, step_costs(target), own, on_states=True)
         return {"device": self.loader.profile.name, **evaluate(pair, prompts, progress)}
-
-    def _costs(self, target: Loaded) -> StepCosts:
-        if stored := measurements.find(target.key):
-            return stored.costs
-        return measure(target.model, contexts=CONTEXTS, budget_s=COSTS_BUDGET_S).costs

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.text import shards
+from specport.quantize.text import training_text
 from specport.quantize.text.on_ray import writer_on
 
 from specport.errors import InvalidInput
@@ -141,14 +141,12 @@ class Training:
         self.progress("done", 1.0)
 
     def _text(self, seed: int, progress: Progress) -> list[Path]:
-        """Return the shards to learn from; two at least, as one is held out."""
+        """Return the shards to learn from."""
         settings, files = self.settings, self.files
         elsewhere = writer_on(
             settings.cluster, self.target, files.fingerprint, settings.threads, device=settings.device,
             precision=settings.precision, trust_remote_code=settings.trust_remote_code,
         )  # fmt: skip
-        return shards.write_shards(
-            lambda: self.loader.target_with(files, exact=False).model, self.tokenizer,
-            shards.folder_for(files.fingerprint, tuple(settings.prompts), seed), settings.tokens, seed,
-            settings.prompts, progress, least=2, elsewhere=elsewhere,
-        )  # fmt: skip
+        return training_text.write(
+            self.loader, files, self.tokenizer, settings.tokens, seed, settings.prompts, progress, elsewhere
+        )

@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from specport.quantize import build as building
 from specport.quantize.build import build
+from specport.quantize.evaluate import quick_costs
 from specport.quantize.plan import Plan
 from specport.quantize.request import Request
 from specport.quantize.text import dialogues, passages, prompts, turns, writer
@@ -61,7 +61,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, converted: Path) -> None:
     monkeypatch.setattr(passages, "turn", lambda rng: str(rng.choice(["Summarize: a b c", "What is d?"])))
     monkeypatch.setattr(turns, "SHARD", 4)
     monkeypatch.setattr(writer, "ANSWER_TOKENS", 12)
-    monkeypatch.setattr(building, "COSTS_BUDGET_S", 0.5)
+    monkeypatch.setattr(quick_costs, "BUDGET_S", 0.5)
     monkeypatch.setattr(prompts, "CHOOSING", ("Why is that?", "How are you?"))
     monkeypatch.setattr(prompts, "HELD_OUT", ("Who is it?", "When was it?"))
 

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from specport.quantize import build as building
 from specport.quantize.build import build
+from specport.quantize.evaluate import quick_costs
 from specport.quantize.request import Request
 from specport.quantize.text import passages, prompts, turns, writer
 from support import tiny_models
@@ -51,7 +51,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> object:
         patch.setattr(passages, "turn", lambda rng: TURNS[0])
         patch.setattr(turns, "SHARD", 4)
         patch.setattr(writer, "ANSWER_TOKENS", 16)
-        patch.setattr(building, "COSTS_BUDGET_S", 0.5)
+        patch.setattr(quick_costs, "BUDGET_S", 0.5)
         patch.setattr(prompts, "CHOOSING", ("Why is that?", "How are you?"))
         patch.setattr(prompts, "HELD_OUT", ("Who is it?", "When was it?"))
         yield

@@ -11,7 +11,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.quantize import build
-from specport.quantize.evaluate import pair
+from specport.quantize.evaluate import pair, quick_costs
 from specport.quantize.prune.probe import Probe
 
 import specport
@@ -30,7 +30,7 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:  # the user's own `--draft auto` is not ours to change
         patch.setattr(bundle, "register", lambda *_: None)
         patch.setattr(build, "CHOOSING_TOKENS", 24)
-        patch.setattr(build, "COSTS_BUDGET_S", 0.5)
+        patch.setattr(quick_costs, "BUDGET_S", 0.5)
         patch.setattr(pair, "NUM_TOKENS", 24)
         assert main(["quantize", "--device", "xeon", *wanted, "--quiet", "--out", str(folder)]) == 0
     return folder

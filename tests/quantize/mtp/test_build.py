@@ -17,6 +17,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
+from specport.quantize.evaluate import quick_costs  # noqa: E402
 from specport.quantize.mtp import build as building  # noqa: E402
 from specport.quantize.text import passages, prompts, turns, writer  # noqa: E402
 from support import tiny_models  # noqa: E402
@@ -51,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[Pa
         patch.setattr(passages, "turn", lambda rng: asked[0])
         patch.setattr(turns, "SHARD", 4)
         patch.setattr(writer, "ANSWER_TOKENS", 16)
-        patch.setattr(building, "COSTS_BUDGET_S", 0.5)
+        patch.setattr(quick_costs, "BUDGET_S", 0.5)
         patch.setattr(prompts, "HELD_OUT", ("What is d?", "When was it?"))
         command = [
             "quantize", "mtp", "--target", str(root / "tiny"), "--precision", "int8", "--distil", "120",

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("openvino")
 
-from specport.quantize import head as building  # noqa: E402
+from specport.quantize.evaluate import quick_costs  # noqa: E402
 from specport.quantize.head import Request  # noqa: E402
 from specport.quantize.text import hidden, passages, prompts, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, read_shard, save_shard  # noqa: E402
@@ -228,7 +228,7 @@ def test_a_head_is_built_inspected_and_used(
     monkeypatch.setattr(passages, "turn", lambda rng: asked[0])
     monkeypatch.setattr(turns, "SHARD", 4)
     monkeypatch.setattr(writer, "ANSWER_TOKENS", 16)
-    monkeypatch.setattr(building, "COSTS_BUDGET_S", 0.5)
+    monkeypatch.setattr(quick_costs, "BUDGET_S", 0.5)
     monkeypatch.setattr(prompts, "HELD_OUT", ("What is d?", "When was it?"))
     tiny_models.save_hf(tmp_path / "tiny", "llama", 4)
     target, out = str(tmp_path / "tiny"), tmp_path / "head"
