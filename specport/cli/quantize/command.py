@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -124,17 +123,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
     add("--loss", metavar="{kl,ce,tv}", help="loss of the distillation (default: kl)")
     add("--learning-rate", type=float, metavar="X", help="learning rate of the distillation (default: 2e-5)")
     add("--processes", type=int, metavar="N", help="distil on N GPUs or machines with `accelerate launch`")
-    options.add_cluster_option(draft)
-    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
-    add(
-        "--prompts", type=Path, metavar="FILE",
-        help="your own prompts, as for specport bench, to choose, distil and measure: the target answers "
-        "each once, alternating with prompts of its own; those for the measurement are held out",
+    trainings.add_text_options(
+        draft, "to choose, distil and measure: the target answers each once, alternating with prompts of its "
+        "own; those for the measurement are held out",
     )  # fmt: skip
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="folder of the bundle; must not exist yet")
-    add("--json", action="store_true", dest="as_json", help="print the manifest as JSON instead of a table")
-    add("--quiet", action="store_true", help="no progress bar")
+    trainings.add_output_options(parser, "folder of the bundle; must not exist yet", trainings.MANIFEST)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
@@ -40,43 +39,23 @@ def add_parser(actions: options.Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    group = parser.add_argument_group("model and device")
-    group.add_argument("--target", metavar="MODEL", help="model that writes the text, as for specport run")
+    group = trainings.add_target_options(
+        parser, "model that writes the text, as for specport run", "generating model"
+    )
     group.add_argument(
         "--from", dest="start", metavar="MODEL",
         help="the model that the training begins with: one with the target's tokenizer, or a diffusion model "
         "that was made before (default: the target)",
     )  # fmt: skip
-    options.add_precision(
-        group, "--precision", "weight format of the generating model (default: the device's)"
-    )
-    options.add_device_options(group)
     training = parser.add_argument_group("training")
-    options.add_cluster_option(training)
     add = training.add_argument
     add("--block", type=int, metavar="N", help="tokens that are denoised together (default: 4)")
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: all)")
-    add(
-        "--tokens",
-        type=int,
-        metavar="N",
-        help="tokens that the model generates as training text (default: 200000)",
-    )
     add("--epochs", type=float, metavar="X", help="training passes over each text (default: 2.0)")
     add("--learning-rate", type=float, metavar="X", help="default: 3e-4")
     add("--batch-tokens", type=int, metavar="N", help="tokens of a training step (default: 512)")
-    add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
-    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
-    add(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="your own prompts, as for specport bench, besides generated ones",
-    )
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="output folder; must not exist yet")
-    add("--json", action="store_true", dest="as_json", help="print the results as JSON instead of a table")
-    add("--quiet", action="store_true", help="no progress bar")
+    trainings.add_model_text_options(training)
+    trainings.add_output_options(parser, "output folder; must not exist yet")
 
 
 def run(args: argparse.Namespace) -> int:

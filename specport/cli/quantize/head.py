@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from specport.cli import options
 from specport.cli.quantize import inspect, trainings
@@ -34,14 +33,8 @@ def add_parser(actions: options.Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    group = parser.add_argument_group("model and device")
-    group.add_argument(
-        "--target", metavar="MODEL", help="the model to draft for, as for specport run --model"
-    )
-    options.add_precision(group, "--precision", "weight format of the target (default: the device's)")
-    options.add_device_options(group)
+    trainings.add_target_options(parser, "the model to draft for, as for specport run --model", "target")
     head = parser.add_argument_group("head")
-    options.add_cluster_option(head)
     add = head.add_argument
     add(
         "--distil", dest="distil_tokens", type=int, metavar="N",
@@ -61,15 +54,8 @@ def add_parser(actions: options.Subparsers) -> None:
     add("--epochs", type=float, metavar="X", help="training passes over each text (default: 8.0)")
     add("--loss", metavar="{kl,tv}", help="loss of the training (default: kl)")
     add("--learning-rate", type=float, metavar="X", help="default: 1e-3")
-    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
-    add(
-        "--prompts", type=Path, metavar="FILE",
-        help="your own prompts, as for specport bench, besides generated ones; some are held out to measure",
-    )  # fmt: skip
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="folder of the bundle; must not exist yet")
-    add("--json", action="store_true", dest="as_json", help="print the manifest as JSON instead of a table")
-    add("--quiet", action="store_true", help="no progress bar")
+    trainings.add_text_options(head, "besides generated ones; some are held out to measure")
+    trainings.add_output_options(parser, "folder of the bundle; must not exist yet", trainings.MANIFEST)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specport.cli import options, terminal
@@ -42,19 +41,11 @@ def add_parser(actions: options.Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    group = parser.add_argument_group("model and device")
-    group.add_argument("--target", metavar="MODEL", help="the model to train, as for specport run --model")
-    options.add_precision(
-        group, "--precision", "weight format of the generating model (default: the device's)"
+    trainings.add_target_options(
+        parser, "the model to train, as for specport run --model", "generating model"
     )
-    options.add_device_options(group)
     training = parser.add_argument_group("training")
-    options.add_cluster_option(training)
     add = training.add_argument
-    add(
-        "--tokens", type=int, metavar="N",
-        help="tokens that the model generates as training text (default: 200000)",
-    )  # fmt: skip
     add("--epochs", type=float, metavar="X", help="training passes over each text (default: 2.0)")
     add("--learning-rate", type=float, metavar="X", help="default: 5e-4")
     add("--batch-tokens", type=int, metavar="N", help="tokens of a training step (default: 1024)")
@@ -72,16 +63,8 @@ def add_parser(actions: options.Subparsers) -> None:
     )  # fmt: skip
     add("--distil-rate", type=float, metavar="X", help="learning rate of that (default: 1e-4)")
     add("--rollout", type=int, metavar="N", help="tokens of such an answer (default: 64)")
-    add("--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`")
-    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
-    add(
-        "--prompts", type=Path, metavar="FILE",
-        help="your own prompts, as for specport bench, besides generated ones",
-    )  # fmt: skip
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="folder of the pair model; must not exist yet")
-    add("--json", action="store_true", dest="as_json", help="print the results as JSON instead of a table")
-    add("--quiet", action="store_true", help="no progress bar")
+    trainings.add_model_text_options(training)
+    trainings.add_output_options(parser, "folder of the pair model; must not exist yet")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -60,10 +60,9 @@ def add_parser(actions: options.Subparsers) -> None:
     add("--epochs", type=float, metavar="X", help="training passes over each window (default: 10.0)")
     add("--learning-rate", type=float, metavar="X", help="default: 1e-4")
     add("--seed", type=int, metavar="N", help="seed of the training and of what is held out (default: 0)")
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help=f"new Hugging Face folder (default: {OUT})")
-    add("--json", action="store_true", dest="as_json", help="print the results as JSON instead of lines")
-    add("--quiet", action="store_true", help="no progress bar")
+    trainings.add_output_options(
+        parser, f"new Hugging Face folder (default: {OUT})", "the results as JSON instead of lines"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What the commands share that train: options as a recipe, the user's prompts, the run, and its result."""
+"""What the commands share that train: their options, the user's prompts, the run, and its result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,52 @@ from typing import Any
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
+
+# What --json prints, in its help.
+MANIFEST = "the manifest as JSON instead of a table"
+RESULTS = "the results as JSON instead of a table"
+
+
+def add_target_options(parser: argparse.ArgumentParser, target: str, role: str) -> argparse._ArgumentGroup:
+    """Add the model that writes the text, and its device; return the group of these options.
+
+    target: the help of --target. role: what the model is called in the help of --precision.
+    """
+    group = parser.add_argument_group("model and device")
+    group.add_argument("--target", metavar="MODEL", help=target)
+    options.add_precision(group, "--precision", f"weight format of the {role} (default: the device's)")
+    options.add_device_options(group)
+    return group
+
+
+def add_text_options(group: argparse._ActionsContainer, prompts: str) -> None:
+    """Add what text is written to learn from, and where. prompts: what the user's own prompts are for."""
+    options.add_cluster_option(group)
+    add = group.add_argument
+    add("--seed", type=int, metavar="N", help="seed of the text and of the training (default: 0)")
+    add(
+        "--prompts", type=Path, metavar="FILE", help=f"your own prompts, as for specport bench, {prompts}"
+    )  # fmt: skip
+
+
+def add_model_text_options(group: argparse._ActionsContainer) -> None:
+    """Add the options of text, and the processes, of commands that train a whole model."""
+    group.add_argument(
+        "--tokens", type=int, metavar="N",
+        help="tokens that the model generates as training text (default: 200000)",
+    )  # fmt: skip
+    group.add_argument(
+        "--processes", type=int, metavar="N", help="train on N GPUs or machines with `accelerate launch`"
+    )
+    add_text_options(group, "besides generated ones")
+
+
+def add_output_options(parser: argparse.ArgumentParser, out: str, shown: str = RESULTS) -> None:
+    """Add where the result goes. out: the help of --out. shown: what --json prints."""
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help=out)
+    add("--json", action="store_true", dest="as_json", help=f"print {shown}")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def asked(args: argparse.Namespace, *names: Sequence[str]) -> argparse.Namespace:

@@ -34,10 +34,7 @@ def add_parser(actions: options.Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    group = parser.add_argument_group("model and device")
-    group.add_argument("--target", metavar="MODEL", help="the model, as for specport run --model")
-    options.add_precision(group, "--precision", "weight format of the target (default: the device's)")
-    options.add_device_options(group)
+    trainings.add_target_options(parser, "the model, as for specport run --model", "target")
     add = parser.add_argument_group("search").add_argument
     add("--skip", type=float, metavar="X", help="share of the layers to skip (default: 0.45)")
     add("--trials", type=int, metavar="N", help="masks to try (default: 60)")
@@ -50,10 +47,7 @@ def add_parser(actions: options.Subparsers) -> None:
         "--prompts", type=Path, metavar="FILE",
         help="your own prompts, as for specport bench, for the target to answer (default: built-in ones)",
     )  # fmt: skip
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, metavar="DIR", help="folder of the mask; must not exist yet")
-    add("--json", action="store_true", dest="as_json", help="print the mask as JSON")
-    add("--quiet", action="store_true", help="no progress bar")
+    trainings.add_output_options(parser, "folder of the mask; must not exist yet", "the mask as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
