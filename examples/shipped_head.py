@@ -17,7 +17,7 @@ from specport.quantize.head import Request, build
 from specport.bench.prompts import read_prompts
 from specport.cli.quantize.inspect import show
 from specport.models import bundle
-from specport.models.recurrent import WEIGHTS
+from specport.models.kinds.recurrent import WEIGHTS
 from specport.progress import progress_bar
 
 MOST_BYTES = 15 << 20  # of the weights in a package that everyone downloads

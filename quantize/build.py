@@ -36,7 +36,7 @@ from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent

@@ -25,9 +25,10 @@ from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Model
 from specport.errors import InvalidInput
 from specport.jobs import ray_cluster, workdir, worker
-from specport.models import bundle, download
+from specport.models import bundle
 from specport.models.bundle import Bundle
-from specport.models.recurrent import MAX_DEPTH, Recurrent
+from specport.models.fetch import download
+from specport.models.kinds.recurrent import MAX_DEPTH, Recurrent
 from specport.models.shipped import ORIGIN
 from specport.models.source import ModelFiles
 from specport.models.weight_sketch import sketch
@@ -36,7 +37,7 @@ from specport.runtime.loading import Loader
 from specport.runtime.versions import installed
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
-TRAIN = worker.Job("specport.quantize.train.head:train", grace_s=120.0)
+TRAIN = worker.Job("specport.quantize.train.recurrent.making:train", grace_s=120.0)
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 
 
@@ -50,7 +51,7 @@ class Request:
     inner, blocks: of the head's feed-forward blocks (`Recurrent`).
     depth:       tokens that it is trained to draft one after the other.
     head_tokens: most frequent ids that it can draft; 0 = all.
-    loss, epochs, learning_rate, seed: as for `train.recurrent.Recipe`.
+    loss, epochs, learning_rate, seed: as for `train.recurrent.training.Recipe`.
     """
 
     distil_tokens: int = 300_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from specport.quantize.prune import depth
 
 from specport.errors import InvalidInput
-from specport.models.parallel import MAX_DEPTH
+from specport.models.kinds.parallel import MAX_DEPTH
 
 AGREEMENT = "agreement"
 

@@ -18,10 +18,12 @@ from specport.quantize.convert.to_huggingface import new_folder, to_hugging_face
 from specport.quantize.train.layerskip import about
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, download, json_file, mtp, source
+from specport.models import bundle, json_file, source
 from specport.models.atomic import write_atomically, write_json
 from specport.models.bundle import BUNDLE_FILE, Bundle
+from specport.models.fetch import download
 from specport.models.json_file import read_json
+from specport.models.kinds import mtp
 from specport.models.manifest import MANIFEST_FILE
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent

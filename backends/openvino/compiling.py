@@ -37,8 +37,8 @@ from specport.quantize.convert.openvino_core import core
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.folder_checks import IR_BIN
 from specport.models.json_file import read_json
+from specport.models.kinds.whisper import is_whisper
 from specport.models.precision import parse
-from specport.models.whisper import is_whisper
 from specport.runtime import memory
 from specport.runtime.registry import Loaded, LoadOptions, first_step, settings_key
 

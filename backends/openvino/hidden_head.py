@@ -18,7 +18,7 @@ from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import HeadChains
 from specport.errors import DeviceError
-from specport.models.recurrent import read_weights
+from specport.models.kinds.recurrent import read_weights
 from specport.runtime.registry import LoadOptions
 
 # Activations are quantised like those of a draft model (hw_profiles/xeon.toml).

@@ -9,7 +9,7 @@ from specport.backends.openvino import architecture
 from specport.backends.openvino.compiling import PRECISION, STATIC_CONTEXT, Job, compiled, key_of, loaded
 from specport.backends.openvino.exact_mode import load_exact
 
-from specport.models.diffusion import is_diffusion
+from specport.models.kinds.diffusion import is_diffusion
 from specport.runtime.profiles import Profile, cpu_flags
 from specport.runtime.registry import Loaded, LoadOptions
 

@@ -18,7 +18,7 @@ from specport.backends.openvino.request import Array, HeadRows, Request
 from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import HEAD_INPUT, Refusal, Row, StepOutput
-from specport.models.mtp import read_join
+from specport.models.kinds.mtp import read_join
 from specport.models.precision import parse
 from specport.runtime import memory
 from specport.runtime.registry import LoadOptions

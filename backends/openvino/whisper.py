@@ -16,8 +16,8 @@ from specport.quantize.convert.openvino_core import core
 
 from specport.core.ports import Model, conditioned
 from specport.errors import DeviceError, ModelError
+from specport.models.kinds.whisper import CROSS_XML, ENCODER_XML, find_encoder_key, read_shape
 from specport.models.source import ModelFiles
-from specport.models.whisper import CROSS_XML, ENCODER_XML, find_encoder_key, read_shape
 from specport.runtime.registry import LoadOptions, Speech
 
 Compile = Callable[[ov.Model], ov.CompiledModel]

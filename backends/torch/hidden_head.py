@@ -1,6 +1,6 @@
 """A recurrent draft head on its target's hidden states: the `HiddenHead` port on torch.
 
-`RecurrentCell` is the network itself, which training uses too; `models/recurrent.py` has the formulas.
+`RecurrentCell` is the network itself, which training uses too; `models/kinds/recurrent.py` has the formulas.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from specport.core.ports import HeadChains
 from specport.errors import ModelError
-from specport.models.recurrent import EPSILON, Recurrent, dequantized, read_weights
+from specport.models.kinds.recurrent import EPSILON, Recurrent, dequantized, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

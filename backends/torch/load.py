@@ -28,9 +28,9 @@ from specport.backends.torch.whisper.parts import WhisperParts
 
 from specport.core.ports import Block, Model, Row, conditioned
 from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
-from specport.models.diffusion import is_diffusion
 from specport.models.json_file import read_json
-from specport.models.whisper import find_encoder_key, is_whisper
+from specport.models.kinds.diffusion import is_diffusion
+from specport.models.kinds.whisper import find_encoder_key, is_whisper
 from specport.runtime import memory, numerics
 from specport.runtime.registry import Loaded, LoadOptions, Speech
 

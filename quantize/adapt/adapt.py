@@ -31,7 +31,7 @@ from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.folder_checks import IR_BIN
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent

@@ -15,8 +15,8 @@ from specport.quantize.convert import package_faults
 
 from specport.errors import ModelError
 from specport.models.atomic import write_json
-from specport.models.diffusion import BASE, KIND, DiffusionFacts, entries, find_facts, is_diffusion
 from specport.models.json_file import read_json
+from specport.models.kinds.diffusion import BASE, KIND, DiffusionFacts, entries, find_facts, is_diffusion
 
 _MOE = "llada2_moe"
 _BASES = {"sdar": "qwen3", "Dream": "qwen2"}

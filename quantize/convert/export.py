@@ -21,10 +21,10 @@ from specport.quantize.convert.whisper import export as whisper_export
 from specport.errors import ModelError
 from specport.models import precision as precisions
 from specport.models.atomic import write_json
-from specport.models.diffusion import is_diffusion
 from specport.models.gguf import split as gguf_split
 from specport.models.json_file import read_json
-from specport.models.whisper import speech_form
+from specport.models.kinds.diffusion import is_diffusion
+from specport.models.kinds.whisper import speech_form
 from specport.progress import Progress, silent
 from specport.text import gguf_tokenizer
 from specport.text.gguf_vocabulary import Vocabulary
@@ -227,7 +227,7 @@ def _is_16bit(model: Any) -> bool:
 def _as_plain(model: Any) -> None:
     """Let a hybrid decoder of full attention only be exported as the plain decoder that it is.
 
-    So is one layer of such a model (`specport.models.mtp`). The exporter of hybrids needs a linear layer.
+    So is one layer of such a model (see `models.kinds.mtp`). The exporter of hybrids needs a linear layer.
     """
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     plain = _PLAIN.get(model.config.model_type)

@@ -17,7 +17,7 @@ from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.progress import Progress
 from specport.runtime.profiles import cpu_name
 from specport.runtime.registry import Loaded

@@ -29,8 +29,8 @@ from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
 from specport.models.bundle import Bundle
 from specport.models.identity import fingerprint
-from specport.models.mtp import JOIN, WEIGHTS
-from specport.models.mtp_head import MtpHead
+from specport.models.kinds.mtp import JOIN, WEIGHTS
+from specport.models.kinds.mtp_head import MtpHead
 from specport.models.source import ModelFiles, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent

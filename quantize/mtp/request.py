@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specport.errors import InvalidInput
-from specport.models.mtp_head import MAX_DEPTH
+from specport.models.kinds.mtp_head import MAX_DEPTH
 
 LOSSES = ("ce", "kl", "tv", "e2e-tv", "lk", "lk-mix")  # `train.losses.CHAIN_LOSSES`, which needs torch
 RATE = 1e-4  # learning rate; 3e-4 undoes what a new head starts with

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from specport.quantize.mtp.request import Recipe
 from specport.quantize.train.losses import CHAIN_LOSSES, Drafted, overlaps
 
-from specport.models.mtp import Join
+from specport.models.kinds.mtp import Join
 
 if TYPE_CHECKING:
     from torch import Tensor

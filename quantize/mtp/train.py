@@ -21,9 +21,10 @@ from specport.quantize.text.hidden import with_hidden
 from specport.quantize.train import batches, trainer
 
 from specport.errors import ModelError
-from specport.models import bundle, mtp
+from specport.models import bundle
 from specport.models.json_file import text_config
-from specport.models.mtp import Join
+from specport.models.kinds import mtp
+from specport.models.kinds.mtp import Join
 from specport.progress import Progress
 
 HELD_OUT = 0.05  # share of the shards, at least one

@@ -11,8 +11,8 @@ from specport.quantize.convert import export
 from specport.quantize.pipo import lora
 from specport.quantize.pipo.network import PairNetwork
 
-from specport.models import pipo
-from specport.models.pipo import PairConfig
+from specport.models.kinds import pipo
+from specport.models.kinds.pipo import PairConfig
 
 _MODULE = "second_token.safetensors"  # beside the decoder's weights
 

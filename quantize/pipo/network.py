@@ -24,7 +24,7 @@ from specport.quantize.pipo.recipe import MODELS, Recipe
 from torch.nn import functional
 
 from specport.errors import ModelError
-from specport.models.pipo import EPSILON, PairWeights
+from specport.models.kinds.pipo import EPSILON, PairWeights
 
 if TYPE_CHECKING:
     from torch import Tensor

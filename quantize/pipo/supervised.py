@@ -20,7 +20,7 @@ from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches
 from torch.nn import functional
 
-from specport.models.pipo import THRESHOLD
+from specport.models.kinds.pipo import THRESHOLD
 
 if TYPE_CHECKING:
     from torch import Tensor

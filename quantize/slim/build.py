@@ -20,9 +20,10 @@ from specport.calibration import exits, target_text
 from specport.calibration.target_text import Text
 from specport.errors import InvalidInput
 from specport.jobs import workdir
-from specport.models import bundle, layer_mask
+from specport.models import bundle
 from specport.models.atomic import write_json
-from specport.models.layer_mask import LayerMask
+from specport.models.kinds import layer_mask
+from specport.models.kinds.layer_mask import LayerMask
 from specport.models.source import ModelFiles
 from specport.models.weight_sketch import sketch
 from specport.outside import Format

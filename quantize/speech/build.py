@@ -25,8 +25,8 @@ from specport.quantize.speech.recipe import Recipe
 from specport.errors import ModelError
 from specport.jobs import workdir, worker
 from specport.models.identity import fingerprint
+from specport.models.kinds.whisper import CTRANSLATE2_FILE, speech_form
 from specport.models.source import original
-from specport.models.whisper import CTRANSLATE2_FILE, speech_form
 from specport.progress import Progress, part, silent
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed

@@ -23,7 +23,7 @@ from specport.quantize.train.distil import agreement, train_student
 from specport.quantize.train.losses import cross_entropies, divergences
 
 from specport.models import tensors
-from specport.models.whisper import read_shape
+from specport.models.kinds.whisper import read_shape
 from specport.progress import Progress
 
 if TYPE_CHECKING:

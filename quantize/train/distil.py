@@ -21,7 +21,7 @@ from specport.quantize.train.kept_weights import START, KeptWeights
 from specport.quantize.train.losses import LOSSES, token_loss
 
 from specport.errors import InvalidInput
-from specport.models.parallel import MAX_DEPTH
+from specport.models.kinds.parallel import MAX_DEPTH
 from specport.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Recipe:
     epochs:       times that each text is read; 0 = no training.
     batch_tokens: prompt and answer tokens of a step.
     precision:    of the stored draft; weights that will be INT4 are rounded during training (`rounding.py`).
-    parallel:     tokens that one pass of the draft is trained to propose (`parallel.py`); 0 = token by token.
+    parallel:     tokens that one pass of the draft is trained to propose (`parallel/`); 0 = token by token.
     """
 
     loss: str = "kl"

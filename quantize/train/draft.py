@@ -16,11 +16,11 @@ from specport.quantize.text import dialogues
 from specport.quantize.train import distilled, trainer
 from specport.quantize.train.distil import Recipe, distil
 from specport.quantize.train.distilled import PARALLEL
-from specport.quantize.train.parallel import Parallel, add_mask, train_parallel
+from specport.quantize.train.parallel.training import Parallel, add_mask, train_parallel
 
 from specport.models import bundle
-from specport.models import parallel as models
 from specport.models.atomic import write_json
+from specport.models.kinds import parallel as models
 from specport.outside import Format, Table
 from specport.progress import Progress, part
 

@@ -16,7 +16,7 @@ from specport.diffusion.context import Context
 from specport.diffusion.layout import denoising, verifying
 from specport.diffusion.options import LayoutKind
 from specport.diffusion.ports import DiffusionModel
-from specport.models.diffusion import DiffusionFacts
+from specport.models.kinds.diffusion import DiffusionFacts
 
 pytestmark = pytest.mark.needs("gather", visibility="any")
 MASK = 2

@@ -12,7 +12,7 @@ from specport.diffusion.ports import DiffusionModel
 from specport.drafters.registry import AUTO, MODEL, NONE
 from specport.drafters.spec import parse
 from specport.errors import InvalidInput, ModelError
-from specport.models.diffusion import find_facts
+from specport.models.kinds.diffusion import find_facts
 from specport.models.source import ModelFiles, located
 from specport.outside.places import expanded
 from specport.progress import Progress, silent

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from specport.core.ports import Model
 from specport.errors import DeviceError
-from specport.models.diffusion import DiffusionFacts
+from specport.models.kinds.diffusion import DiffusionFacts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from specport.core.prefix_cache import PrefixCache
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import SuffixIndex
 from specport.drafters.tree.graft import Variant
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.text.tokenizer import Tokenizer
 
 # Bounds on the context tokens that a draft reads at once, and the plain target steps that this may take.

@@ -2,8 +2,8 @@
 
 The weights are ordinary IR with the whole head, so that other runtimes can use the folder too. The manifest
 lists the tokens that the head is cut to; a backend cuts it when it loads the draft. A recurrent head
-(`recurrent.py`) and an MTP head (`mtp_head.py`) are no models of their own: they are loaded with their
-target.
+(`kinds/recurrent.py`) and an MTP head (`kinds/mtp_head.py`) are no models of their own: they are loaded with
+their target.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from specport.models import bundle_facts, manifest
 from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.json_file import text_config
-from specport.models.mtp_head import MtpHead
+from specport.models.kinds.mtp_head import MtpHead
+from specport.models.kinds.parallel import Parallel
+from specport.models.kinds.recurrent import Recurrent
 from specport.models.os_errors import cause
-from specport.models.parallel import Parallel
-from specport.models.recurrent import Recurrent
 from specport.models.safe_files import UnsafeFile, check_folder
 from specport.models.weight_sketch import same, sketch
 from specport.outside import Format

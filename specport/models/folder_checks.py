@@ -7,9 +7,9 @@ from pathlib import Path
 
 from specport.errors import ModelError
 from specport.models.json_file import TOKENIZER_FILE, read_json
-from specport.models.pipo import is_pair_folder
+from specport.models.kinds.pipo import is_pair_folder
+from specport.models.kinds.whisper import speech_form
 from specport.models.safe_files import UnsafeFile, check_name, regular
-from specport.models.whisper import speech_form
 
 IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import ModelError
-from specport.models import bundle, download, mtp
-from specport.models.recurrent import WEIGHTS
+from specport.models import bundle
+from specport.models.fetch import download
+from specport.models.kinds import mtp
+from specport.models.kinds.recurrent import WEIGHTS
 from specport.outside import Format, Table
 
 FOLDER = Path(__file__).parent.parent / "shipped"

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import bundle, cache, download, hub, mtp, shipped
+from specport.models import bundle, cache, shipped
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
+from specport.models.fetch import download, hub
 from specport.models.folder_checks import (
     IR_BIN,
     IR_XML,
@@ -29,8 +30,9 @@ from specport.models.gguf import file as gguf_file
 from specport.models.gguf import split as gguf_split
 from specport.models.identity import fingerprint
 from specport.models.json_file import TOKENIZER_FILE, read_json
-from specport.models.recurrent import WEIGHTS
-from specport.models.whisper import CTRANSLATE2, CTRANSLATE2_FILE, speech_form
+from specport.models.kinds import mtp
+from specport.models.kinds.recurrent import WEIGHTS
+from specport.models.kinds.whisper import CTRANSLATE2, CTRANSLATE2_FILE, speech_form
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 

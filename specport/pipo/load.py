@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specport.core.engine import Engine
 from specport.errors import InvalidInput, ModelError
-from specport.models import pipo
+from specport.models.kinds import pipo
 from specport.outside.places import expanded
 from specport.pipeline import Pipeline
 from specport.pipo.decoding import METHOD, PairDecoding

@@ -27,7 +27,7 @@ from specport.core.ports import (
     Row,
     StepOutput,
 )
-from specport.models.pipo import Pairs
+from specport.models.kinds.pipo import Pairs
 
 
 @dataclass(kw_only=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from specport.jobs import worker
-from specport.models import cache, mtp, source
+from specport.models import cache, source
 from specport.models import precision as precisions
 from specport.models.folder_checks import ir_problem
 from specport.models.json_file import CONFIG_FILE, TOKENIZER_FILE
+from specport.models.kinds import mtp
 from specport.models.source import ModelFiles, ir_fingerprint
 from specport.progress import Progress, silent
 

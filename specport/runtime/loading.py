@@ -13,8 +13,8 @@ from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.bundle import Bundle
-from specport.models.diffusion import find_facts
-from specport.models.pipo import Pairs
+from specport.models.kinds.diffusion import find_facts
+from specport.models.kinds.pipo import Pairs
 from specport.models.precision import parse as parse_precision
 from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles

@@ -24,7 +24,7 @@ from specport.progress import Progress, silent
 from specport.runtime.profiles import Profile, cpu_flags
 
 if TYPE_CHECKING:
-    from specport.models.pipo import Pairs
+    from specport.models.kinds.pipo import Pairs
     from specport.models.source import ModelFiles
 
 GROUP = "specport.backends"

@@ -10,8 +10,8 @@ from specport.core.verify.gates import Gate
 from specport.drafters.registry import AUTO
 from specport.drafters.spec import DraftSpec
 from specport.errors import InvalidInput
-from specport.models import layer_mask
-from specport.models.layer_mask import LayerMask
+from specport.models.kinds import layer_mask
+from specport.models.kinds.layer_mask import LayerMask
 from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles
 from specport.outside.places import expanded

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from specport.drafters.spec import DraftSpec
-from specport.models import cache, packages
+from specport.models import cache
+from specport.models.fetch import packages
 from specport.progress import Progress, silent
 
 DEFAULT = "base"

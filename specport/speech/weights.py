@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.models import cache, packages
+from specport.models import cache
+from specport.models.fetch import packages
 from specport.progress import Progress, silent
 
 Array = NDArray[np.float32]

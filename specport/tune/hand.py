@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from specport.errors import SpecportError
-from specport.models import cache, mtp
+from specport.models import cache
 from specport.models.bundle import BUNDLE_FILE, registered
 from specport.models.folder_checks import IR_BIN, IR_XML
 from specport.models.json_file import TOKENIZER_FILE
+from specport.models.kinds import mtp
 from specport.models.precision import parse
 from specport.models.shipped import is_head, is_mtp_head, shipped_head
 from specport.models.source import ModelFiles, original

@@ -20,7 +20,7 @@ from support.served import NAME, listening
 
 import specport
 from specport.agents.code_steps import code_step
-from specport.models import download
+from specport.models.fetch import download
 from specport.pipeline import Pipeline
 
 SCHEMA: dict[str, Any] = {

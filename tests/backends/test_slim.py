@@ -18,9 +18,10 @@ from specport.conformance.steps import host
 from specport.core.ports import Block, Model, Row
 from specport.core.verify.gates import RatioGate
 from specport.errors import DeviceError, InvalidInput, ModelError
-from specport.models import bundle, layer_mask, mtp
-from specport.models.layer_mask import LayerMask
-from specport.models.recurrent import WEIGHTS
+from specport.models import bundle
+from specport.models.kinds import layer_mask, mtp
+from specport.models.kinds.layer_mask import LayerMask
+from specport.models.kinds.recurrent import WEIGHTS
 from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile

@@ -36,7 +36,7 @@ from specport.diffusion.gap import gap, native
 from specport.diffusion.layout import verifying
 from specport.diffusion.options import LAYOUTS, DiffusionOptions
 from specport.diffusion.ports import DiffusionModel
-from specport.models.diffusion import find_facts
+from specport.models.kinds.diffusion import find_facts
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.text.tokenizer import Tokenizer, load_tokenizer

@@ -37,7 +37,7 @@ from specport.core.verify.tiered_model import TieredModel
 from specport.drafters.build import build_policy
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import SpecportError
-from specport.models import layer_mask
+from specport.models.kinds import layer_mask
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed

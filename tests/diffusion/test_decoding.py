@@ -17,7 +17,7 @@ from specport.diffusion.options import LAYOUTS, DiffusionOptions, LayoutKind
 from specport.diffusion.ports import DiffusionModel
 from specport.diffusion.reveal import chosen
 from specport.errors import ContextFull, InvalidInput
-from specport.models.diffusion import DiffusionFacts
+from specport.models.kinds.diffusion import DiffusionFacts
 
 PROMPT = [1, 5, 3, 7, 2, 9]
 LEAK_FREE: tuple[LayoutKind, ...] = ("same-step", "grouped")

@@ -9,7 +9,7 @@ import pytest
 
 from specport.diffusion.load import is_diffusion, lossy
 from specport.diffusion.options import DiffusionOptions
-from specport.models import hub
+from specport.models.fetch import hub
 
 
 def test_a_hub_model_that_is_converted_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,13 +40,14 @@ from specport.drafters.retrieval.history_file import open_history
 from specport.drafters.tree.graft import Checkpoint as GraftCheckpoint
 from specport.drafters.tree.graft import Variant
 from specport.errors import SpecportError
-from specport.models import bundle, diffusion, layer_mask, manifest, mtp, pipo, tensors
+from specport.models import bundle, manifest, tensors
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
 from specport.models.gguf import file as gguf
-from specport.models.layer_mask import LayerMask
-from specport.models.mtp_head import MtpHead
-from specport.models.parallel import Parallel
+from specport.models.kinds import diffusion, layer_mask, mtp, pipo
+from specport.models.kinds.layer_mask import LayerMask
+from specport.models.kinds.mtp_head import MtpHead
+from specport.models.kinds.parallel import Parallel
 from specport.models.weight_sketch import sketch
 from specport.progress import silent
 from specport.runtime import measurements, numerics, profiles, tuned

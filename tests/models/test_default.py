@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from specport.models import cache, download, manifest
+from specport.models import cache, manifest
+from specport.models.fetch import download
 from specport.models.folder_checks import ir_problem
 from specport.runtime.conversion import resolve
 from specport.text.tokenizer import load_tokenizer

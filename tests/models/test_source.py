@@ -10,7 +10,8 @@ import pytest
 from support import tiny_gguf, tiny_models
 
 from specport.errors import InvalidInput, ModelError
-from specport.models import hub, source
+from specport.models import source
+from specport.models.fetch import hub
 from specport.models.gguf import split
 from specport.models.gguf.file import read_architecture, read_header
 from specport.models.source import original

@@ -32,7 +32,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.jobs import worker
 from specport.models import bundle, cache
 from specport.models.folder_checks import IR_BIN
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded
 

@@ -26,7 +26,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, manifest
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.folder_checks import IR_XML
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 
 DEPTH, MASK = 3, len(tiny_models.vocabulary())
 TURNS = ("Summarize: a b c", "What is d?") * 2

@@ -23,7 +23,7 @@ from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
 from specport.models.bundle import Bundle
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.models.weight_sketch import sketch
 from specport.text.tokenizer import load_tokenizer
 

@@ -15,7 +15,7 @@ from support import tiny_whisper
 
 from specport import load as load_text
 from specport.errors import InvalidInput, ModelError
-from specport.models.whisper import find_encoder_key
+from specport.models.kinds.whisper import find_encoder_key
 from specport.speech.ports import Window
 from specport.speech.whisper.load import load
 from specport.text.tokenizer import load_tokenizer

@@ -11,7 +11,7 @@ import pytest
 
 from specport.drafters.spec import parse
 from specport.errors import ModelError
-from specport.models import packages
+from specport.models.fetch import packages
 from specport.speech import packaged
 from specport.speech.packaged import PackagedModel
 from specport.speech.weights import PackagedWeights

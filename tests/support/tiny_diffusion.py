@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specport.core.ports import Block, Capabilities, CheckedModel, Refusal, Row, StepOutput
 from specport.core.ports.checked import CachedSequence
 from specport.diffusion.ports import DiffusionModel
-from specport.models.diffusion import Context, DiffusionFacts
+from specport.models.kinds.diffusion import Context, DiffusionFacts
 
 Floats = NDArray[np.float64]
 

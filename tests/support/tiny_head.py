@@ -10,7 +10,7 @@ import numpy as np
 
 from specport.models import bundle
 from specport.models.bundle import Bundle
-from specport.models.recurrent import SCALE, WEIGHTS, Recurrent, quantized
+from specport.models.kinds.recurrent import SCALE, WEIGHTS, Recurrent, quantized
 from specport.models.weight_sketch import sketch
 from specport.text.tokenizer import load_tokenizer
 

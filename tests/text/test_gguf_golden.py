@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specport.models import download
+from specport.models.fetch import download
 from specport.models.gguf.file import read_header
 from specport.text import gguf_tokenizer
 from specport.text.tokenizer import Tokenizer, load_tokenizer

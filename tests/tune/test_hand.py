@@ -12,8 +12,9 @@ from specport.quantize.evaluate.fidelity import Fidelity
 from specport.quantize.evaluate.step_times import Times
 from support.tiny_models import save_tokenizer
 
-from specport.models import bundle, cache, mtp
+from specport.models import bundle, cache
 from specport.models.folder_checks import IR_BIN, IR_XML
+from specport.models.kinds import mtp
 from specport.models.source import ModelFiles
 from specport.progress import silent
 from specport.runtime.loading import Loader

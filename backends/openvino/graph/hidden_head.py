@@ -4,7 +4,8 @@ begin   hidden.L [n, width] of each layer L -> states [n, width]
 step    states [n, width], tokens [n] -> logits [n, columns], new_states [n, width], next_tokens [n] (ids of
         the likeliest columns), confidences [n] (their probabilities)
 
-`models/recurrent.py` has the formulas. Weights stay int8, with their scales a row; the runtime reads them so.
+`models/kinds/recurrent.py` has the formulas. Weights stay int8, with their scales a row; so the runtime reads
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from specport.backends.openvino.graph import surgery
 from specport.backends.openvino.graph.nodes import LAST, float32, named, norm, parameter, product, times
 
 from specport.errors import ModelError
-from specport.models.recurrent import EPSILON, SCALE, Recurrent
+from specport.models.kinds.recurrent import EPSILON, SCALE, Recurrent
 
 STATES, TOKENS = "states", "tokens"  # inputs of a step
 LOGITS, NEW_STATES, NEXT, CONFIDENCES = "logits", "new_states", "next_tokens", "confidences"

@@ -4,7 +4,7 @@ In the paged form, with what `surgery.to_paged` says, and
 
     states [tokens, width]   float32, what the module reads with each token (`Row.states`)
 
-`models/mtp.py` has the formulas. Embeddings and head are the target's.
+`models/kinds/mtp.py` has the formulas. Embeddings and head are the target's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from specport.backends.openvino.graph.nodes import float32, norm, parameter, pro
 
 from specport.core.ports import HEAD_INPUT
 from specport.errors import ModelError
-from specport.models.mtp import Join
-from specport.models.recurrent import quantized
+from specport.models.kinds.mtp import Join
+from specport.models.kinds.recurrent import quantized
 
 STATES = "states"
 

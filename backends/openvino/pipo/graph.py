@@ -15,8 +15,8 @@ from specport.backends.openvino.graph import surgery
 from specport.backends.openvino.graph.nodes import float32, parameter, product
 
 from specport.errors import ModelError
-from specport.models.pipo import Pairs
-from specport.models.recurrent import quantized
+from specport.models.kinds.pipo import Pairs
+from specport.models.kinds.recurrent import quantized
 
 SECONDS = "second_ids"
 

@@ -10,7 +10,7 @@ from specport.backends.openvino.paged.model import PagedModel
 from specport.backends.openvino.pipo.graph import SECONDS
 from specport.backends.openvino.request import Array, Request
 
-from specport.models.pipo import Pairs
+from specport.models.kinds.pipo import Pairs
 
 
 class PagedPairs(PagedModel):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from specport.errors import ModelError
-from specport.models.pipo import Pairs
+from specport.models.kinds.pipo import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor

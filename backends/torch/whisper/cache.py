@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from specport.backends.torch.slots.cache import SlotCache
 
-from specport.models.whisper import WhisperShape
+from specport.models.kinds.whisper import WhisperShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from specport.backends.torch.whisper.step import WhisperStep, inner
 from transformers import WhisperForConditionalGeneration
 
 from specport.errors import ModelError
+from specport.models.kinds.whisper import WhisperShape, read_shape
 from specport.models.precision import TORCH_DTYPES
-from specport.models.whisper import WhisperShape, read_shape
 
 if TYPE_CHECKING:
     from torch import Tensor

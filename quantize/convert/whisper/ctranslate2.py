@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from specport.errors import ModelError
 from specport.models.json_file import read_json
+from specport.models.kinds.whisper import CTRANSLATE2_FILE
 from specport.models.safe_files import UnsafeFile, regular
-from specport.models.whisper import CTRANSLATE2_FILE
 
 Array = NDArray[Any]
 _TYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}  # bfloat16 is 5, which numpy lacks

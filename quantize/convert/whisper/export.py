@@ -18,7 +18,7 @@ from specport.models import tensors
 from specport.models.atomic import write_json
 from specport.models.folder_checks import IR_XML
 from specport.models.json_file import TOKENIZER_FILE
-from specport.models.whisper import CROSS_XML, ENCODER_XML, FACTS, encoder_key
+from specport.models.kinds.whisper import CROSS_XML, ENCODER_XML, FACTS, encoder_key
 from specport.progress import Progress, silent
 
 WEIGHTS = "model.safetensors"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from openvino import opset6
 from openvino import opset15 as ops
 
-from specport.models.whisper import WhisperShape
+from specport.models.kinds.whisper import WhisperShape
 
 Weights = Mapping[str, NDArray[Any]]
 _EPSILON = 1e-5

@@ -13,7 +13,7 @@ from specport.quantize.convert.whisper import ctranslate2
 from specport.errors import ModelError
 from specport.models import tensors
 from specport.models.json_file import read_json
-from specport.models.whisper import CTRANSLATE2_FILE, WhisperShape, shape_of
+from specport.models.kinds.whisper import CTRANSLATE2_FILE, WhisperShape, shape_of
 
 Array = NDArray[Any]
 _HINT = "check that it is a complete Whisper model"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from specport.quantize.train.parallel_chains import extents
+from specport.quantize.train.parallel.chains import extents
 
 if TYPE_CHECKING:
     from torch import Tensor

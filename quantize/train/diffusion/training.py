@@ -24,10 +24,10 @@ from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import trainer
 from specport.quantize.train.diffusion.recipe import Recipe
 from specport.quantize.train.diffusion.student import DiffusionStudent, examine, some
-from specport.quantize.train.parallel import add_mask
+from specport.quantize.train.parallel.training import add_mask
 
 from specport.errors import InvalidInput
-from specport.models.diffusion import DiffusionFacts
+from specport.models.kinds.diffusion import DiffusionFacts
 from specport.progress import Progress
 
 RANKING_TEXTS = 16  # texts on which layers are compared

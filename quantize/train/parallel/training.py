@@ -1,7 +1,7 @@
 """Training of a parallel draft: several tokens from one pass (PARD, arXiv 2504.18583; PARD-2, 2605.08632).
 
 The student learns the target's distribution at each token of the text, as in `distil.py`, and behind chains
-of MASK tokens in place of the tokens in between (`parallel_chains.py`). All layers and the embedding of MASK
+of MASK tokens in place of the tokens in between (`chains.py`). All layers and the embedding of MASK
 are trained. MASK is an id that no text has, and no column of the head.
 """
 
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
-from specport.quantize.train import batches, parallel_temperature, rounding, trainer
+from specport.quantize.train import batches, rounding, trainer
 from specport.quantize.train.distil import Distillation, Recipe, Student, train_student
 from specport.quantize.train.in_pieces import InPieces, additive
 from specport.quantize.train.losses import cross_entropies, divergences, picked
-from specport.quantize.train.parallel_chains import PackedRows, all_chains, extents, pack, sample_chains
-from specport.quantize.train.parallel_temperature import GRID
+from specport.quantize.train.parallel import temperature
+from specport.quantize.train.parallel.chains import PackedRows, all_chains, extents, pack, sample_chains
+from specport.quantize.train.parallel.temperature import GRID
 
 from specport.progress import Progress
 
@@ -208,7 +209,7 @@ def _examined(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: A
     there = ~np.isnan(confidence[:, :, 0])
     accepted = np.logical_and.accumulate(hit, axis=1)
     survival = accepted.sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-    temperatures = parallel_temperature.fit(confidence, accepted)
+    temperatures = temperature.fit(confidence, accepted)
     return {"survival": [round(float(share), 4) for share in survival], "temperatures": [*temperatures]}
 
 
@@ -233,5 +234,5 @@ def _drafted(student: Any, packed: PackedRows, lengths: Any, depth: int) -> tupl
         answer = column[packed.facts["answer"][where]]
         at = tokens[where], depths[where]
         hits[at] = (log_q.argmax(dim=-1) == answer).cpu().numpy()
-        confidences[at] = parallel_temperature.confidences(log_q).cpu().numpy()
+        confidences[at] = temperature.confidences(log_q).cpu().numpy()
     return confidences, hits

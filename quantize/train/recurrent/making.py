@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 from specport.backends.openvino.tables import read_tables
 from specport.quantize.text.hidden import with_hidden
 from specport.quantize.train import trainer
-from specport.quantize.train.recurrent import Recipe, new_cell, train_head
+from specport.quantize.train.recurrent.training import Recipe, new_cell, train_head
 
 from specport.models import bundle
-from specport.models.recurrent import WEIGHTS, Recurrent
+from specport.models.kinds.recurrent import WEIGHTS, Recurrent
 from specport.models.weight_sketch import last_norm
 from specport.progress import Progress
 
@@ -37,7 +37,7 @@ def train(
     work:    folder of the checkpoint.
     shards, states: files of text and of its hidden states; the share HELD_OUT of them is not trained on.
     columns: ranges of the ids that it can draft; None = all.
-    shape:   entries of `Recurrent` but the width. recipe: entries of `recurrent.Recipe`.
+    shape:   entries of `Recurrent` but the width. recipe: entries of `training.Recipe`.
     Arguments are plain data (`worker.run`). Returns the facts that a bundle keeps as `distilled`, and as
     `recurrent` the shape.
     """

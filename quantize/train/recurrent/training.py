@@ -24,7 +24,7 @@ from specport.quantize.train import batches, trainer
 from specport.quantize.train.losses import cross_entropies, divergences, picked
 
 from specport.errors import InvalidInput
-from specport.models.recurrent import SCALE, Recurrent, quantized
+from specport.models.kinds.recurrent import SCALE, Recurrent, quantized
 from specport.progress import Progress
 
 if TYPE_CHECKING:

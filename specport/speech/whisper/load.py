@@ -16,8 +16,8 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import read_json
+from specport.models.kinds.whisper import WhisperShape, read_shape
 from specport.models.source import ModelFiles
-from specport.models.whisper import WhisperShape, read_shape
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
 from specport.runtime.registry import Loaded, Speech

@@ -19,7 +19,7 @@ from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import DeviceError, InvalidInput
-from specport.models.whisper import WhisperShape
+from specport.models.kinds.whisper import WhisperShape
 from specport.runtime.registry import CrossAttention
 from specport.speech.ports import Decoded, Window
 from specport.speech.whisper.heard import Features, Heard, checked

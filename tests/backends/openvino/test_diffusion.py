@@ -16,7 +16,7 @@ from support.own_cache import own_cache  # noqa: E402, F401
 
 from specport.core.arrays import to_host  # noqa: E402
 from specport.core.ports import Block, Row  # noqa: E402
-from specport.models.diffusion import DiffusionFacts, find_facts  # noqa: E402
+from specport.models.kinds.diffusion import DiffusionFacts, find_facts  # noqa: E402
 from specport.runtime.conversion import resolve  # noqa: E402
 from specport.runtime.profiles import load_profile  # noqa: E402
 from specport.runtime.registry import LoadOptions, backend_for  # noqa: E402

@@ -20,7 +20,7 @@ from support import tiny_models  # noqa: E402
 from specport.core.arrays import to_host  # noqa: E402
 from specport.core.ports import Block, Row  # noqa: E402
 from specport.errors import ModelError  # noqa: E402
-from specport.models.diffusion import DiffusionFacts, find_facts, is_diffusion  # noqa: E402
+from specport.models.kinds.diffusion import DiffusionFacts, find_facts, is_diffusion  # noqa: E402
 from specport.models.source import ModelFiles  # noqa: E402
 from specport.runtime.profiles import load_profile  # noqa: E402
 from specport.runtime.registry import LoadOptions  # noqa: E402

@@ -16,7 +16,7 @@ from specport.cli import main
 from specport.diffusion.load import about
 from specport.diffusion.options import DiffusionOptions
 from specport.errors import ModelError
-from specport.models.diffusion import DiffusionFacts
+from specport.models.kinds.diffusion import DiffusionFacts
 from specport.runtime.loading import Loader
 
 MASK = 5

@@ -21,7 +21,7 @@ from specport.core.sequence import Generation
 from specport.drafters.model.hidden_head import HiddenHeadDrafter
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models import shipped
-from specport.models.recurrent import EPSILON, dequantized
+from specport.models.kinds.recurrent import EPSILON, dequantized
 from specport.runtime.conversion import resolve
 from specport.runtime.loading import Loader
 from specport.runtime.profiles import load_profile

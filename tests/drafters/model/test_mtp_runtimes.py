@@ -23,7 +23,7 @@ from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
 from specport.drafters.model.mtp import MtpDrafter
 from specport.errors import DeviceError, InvalidInput, ModelError
-from specport.models import mtp
+from specport.models.kinds import mtp
 from specport.runtime import measurements
 from specport.runtime.conversion import mtp_module, resolve
 from specport.runtime.profiles import load_profile

@@ -7,7 +7,8 @@ import zipfile
 import pytest
 
 from specport.errors import ModelError
-from specport.models import cache, download
+from specport.models import cache
+from specport.models.fetch import download
 
 DATA = b"GGUF" + bytes(5000)
 SHA = hashlib.sha256(DATA).hexdigest()

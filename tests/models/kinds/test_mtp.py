@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from specport.errors import ModelError
-from specport.models import mtp, tensors
-from specport.models.recurrent import EPSILON
+from specport.models import tensors
+from specport.models.kinds import mtp
+from specport.models.kinds.recurrent import EPSILON
 from specport.models.source import ModelFiles
 
 WIDTH, LAYERS = 16, 3

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from specport.errors import ModelError
-from specport.models import pipo
-from specport.models.pipo import PairConfig, PairWeights
+from specport.models.kinds import pipo
+from specport.models.kinds.pipo import PairConfig, PairWeights
 
 
 def weights(width: int = 4, seed: int = 0) -> PairWeights:

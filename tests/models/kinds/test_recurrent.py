@@ -13,8 +13,9 @@ from support.tiny_head import COLUMNS, SHAPE, save_head, weights
 
 from specport.cli import main
 from specport.errors import ModelError
-from specport.models import bundle, download, shipped
-from specport.models.recurrent import SCALE, WEIGHTS, Recurrent, dequantized, quantized, read_weights
+from specport.models import bundle, shipped
+from specport.models.fetch import download
+from specport.models.kinds.recurrent import SCALE, WEIGHTS, Recurrent, dequantized, quantized, read_weights
 from specport.models.shipped import ORIGIN, is_head, shipped_head
 from specport.runtime.conversion import resolve
 

@@ -28,7 +28,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
 from specport.models.bundle import Bundle
 from specport.models.folder_checks import IR_BIN
-from specport.models.parallel import Parallel
+from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles
 from specport.runtime import conversion
 from specport.traffic.dialogues import save_shard

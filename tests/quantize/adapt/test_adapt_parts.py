@@ -22,7 +22,7 @@ from specport.quantize.adapt.mixing import Mixture
 from specport.quantize.text import shards
 from specport.quantize.train import batches
 from specport.quantize.train.losses import token_loss
-from specport.quantize.train.parallel_chains import all_chains, extents, pack
+from specport.quantize.train.parallel.chains import all_chains, extents, pack
 from support.toy_model import ToyModel
 from support.toy_pipeline import ToyTokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from specport.errors import InvalidInput
-from specport.models import mtp
+from specport.models.kinds import mtp
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

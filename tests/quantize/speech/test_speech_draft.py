@@ -33,7 +33,7 @@ from specport import speech  # noqa: E402
 from specport.cli import main  # noqa: E402
 from specport.jobs import worker  # noqa: E402
 from specport.models import tensors  # noqa: E402
-from specport.models.whisper import find_encoder_key  # noqa: E402
+from specport.models.kinds.whisper import find_encoder_key  # noqa: E402
 
 LAYERS, SIZE = 3, (4, 2)
 pytestmark = pytest.mark.filterwarnings("ignore")

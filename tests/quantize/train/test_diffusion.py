@@ -25,7 +25,7 @@ from specport.quantize.train.diffusion.student import DiffusionStudent  # noqa: 
 from support import tiny_models  # noqa: E402
 
 from specport.cli import main  # noqa: E402
-from specport.models.diffusion import DiffusionFacts, find_facts  # noqa: E402
+from specport.models.kinds.diffusion import DiffusionFacts, find_facts  # noqa: E402
 
 VOCAB = len(tiny_models.vocabulary())
 BLOCK, MASK, END = 4, VOCAB, 2

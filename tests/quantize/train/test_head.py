@@ -20,7 +20,7 @@ from specport.quantize.head import Request  # noqa: E402
 from specport.quantize.text import hidden, passages, prompts, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, read_shard, save_shard  # noqa: E402
 from specport.quantize.train import batches, trainer  # noqa: E402
-from specport.quantize.train.recurrent import (  # noqa: E402
+from specport.quantize.train.recurrent.training import (  # noqa: E402
     Recipe,
     RecurrentStudent,
     new_cell,
@@ -33,7 +33,7 @@ from support.toy_model import ToyModel  # noqa: E402
 import specport  # noqa: E402
 from specport.cli import main  # noqa: E402
 from specport.models import bundle  # noqa: E402
-from specport.models.recurrent import Recurrent  # noqa: E402
+from specport.models.kinds.recurrent import Recurrent  # noqa: E402
 
 VOCAB, WIDTH = 24, 16
 SHAPE = Recurrent((0, 2), WIDTH, 48, 1, 3)
@@ -126,9 +126,9 @@ def test_chains_that_were_wrong_are_dropped() -> None:
 
 def test_sampled_columns_stand_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of the estimated softmax sum is the sum over all columns, and the batch's tokens are in it."""
-    from specport.quantize.train import recurrent
+    from specport.quantize.train.recurrent import training
 
-    monkeypatch.setattr(recurrent, "_SAMPLED", 3)
+    monkeypatch.setattr(training, "_SAMPLED", 3)
     learnt = texts(1, 5)
     batch = batches.batch(learnt, "cpu")
     student = RecurrentStudent(new_cell(SHAPE, learnt, TABLE, None, 0), TABLE, HEAD, COLUMNS, Recipe())

@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
-from specport.quantize.train import batches, parallel, parallel_temperature  # noqa: E402
+from specport.quantize.train import batches  # noqa: E402
 from specport.quantize.train.distil import Recipe  # noqa: E402
-from specport.quantize.train.parallel import ParallelStudent, add_mask, train_parallel  # noqa: E402
-from specport.quantize.train.parallel_chains import FLOOR, KEPT, all_chains, pack, sample_chains  # noqa: E402
+from specport.quantize.train.parallel import temperature, training  # noqa: E402
+from specport.quantize.train.parallel.chains import FLOOR, KEPT, all_chains, pack, sample_chains  # noqa: E402
+from specport.quantize.train.parallel.training import ParallelStudent, add_mask, train_parallel  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.tiny_parallel import FIRST, VOCAB, dialogues  # noqa: E402
 
@@ -249,7 +250,7 @@ def test_the_gradient_by_pieces_is_that_of_the_whole(
 ) -> None:
     found = []
     for piece in (7, 10_000):
-        monkeypatch.setattr(parallel, "_PIECE", piece)
+        monkeypatch.setattr(training, "_PIECE", piece)
         whole = model()
         mask = add_mask(whole, VOCAB, texts)
         head = [t for t in range(VOCAB) if t != FIRST + 3]
@@ -273,20 +274,20 @@ def test_temperatures_make_the_prefixes_honest() -> None:
     hit = rng.random((4000, 2)) < np.take_along_axis(chance, drafted[..., None], axis=-1)[..., 0]
     seen = logits * np.array([1.0, 2.0])[:, None]
     shifted = seen - seen.max(axis=-1, keepdims=True)
-    grid = np.array(parallel_temperature.GRID)
+    grid = np.array(temperature.GRID)
     confidence = 1.0 / np.exp(shifted[:, :, None] / grid[:, None]).sum(axis=-1)
     accepted = np.logical_and.accumulate(hit, axis=1)
-    first, second = parallel_temperature.fit(confidence, accepted)
+    first, second = temperature.fit(confidence, accepted)
     assert first == pytest.approx(1.0, rel=0.2) and second == pytest.approx(2.0, rel=0.2)
     confidence[:, 1] = np.nan  # no draft is that deep: as the depth before
-    assert parallel_temperature.fit(confidence, accepted) == (first, first)
+    assert temperature.fit(confidence, accepted) == (first, first)
 
 
 def test_confidences_by_temperature_are_those_of_a_softmax() -> None:
     log_q = torch.log_softmax(5 * torch.randn(9, 4000), dim=-1)
     log_q[:, 7] = -math.inf  # a token that is not in a cut head yet
-    wanted = [torch.softmax(log_q / t, dim=-1).amax(dim=-1) for t in parallel_temperature.GRID]
-    found = parallel_temperature.confidences(log_q.clone())
+    wanted = [torch.softmax(log_q / t, dim=-1).amax(dim=-1) for t in temperature.GRID]
+    found = temperature.confidences(log_q.clone())
     assert torch.allclose(found, torch.stack(wanted, dim=1), rtol=1e-2)
 
 
