@@ -154,7 +154,8 @@ def fitted(
     found = read @ weight.astype(np.float32).T
     found /= np.sqrt(np.square(found).mean(axis=1, keepdims=True) + 1e-6)
     share = float((found * wanted).mean() / np.square(found).mean())
-    return (norm * max(share, LEAST_SHARE)).astype(np.float16), Join(weight, *gains, 0.0)
+    token, state = gains
+    return (norm * max(share, LEAST_SHARE)).astype(np.float16), Join(weight, token, state, 0.0)
 
 
 def _examples(texts: Sequence[Dialogue]) -> tuple[NDArray[np.float32], Any, NDArray[np.float32]]:
