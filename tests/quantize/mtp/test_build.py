@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[Pa
         patch.setattr(prompts, "HELD_OUT", ("What is d?", "When was it?"))
         command = [
             "quantize", "mtp", "--target", str(root / "tiny"), "--precision", "int8", "--distil", "120",
-            "--depth", "3", "--head-tokens", "100", "--epochs", "20", "--learning-rate", "3e-3",
+            "--depth", "3", "--head-tokens", "100", "--epochs", "20", "--learning-rate", "1e-3",
             "--threads", "1", "--quiet",
         ]  # fmt: skip
         assert main([*command, "--loss", "kl", "--out", str(root / "first")]) == 0
