@@ -6,8 +6,11 @@ import gc
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
+from support.forked_jobs import forked_jobs
 
 from specport.runtime.profiles import cpu_flags, cpu_name
 
@@ -53,3 +56,13 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start Python and its packages once for many jobs, where the system can fork."""
+    base = tmp_path_factory.getbasetemp()
+    started = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "started"
+    started.mkdir(exist_ok=True)
+    with forked_jobs(started) if sys.platform == "linux" else nullcontext():
+        yield
