@@ -31,9 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """End the run where a worker crashes: by files, xdist 3.8 waits for ever after it has replaced one."""
+    """End the run where a worker crashes: by files, xdist 3.8 waits for ever after it has replaced one.
+
+    And run the files in their own order. xdist begins with those that have the most tests; the few tests that
+    take a minute or more came last, when one core had nothing left to do.
+    """
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
