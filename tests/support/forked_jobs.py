@@ -23,7 +23,7 @@ from support import fork_server
 
 KINDS = "specport.quantize."
 NOT = "package_faults"  # what is imported, and how, is what it tells
-PACKAGES = ("accelerate", "nncf", "openvino", "optimum.exporters.openvino", "optimum.intel", "transformers")
+PACKAGES = ("accelerate", "transformers", "openvino", "optimum.exporters.openvino", "optimum.intel", "nncf")
 
 
 class Forks:
