@@ -6,8 +6,11 @@ import gc
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
+from support.forked_jobs import forked_jobs
 
 from specport.runtime.profiles import cpu_flags, cpu_name
 
@@ -28,9 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """End the run where a worker crashes: by files, xdist 3.8 waits for ever after it has replaced one."""
+    """End the run where a worker crashes: by files, xdist 3.8 waits for ever after it has replaced one.
+
+    And run the files in their own order. xdist begins with those that have the most tests; the few tests that
+    take a minute or more came last, when one core had nothing left to do.
+    """
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -53,3 +62,13 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start Python and its packages once for many jobs, where the system can fork."""
+    base = tmp_path_factory.getbasetemp()
+    started = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "started"
+    started.mkdir(exist_ok=True)
+    with forked_jobs(started) if sys.platform == "linux" else nullcontext():
+        yield
