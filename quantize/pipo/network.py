@@ -7,7 +7,8 @@ With pairs i, first tokens x_2i, second ones x_2i+1 or PAD, and the decoder's em
     c_i = sigmoid(confidence [h_i; s_i])                   inputs detached
 
 The layer is a copy of the decoder's last one and is trained whole: small models bring no such module of their
-own. Embeddings and head are the decoder's and stay frozen. Source: arXiv 2605.27255.
+own. `start` gives it its first weights. Embeddings and head are the decoder's and stay frozen. Source: arXiv
+2605.27255.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from specport.models.pipo import EPSILON, PairWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-_QUIET = 0.1  # factor on what the module's layer adds at first
 
 
 class Norm(torch.nn.Module):  # type: ignore[misc]
@@ -89,21 +87,12 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
         epsilon = config.rms_norm_eps
         self.compressor = Compressor(width)
         self.fc = torch.nn.Linear(2 * width, width, bias=False)
-        with torch.no_grad():
-            self.fc.weight.copy_(0.5 * torch.cat([torch.eye(width), torch.eye(width)], dim=1))
         self.token_norm, self.state_norm = Norm(width, epsilon), Norm(width, epsilon)
         self.layer = copy.deepcopy(model.model.layers[-1])
         for module in self.layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = 0
         self.norm = Norm(width, epsilon)
-        with torch.no_grad():
-            # What the layer reads has unit size and not that of the residual stream; what the head reads has
-            # the last norm's size.
-            for name, weight in self.layer.named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    weight.mul_(_QUIET)
-            self.norm.weight.fill_(float(model.model.norm.weight.square().mean().sqrt()))
         self.confidence = Confidence(width)
         model.requires_grad_(False)
         lora.add(model.model.layers, recipe.rank, recipe.alpha, recipe.dropout)
