@@ -124,7 +124,7 @@ def test_a_fitted_start_is_nearer_to_the_original(texts: list[Any]) -> None:
     start.fit(network, texts, 0)
     assert network.training and network.fc.weight.requires_grad
     assert _missing(network, texts[0]) < 0.8 < before
-    short = [Dialogue(text.tokens[:2], 1, text.top_ids[:1], text.top_probs[:1]) for text in texts[:2]]
+    short = [Dialogue(text.tokens[:2], 2, text.top_ids[:0], text.top_probs[:0]) for text in texts[:2]]
     weight = network.fc.weight.clone()
     start.fit(network, short, 0)  # nothing stands behind a pair
     assert torch.equal(network.fc.weight, weight)
