@@ -53,7 +53,12 @@ def add_parser(actions: options.Subparsers) -> None:
     training = parser.add_argument_group("training")
     options.add_cluster_option(training)
     add = training.add_argument
-    add("--block", type=int, metavar="N", help="tokens that are denoised together (default: 4)")
+    add(
+        "--block",
+        type=int,
+        metavar="N",
+        help="tokens that are denoised together (default: those of --from, or 4)",
+    )
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: all)")
     add(
         "--tokens",
