@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from specport.backends.torch.pipo.embedding import Compressor
 from specport.quantize.pipo import lora
-from specport.quantize.pipo.recipe import MODELS, Recipe
+from specport.quantize.pipo.recipe import Recipe, check_decoder
 from torch.nn import functional
 
-from specport.errors import ModelError
 from specport.models.pipo import EPSILON, PairWeights
 
 if TYPE_CHECKING:
@@ -78,9 +77,7 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, model: Any, recipe: Recipe) -> None:
         super().__init__()
         config = model.config
-        if config.model_type not in MODELS or getattr(config, "use_sliding_window", False):
-            known = ", ".join(MODELS)
-            raise ModelError(f"{config.model_type} cannot be trained to read pairs", f"choose one of {known}")
+        check_decoder(config.to_dict())
         torch.manual_seed(recipe.seed)
         self.model, width = model, config.hidden_size
         self.width, self.vocab = width, model.get_input_embeddings().weight.shape[0]

@@ -207,12 +207,16 @@ def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None
 
 
 def sample_of(losses: Sequence[float]) -> list[float | None]:
-    """Return about 50 of the steps' losses, evenly spread, for a record; None where training diverged.
+    """Return about 50 of the steps' losses, evenly spread, for a record; None where training diverged."""
+    return [finite(loss, 3) for loss in losses[:: max(1, len(losses) // 50)]]
+
+
+def finite(value: float, digits: int) -> float | None:
+    """Return a rounded number for a record; None for what is none.
 
     A record is JSON, which has no infinite numbers and no NaN.
     """
-    chosen = losses[:: max(1, len(losses) // 50)]
-    return [round(loss, 3) if math.isfinite(loss) else None for loss in chosen]
+    return round(float(value), digits) if math.isfinite(value) else None
 
 
 def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:

@@ -40,11 +40,12 @@ class Quality:
     accuracy:   with 1, 2, ... masks in a block: the share of the masks whose likeliest token is the text's.
     loss:       mean cross-entropy of the masks' tokens, in nats.
     perplexity: upper bound of that of the answers: exp of the mean loss weighted by 1 / share of masks.
+    Losses and perplexity are None where training diverged.
     """
 
     accuracy: tuple[float, ...]
-    loss: tuple[float, ...]
-    perplexity: float
+    loss: tuple[float | None, ...]
+    perplexity: float | None
 
     def __post_init__(self) -> None:
         if len(self.accuracy) != len(self.loss):

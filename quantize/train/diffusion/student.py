@@ -116,8 +116,8 @@ def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any
     there = np.maximum(counts[1:], 1)
     return {
         "accuracy": [round(float(x), 4) for x in hits[1:] / there],
-        "loss": [round(float(x), 4) for x in losses[1:] / there],
-        "perplexity": round(math.exp(min(weighted / weight, 50.0)), 3),
+        "loss": [trainer.finite(x, 4) for x in losses[1:] / there],
+        "perplexity": trainer.finite(np.exp(np.minimum(weighted / weight, 50.0)), 3),
     }
 
 

@@ -13,12 +13,13 @@ from specport.errors import InvalidInput, ModelError
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from specport.quantize.pipo import lora, pairing, start  # noqa: E402
+from specport.quantize.pipo import about, lora, pairing, start  # noqa: E402
+from specport.quantize.pipo.build import build  # noqa: E402
 from specport.quantize.pipo.network import PairNetwork  # noqa: E402
 from specport.quantize.pipo.on_policy import divergence  # noqa: E402
 from specport.quantize.pipo.recipe import Recipe  # noqa: E402
 from specport.quantize.pipo.rollout import rollout  # noqa: E402
-from specport.quantize.pipo.supervised import Supervised, scores  # noqa: E402
+from specport.quantize.pipo.supervised import Supervised, examine, scores  # noqa: E402
 from specport.quantize.pipo.training import ON_POLICY, train  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches  # noqa: E402
@@ -71,6 +72,30 @@ def test_recipes_that_make_no_sense(wrong: dict[str, Any]) -> None:
 def test_a_decoder_of_another_kind_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be trained"):
         PairNetwork(tiny_models.hf_model("gemma3_text"), recipe())
+
+
+def test_a_decoder_of_another_kind_is_refused_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before it is converted."""
+    monkeypatch.setattr("specport.models.source.resolve_with", lambda *_, **__: pytest.fail("converted"))
+    tiny_models.save_hf(tmp_path / "gemma", "gemma3_text")
+    with pytest.raises(ModelError, match="gemma3_text cannot be trained"):
+        build(str(tmp_path / "gemma"), tmp_path / "out", recipe(), tokens=10)
+
+
+def test_a_training_that_diverged_has_a_record(texts: list[Any], tmp_path: Path) -> None:
+    network = PairNetwork(tiny_models.hf_model("llama"), recipe())
+    with torch.no_grad():
+        network.norm.weight.fill_(float("nan"))
+    found = examine(network, texts[:3], 4096, "cpu")
+    assert found["loss_second"] is None and found["loss_first"] > 0.0
+    facts = {
+        "source": "tiny", "recipe": {}, "before": found, "after": found, "tokens_read": 1, "seconds": 1.0,
+        "date": "", "versions": {},
+    }  # fmt: skip
+    about.write(tmp_path, facts)
+    assert about.read(tmp_path).after.loss_second is None
 
 
 def test_single_tokens_read_as_the_original_at_first() -> None:
