@@ -223,7 +223,7 @@ def test_a_preempted_text_is_the_one_it_would_have_been(
                 while again.num_output_tokens == count and not again.ended:
                     pipeline.engine.step()
         pipeline.engine.tidy()
-        assert again.metrics.num_preemptions > 1
+        assert again.metrics.num_preemptions > 0
         assert output(again) == alone
 
 
