@@ -103,14 +103,11 @@ def show(about: About, as_json: bool) -> None:
         f"{about.seconds / 3600:.2f} h\n"
     )
     say(
-        f"perplexity of {about.target}'s text, at most: {_number(about.before.perplexity)} to "
-        f"{_number(about.after.perplexity)}; under {about.target}: {about.target_perplexity:.2f}\n\n"
+        f"perplexity of {about.target}'s text, at most: {trainings.number(about.before.perplexity, 1)} to "
+        f"{trainings.number(about.after.perplexity, 1)}; under {about.target}: "
+        f"{about.target_perplexity:.2f}\n\n"
     )
     say(f"{'masks':>7}{'before':>9}{'after':>9}\n")
     shares = zip(about.before.accuracy, about.after.accuracy, strict=True)
     for masks, (before, after) in enumerate(shares, start=1):
         say(f"{masks:>7}{before:>9.1%}{after:>9.1%}\n")
-
-
-def _number(value: float | None) -> str:
-    return "none (it diverged)" if value is None else f"{value:.1f}"

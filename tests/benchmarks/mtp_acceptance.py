@@ -189,9 +189,7 @@ def main() -> None:
     deepest = max(args.depth, *(about.depth for _, _, about in heads.values()))
     for name, (folder, made, about) in heads.items():
         columns = made.head_tokens or range(len(rows))
-        student = read_student(
-            Path(folder), table, rows[[*columns]], columns, Recipe(about.loss, deepest)
-        )
+        student = read_student(Path(folder), table, rows[[*columns]], columns, Recipe(about.loss, deepest))
         bar(f"computing {name}", 0.0)
         chains = measured[name] = acceptance.measure(student, texts, rows, columns)
         found[name] = {
