@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from specport.core.engine import Engine
-from specport.core.policies.drafting import Drafting
 from specport.core.policies.length_rules import CLASSIFIER
 from specport.core.ports import Model, Needs, Policy
 from specport.core.prefix_cache import PrefixCache
@@ -19,17 +18,16 @@ from specport.diffusion.load import load as load_diffusion
 from specport.diffusion.options import DiffusionOptions
 from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
-from specport.drafters.registry import AUTO, GRAFT
-from specport.drafters.retrieval.folders import Folders
-from specport.drafters.spec import DraftSpec, parse
+from specport.drafters.registry import AUTO
+from specport.drafters.spec import parse
 from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
+from specport.outside.places import expanded
 from specport.pipeline import Pipeline
 from specport.progress import Progress, part, silent
-from specport.runtime import automatic, tiers, tuned
-from specport.runtime.loading import Loader
-from specport.runtime.prefixes import Prefixes
-from specport.runtime.profiles import Profile, cpu_name
+from specport.runtime import automatic, tuned
+from specport.runtime.choice import Choice
+from specport.runtime.profiles import cpu_name
 from specport.runtime.tiers import Tiered
 from specport.runtime.together import load_together
 from specport.traffic.recorder import recorder_for
@@ -102,6 +100,15 @@ def load(
 
     Raises SpecportError with the next step when something cannot be used.
     """
+    # Do cheap checks first: loading a model takes long, and so does a download. A model that is here is
+    # looked at before them, as other arguments apply to diffusion models.
+    here = model is None or expanded(model).exists()
+    choice = Choice(
+        draft, device, draft_device, precision, draft_precision, policy, num_draft_tokens, branches,
+        acceptance, verify, lossy, verifier, history, datastore, threads, max_context, cache_memory,
+        prefix_cache, prefix_cache_size, trust_remote_code, progress,
+    )  # fmt: skip
+    checked = None if here else choice.checked()
     if model is not None and is_diffusion(model, part(progress, 0.0, 0.3)):
         refuse_for_diffusion(
             exact=exact, policy=policy, num_draft_tokens=num_draft_tokens, branches=branches,
@@ -127,21 +134,14 @@ def load(
             "options of diffusion models do not apply to this model",
             "leave them out, or name a diffusion model",
         )
-    # Do cheap checks first: loading a model takes long.
-    spec = parse(draft)
-    tiered = tiers.asked(verify, verifier, draft, spec, lossy=lossy)
-    folders = Folders(history, datastore)
-    folders.check(spec)
-    prefixes = Prefixes.parse(prefix_cache, prefix_cache_size)
-    loader = Loader.on(device, threads, max_context, trust_remote_code, progress, cache_memory)
-    beside = loader
-    if draft_device is not None:
-        _check_draft_device(spec)
-        beside = Loader.on(draft_device, threads, max_context, trust_remote_code, progress)
-    profile = loader.profile
-    drafting = _drafting(profile, tiered, policy, num_draft_tokens, branches, acceptance)
-    if drafting.policy == CLASSIFIER:
-        _check_classifier(spec)
+    checked = checked or choice.checked()
+    spec, tiered, folders, prefixes = checked.spec, checked.tiered, checked.folders, checked.prefixes
+    loader, beside, drafting, profile = (
+        checked.loader,
+        checked.beside,
+        checked.drafting,
+        checked.loader.profile,
+    )
     kept = tuned.find(model, profile.name)
     files = loader.files(model, precision or kept.precision or profile.precision)
     notes: list[str] = []
@@ -174,6 +174,8 @@ def load(
         drafting=drafting, costs=loader.costs(target), exit_costs=loader.exit_costs(target),
         retrieval=retrieval, mtp=together.mtp,
     )  # fmt: skip
+    if tiered and not isinstance(prefix_cache, bool):
+        notes.append("the prefix cache is not used: tiered verification has none")
     engine, recorded = _engine(files, stepped, made, prefixes.of(target), tiered)
     return Pipeline(
         engine,
@@ -185,21 +187,6 @@ def load(
         on_close=prefixes.flush,
         lossy=tiered.gate.name if tiered else "",
     )
-
-
-def _drafting(
-    profile: Profile,
-    tiered: Tiered | None,
-    policy: str | None,
-    num_draft_tokens: int | None,
-    branches: tuple[int, ...],
-    acceptance: str,
-) -> Drafting:
-    """Return the user's choices, with the profile's or tiered verification's where there are none."""
-    if policy is None and num_draft_tokens is None:
-        num_draft_tokens = tiered.num_draft_tokens if tiered else profile.num_draft_tokens
-    default = tiered.policy if tiered else profile.policy
-    return Drafting(policy or default, num_draft_tokens, branches, acceptance)
 
 
 def _engine(
@@ -237,17 +224,3 @@ def _short_of_memory(target: Model) -> list[str]:
         f"there is memory for texts of {room:,} tokens; the model's context holds {limit:,}: free some, or "
         "allow more with --cache-memory"
     ]
-
-
-def _check_draft_device(spec: DraftSpec) -> None:
-    """Raise InvalidInput where no draft model is loaded on a device of its own."""
-    if not spec.models and not spec.auto:
-        raise InvalidInput("a draft device needs a draft model", "name one with --draft")
-
-
-def _check_classifier(spec: DraftSpec) -> None:
-    """Raise InvalidInput where no drafter can use the policy "classifier"."""
-    if not spec.models:
-        raise InvalidInput("the policy classifier needs a draft model", "name one with --draft")
-    if GRAFT in spec.kinds:
-        raise InvalidInput("the policy classifier does not support a graft", "choose another policy")

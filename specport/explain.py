@@ -102,13 +102,20 @@ def explain(metrics: Metrics) -> Explanation:
     plain = None if step is None else max(0, metrics.num_output_tokens - 1) * (step + loop)
     whole = metrics.ttft_s + metrics.decode_s
     parts = tuple(Part(name, s, s / whole if whole > 0 else 0.0) for name, s in _parts(metrics))
-    verdict = _unverified(metrics) if metrics.second_tokens else _verdict(metrics, drafters, plain)
+    if metrics.second_tokens:
+        verdict = _unverified(metrics)
+    elif metrics.denoised:
+        verdict = _denoised(metrics)
+    else:
+        verdict = _verdict(metrics, drafters, plain)
     return Explanation(parts, drafters, step, plain, metrics.decode_s, verdict, metrics.tiers)
 
 
 def plain_step(metrics: Metrics) -> float | None:
     """Return the seconds of a step of one token in this answer, or None where nothing tells."""
     drafting, tiers = metrics.drafting, metrics.tiers
+    if metrics.denoised:
+        return None
     if tiers is not None:
         return tiers.full_s / tiers.full_calls if tiers.full_calls else None
     if drafting.rounds:
@@ -164,6 +171,16 @@ def _unverified(metrics: Metrics) -> str:
     return (
         f"Lossy ({metrics.lossy}): {metrics.num_accepted_tokens} of {metrics.num_drafts} second tokens were "
         "kept, and nothing verified them: the text is not the unmodified model's."
+    )
+
+
+def _denoised(metrics: Metrics) -> str:
+    wrote = f"{metrics.num_steps} steps of the diffusion model wrote {metrics.num_output_tokens} tokens"
+    if not metrics.num_drafts:
+        return f"Nothing was drafted: {wrote}."
+    return (
+        f"{metrics.num_accepted_tokens} of {metrics.num_draft_tokens} draft tokens were accepted, and {wrote}"
+        "; what it takes alone is not known here: compare with --draft none."
     )
 
 

@@ -76,7 +76,7 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     config = model.config.get_text_config(decoder=True)
     limit = settings.context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
-    install_pairs(model, options.pairs)  # the module embeds single tokens
+    install_pairs(model, options.pairs, profile.device)  # the module embeds single tokens
     weights.place(model, files.name, place.device)
     slim = Slim.of(model, files.name, options, place, settings.budget(place.free, options))
     # All schemes are tried on the same cache and runner, so that they share captured graphs.

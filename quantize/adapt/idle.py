@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import psutil
@@ -105,11 +105,23 @@ class Pace:
         self._resumed = now
 
 
-def lower_priority() -> None:
-    """Let other programs go first from now on, for this process and those that it starts."""
+@contextmanager
+def low_priority() -> Iterator[None]:
+    """Let other programs go first meanwhile, for this process and those that it starts.
+
+    Where the system lets only administrators raise a priority again (Linux, macOS), it stays low for others.
+    """
     process = psutil.Process()
+    before = None
     with suppress(psutil.Error, OSError, AttributeError):
+        before = process.nice()
         if os.name == "nt":
             process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
-        elif process.nice() < NICENESS:
+        elif before < NICENESS:
             process.nice(NICENESS)
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(psutil.Error, OSError, AttributeError):
+                process.nice(before)

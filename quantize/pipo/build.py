@@ -10,7 +10,7 @@ from typing import Any
 
 from specport.quantize.pipo import about
 from specport.quantize.pipo.about import About
-from specport.quantize.pipo.recipe import Recipe
+from specport.quantize.pipo.recipe import Recipe, check_decoder
 from specport.quantize.train.own_text import Settings, Training
 
 from specport.jobs import worker
@@ -26,7 +26,7 @@ def build(
 
     settings: as of `Settings`. Raises SpecportError; finished stages are kept.
     """
-    training = Training.of(target, out, Settings(**settings), progress)
+    training = Training.of(target, out, Settings(**settings), progress, check=check_decoder)
     training.run(
         "pipo", TRAIN, recipe, about.write, {"source": training.files.name}, written=0.3,
         arguments={"name": training.files.name, "ends": sorted(training.tokenizer.eos_ids)},

@@ -7,7 +7,8 @@ With pairs i, first tokens x_2i, second ones x_2i+1 or PAD, and the decoder's em
     c_i = sigmoid(confidence [h_i; s_i])                   inputs detached
 
 The layer is a copy of the decoder's last one and is trained whole: small models bring no such module of their
-own. Embeddings and head are the decoder's and stay frozen. Source: arXiv 2605.27255.
+own. `start` gives it its first weights. Embeddings and head are the decoder's and stay frozen. Source: arXiv
+2605.27255.
 """
 
 from __future__ import annotations
@@ -20,17 +21,13 @@ import numpy as np
 import torch
 from specport.backends.torch.pipo.embedding import Compressor
 from specport.quantize.pipo import lora
-from specport.quantize.pipo.recipe import MODELS, Recipe
+from specport.quantize.pipo.recipe import Recipe, check_decoder
 from torch.nn import functional
 
-from specport.errors import ModelError
 from specport.models.kinds.pipo import EPSILON, PairWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-_QUIET = 0.1  # factor on what the module's layer adds at first
 
 
 class Norm(torch.nn.Module):  # type: ignore[misc]
@@ -80,30 +77,19 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, model: Any, recipe: Recipe) -> None:
         super().__init__()
         config = model.config
-        if config.model_type not in MODELS or getattr(config, "use_sliding_window", False):
-            known = ", ".join(MODELS)
-            raise ModelError(f"{config.model_type} cannot be trained to read pairs", f"choose one of {known}")
+        check_decoder(config.to_dict())
         torch.manual_seed(recipe.seed)
         self.model, width = model, config.hidden_size
         self.width, self.vocab = width, model.get_input_embeddings().weight.shape[0]
         epsilon = config.rms_norm_eps
         self.compressor = Compressor(width)
         self.fc = torch.nn.Linear(2 * width, width, bias=False)
-        with torch.no_grad():
-            self.fc.weight.copy_(0.5 * torch.cat([torch.eye(width), torch.eye(width)], dim=1))
         self.token_norm, self.state_norm = Norm(width, epsilon), Norm(width, epsilon)
         self.layer = copy.deepcopy(model.model.layers[-1])
         for module in self.layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = 0
         self.norm = Norm(width, epsilon)
-        with torch.no_grad():
-            # What the layer reads has unit size and not that of the residual stream; what the head reads has
-            # the last norm's size.
-            for name, weight in self.layer.named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    weight.mul_(_QUIET)
-            self.norm.weight.fill_(float(model.model.norm.weight.square().mean().sqrt()))
         self.confidence = Confidence(width)
         model.requires_grad_(False)
         lora.add(model.model.layers, recipe.rank, recipe.alpha, recipe.dropout)

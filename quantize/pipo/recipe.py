@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, ModelError
 
 MODELS = ("llama", "qwen2", "qwen3")  # kinds of decoders that can be trained
 _MORE = 4  # a step of on-policy distillation has so many times the texts: answers are written side by side
+
+
+def check_decoder(config: Mapping[str, Any]) -> None:
+    """Raise ModelError for the configuration of a decoder that cannot be trained."""
+    kind = config.get("model_type")
+    if kind not in MODELS or config.get("use_sliding_window"):
+        raise ModelError(f"{kind} cannot be trained to read pairs", f"choose one of {', '.join(MODELS)}")
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,13 @@ class Examined:
     """Hold how a pair model does on held-out text of the original, without PAD in the answers.
 
     first, second: share of the text's tokens that are likeliest, by their place in a pair.
-    loss_first, loss_second: cross-entropy, nats a token.
+    loss_first, loss_second: cross-entropy, nats a token; None where training diverged.
     kept:      share of second tokens with a confidence of 0.95 or more. right: share of those that are right.
     """
 
     first: float
     second: float
-    loss_first: float
-    loss_second: float
+    loss_first: float | None
+    loss_second: float | None
     kept: float
     right: float

@@ -17,7 +17,7 @@ from specport.quantize.pipo import pairing
 from specport.quantize.pipo.network import PairNetwork
 from specport.quantize.pipo.recipe import Examined, Recipe
 from specport.quantize.text.dialogues import Dialogue
-from specport.quantize.train import batches
+from specport.quantize.train import batches, trainer
 from torch.nn import functional
 
 from specport.models.kinds.pipo import THRESHOLD
@@ -91,4 +91,4 @@ def examine(network: PairNetwork, texts: Sequence[Dialogue], batch_tokens: int, 
     share, loss = (hits / counts.clamp(min=1)).tolist(), (losses / counts.clamp(min=1)).tolist()
     total = max(1, int(counts[1]))
     found = Examined(share[0], share[1], loss[0], loss[1], kept / total, right / max(1, kept))
-    return {name: round(value, 4) for name, value in asdict(found).items()}
+    return {name: trainer.finite(value, 4) for name, value in asdict(found).items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from specport.quantize.convert import export
+from specport.quantize.pipo import start
 from specport.quantize.pipo.export import write_folder
 from specport.quantize.pipo.network import PairNetwork
 from specport.quantize.pipo.on_policy import OnPolicy
@@ -87,10 +88,10 @@ def train(
 
     facts = asdict(recipe)
     later = {key: facts.pop(key) for key in [*facts] if key.startswith(("distil", "rollout"))}
-    identity = trainer.identity(texts, network, b"pipo", json.dumps(facts, sort_keys=True).encode())
+    identity = trainer.identity(texts, network, b"pipo, fitted", json.dumps(facts, sort_keys=True).encode())
     run, writes = trainer.train(
         Supervised(network, recipe), texts, Pace.supervised(recipe), identity, work / SUPERVISED, measured,
-        "training on text", supervised,
+        "training on text", supervised, lambda: start.fit(network, texts, recipe.seed),
     )  # fmt: skip
     found: dict[str, Any] = {
         "before": run.before, "after": run.after, "tokens_read": run.num_tokens,

@@ -13,11 +13,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from specport.quantize.convert.from_gguf import config as gguf_config
 from specport.quantize.text import training_text
 from specport.quantize.text.on_ray import writer_on
 
 from specport.errors import InvalidInput
 from specport.jobs import ray_cluster, workdir, worker
+from specport.models.gguf import split as gguf_split
+from specport.models.json_file import text_config
 from specport.models.source import ModelFiles, original
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
@@ -65,11 +68,17 @@ class Training:
 
     @staticmethod
     def of(
-        target: str | None, out: Path, settings: Settings, progress: Progress, start: str | None = None
+        target: str | None,
+        out: Path,
+        settings: Settings,
+        progress: Progress,
+        start: str | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Training:
         """Check all arguments, and convert the target where needed. Raises SpecportError.
 
         start: what the training begins with; None = the target.
+        check: raises SpecportError for the configuration of a model that cannot be trained.
         """
         workdir.check_new(out)
         if settings.cluster is not None:
@@ -78,6 +87,8 @@ class Training:
             raise InvalidInput("tokens and processes must be 1 or more")
         # An error for lack of trainable weights comes before anything slow.
         source = original(start or target)
+        if check is not None:
+            check(config_of(source))
         loader = Loader.on(
             settings.device, settings.threads, None, settings.trust_remote_code, part(progress, 0.0, 0.05)
         )
@@ -150,3 +161,10 @@ class Training:
         return training_text.write(
             self.loader, files, self.tokenizer, settings.tokens, seed, settings.prompts, progress, elsewhere
         )
+
+
+def config_of(source: Path) -> Mapping[str, Any]:
+    """Return the config.json of a folder, or as a GGUF file implies. Raises ModelError."""
+    if source.is_file():
+        return gguf_config.entries(gguf_split.read(source))
+    return text_config(source)

@@ -56,6 +56,7 @@ def train(
     examine: Callable[[Any, Any], Any],
     stage: str,
     progress: Progress,
+    start: Callable[[], None] | None = None,
 ) -> tuple[Run, bool]:
     """Train in place. Return the run, and whether this process (of several) writes the model.
 
@@ -66,6 +67,7 @@ def train(
     examine:  called with student and device before the first step and after the last; returns plain data,
               kept as `Run.before` and `Run.after`.
     stage:    the name for the progress bar.
+    start:    called before that: gives the parameters their first values. A run that is resumed has its own.
     Raises ModelError when a checkpoint cannot be read or written.
     """
     from accelerate import Accelerator
@@ -78,6 +80,9 @@ def train(
     plan = [*batches.plan(texts, pace.epochs, pace.batch_tokens, pace.seed, accelerator.num_processes)]
     run = Run(identity, path, trained, optimizer)
     if not run.load():
+        if start is not None:
+            progress("fitting the start", 0.0)
+            start()
         run.before = examine(student, accelerator.device)
     saved = time.monotonic()
     try:
@@ -202,12 +207,16 @@ def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None
 
 
 def sample_of(losses: Sequence[float]) -> list[float | None]:
-    """Return about 50 of the steps' losses, evenly spread, for a record; None where training diverged.
+    """Return about 50 of the steps' losses, evenly spread, for a record; None where training diverged."""
+    return [finite(loss, 3) for loss in losses[:: max(1, len(losses) // 50)]]
+
+
+def finite(value: float, digits: int) -> float | None:
+    """Return a rounded number for a record; None for what is none.
 
     A record is JSON, which has no infinite numbers and no NaN.
     """
-    chosen = losses[:: max(1, len(losses) // 50)]
-    return [round(loss, 3) if math.isfinite(loss) else None for loss in chosen]
+    return round(float(value), digits) if math.isfinite(value) else None
 
 
 def identity(texts: Sequence[Dialogue], student: Any, *facts: bytes) -> str:

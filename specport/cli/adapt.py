@@ -73,12 +73,11 @@ def run(args: argparse.Namespace) -> int:
     if args.undo:
         return _undo(args, draft)
     from specport.quantize.adapt.adapt import BUDGET_S, adapt
-    from specport.quantize.adapt.idle import Pace, lower_priority
+    from specport.quantize.adapt.idle import Pace, low_priority
 
-    lower_priority()
     given = options.given(args, ADAPT_OPTIONS)
     pace = Pace(given.get("budget_s", BUDGET_S), idle=args.idle)
-    with terminal.progress(args.quiet) as progress:
+    with low_priority(), terminal.progress(args.quiet) as progress:
         result = adapt(draft, progress=progress, pace=pace, **given)
     if args.as_json:
         terminal.write(json.dumps(result.as_dict()) + "\n")

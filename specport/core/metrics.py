@@ -55,6 +55,7 @@ class Metrics:
     verify_s: float = 0.0  # in the target's inference call, after the prompt
     drafting: DraftingCounts = field(default_factory=DraftingCounts)  # by drafter
     lossy: str = ""  # the method, where the text is not the unmodified model's
+    denoised: bool = False  # by a diffusion model: no step is one of plain decoding
     tiers: TierCounts | None = None  # of tiered verification, which is lossy; None = the target verifies all
 
     def record(self, outcome: Outcome, tiers: TierCounts | None = None) -> StepCounts:

@@ -162,6 +162,7 @@ class DiffusionEngine(Rounds):
         """Append the tokens of a round to their text, and count them."""
         name = self.policy.name if self.policy is not None else ""
         metrics = generation.metrics
+        metrics.denoised = True
         tree = TokenTree.chain(written.drafted, source=name)
         path = tuple(range(written.accepted if written.drafted else 0))
         seconds = 0.0

@@ -68,6 +68,18 @@ class Precision:
 
 
 @cache
+def stored(text: str, weights: str) -> Precision:
+    """Return the parsed precision of weights that a device loads as "ir" or "huggingface" files.
+
+    Raises InvalidInput, also for one that such files cannot have.
+    """
+    wanted = parse(text)
+    if wanted.base not in STORED[weights]:
+        kinds = ", ".join(STORED[weights])
+        raise InvalidInput(f"this device does not run {wanted} weights", f"choose one of {kinds}")
+    return wanted
+
+
 def parse(text: str) -> Precision:
     """Return the parsed precision. Raises InvalidInput."""
     base, colon, rest = text.partition(":")

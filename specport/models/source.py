@@ -117,10 +117,7 @@ def resolve_with(
                None = a model of either kind.
     Raises ModelError or InvalidInput with the next step.
     """
-    wanted = precisions.parse(precision)
-    if wanted.base not in precisions.STORED[weights]:
-        kinds = ", ".join(precisions.STORED[weights])
-        raise InvalidInput(f"this device does not run {wanted} weights", f"choose one of {kinds}")
+    wanted = precisions.stored(precision, weights)
     options = _Options(convert, str(wanted), progress, trust_remote_code, verbose, weights, speech)
     if speech and (spec is None or spec == "default"):
         raise InvalidInput("no speech model is named", "give a folder of Whisper, or a hub id")

@@ -36,8 +36,7 @@ def load(
     model:     folder that `specport quantize pipo` wrote.
     pair_threshold: confidence from which a second token is kept, 0 to 1; above 1 none is, so that each step
                writes one token. None = what the folder says.
-    exact:     texts do not depend on what is computed beside them, while memory suffices for all: what has
-               to be read again is read in other pairs. They are still not the original's.
+    exact:     texts do not depend on what is computed beside them. They are still not the original's.
     Other arguments as for `specport.load`. Raises SpecportError with the next step.
     """
     folder = expanded(model)

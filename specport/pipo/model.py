@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,7 +28,7 @@ from specport.core.ports import (
     Row,
     StepOutput,
 )
-from specport.models.kinds.pipo import Pairs
+from specport.models.kinds.pipo import Pairs, widths_of
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,31 @@ class PairSequence(CachedSequence):
     state: Array | None = None
     entered: bool = True
     paired: bool = True
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Hold what a step reads of one sequence.
+
+    tokens: the next ones. ends: whether logits are wanted behind them.
+    widths: tokens of each of their pairs; None = two, and an odd last token stands with PAD.
+    """
+
+    handle: PairSequence
+    tokens: list[int]
+    ends: bool
+    widths: list[int] | None = None
+
+    @property
+    def pairs(self) -> list[int]:
+        return widths_of(len(self.tokens)) if self.widths is None else self.widths
+
+    @property
+    def firsts(self) -> list[int]:
+        """Return the first token of each pair."""
+        return [
+            self.tokens[end - width] for width, end in zip(self.pairs, accumulate(self.pairs), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -121,15 +147,15 @@ class PairModel(CheckedModel[PairSequence]):
         handle.state, handle.entered = None, True
         handle.settle(sum(handle.widths))
 
-    def read(self, rows: Sequence[tuple[PairSequence, list[int], bool]]) -> list[Array | Refusal | None]:
-        """Read tokens, in pairs, an odd last one with PAD. Return for each row what may follow.
+    def read(self, rows: Sequence[PairRow]) -> list[Array | Refusal | None]:
+        """Read tokens in pairs. Return for each row what may follow.
 
-        rows: sequence, its next tokens, and whether logits are wanted: the [vocab] logits behind the last
-              pair, else None, valid until the next call. A refused row leaves its sequence as it was.
+        That is the [vocab] logits behind the last pair where they are wanted, else None, valid until the next
+        call. A refused row leaves its sequence as it was.
         """
         found: list[Array | Refusal | None] = []
-        for handle, tokens, _ in rows:
-            found.append("context" if handle.length + len(tokens) > self.max_context else None)
+        for row in rows:
+            found.append("context" if row.handle.length + len(row.tokens) > self.max_context else None)
         fitting = [i for i, refused in enumerate(found) if refused is None]
         self.seconds = 0.0
         if fitting:
@@ -137,28 +163,28 @@ class PairModel(CheckedModel[PairSequence]):
                 found[i] = answer
         return found
 
-    def _read(self, rows: Sequence[tuple[PairSequence, list[int], bool]]) -> list[Array | Refusal | None]:
+    def _read(self, rows: Sequence[PairRow]) -> list[Array | Refusal | None]:
         """Do as `read`, for rows that fit the context."""
-        ids = [self.pairs.ids(tokens) for _, tokens, _ in rows]
+        ids = [self.pairs.ids(row.tokens, row.pairs) for row in rows]
         hidden = "all" if self._uses_module else "none"
         output = self._body.step(
             [
-                Row(h.body, Block.chain(row), logits="last" if ends else "none", hidden=hidden)  # type: ignore[arg-type]
-                for (h, _, ends), row in zip(rows, ids, strict=True)
+                Row(row.handle.body, Block.chain(own), logits="last" if row.ends else "none", hidden=hidden)  # type: ignore[arg-type]
+                for row, own in zip(rows, ids, strict=True)
             ]
         )
         self.seconds = output.seconds
         found: list[Array | Refusal | None] = []
-        for i, (handle, tokens, ends) in enumerate(rows):
+        for i, row in enumerate(rows):
             if i in output.refused:
                 found.append(output.refused[i])
                 continue
-            self._body.commit(handle.body, range(len(ids[i])))
+            self._body.commit(row.handle.body, range(len(ids[i])))
             if self._uses_module:
-                self._enter(handle, tokens[::2], output.hidden_of(i)[HEAD_INPUT])
-            handle.widths += [2] * (len(tokens) // 2) + [1] * (len(tokens) % 2)
-            handle.settle(handle.length + len(tokens))
-            found.append(output.logits_of(i)[-1, :] if ends else None)
+                self._enter(row.handle, row.firsts, output.hidden_of(i)[HEAD_INPUT])
+            row.handle.widths += row.pairs
+            row.handle.settle(row.handle.length + len(row.tokens))
+            found.append(output.logits_of(i)[-1, :] if row.ends else None)
         return found
 
     def _enter(self, handle: PairSequence, firsts: list[int], states: Array) -> None:

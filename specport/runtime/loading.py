@@ -12,10 +12,10 @@ from specport.core.ports import HEAD_INPUT
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput, ModelError
+from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.kinds.diffusion import find_facts
 from specport.models.kinds.pipo import Pairs
-from specport.models.precision import parse as parse_precision
 from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles
 from specport.outside.places import expanded
@@ -292,7 +292,7 @@ class Loader:
 
     def check_precision(self, precision: str) -> None:
         """Raise InvalidInput for a weight format that this device cannot run."""
-        if self.profile.symmetric and not parse_precision(precision).symmetric:
+        if not precisions.stored(precision, self.backend.weights).symmetric and self.profile.symmetric:
             raise InvalidInput(
                 f"{self.profile.name} runs symmetric weights only, not {precision}",
                 f"add the option sym, as in {self.profile.precision}",

@@ -158,7 +158,10 @@ class _Api:
 
         def prepare() -> tuple[Asked, list[Choice]]:
             asked = read(parse(data, service.limits.max_depth))
-            return asked, service.choices(asked.requests, asked.max_draft_tokens)
+            try:
+                return asked, service.choices(asked.requests, asked.max_draft_tokens)
+            except InvalidInput as error:  # a model may be unable to follow some fields
+                raise from_input(error) from error
 
         asked, choices = await service.prepared(prepare)
         answer = service.answer(request.scope[CLIENT], choices)

@@ -8,7 +8,7 @@ answers is computed exactly from both distributions (`specport.quantize.mtp.acce
 sampling (the head's tokens are drawn) and target-only acceptance (its likeliest tokens). With --run N, N of
 the prompts are also answered with each head on the device, in turns, and accepted tokens and times are
 counted. The first head is what the others are compared with. DIR gets report.json and acceptance.svg; a
-stopped run goes on.
+stopped run goes on, and one for another model is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from resumed import claim, digest
 from specport.backends.openvino.tables import read_tables
 from specport.quantize.mtp import acceptance
 from specport.quantize.mtp.request import Recipe
@@ -40,6 +42,7 @@ from specport.core.sequence import Generation
 from specport.core.tree import TokenTree
 from specport.drafters.model.mtp import MtpDrafter
 from specport.drafters.spec import parse
+from specport.errors import SpecportError
 from specport.models import bundle
 from specport.runtime.loading import Loader
 from specport.runtime.mtp import head_of, module_of
@@ -168,6 +171,11 @@ def main() -> None:
     loader = Loader.on(args.device)
     files = loader.files(args.model, loader.profile.precision)
     tokenizer = load_tokenizer(files.folder)
+    claim(
+        args.out,
+        {"target": files.fingerprint, "precision": files.precision, "device": loader.profile.name,
+         "prompts": asked, "tokens": args.tokens},
+    )  # fmt: skip
     texts = answers(loader, files, tokenizer, asked, args.out, args.tokens)
     table, rows = read_tables(files.folder, None)
     measured, found = {}, {}
@@ -202,7 +210,8 @@ def main() -> None:
             },
         }
         if args.run:
-            kept = args.out / f"run-{name}.json"
+            key = f"{digest(Path(folder).rglob('*.safetensors'))}-{args.depth}-{args.run}"
+            kept = args.out / f"run-{name}-{key}.json"
             if not kept.is_file():
                 some = asked[:: max(1, len(asked) // args.run)][: args.run]
                 kept.write_text(
@@ -234,4 +243,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SpecportError as error:
+        sys.exit(f"error: {error}")

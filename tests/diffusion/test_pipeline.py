@@ -16,6 +16,7 @@ from specport.diffusion.decoding import Native, SimSD
 from specport.diffusion.engine import DiffusionEngine
 from specport.diffusion.options import DiffusionOptions
 from specport.errors import ContextFull, DeviceError, InvalidInput
+from specport.explain import explain
 from specport.options import GenerationOptions
 from specport.pipeline import Pipeline
 from specport.text.grammar.grammar import Grammar
@@ -69,6 +70,14 @@ def test_a_stream(draft: bool) -> None:
         assert metrics.num_steps >= 30 and metrics.num_drafts == 0
     assert opened(loaded) == 0
     assert loaded.draft_name == ("small" if draft else "none")
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_an_explanation_speaks_of_denoising(draft: bool) -> None:
+    """No step of it is one of plain decoding, so that nothing is compared with that, nor to be calibrated."""
+    found = explain(pipeline(draft).generate(PROMPT, max_new_tokens=30).metrics)
+    assert found.plain_s is None and "steps of the diffusion model wrote 30 tokens" in found.verdict
+    assert "calibrate" not in found.verdict and ("--draft none" in found.verdict) == draft
 
 
 def test_stop_strings_and_end_tokens() -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from specport.errors import InvalidInput, ModelError  # noqa: E402
 from specport.pipeline import Pipeline  # noqa: E402
 from specport.pipo.decoding import METHOD, PairDecoding  # noqa: E402
 from specport.pipo.load import load  # noqa: E402
-from specport.pipo.model import PairModel  # noqa: E402
+from specport.pipo.model import PairModel, PairRow  # noqa: E402
 
 BOTH = ("torch-cpu", "xeon")
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 60)]
@@ -88,7 +89,7 @@ def check_steps(pipeline: Pipeline, network: Any, text: list[int], reads: list[i
     seen = []
     for count in reads:
         at = sum(widths)
-        (logits,) = model.read([(handle, text[at : at + count], True)])  # type: ignore[attr-defined]
+        (logits,) = model.read([PairRow(handle, text[at : at + count], True)])  # type: ignore[attr-defined]
         widths += [2] * (count // 2) + [1] * (count % 2)
         logits = np.array(logits)
         second = model.second(handle, text[sum(widths)])  # type: ignore[attr-defined]
@@ -155,7 +156,7 @@ def test_a_text_is_the_greedy_choice_of_training(pipelines: Any, network: Any) -
 def test_the_cache_is_half_as_long(pipelines: Any) -> None:
     model = pipelines["torch-cpu", 0.5].engine.model
     handle = model.open(41)
-    model.read([(handle, IDS[:41], True)])
+    model.read([PairRow(handle, IDS[:41], True)])
     assert (handle.length, handle.body.length, handle.module.length) == (41, 21, 20)
     model.truncate(handle, 30)
     assert handle.length == 28 and handle.body.length == handle.module.length == 14
@@ -199,6 +200,31 @@ def test_several_texts_at_once_are_those_written_alone(pipelines: Any) -> None:
         for _ in pipeline.engine.run(together):
             pass
         assert [output(generation) for generation in together] == alone
+
+
+@pytest.mark.parametrize("length", [3, 60])
+def test_a_preempted_text_is_the_one_it_would_have_been(
+    length: int, pipelines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again in the pairs in which it was written, also where that takes several rounds."""
+    monkeypatch.setattr("specport.core.scheduler.PREFILL_CHUNK", 7)
+    pipeline, prompt = pipelines["torch-cpu", 0.5], IDS[:length]
+    alone = output(written(pipeline, prompt))
+    for every in (1, 2, 5):
+        again, rounds = Generation([*prompt], GREEDY, 24), 0
+        pipeline.engine.add(again)
+        while not again.ended:
+            pipeline.engine.step()
+            rounds += 1
+            if rounds % every == 0 and again.num_output_tokens in range(1 + every, 18):
+                before, count = again.metrics.num_preemptions, again.num_output_tokens
+                pipeline.engine._scheduler.restart()
+                assert again.metrics.num_preemptions == before + 1
+                while again.num_output_tokens == count and not again.ended:
+                    pipeline.engine.step()
+        pipeline.engine.tidy()
+        assert again.metrics.num_preemptions > 0
+        assert output(again) == alone
 
 
 def test_seeds(pipelines: Any) -> None:
@@ -308,3 +334,17 @@ def test_a_decoder_of_another_size_is_refused(folder: Path, tmp_path: Path) -> N
     )
     with pytest.raises(ModelError, match="decoder has"):
         load(str(tmp_path / "pipo"), device="torch-cpu", precision="fp32")
+
+
+def test_ids_of_pairs_fit_the_device(network: Any) -> None:
+    """On Gaudi (emulated), whose graphs have ids of 32 bits, a large vocabulary is refused."""
+    from specport.backends.torch.pipo.embedding import install_pairs
+
+    from specport.models.kinds.pipo import PairConfig, Pairs
+
+    table = torch.nn.Embedding(64, 8)
+    weights = network.pair_weights()
+    for vocab, words in ((49152, "do not fit the ids of hpu"), (64 + 1, "has 64 tokens")):
+        model = SimpleNamespace(get_input_embeddings=lambda: table)
+        with pytest.raises(ModelError, match=words):
+            install_pairs(model, Pairs(PairConfig(8, vocab), weights), "hpu")

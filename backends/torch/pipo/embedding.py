@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_NARROW = ("hpu",)  # devices whose graphs turn int64 into int32
+
+
 class Compressor(torch.nn.Module):  # type: ignore[misc]
     """Fold the embeddings of two tokens into one: their sum, and a residual that is 0 at first.
 
@@ -64,13 +67,19 @@ class PairEmbedding(torch.nn.Module):  # type: ignore[misc]
         return found
 
 
-def install_pairs(model: Any, pairs: Pairs | None) -> None:
-    """Let a transformers decoder read pairs; None = it reads tokens.
+def install_pairs(model: Any, pairs: Pairs | None, device: str) -> None:
+    """Let a transformers decoder read pairs; None = it reads tokens. device: where it will run.
 
-    Raises ModelError where it is of another width or vocabulary.
+    Raises ModelError where it is of another width or vocabulary, or the device computes with ids of 32 bits
+    (Gaudi) in which those of pairs do not fit.
     """
     if pairs is None:
         return
+    if device in _NARROW and pairs.stride**2 > 1 << 31:
+        raise ModelError(
+            f"pairs of {pairs.config.vocab:,} tokens do not fit the ids of {device}, which have 32 bits",
+            "choose another --device",
+        )
     table = model.get_input_embeddings()
     rows, width = table.weight.shape
     if (rows, width) != (pairs.config.vocab, pairs.config.width):

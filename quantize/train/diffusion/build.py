@@ -5,16 +5,18 @@ It learns from text that a target writes (`own_text.py`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from specport.quantize.train.diffusion import about
 from specport.quantize.train.diffusion.about import About
-from specport.quantize.train.diffusion.recipe import Recipe
+from specport.quantize.train.diffusion.recipe import BLOCK, Recipe
 from specport.quantize.train.own_text import Settings, Training
 
 from specport.errors import ModelError
 from specport.jobs import worker
+from specport.models.kinds.diffusion import find_facts
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.text.tokenizer import load_tokenizer
@@ -47,11 +49,17 @@ def build(
             raise ModelError(f"{start} has another tokenizer than the target: {mismatch}")
     names = {"target": files.name, "start": files.name if start is None else name_of(start, source)}
     training.run(
-        "diffusion", MAKE, recipe, about.write, names,
+        "diffusion", MAKE, with_block(recipe, source), about.write, names,
         request={"start": str(source), "layers": layers},
         arguments={"layers": layers, "vocab": tokenizer.vocab_size, "ends": [*tokenizer.eos_ids]},
     )  # fmt: skip
     return about.read(out)
+
+
+def with_block(recipe: Recipe, source: Path) -> Recipe:
+    """Return a recipe that says how long a block is. source: what the training begins with."""
+    facts = find_facts(source) if source.is_dir() else None
+    return replace(recipe, block=recipe.block or (facts.block_length if facts else BLOCK))
 
 
 def name_of(given: str, source: Path) -> str:

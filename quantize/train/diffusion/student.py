@@ -107,16 +107,17 @@ def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any
                 answers, count = packed.answers[where], packed.counts[where].cpu().numpy()
                 loss = torch.nn.functional.cross_entropy(logits, answers, reduction="none").cpu().numpy()
                 hit = (logits.argmax(dim=1) == answers).cpu().numpy()
+                weights, real = packed.weights[where].cpu().numpy(), packed.real[where].cpu().numpy()
                 for sums, values in ((hits, hit), (losses, loss), (counts, np.ones(len(count)))):
-                    np.add.at(sums, count, values)
-                share = packed.weights[where].cpu().numpy()
-                weighted, weight = weighted + float((share * loss).sum()), weight + float(share.sum())
+                    np.add.at(sums, count[real], values[real])
+                # What stands behind the end is easy. It counts as loss, not as a token: a bound stays one.
+                weighted, weight = weighted + float(weights @ loss), weight + float(weights[real].sum())
     student.train()
     there = np.maximum(counts[1:], 1)
     return {
         "accuracy": [round(float(x), 4) for x in hits[1:] / there],
-        "loss": [round(float(x), 4) for x in losses[1:] / there],
-        "perplexity": round(math.exp(min(weighted / weight, 50.0)), 3),
+        "loss": [trainer.finite(x, 4) for x in losses[1:] / there],
+        "perplexity": trainer.finite(np.exp(np.minimum(weighted / weight, 50.0)), 3),
     }
 
 

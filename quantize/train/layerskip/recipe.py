@@ -86,8 +86,8 @@ class Sweep:
     """Measurements of every exit on text that the target wrote before training.
 
     agreement:  after 1, 2, ... L layers: the share of the text's tokens that the exit proposes.
-    perplexity: of the whole model.
+    perplexity: of the whole model; None where training diverged.
     """
 
     agreement: tuple[float, ...]
-    perplexity: float
+    perplexity: float | None

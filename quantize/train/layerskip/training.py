@@ -114,7 +114,8 @@ def sweep(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device: An
             loss += float(torch.nn.functional.cross_entropy(logits, batch["answer"], reduction="sum"))
             count += len(batch["answer"])
     student.train()
-    return Sweep(tuple(round(float(share), 4) for share in hits / count), round(math.exp(loss / count), 3))
+    perplexity = trainer.finite(math.exp(min(loss / count, 700.0)), 3)
+    return Sweep(tuple(round(float(share), 4) for share in hits / count), perplexity)
 
 
 @dataclass(frozen=True)

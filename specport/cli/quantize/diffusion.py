@@ -49,7 +49,12 @@ def add_parser(actions: options.Subparsers) -> None:
     )  # fmt: skip
     training = parser.add_argument_group("training")
     add = training.add_argument
-    add("--block", type=int, metavar="N", help="tokens that are denoised together (default: 4)")
+    add(
+        "--block",
+        type=int,
+        metavar="N",
+        help="tokens that are denoised together (default: those of --from, or 4)",
+    )
     add("--layers", type=int, metavar="N", help="decoder layers to keep (default: all)")
     add("--epochs", type=float, metavar="X", help="training passes over each text (default: 2.0)")
     add("--learning-rate", type=float, metavar="X", help="default: 3e-4")
@@ -78,8 +83,9 @@ def show(about: About, as_json: bool) -> None:
         f"{about.seconds / 3600:.2f} h\n"
     )
     say(
-        f"perplexity of {about.target}'s text, at most: {about.before.perplexity:.1f} to "
-        f"{about.after.perplexity:.1f}; under {about.target}: {about.target_perplexity:.2f}\n\n"
+        f"perplexity of {about.target}'s text, at most: {trainings.number(about.before.perplexity, 1)} to "
+        f"{trainings.number(about.after.perplexity, 1)}; under {about.target}: "
+        f"{about.target_perplexity:.2f}\n\n"
     )
     say(f"{'masks':>7}{'before':>9}{'after':>9}\n")
     shares = zip(about.before.accuracy, about.after.accuracy, strict=True)

@@ -70,7 +70,10 @@ def show(about: About, as_json: bool) -> None:
         return
     say = terminal.write
     say(f"{about.source}, trained on {about.tokens_read} tokens in {about.seconds:.0f} s\n")
-    say(f"perplexity on its own text: {about.before.perplexity:.3f} to {about.after.perplexity:.3f}\n\n")
+    say(
+        f"perplexity on its own text: {trainings.number(about.before.perplexity, 3)} to "
+        f"{trainings.number(about.after.perplexity, 3)}\n\n"
+    )
     say(f"{'exit':>7}{'before':>9}{'after':>9}\n")
     shares = zip(about.before.agreement, about.after.agreement, strict=True)
     for layer, (before, after) in enumerate(shares, start=1):

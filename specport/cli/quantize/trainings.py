@@ -117,3 +117,8 @@ def train_head(
     slow = "it is slower than plain decoding here, so --draft auto does not use it"
     terminal.say(f"written: {args.out}; {used if built.pays else slow}")
     return 0
+
+
+def number(value: float | None, digits: int) -> str:
+    """Return a measured number for a table; None where training diverged."""
+    return "none (it diverged)" if value is None else f"{value:.{digits}f}"

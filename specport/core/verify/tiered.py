@@ -34,7 +34,6 @@ from specport.core.verify.tiered_model import TieredHandle, TieredModel
 from specport.core.verify.verifier import Verification, VerifyRequest
 
 _MOST = 512  # tokens that the target reads at once to catch up
-TARGET_TIER, SLIM_TIER = 0, 1
 
 
 @dataclass
@@ -216,8 +215,7 @@ class TieredVerifier:
         # The last token of a text is never read: it is the root of the next round.
         kept = path[: len(tokens) - 1] if tokens else path
         self._model.thin.commit(turn.handle.slim, [*range(request.count), *(node + 1 for node in kept)])
-        tier = TARGET_TIER if turn.escalated else SLIM_TIER
-        return Verification(tuple(path), tuple(tokens), tier=tier, tiers=counts, top=turn.top)
+        return Verification(tuple(path), tuple(tokens), tiers=counts, top=turn.top)
 
 
 def _slim_row(request: VerifyRequest) -> Row:

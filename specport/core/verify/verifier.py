@@ -64,7 +64,6 @@ class Verification:
     path:     accepted nodes of the tree, from the root's child down.
     tokens:   tokens to append to the text: the path's tokens, then the correction or bonus token; () where
               the row ended inside a prompt.
-    tier:     the model that verified the tokens; 0 = the target itself.
     logprobs: [tokens] under the target's raw logits, before processors and temperature; () where not asked
               for.
     top, hidden: as in `Outcome`; for a prompt, hidden states of the tokens that were read.
@@ -72,7 +71,6 @@ class Verification:
 
     path: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
-    tier: int = 0
     tiers: TierCounts | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     top: NDArray[np.int64] | None = field(default=None, compare=False)

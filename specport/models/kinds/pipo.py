@@ -13,7 +13,7 @@ so that all but the compressor is loaded as for other models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,10 +123,22 @@ class Pairs:
     def stride(self) -> int:
         return self.config.vocab + 1
 
-    def ids(self, tokens: list[int]) -> list[int]:
-        """Return the ids of the pairs of these tokens; an odd last one is paired with PAD."""
-        padded = [*tokens, self.no_second] if len(tokens) % 2 else tokens
-        return [first * self.stride + second for first, second in zip(padded[::2], padded[1::2], strict=True)]
+    def ids(self, tokens: Sequence[int], widths: Sequence[int] | None = None) -> list[int]:
+        """Return the ids of the pairs of these tokens.
+
+        widths: tokens of each pair, 2 or 1; None = 2, and an odd last one is paired with PAD.
+        """
+        found, at = [], 0
+        for width in widths_of(len(tokens)) if widths is None else widths:
+            second = tokens[at + 1] if width == 2 else self.no_second
+            found.append(tokens[at] * self.stride + second)
+            at += width
+        return found
+
+
+def widths_of(count: int) -> list[int]:
+    """Return how many tokens each pair has of a prompt of `count` tokens."""
+    return [2] * (count // 2) + [1] * (count % 2)
 
 
 def read(folder: Path) -> Pairs:

@@ -146,7 +146,7 @@ def test_a_tree_commits_the_path_that_the_rule_accepts() -> None:
     verifier = TargetVerifier(model, Needs(hidden=True, top_k=3))
     (answer,), _ = verifier.verify([request(handle, PROMPT, 1, tree)])
     assert isinstance(answer, Verification)
-    assert (answer.path, [*answer.tokens], answer.tier) == ((1, 3), text[:3], 0)
+    assert (answer.path, [*answer.tokens]) == ((1, 3), text[:3])
     assert handle.tokens == [*PROMPT, *text[:2]]
     found = [entry.logprob for entry in answer.logprobs]
     assert found == pytest.approx(logprobs_of(model, [*PROMPT, *text[:3]], len(PROMPT)))

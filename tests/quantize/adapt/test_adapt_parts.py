@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ pytest.importorskip("torch")
 
 import torch
 from specport.quantize.adapt import judging, mixing, old_text, swapping
-from specport.quantize.adapt.idle import LOOK_S, LOOKS, QUIET_S, Pace, Stopped
+from specport.quantize.adapt.idle import LOOK_S, LOOKS, NICENESS, QUIET_S, Pace, Stopped, low_priority
 from specport.quantize.adapt.judging import Judgement, Replayed
 from specport.quantize.adapt.mixing import Mixture
 from specport.quantize.text import shards
@@ -325,3 +326,28 @@ def test_weights_count_behind_masks_too() -> None:
     predicted = (packed.positions[packed.texts, packed.places] + 1).numpy()
     expected = np.where(packed.texts.numpy() == 1, np.float32([1, 1, 2, 2, 2, 1])[predicted - 8], 1.0)
     assert packed.weights.numpy() == pytest.approx(expected)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has classes of priority")
+@pytest.mark.parametrize(("before", "during"), [(0, NICENESS), (15, 15)])
+def test_the_priority_is_low_for_an_adaptation_only(
+    before: int, during: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = before
+
+    class Process:
+        def nice(self, wanted: int | None = None) -> int:
+            nonlocal value
+            value = value if wanted is None else wanted
+            return value
+
+    monkeypatch.setattr("specport.quantize.adapt.idle.psutil.Process", Process)
+
+    def interrupted() -> None:
+        with low_priority():
+            assert value == during
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert value == before

@@ -13,13 +13,15 @@ from specport.errors import InvalidInput, ModelError
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from specport.quantize.pipo import lora, pairing  # noqa: E402
+from specport.quantize.pipo import about, lora, pairing, start  # noqa: E402
+from specport.quantize.pipo.build import build  # noqa: E402
 from specport.quantize.pipo.network import PairNetwork  # noqa: E402
 from specport.quantize.pipo.on_policy import divergence  # noqa: E402
 from specport.quantize.pipo.recipe import Recipe  # noqa: E402
 from specport.quantize.pipo.rollout import rollout  # noqa: E402
-from specport.quantize.pipo.supervised import Supervised, scores  # noqa: E402
+from specport.quantize.pipo.supervised import Supervised, examine, scores  # noqa: E402
 from specport.quantize.pipo.training import ON_POLICY, train  # noqa: E402
+from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches  # noqa: E402
 from support import tiny_models, tiny_pipo  # noqa: E402
 from support.tiny_dialogues import dialogues  # noqa: E402
@@ -72,6 +74,30 @@ def test_a_decoder_of_another_kind_is_refused() -> None:
         PairNetwork(tiny_models.hf_model("gemma3_text"), recipe())
 
 
+def test_a_decoder_of_another_kind_is_refused_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before it is converted."""
+    monkeypatch.setattr("specport.models.source.resolve_with", lambda *_, **__: pytest.fail("converted"))
+    tiny_models.save_hf(tmp_path / "gemma", "gemma3_text")
+    with pytest.raises(ModelError, match="gemma3_text cannot be trained"):
+        build(str(tmp_path / "gemma"), tmp_path / "out", recipe(), tokens=10)
+
+
+def test_a_training_that_diverged_has_a_record(texts: list[Any], tmp_path: Path) -> None:
+    network = PairNetwork(tiny_models.hf_model("llama"), recipe())
+    with torch.no_grad():
+        network.norm.weight.fill_(float("nan"))
+    found = examine(network, texts[:3], 4096, "cpu")
+    assert found["loss_second"] is None and found["loss_first"] > 0.0
+    facts = {
+        "source": "tiny", "recipe": {}, "before": found, "after": found, "tokens_read": 1, "seconds": 1.0,
+        "date": "", "versions": {},
+    }  # fmt: skip
+    about.write(tmp_path, facts)
+    assert about.read(tmp_path).after.loss_second is None
+
+
 def test_single_tokens_read_as_the_original_at_first() -> None:
     """The residual and PAD's vector are 0, the updates too: training begins at the unmodified model."""
     model = tiny_models.hf_model("llama")
@@ -85,6 +111,58 @@ def test_single_tokens_read_as_the_original_at_first() -> None:
             network.embed(ids), network.embed(ids + 1), torch.zeros_like(ids, dtype=torch.bool)
         )
         torch.testing.assert_close(both, network.embed(ids) + network.embed(ids + 1))
+
+
+def test_what_the_module_is_fitted_to() -> None:
+    """Behind each pair that a token follows, the original's state behind that token."""
+    network = PairNetwork(tiny_models.hf_model("llama"), recipe()).eval()
+    tokens = np.array([5, 6, 7, 1, 2, 3, 4, 8], np.int32)  # pairs 5 6 | 7 | 1 2 | 3 4 | 8
+    text = Dialogue(tokens, 3, np.zeros((5, 1), np.int32), np.zeros((5, 1), np.float32))
+    with torch.no_grad():
+        network.model.model.norm.weight.mul_(2.0)
+        stream = start._Stream.read(network, [text], 0, "cpu")
+        plain = network.original(torch.from_numpy(tokens).long()[None])[0]
+    want = plain[[2, 3, 5, 7]] / network.model.model.norm.weight
+    torch.testing.assert_close(stream.wanted, want, rtol=0.05, atol=0.05)  # bf16 where there is AMX
+    tokens_behind = stream.chosen(stream.tokens)
+    torch.testing.assert_close(tokens_behind, network.embed(torch.tensor([7, 1, 3, 8])).detach())
+
+
+def test_a_fit_finds_a_linear_map() -> None:
+    inputs, right = torch.randn(3, 40, 6), torch.randn(4, 6)
+    rows = [torch.arange(0, 40), torch.arange(5, 40), torch.arange(0, 20)]
+    wanted = torch.cat([(x @ right.T)[r] for x, r in zip(inputs, rows, strict=True)])
+    stream = start._Stream([torch.zeros(1, 40, 4)] * 3, [], rows, wanted)
+    each = [x[None] for x in inputs]
+    first = stream.add(each)
+    assert 0.02 < float((first - right).norm() / right.norm()) < 0.3  # as the ridge says
+    for _ in range(12):  # what is missing gets smaller with each map
+        stream.add(each)
+    torch.testing.assert_close(stream.chosen(stream.values), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_fitted_start_is_nearer_to_the_original(texts: list[Any]) -> None:
+    """On the text that it is fitted to: there is too little of it to say more of other text."""
+    network = PairNetwork(tiny_models.hf_model("llama"), recipe())
+
+    before = _missing(network, texts[0])
+    start.fit(network, texts, 0)
+    assert network.training and network.fc.weight.requires_grad
+    assert _missing(network, texts[0]) < 0.8 < before
+    short = [Dialogue(text.tokens[:2], 2, text.top_ids[:0], text.top_probs[:0]) for text in texts[:2]]
+    weight = network.fc.weight.clone()
+    start.fit(network, short, 0)  # nothing stands behind a pair
+    assert torch.equal(network.fc.weight, weight)
+
+
+def _missing(network: PairNetwork, text: Dialogue) -> float:
+    """Return the share of the original's states behind a text's third, fifth ... token that is not there."""
+    whole = torch.from_numpy(text.tokens[: (len(text.tokens) - 1) // 2 * 2 + 1]).long()[None]
+    with torch.no_grad():
+        states = network.states(whole[:, :-1:2], whole[:, 1::2])
+        found = network.second_states(states, whole[:, 2::2]).float()
+        wanted = network.original(whole)[:, 2::2].float()
+    return float((found - wanted).square().mean() / wanted.square().mean())
 
 
 def test_merged_updates_compute_the_same() -> None:
@@ -187,8 +265,8 @@ def test_a_training_is_resumed(texts: list[Any], tmp_path: Path) -> None:
 
     whole, facts = run(tmp_path / "whole")
     assert {"before", "after", "distilled"} <= {*facts} and (tmp_path / "whole" / ON_POLICY).is_file()
-    # After two steps of the first stage, and then after the first of the second stage.
-    for stop in (2, len(facts["losses"]) - 1):
+    # After the fit and two steps of the first stage, and then after the first of the second stage.
+    for stop in (3, len(facts["losses"]) - 1):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "parts", stop)
     resumed, again = run(tmp_path / "parts")

@@ -1,0 +1,47 @@
+"""Results of two models never stand in one folder."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specport.errors import InvalidInput
+
+sys.path.insert(0, str(Path(__file__).parent))
+resumed: Any = importlib.import_module("resumed")
+sys.path.pop(0)
+
+FACTS = {"target": "0a1b", "skipped": (1, 2)}
+
+
+def test_the_same_run_goes_on(tmp_path: Path) -> None:
+    resumed.claim(tmp_path / "out", FACTS)
+    (tmp_path / "out" / "rows.jsonl").touch()
+    resumed.claim(tmp_path / "out", FACTS)
+
+
+@pytest.mark.parametrize("other", [{**FACTS, "target": "2c3d"}, {**FACTS, "draft": "ngram"}, {}])
+def test_another_run_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
+    resumed.claim(tmp_path, FACTS)
+    with pytest.raises(InvalidInput, match="of another run"):
+        resumed.claim(tmp_path, other)
+
+
+def test_results_of_an_unknown_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(InvalidInput, match="does not say"):
+        resumed.claim(tmp_path, FACTS)
+
+
+def test_weights_have_a_digest(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("one")
+    both = [tmp_path / "a", tmp_path / "b"]
+    before = resumed.digest(both)
+    assert resumed.digest(both[::-1]) == before
+    both[1].write_text("two")
+    assert resumed.digest(both) != before
