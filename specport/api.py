@@ -104,9 +104,12 @@ def load(
     # looked at before them, as other arguments apply to diffusion models.
     here = model is None or expanded(model).exists()
     choice = Choice(
-        draft, device, draft_device, precision, draft_precision, policy, num_draft_tokens, branches,
-        acceptance, verify, lossy, verifier, history, datastore, threads, max_context, cache_memory,
-        prefix_cache, prefix_cache_size, trust_remote_code, progress,
+        draft=draft, device=device, draft_device=draft_device, precision=precision,
+        draft_precision=draft_precision, policy=policy, num_draft_tokens=num_draft_tokens,
+        branches=branches, acceptance=acceptance, verify=verify, lossy=lossy, verifier=verifier,
+        history=history, datastore=datastore, threads=threads, max_context=max_context,
+        cache_memory=cache_memory, prefix_cache=prefix_cache, prefix_cache_size=prefix_cache_size,
+        trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     checked = None if here else choice.checked()
     if model is not None and is_diffusion(model, part(progress, 0.0, 0.3)):
@@ -136,12 +139,8 @@ def load(
         )
     checked = checked or choice.checked()
     spec, tiered, folders, prefixes = checked.spec, checked.tiered, checked.folders, checked.prefixes
-    loader, beside, drafting, profile = (
-        checked.loader,
-        checked.beside,
-        checked.drafting,
-        checked.loader.profile,
-    )
+    loader, beside, drafting = checked.loader, checked.beside, checked.drafting
+    profile = loader.profile
     kept = tuned.find(model, profile.name)
     files = loader.files(model, precision or kept.precision or profile.precision)
     notes: list[str] = []

@@ -32,7 +32,7 @@ class Checked:
     drafting: Drafting
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """Hold arguments of `specport.load`, as the user gave them."""
 
