@@ -16,10 +16,11 @@ from typing import Any
 
 from specport.quantize.evaluate.pair import DraftPair, evaluate
 from specport.quantize.evaluate.quick_costs import step_costs
-from specport.quantize.mtp.request import Request
+from specport.quantize.mtp.request import Request, check_decoder
 from specport.quantize.text import hidden, training_text
 from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
+from specport.quantize.train.own_text import config_of
 
 from specport.calibration import exits, heads
 from specport.core.planning.step_costs import StepCosts
@@ -72,7 +73,9 @@ def build(
             f"MTP heads are built on OpenVINO's paged path, which {loader.profile.name} does not have",
             "build with --device xeon; the head then runs on torch too",
         )
-    source = original(target)  # an error for weights that cannot be read comes before anything slow
+    # Errors for weights that cannot be read or trained come before anything slow.
+    source = original(target)
+    check_decoder(config_of(source))
     files = loader.files(target, precision or loader.profile.precision)
     tokenizer = load_tokenizer(files.folder)
     start = None if request.start is None else _start(loader, request.start, files, tokenizer)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, ModelError
 from specport.models.kinds.mtp_head import MAX_DEPTH
 
 LOSSES = ("ce", "kl", "tv", "e2e-tv", "lk", "lk-mix")  # `train.losses.CHAIN_LOSSES`, which needs torch
+KINDS = ("llama", "qwen2", "qwen3", "mistral")  # of targets; others scale or shift what this does not know
 RATE = 1e-4  # learning rate; 3e-4 undoes what a new head starts with
 
 
@@ -51,7 +54,7 @@ class Request:
     distil_tokens: tokens that the target writes, at temperature 1, for the head to learn from.
     prompts:     the user's own turns (see `prompts.divide`).
     head_tokens: most frequent ids that it can draft; 0 = all. A head that training starts from keeps its own.
-    start:       the bundle of an MTP head to train further; None = start anew (`train.write_first`).
+    start:       the bundle of an MTP head to train further; None = start anew (`start.write_first`).
     loss, depth, teacher_top, epochs, learning_rate, seed: as in `Recipe`.
     """
 
@@ -78,4 +81,14 @@ class Request:
         """The part of the request that training reads."""
         return Recipe(
             self.loss, self.depth, self.teacher_top, self.epochs, self.learning_rate, seed=self.seed
+        )
+
+
+def check_decoder(config: Mapping[str, Any]) -> None:
+    """Raise ModelError for the configuration of a target that no head is trained for."""
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise ModelError(
+            f"MTP heads are not trained for models of the kind {kind}",
+            f"choose a target of the kinds {', '.join(KINDS)}, or specport quantize head",
         )

@@ -16,14 +16,13 @@ import torch
 from specport.quantize.pipo import pairing
 from specport.quantize.pipo.network import PairNetwork
 from specport.quantize.text.dialogues import Dialogue
-from specport.quantize.train import batches, trainer
+from specport.quantize.train import batches, ridge, trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXAMPLES = 24_000  # tokens of text that are read, about
-RIDGE = 0.1  # share of the inputs' mean square that is added to it
-LEAST_SHARE = 0.1
+RIDGE = 0.1  # strength of the ridge
 _BATCH_TOKENS = 4096
 
 
@@ -46,7 +45,7 @@ def _fit(network: PairNetwork, stream: _Stream) -> None:
     for norm, values in ((network.token_norm, stream.tokens), (network.state_norm, stream.states)):
         norm.weight.fill_(1.0)
         found = stream.chosen([norm(x) for x in values])
-        norm.weight.copy_(1.0 / found.square().mean(dim=0).sqrt().clamp(min=1e-2))
+        norm.weight.copy_(ridge.unit_gain(found))
     joined = [
         torch.cat([network.token_norm(token), network.state_norm(state)], dim=-1)
         for token, state in zip(stream.tokens, stream.states, strict=True)
@@ -68,8 +67,8 @@ def _fit(network: PairNetwork, stream: _Stream) -> None:
         last.weight.copy_(stream.add(_inputs(run, last, stream.values)))
     network.norm.weight.fill_(1.0)
     found = stream.chosen([network.norm(x) for x in stream.values])
-    share = float((found * stream.wanted).mean() / found.square().mean())
-    network.norm.weight.copy_(network.model.model.norm.weight * max(share, LEAST_SHARE))
+    share = ridge.share_explained(found, stream.wanted)
+    network.norm.weight.copy_(network.model.model.norm.weight * share)
 
 
 class _Stream:
@@ -127,10 +126,8 @@ class _Stream:
 
         It is found by ridge regression. inputs: for each batch [texts, pairs, size].
         """
-        x, missing = self.chosen(inputs), self.wanted - self.chosen(self.values)
-        square = (x.T @ x).double()
-        square += RIDGE * square.diagonal().mean() * torch.eye(len(square), device=x.device)
-        weight = torch.linalg.solve(square, (x.T @ missing).double()).T.float()
+        missing = self.wanted - self.chosen(self.values)
+        weight = ridge.linear_map(self.chosen(inputs), missing, RIDGE)
         self.values = [v + i.float() @ weight.T for v, i in zip(self.values, inputs, strict=True)]
         return weight
 

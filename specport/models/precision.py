@@ -67,7 +67,6 @@ class Precision:
         return bool({"awq", "scale-estimation", "gptq", "activations"} & {*self.options})
 
 
-@cache
 def stored(text: str, weights: str) -> Precision:
     """Return the parsed precision of weights that a device loads as "ir" or "huggingface" files.
 
@@ -80,6 +79,7 @@ def stored(text: str, weights: str) -> Precision:
     return wanted
 
 
+@cache
 def parse(text: str) -> Precision:
     """Return the parsed precision. Raises InvalidInput."""
     base, colon, rest = text.partition(":")

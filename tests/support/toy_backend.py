@@ -28,7 +28,7 @@ class ToyBackend:
     """
 
     name = "toy"
-    weights: Weights = "huggingface"
+    weights: Weights = "ir"
 
     def __init__(self, keyed: bool = True, prepare: Callable[[str], None] | None = None) -> None:
         self.keyed, self.step_seconds, self.prepare = keyed, 0.0002, prepare

@@ -247,12 +247,12 @@ def test_dry_run_estimates_by_measured_costs(
     tune: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("specport.tune.hand.is_ready", lambda *rest: True)
-    assert main([*tune, "--dry-run", "--json"]) == 0
+    assert main([*tune, "--no-build", "--dry-run", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert [step["kind"] for step in first] == ["calibrate", "heat", "final"] and first[1]["seconds"] is None
-    assert main(tune) == 0
+    assert main([*tune, "--no-build"]) == 0
     capsys.readouterr()
-    assert main([*tune, "--dry-run", "--json"]) == 0
+    assert main([*tune, "--no-build", "--dry-run", "--json"]) == 0
     heat, final = json.loads(capsys.readouterr().out)
     assert 0.02 < heat["seconds"] < 20 and 0.02 < final["seconds"] < 20
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from specport.backends.openvino.tables import read_tables
 from specport.quantize.text.hidden import with_hidden
 from specport.quantize.train import trainer
-from specport.quantize.train.recurrent.training import Recipe, new_cell, train_head
+from specport.quantize.train.recurrent.start import new_cell
+from specport.quantize.train.recurrent.training import Recipe, train_head
 
 from specport.models import bundle
 from specport.models.kinds.recurrent import WEIGHTS, Recurrent

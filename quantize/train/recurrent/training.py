@@ -24,7 +24,7 @@ from specport.quantize.train import batches, trainer
 from specport.quantize.train.losses import cross_entropies, divergences, picked
 
 from specport.errors import InvalidInput
-from specport.models.kinds.recurrent import SCALE, Recurrent, quantized
+from specport.models.kinds.recurrent import SCALE, quantized
 from specport.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _DEPTH_WEIGHT = 0.8  # of each depth's loss, relative to the depth before
 _EXAMINED = 8000  # about so many tokens of held-out answers are drafted before and after the training
 # Columns of a step's softmax: those of the likeliest tokens of the batch, and a sample of the rest.
 _LIKELY, _SAMPLED = 8, 768
-_FIRST_GAIN = 0.2  # of the last norm's weights: random states must not speak as loudly as the target's
 
 
 @dataclass(frozen=True)
@@ -191,35 +190,6 @@ class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
                 rows, states = rows[kept], states.index_select(0, kept)
 
 
-def new_cell(
-    shape: Recurrent, texts: Sequence[Dialogue], table: NDArray[Any], norm: NDArray[Any] | None, seed: int
-) -> RecurrentCell:
-    """Return a cell with random weights, whose gains bring its inputs to unit size.
-
-    texts: with hidden states, from which the gains are taken. table: embeddings.
-    norm:  weights of the target's last norm, which its head expects; None = ones.
-    """
-    cell = RecurrentCell(shape)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, (rows, columns) in shape.matrices.items():
-            scale = 1.0 / math.sqrt(columns)
-            if name.endswith("down"):
-                scale /= math.sqrt(2.0 * shape.blocks)
-            cell.weight(name).copy_(scale * torch.randn(rows, columns, generator=generator))
-        for name in ("state.gain", *(f"block.{i}.gain" for i in range(shape.blocks))):
-            cell.weight(name).fill_(1.0)
-        gain = torch.ones(shape.width) if norm is None else torch.from_numpy(norm)
-        cell.weight("out.gain").copy_(_FIRST_GAIN * gain)
-        some = np.concatenate([t.hidden[::7] for t in texts[:256] if t.hidden is not None])
-        parts = np.split(some.astype(np.float32), len(shape.layers), axis=1)
-        gains = np.concatenate([_gain(part) for part in parts])
-        cell.weight("enter.gain").copy_(torch.from_numpy(gains))
-        used = np.unique(np.concatenate([t.tokens for t in texts[:256]]))
-        cell.weight("token.gain").copy_(torch.from_numpy(_gain(table[used].astype(np.float32))))
-    return cell
-
-
 def train_head(
     cell: RecurrentCell,
     table: NDArray[Any],
@@ -280,10 +250,3 @@ def _survival(student: Any, texts: Sequence[Dialogue], batch_tokens: int, device
             found = student.survival(batch)
             right, count = right + found[0], count + found[1]
     return [round(float(share), 4) for share in right / count.clamp(min=1)]
-
-
-def _gain(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return [width] factors that bring each channel of normed rows to unit size."""
-    normed = values / np.sqrt(np.square(values).mean(axis=1, keepdims=True) + 1e-6)
-    gain: NDArray[np.float32] = 1.0 / np.maximum(np.sqrt(np.square(normed).mean(axis=0)), 1e-2)
-    return gain

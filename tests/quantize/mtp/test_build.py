@@ -148,8 +148,7 @@ def test_a_device_that_builds_no_heads_is_refused_before_anything_slow(device: s
         building.build("nowhere", tmp_path / "new", building.Request(), device=device)
 
 
-def test_a_head_of_another_kind_of_target_is_refused(tmp_path: Path) -> None:
-    from specport.quantize.mtp.train import write_first
-
+def test_a_head_of_another_kind_of_target_is_refused_before_it_is_converted(tmp_path: Path) -> None:
+    tiny_models.save_hf(tmp_path / "tiny", "gemma3_text")
     with pytest.raises(ModelError, match="kind gemma3_text"):
-        write_first(tmp_path, tmp_path, {"model_type": "gemma3_text"}, [], None, False)  # type: ignore[arg-type]
+        building.build(str(tmp_path / "tiny"), tmp_path / "new", building.Request(), device="xeon")

@@ -20,8 +20,9 @@ pytest.importorskip("openvino")
 
 from specport.quantize.mtp import acceptance  # noqa: E402
 from specport.quantize.mtp.request import LOSSES, Recipe, Request  # noqa: E402
+from specport.quantize.mtp.start import fitted  # noqa: E402
 from specport.quantize.mtp.student import MtpStudent, states_of  # noqa: E402
-from specport.quantize.mtp.train import fitted, read_student, survival, write_student  # noqa: E402
+from specport.quantize.mtp.train import read_student, survival, write_student  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches, trainer  # noqa: E402
 from specport.quantize.train.losses import CHAIN_LOSSES  # noqa: E402

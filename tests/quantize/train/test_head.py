@@ -20,10 +20,10 @@ from specport.quantize.head import Request  # noqa: E402
 from specport.quantize.text import hidden, passages, prompts, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, read_shard, save_shard  # noqa: E402
 from specport.quantize.train import batches, trainer  # noqa: E402
+from specport.quantize.train.recurrent.start import new_cell  # noqa: E402
 from specport.quantize.train.recurrent.training import (  # noqa: E402
     Recipe,
     RecurrentStudent,
-    new_cell,
     stored,
     train_head,
 )

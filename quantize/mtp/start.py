@@ -1,0 +1,90 @@
+"""Where the training of an MTP head starts: its join is fitted to the target's next state."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from specport.quantize.convert import export
+from specport.quantize.prune.prune import decoder_layers
+from specport.quantize.text.dialogues import Dialogue
+from specport.quantize.train import ridge
+
+from specport.models.kinds import mtp
+from specport.models.kinds.mtp import Join
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLES = 40_000  # places of text that the join is fitted on, about
+ADDED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what a layer adds with
+
+
+def write_first(
+    folder: Path,
+    source: Path,
+    config: Mapping[str, Any],
+    texts: Sequence[Dialogue],
+    table: NDArray[Any],
+    trust_remote_code: bool,
+) -> None:
+    """Write a head to start from: the target's last layer and norm behind a join that is fitted on `texts`.
+
+    The join gives the state that follows, as far as a linear map of state and token can (`fitted`). The layer
+    at first adds nothing: its two output matrices are zeros.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        model = export.load_source(source, Path(temporary), trust_remote_code)
+    last = decoder_layers(model)[-1]
+    layer = {name: half(tensor) for name, tensor in last.state_dict().items()}
+    for name in ADDED:
+        layer[name][:] = 0.0
+    norm, join = fitted(texts, table, half(model.model.norm.weight))
+    mtp.write_parts(folder, config, int(config["num_hidden_layers"]) - 1, layer, norm, join)
+
+
+def fitted(
+    texts: Sequence[Dialogue], table: NDArray[Any], norm: NDArray[Any]
+) -> tuple[NDArray[np.float16], Join]:
+    """Return the gains of a head's norm, and its join, so that together they give the target's next state.
+
+    The join maps the token behind a state and that state, both scaled to unit size in each channel, to the
+    next state. norm: [width] gains of the target's last norm, behind which states are read. The head's are
+    smaller, by the share of a state that the map explains.
+    """
+    states, tokens, after = _examples(texts)
+    parts = [ridge.rms_norm(torch.from_numpy(table[tokens].astype(np.float32))), ridge.rms_norm(states)]
+    gains = [ridge.unit_gain(part) for part in parts]
+    read = torch.cat([gain * part for gain, part in zip(gains, parts, strict=True)], dim=1)
+    wanted = after / torch.from_numpy(norm.astype(np.float32))
+    weight = ridge.linear_map(read, wanted)
+    share = ridge.share_explained(ridge.rms_norm(read @ weight.T), wanted)
+    token, state = (gain.numpy() for gain in gains)
+    return (share * norm).astype(np.float16), Join(half(weight), token, state, 0.0)
+
+
+def half(tensor: Any) -> NDArray[np.float16]:
+    """Return a tensor as a float16 array."""
+    array: NDArray[np.float16] = tensor.detach().float().cpu().numpy().astype(np.float16)
+    return array
+
+
+def _examples(texts: Sequence[Dialogue]) -> tuple[Tensor, NDArray[Any], Tensor]:
+    """Return states, the tokens behind them and the states behind those, from about EXAMPLES places."""
+    states, tokens, after, count = [], [], [], 0
+    for text in texts:
+        if text.hidden is None or len(text.hidden) < 2:
+            continue
+        states.append(text.hidden[:-1])
+        tokens.append(np.asarray(text.tokens)[1 : len(text.hidden)])
+        after.append(text.hidden[1:])
+        count += len(tokens[-1])
+        if count >= EXAMPLES:
+            break
+    before, behind = (torch.from_numpy(np.concatenate(rows).astype(np.float32)) for rows in (states, after))
+    return before, np.concatenate(tokens), behind
