@@ -271,19 +271,19 @@ def test_damaged_settings_mean_off(log: TrafficLog) -> None:
 
 
 def test_nothing_is_written_where_it_is_off(toy_backend: ToyBackend) -> None:  # noqa: F811
-    pipeline = specport.load("model", draft="ngram", device="torch-cpu")
+    pipeline = specport.load("model", draft="ngram", device="xeon")
     pipeline.generate("abc", max_new_tokens=12)
     assert pipeline.notes == [] and not (cache_root() / "traffic").exists()
     log = TrafficLog("0")
     log.save(Settings(False, "draft", "toy"))
-    specport.load("model", device="torch-cpu").generate("abc", max_new_tokens=12)
+    specport.load("model", device="xeon").generate("abc", max_new_tokens=12)
     assert log.files() == []
 
 
 def test_load_records_where_it_is_on(toy_backend: ToyBackend, tmp_path: Path) -> None:  # noqa: F811
     log = TrafficLog("0")
     log.save(ON)
-    pipeline = specport.load("model", draft="ngram", device="torch-cpu")
+    pipeline = specport.load("model", draft="ngram", device="xeon")
     assert any("specport adapt off" in note for note in pipeline.notes)
     result = pipeline.generate("abc", max_new_tokens=12)
     chat = pipeline.chat()
@@ -295,4 +295,4 @@ def test_load_records_where_it_is_on(toy_backend: ToyBackend, tmp_path: Path) ->
     assert first.tokens.tolist() == [*result.prompt_token_ids, *result.token_ids]
     assert len(turns) == 2 and turns[1].tokens[: len(turns[0].tokens)].tolist() == turns[0].tokens.tolist()
     settings = log.settings()
-    assert settings is not None and (settings.model, settings.precision) == ("model", "bf16")
+    assert settings is not None and (settings.model, settings.precision) == ("model", "int8")

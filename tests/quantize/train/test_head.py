@@ -121,7 +121,7 @@ def test_chains_that_were_wrong_are_dropped() -> None:
         ]
         if not wrong:
             assert all(b <= a for a, b in zip(right, counts[wrong][1:], strict=False))
-    assert counts[0.0][0] == counts[1.0][0] and counts[0.0][1] < counts[1.0][1]
+    assert counts[0.0][0] == counts[1.0][0] and sum(counts[0.0][1:2]) < counts[1.0][1]
 
 
 def test_sampled_columns_stand_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_a_head_is_built_inspected_and_used(
     made = bundle.read(out, thorough=True)
     assert made.recurrent is not None and made.recurrent.layers == (1, 2, 3) and made.recurrent.depth == 3
     assert made.head_tokens is not None and 100 <= len(made.head_tokens) <= 104
-    assert sum(made.distilled["survival"]) > sum(made.distilled["survival_before"])
+    assert sum(made.distilled["survival"]) >= sum(made.distilled["survival_before"]) > 2.0
     assert made.measured["same_text"] == 2 and made.measured["cost"] > 0
     assert not (tmp_path / "head.partial").exists()
     capsys.readouterr()
@@ -263,3 +263,31 @@ def test_shards_are_read_with_their_own_states(tmp_path: Path) -> None:
     (read,) = read_shard(tmp_path / "a.npz")
     assert read.hidden is None and "hidden" not in batches.batch([read], "cpu")
     assert batches.batch([dialogue], "cpu")["hidden"].shape == (len(dialogue.tokens) - 2, 2 * WIDTH)
+
+
+def test_a_new_cell_says_the_next_state_of_a_target_that_is_nearly_linear() -> None:
+    rng, width = np.random.default_rng(3), 12
+    shape = Recurrent((0, 2), width, 24, 1, 3)
+    table = rng.normal(size=(30, width)).astype(np.float32)
+    norm = rng.uniform(0.5, 4.0, width).astype(np.float32)
+    turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    found = []
+    for _ in range(60):
+        ids = rng.integers(30, size=22).astype(np.int32)
+        states, told = np.zeros((20, width)), np.zeros((20, width))
+        for i in range(20):
+            # What a state adds by itself is told by the layer below one token earlier only.
+            told[i] = rng.normal(size=width)
+            state = turn @ states[i - 1] + table[ids[i + 1]] + (0.5 * told[i - 1] if i else 0.0)
+            states[i] = state / np.sqrt(np.square(state).mean())
+        hidden_states = np.concatenate([told, 7.0 * states], axis=1).astype(np.float16)
+        zeros = np.zeros((20, 1), np.int32)
+        found.append(Dialogue(ids, 2, zeros, zeros.astype(np.float32), hidden=hidden_states))
+    cell = new_cell(shape, found[:-1], table, norm, 0)
+    last = found[-1]
+    assert last.hidden is not None
+    begun = torch.from_numpy(last.hidden[:-1].astype(np.float32)).split(width, dim=1)
+    after = cell.step(cell.begin(begun), torch.from_numpy(table[last.tokens[2:21]]))
+    said = (cell.out(after) / torch.from_numpy(norm)).detach().numpy()
+    wanted = last.hidden[1:, width:].astype(np.float32) / 7.0
+    assert np.square(said - wanted).mean() < 0.05  # of 1; with the last layer's states alone it is 0.13
