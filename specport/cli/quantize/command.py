@@ -149,9 +149,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _built(built)
     inspect.show(built.bundle)
-    found = "specport run --draft auto uses it"
-    slow = "it is slower than plain decoding here, so --draft auto does not use it"
-    terminal.say(f"written: {built.folder}; {found if built.bundle.pays else slow}")
+    trainings.say_written(built.folder, pays=built.bundle.pays)
     return 0
 
 

@@ -26,18 +26,13 @@ The same command resumes a training that was stopped. --from DIR goes on from an
 layers where --layers says so. The result is another model, with other text than the target's.
 """
 RECIPE_OPTIONS = ("block", "epochs", "learning_rate", "batch_tokens", "seed")
-BUILD_OPTIONS = (
-    "device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster", "layers",
-    "start",
-)  # fmt: skip
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "diffusion", help="make a block-diffusion model from an autoregressive one", epilog=EXPLAINED,
+    parser = trainings.add_action(
+        actions, "diffusion", help="make a block-diffusion model from an autoregressive one",
+        epilog=EXPLAINED,
         description="Make a model that fills in the masks of a block, from one that writes token by token.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     group = trainings.add_target_options(
         parser, "model that writes the text, as for specport run", "generating model"
@@ -67,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from specport.quantize.train.diffusion.build import build
     from specport.quantize.train.diffusion.recipe import Recipe
 
-    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, BUILD_OPTIONS, show)
+    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, show, ("layers", "start"))
     terminal.say(f"written: {args.out}; next: specport run --model {args.out}")
     return 0
 

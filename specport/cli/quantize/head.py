@@ -23,15 +23,13 @@ REQUEST_OPTIONS = (
     "distil_tokens", "layers", "inner", "blocks", "depth", "head_tokens", "loss", "epochs", "learning_rate",
     "seed",
 )  # fmt: skip
-BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "cluster")
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "head", help="train a small draft head on the target's hidden states", epilog=EXPLAINED,
+    parser = trainings.add_action(
+        actions, "head", help="train a small draft head on the target's hidden states",
+        epilog=EXPLAINED,
         description="Train a recurrent draft head on the target's hidden states.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     trainings.add_target_options(parser, "the model to draft for, as for specport run --model", "target")
     head = parser.add_argument_group("head")
@@ -46,11 +44,7 @@ def add_parser(actions: options.Subparsers) -> None:
     )  # fmt: skip
     add("--inner", type=int, metavar="N", help="width of its feed-forward blocks (default: 1536)")
     add("--blocks", type=int, metavar="N", help="number of these blocks (default: 1)")
-    add("--depth", type=int, metavar="N", help="tokens it learns to draft in a row (default: 5)")
-    add(
-        "--head-tokens", type=int, metavar="N",
-        help="most frequent tokens that it can draft; 0 = all (default: 8192)",
-    )  # fmt: skip
+    trainings.add_head_options(head)
     add("--epochs", type=float, metavar="X", help="training passes over each text (default: 8.0)")
     add("--loss", metavar="{kl,tv}", help="loss of the training (default: kl)")
     add("--learning-rate", type=float, metavar="X", help="default: 1e-3")
@@ -61,7 +55,7 @@ def add_parser(actions: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from specport.quantize.head import Request, build
 
-    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, inspect.show)
+    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, inspect.show)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

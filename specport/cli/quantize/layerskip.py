@@ -26,15 +26,13 @@ The same command resumes a training that was stopped. The result is another mode
 its quality with the original on your own task before you replace the original.
 """
 RECIPE_OPTIONS = ("dropout", "exit_scale", "curriculum", "every", "epochs", "learning_rate", "seed")
-BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster")
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "layerskip", help="train a model to exit early and draft for itself", epilog=EXPLAINED,
+    parser = trainings.add_action(
+        actions, "layerskip", help="train a model to exit early and draft for itself",
+        epilog=EXPLAINED,
         description="Train a model on its own output, so that its first layers can draft for it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     trainings.add_target_options(
         parser, "the model to train, as for specport run --model", "generating model"
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from specport.quantize.train.layerskip.build import build
     from specport.quantize.train.layerskip.recipe import Recipe
 
-    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, BUILD_OPTIONS, show)
+    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, show)
     terminal.say(f"written: {args.out}; next: specport calibrate --model {args.out} --draft early-exit")
     return 0
 

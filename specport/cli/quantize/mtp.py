@@ -31,15 +31,13 @@ REQUEST_OPTIONS = (
     "distil_tokens", "depth", "head_tokens", "loss", "teacher_top", "start", "epochs", "learning_rate",
     "seed",
 )  # fmt: skip
-BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "cluster")
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "mtp", help="train a head for multi-token prediction, for a target without one", epilog=EXPLAINED,
+    parser = trainings.add_action(
+        actions, "mtp", help="train a head for multi-token prediction, for a target without one",
+        epilog=EXPLAINED,
         description="Train a head for multi-token prediction (MTP), which drafts with the target's states.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     trainings.add_target_options(
         parser, "the model to draft for: a GGUF file or Hugging Face folder", "target"
@@ -51,11 +49,7 @@ def add_parser(actions: options.Subparsers) -> None:
         help="tokens that the target writes as training text (default: 200000)",
     )  # fmt: skip
     add("--loss", metavar="{ce,kl,tv,e2e-tv,lk,lk-mix}", help="loss of the training (default: e2e-tv)")
-    add("--depth", type=int, metavar="N", help="tokens it learns to draft in a row (default: 5)")
-    add(
-        "--head-tokens", type=int, metavar="N",
-        help="most frequent tokens that it can draft; 0 = all (default: 8192)",
-    )  # fmt: skip
+    trainings.add_head_options(head)
     add("--from", dest="start", type=Path, metavar="HEAD", help="an MTP head to train further")
     add(
         "--teacher-top", type=int, metavar="K",
@@ -71,4 +65,4 @@ def run(args: argparse.Namespace) -> int:
     from specport.quantize.mtp.build import build
     from specport.quantize.mtp.request import Request
 
-    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, BUILD_OPTIONS, inspect.show)
+    return trainings.train_head(args, Request, REQUEST_OPTIONS, build, inspect.show)

@@ -31,15 +31,13 @@ RECIPE_OPTIONS = (
     "epochs", "learning_rate", "batch_tokens", "rank", "alpha", "dropout", "pad_share", "distil_epochs",
     "distil_rate", "rollout", "seed",
 )  # fmt: skip
-BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "processes", "tokens", "cluster")
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "pipo", help="train a model to read and write pairs of tokens (lossy)", epilog=EXPLAINED,
+    parser = trainings.add_action(
+        actions, "pipo", help="train a model to read and write pairs of tokens (lossy)",
+        epilog=EXPLAINED,
         description="Train a model on its own output, so that it reads and writes two tokens at once. Lossy.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     trainings.add_target_options(
         parser, "the model to train, as for specport run --model", "generating model"
@@ -71,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from specport.quantize.pipo.build import build
     from specport.quantize.pipo.recipe import Recipe
 
-    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, BUILD_OPTIONS, show)
+    trainings.train_model(args, Recipe, RECIPE_OPTIONS, build, show)
     terminal.say(f"written: {args.out} (lossy); next: specport run --model {args.out}")
     return 0
 

@@ -35,11 +35,10 @@ OUT = "speech-draft"
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "speech", help="cut and distil a draft for a speech model on your recordings", epilog=EXPLAINED,
+    parser = trainings.add_action(
+        actions, "speech", help="cut and distil a draft for a speech model on your recordings",
+        epilog=EXPLAINED,
         description="Train a small decoder for a Whisper model on what the model hears in your recordings.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     group = parser.add_argument_group("model and audio")
     add = group.add_argument

@@ -16,6 +16,33 @@ from specport.errors import InvalidInput
 MANIFEST = "the manifest as JSON instead of a table"
 RESULTS = "the results as JSON instead of a table"
 
+# Options of a build that reach it as they are: of a head, and of a whole model.
+HEAD_OPTIONS = ("device", "precision", "threads", "trust_remote_code", "cluster")
+MODEL_OPTIONS = (*HEAD_OPTIONS, "processes", "tokens")
+
+
+def add_action(
+    actions: options.Subparsers, name: str, *, help: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add an action of `quantize`, and return its parser.
+
+    Options that are not given are no attributes: they would overwrite those before the action.
+    """
+    return actions.add_parser(
+        name, help=help, description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+
+
+def add_head_options(group: argparse._ActionsContainer) -> None:
+    """Add what a trained head can draft."""
+    add = group.add_argument
+    add("--depth", type=int, metavar="N", help="tokens it learns to draft in a row (default: 5)")
+    add(
+        "--head-tokens", type=int, metavar="N",
+        help="most frequent tokens that it can draft; 0 = all (default: 8192)",
+    )  # fmt: skip
+
 
 def add_target_options(parser: argparse.ArgumentParser, target: str, role: str) -> argparse._ArgumentGroup:
     """Add the model that writes the text, and its device; return the group of these options.
@@ -79,12 +106,16 @@ def train_model(
     recipe: Callable[..., Any],
     recipe_options: tuple[str, ...],
     build: Callable[..., Any],
-    build_options: tuple[str, ...],
     show: Callable[[Any, bool], None],
+    more_options: tuple[str, ...] = (),
 ) -> None:
-    """Train a whole model on text that its target writes, and show the record. Raises SpecportError."""
+    """Train a whole model on text that its target writes, and show the record. Raises SpecportError.
+
+    more_options: of `build`, besides MODEL_OPTIONS.
+    """
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder for the model")
+    build_options = (*MODEL_OPTIONS, *more_options)
     found = asked(args, recipe_options, build_options)
     made = recipe(**options.given(found, recipe_options))
     own = own_prompts(args.prompts)
@@ -99,24 +130,28 @@ def train_head(
     request: Callable[..., Any],
     request_options: tuple[str, ...],
     build: Callable[..., Any],
-    build_options: tuple[str, ...],
     show: Callable[[Any], None],
 ) -> int:
     """Train a head that drafts for a target, and show its manifest. Raises SpecportError."""
     if args.out is None:
         raise InvalidInput("--out is missing", "name the folder for the head")
-    found = asked(args, request_options, build_options)
+    found = asked(args, request_options, HEAD_OPTIONS)
     made = request(prompts=own_prompts(args.prompts), **options.given(found, request_options))
     with terminal.progress(args.quiet) as progress:
-        built = build(args.target, args.out, made, progress=progress, **options.given(found, build_options))
+        built = build(args.target, args.out, made, progress=progress, **options.given(found, HEAD_OPTIONS))
     if args.as_json:
         terminal.write(json.dumps(asdict(built), indent=1) + "\n")
         return 0
     show(built)
+    say_written(args.out, pays=built.pays)
+    return 0
+
+
+def say_written(folder: Path, *, pays: bool) -> None:
+    """Say where a draft is, and whether it is used without being named."""
     used = "specport run --draft auto uses it"
     slow = "it is slower than plain decoding here, so --draft auto does not use it"
-    terminal.say(f"written: {args.out}; {used if built.pays else slow}")
-    return 0
+    terminal.say(f"written: {folder}; {used if pays else slow}")
 
 
 def number(value: float | None, digits: int) -> str:

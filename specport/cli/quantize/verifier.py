@@ -28,11 +28,10 @@ BUILD_OPTIONS = ("device", "precision", "threads", "trust_remote_code")
 
 
 def add_parser(actions: options.Subparsers) -> None:
-    parser = actions.add_parser(
-        "verifier", help="search the layers that a slim verifier skips (lossy verification)",
-        epilog=EXPLAINED, description="Search the layers of a target that its slim verifier skips.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
+    parser = trainings.add_action(
+        actions, "verifier", help="search the layers that a slim verifier skips (lossy verification)",
+        epilog=EXPLAINED,
+        description="Search the layers of a target that its slim verifier skips.",
     )  # fmt: skip
     trainings.add_target_options(parser, "the model, as for specport run --model", "target")
     add = parser.add_argument_group("search").add_argument
