@@ -17,7 +17,7 @@ losses, with the target's distribution p and the head's q:
   ce       cross-entropy of the target's tokens        kl       divergence KL(p || q)
   tv       rejected share of samples: 1 - sum min(p, q) lk       -log sum min(p, q)
   e2e-tv   rejected share of whole chains (Bebop)      lk-mix   kl first, tv as acceptance rises
-tv and e2e-tv teach a head nothing that knows nothing: they begin with ce, or with the head of --from.
+A new head starts from the map to the target's next state that fits the text best.
 
 examples:
   specport quantize mtp --distil 200000 --out head               a head for the default model
