@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 from specport.quantize.convert import export
 from specport.quantize.prune.prune import decoder_layers
 from specport.quantize.text.dialogues import Dialogue
+from specport.quantize.text.hidden import next_states
 from specport.quantize.train import ridge
 
 from specport.models.kinds import mtp
 from specport.models.kinds.mtp import Join
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EXAMPLES = 40_000  # places of text that the join is fitted on, about
 ADDED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what a layer adds with
@@ -57,11 +55,11 @@ def fitted(
     next state. norm: [width] gains of the target's last norm, behind which states are read. The head's are
     smaller, by the share of a state that the map explains.
     """
-    states, tokens, after = _examples(texts)
-    parts = [ridge.rms_norm(torch.from_numpy(table[tokens].astype(np.float32))), ridge.rms_norm(states)]
+    states, tokens, after = next_states(texts, len(norm), EXAMPLES)
+    parts = [ridge.rms_norm(torch.from_numpy(x)) for x in (table[tokens].astype(np.float32), states)]
     gains = [ridge.unit_gain(part) for part in parts]
     read = torch.cat([gain * part for gain, part in zip(gains, parts, strict=True)], dim=1)
-    wanted = after / torch.from_numpy(norm.astype(np.float32))
+    wanted = torch.from_numpy(after / norm.astype(np.float32))
     weight = ridge.linear_map(read, wanted)
     share = ridge.share_explained(ridge.rms_norm(read @ weight.T), wanted)
     token, state = (gain.numpy() for gain in gains)
@@ -72,19 +70,3 @@ def half(tensor: Any) -> NDArray[np.float16]:
     """Return a tensor as a float16 array."""
     array: NDArray[np.float16] = tensor.detach().float().cpu().numpy().astype(np.float16)
     return array
-
-
-def _examples(texts: Sequence[Dialogue]) -> tuple[Tensor, NDArray[Any], Tensor]:
-    """Return states, the tokens behind them and the states behind those, from about EXAMPLES places."""
-    states, tokens, after, count = [], [], [], 0
-    for text in texts:
-        if text.hidden is None or len(text.hidden) < 2:
-            continue
-        states.append(text.hidden[:-1])
-        tokens.append(np.asarray(text.tokens)[1 : len(text.hidden)])
-        after.append(text.hidden[1:])
-        count += len(tokens[-1])
-        if count >= EXAMPLES:
-            break
-    before, behind = (torch.from_numpy(np.concatenate(rows).astype(np.float32)) for rows in (states, after))
-    return before, np.concatenate(tokens), behind

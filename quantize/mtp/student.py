@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from specport.quantize.mtp.request import Recipe
 from specport.quantize.train.losses import CHAIN_LOSSES, Drafted, overlaps
+from specport.quantize.train.on_target import OnTarget
 
 from specport.models.kinds.mtp import Join
 
@@ -39,7 +40,7 @@ class Level:
     rows: Tensor
 
 
-class MtpStudent(torch.nn.Module):  # type: ignore[misc]
+class MtpStudent(OnTarget):
     """A head with its target's embeddings and cut language-model head, which are not trained.
 
     Called with a batch (`batches.batch`, with the states of whole texts); returns loss and hits.
@@ -57,18 +58,13 @@ class MtpStudent(torch.nn.Module):  # type: ignore[misc]
         columns: Any,
         recipe: Recipe,
     ) -> None:
-        super().__init__()
+        super().__init__(table, head, columns)
         self.body, self._recipe, self._epsilon = decoder.model.float(), recipe, join.epsilon
         self.body.embed_tokens.requires_grad_(False)  # a stand-in
         self.join = torch.nn.Linear(2 * join.width, join.width, bias=False)
         self.join.weight.data = torch.from_numpy(join.weight.astype(np.float32))
         self.token_gain = torch.nn.Parameter(torch.from_numpy(join.token_gain.copy()))
         self.state_gain = torch.nn.Parameter(torch.from_numpy(join.state_gain.copy()))
-        self.register_buffer("table", torch.from_numpy(table), persistent=False)
-        self.register_buffer("head", torch.from_numpy(head), persistent=False)
-        column = torch.full((len(table),), -1)
-        column[torch.as_tensor([*columns])] = torch.arange(len(head))
-        self.register_buffer("column", column, persistent=False)
 
     def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return the loss and the hits of the first depth."""

@@ -17,7 +17,7 @@ from specport.quantize.mtp.request import Recipe
 from specport.quantize.mtp.start import half, write_first
 from specport.quantize.mtp.student import MtpStudent
 from specport.quantize.text.dialogues import Dialogue
-from specport.quantize.text.hidden import with_hidden
+from specport.quantize.text.hidden import divided
 from specport.quantize.train import batches, trainer
 
 from specport.errors import ModelError
@@ -27,7 +27,6 @@ from specport.models.kinds import mtp
 from specport.models.kinds.mtp import Join
 from specport.progress import Progress
 
-HELD_OUT = 0.05  # share of the shards, at least one
 EXAMINED = 6000  # about so many tokens of held-out answers are drafted before and after the training
 
 
@@ -49,13 +48,13 @@ def train(
     source:  the target's weights before their conversion, whose last layer the head starts from.
     start:   folder of a head to start from in its place.
     work:    folder of the checkpoint.
-    shards, states: files of text and of the states of whole texts; the share HELD_OUT is not trained on.
+    shards, states: files of text and of the states of whole texts; some are held out (`hidden.divided`).
     columns: ranges of the ids that it can draft; None = all. recipe: entries of `Recipe`.
     Arguments are plain data (`worker.run`). Returns the facts that a bundle keeps as `distilled`.
     """
     how, config = Recipe(**recipe), text_config(Path(target))
     progress("reading the text", 0.0)
-    learnt, held_out = divided(shards, states)
+    learnt, held_out = divided(shards, states, whole=True)
     trainer.check_texts(learnt, held_out)
     table, head = read_tables(Path(target), None if columns is None else bundle.expand(columns))
     ids = range(len(head)) if columns is None else bundle.expand(columns)
@@ -84,19 +83,6 @@ def train(
         "parameters": sum(p.numel() for p in student.parameters() if p.requires_grad),
         **asdict(how),
     }
-
-
-def divided(shards: Sequence[str], states: Sequence[str]) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Return the texts to learn from, and held-out ones, with the states of whole texts.
-
-    Kinds of text alternate from shard to shard: held-out shards are spread evenly.
-    """
-    count = max(1, round(HELD_OUT * len(shards)))
-    texts = [with_hidden(Path(a), Path(b), whole=True) for a, b in zip(shards, states, strict=True)]
-    step = len(texts) / count
-    chosen = {int(step * (i + 0.5)) for i in range(count)}
-    learnt = [text for i, shard in enumerate(texts) if i not in chosen for text in shard]
-    return learnt, [text for i in sorted(chosen) for text in texts[i]]
 
 
 def read_student(

@@ -12,12 +12,13 @@ from specport.quantize.text.dialogues import Dialogue, read_shard
 
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Model, Row
-from specport.errors import ModelError
+from specport.errors import InvalidInput, ModelError
 from specport.models.atomic import owner_only, replacing
 from specport.models.os_errors import cause
 from specport.progress import Progress
 
 _CHUNK = 512  # tokens of a step
+HELD_OUT = 0.05  # share of the shards, at least one
 SUFFIX = ".hidden.npy"
 
 
@@ -72,6 +73,51 @@ def with_hidden(shard: Path, path: Path, *, whole: bool = False) -> list[Dialogu
         replace(dialogue, hidden=states[first:end])
         for dialogue, first, end in zip(dialogues, ends, ends[1:], strict=False)
     ]
+
+
+def divided(
+    shards: Sequence[str], states: Sequence[str], *, whole: bool = False
+) -> tuple[list[Dialogue], list[Dialogue]]:
+    """Return the texts to learn from, and held-out ones, with their states. whole: as written.
+
+    Kinds of text alternate from shard to shard: held-out shards are spread evenly. Raises ModelError.
+    """
+    count = max(1, round(HELD_OUT * len(shards)))
+    texts = [with_hidden(Path(a), Path(b), whole=whole) for a, b in zip(shards, states, strict=True)]
+    step = len(texts) / count
+    chosen = {int(step * (i + 0.5)) for i in range(count)}
+    learnt = [text for i, shard in enumerate(texts) if i not in chosen for text in shard]
+    return learnt, [text for i in sorted(chosen) for text in texts[i]]
+
+
+def next_states(
+    texts: Sequence[Dialogue], width: int, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    """Return states, the tokens behind them, and the states behind those, of about `count` places.
+
+    States are [n, layers * width], those behind [n, width] of the last layer only. Raises InvalidInput where
+    no text has two states.
+    """
+    before: list[NDArray[np.float16]] = []
+    tokens: list[NDArray[np.int32]] = []
+    after: list[NDArray[np.float16]] = []
+    found = 0
+    for text in texts:
+        if text.hidden is None or len(text.hidden) < 2:
+            continue
+        before.append(text.hidden[:-1])
+        tokens.append(text.tokens[-len(text.hidden) : -1])
+        after.append(text.hidden[1:, -width:])
+        found += len(tokens[-1])
+        if found >= count:
+            break
+    if not found:
+        raise InvalidInput("no text is long enough to learn from", "ask for more tokens")
+    return (
+        np.concatenate(before).astype(np.float32),
+        np.concatenate(tokens),
+        np.concatenate(after).astype(np.float32),
+    )
 
 
 def _states(model: Model, layers: Sequence[int], dialogue: Dialogue, whole: bool) -> NDArray[np.float16]:

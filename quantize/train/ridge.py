@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,5 +44,4 @@ def unit_gain(values: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Return x / sqrt(mean(x^2) + epsilon), in float32."""
-    wide = x.float()
-    return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
+    return functional.rms_norm(x.float(), x.shape[-1:], eps=epsilon)

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 from specport.backends.openvino.tables import read_tables
-from specport.quantize.text.hidden import with_hidden
+from specport.quantize.text.hidden import divided
 from specport.quantize.train import trainer
 from specport.quantize.train.recurrent.start import new_cell
 from specport.quantize.train.recurrent.training import Recipe, train_head
@@ -18,8 +18,6 @@ from specport.models import bundle
 from specport.models.kinds.recurrent import WEIGHTS, Recurrent
 from specport.models.weight_sketch import last_norm
 from specport.progress import Progress
-
-HELD_OUT = 0.05  # share of the shards, at least one
 
 
 def train(
@@ -36,19 +34,13 @@ def train(
     """Train a head for the IR in `target`, and write its weights into the folder `out`.
 
     work:    folder of the checkpoint.
-    shards, states: files of text and of its hidden states; the share HELD_OUT of them is not trained on.
+    shards, states: files of text and of its hidden states; some are held out (`hidden.divided`).
     columns: ranges of the ids that it can draft; None = all.
     shape:   entries of `Recurrent` but the width. recipe: entries of `training.Recipe`.
     Arguments are plain data (`worker.run`). Returns the facts that a bundle keeps as `distilled`, and as
     `recurrent` the shape.
     """
-    count = max(1, round(HELD_OUT * len(shards)))
-    texts = [with_hidden(Path(a), Path(b)) for a, b in zip(shards, states, strict=True)]
-    # Kinds of text alternate from shard to shard: held-out ones are spread evenly.
-    step = len(texts) / count
-    chosen = {int(step * (i + 0.5)) for i in range(count)}
-    held_out = [text for i in sorted(chosen) for text in texts[i]]
-    learnt = [text for i, shard in enumerate(texts) if i not in chosen for text in shard]
+    learnt, held_out = divided(shards, states)
     trainer.check_texts(learnt, held_out)
     progress("reading the target's embeddings", 0.0)
     kept = None if columns is None else bundle.expand(columns)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from specport.backends.torch.hidden_head import RecurrentCell
 from specport.quantize.text.dialogues import Dialogue
+from specport.quantize.text.hidden import next_states
 from specport.quantize.train import ridge
 
 from specport.models.kinds.recurrent import Recurrent
@@ -37,19 +38,19 @@ def new_cell(
     """
     cell = RecurrentCell(shape)
     generator = torch.Generator().manual_seed(seed)
-    before, tokens, after = _examples(texts, shape.width)
+    before, tokens, after = next_states(texts, shape.width, EXAMPLES)
     with torch.no_grad():
         for name in (f"block.{i}" for i in range(shape.blocks)):
             up = cell.weight(f"{name}.up")
             up.copy_(torch.randn(up.shape, generator=generator) / math.sqrt(up.shape[1]))
             cell.weight(f"{name}.gain").fill_(1.0)
-        parts = [ridge.rms_norm(part) for part in before.split(shape.width, dim=1)]
+        parts = [ridge.rms_norm(part) for part in torch.from_numpy(before).split(shape.width, dim=1)]
         embedded = ridge.rms_norm(torch.from_numpy(table[tokens].astype(np.float32)))
         cell.weight("enter.gain").copy_(torch.cat([ridge.unit_gain(part) for part in parts]))
         cell.weight("state.gain").copy_(ridge.unit_gain(parts[-1]))
         cell.weight("token.gain").copy_(ridge.unit_gain(embedded))
         gain = torch.ones(shape.width) if norm is None else torch.from_numpy(norm)
-        share = _fit(cell, parts, embedded, ridge.rms_norm(after)) if len(after) else ridge.LEAST_SHARE
+        share = _fit(cell, parts, embedded, ridge.rms_norm(torch.from_numpy(after)))
         cell.weight("out.gain").copy_(share * gain)
     return cell
 
@@ -68,10 +69,7 @@ def _fit(cell: RecurrentCell, parts: Sequence[Tensor], embedded: Tensor, wanted:
     enter = ridge.linear_map(seen, added, THROUGH).T
     enter[:, -width:] += torch.diag(1.0 / cell.weight("enter.gain")[-width:])
     cell.weight("enter").copy_(enter)
-    y = (
-        torch.cat([cell.weight("state.gain") * ridge.rms_norm(read @ enter.T), token], dim=1)
-        @ cell.weight("join").T
-    )
+    y = cell.step(cell.begin(parts), embedded)  # the blocks add nothing yet
     for name in (f"block.{i}" for i in range(cell.shape.blocks)):
         up = (cell.weight(f"{name}.gain") * ridge.rms_norm(y)) @ cell.weight(f"{name}.up").T
         first, second = up.chunk(2, dim=1)
@@ -79,19 +77,3 @@ def _fit(cell: RecurrentCell, parts: Sequence[Tensor], embedded: Tensor, wanted:
         cell.weight(f"{name}.down").copy_(ridge.linear_map(features, wanted - y))
         y = y + features @ cell.weight(f"{name}.down").T
     return ridge.share_explained(ridge.rms_norm(y), wanted)
-
-
-def _examples(texts: Sequence[Dialogue], width: int) -> tuple[Tensor, NDArray[Any], Tensor]:
-    """Return states [n, layers * width], the tokens behind them, and the last layer's states behind those."""
-    before, tokens, after, count = [], [], [], 0
-    for text in texts:
-        if text.hidden is None or len(text.hidden) < 2:
-            continue
-        before.append(text.hidden[:-1])
-        tokens.append(np.asarray(text.tokens)[text.start : text.start + len(text.hidden) - 1])
-        after.append(text.hidden[1:, -width:])
-        count += len(tokens[-1])
-        if count >= EXAMPLES:
-            break
-    joined = [torch.from_numpy(np.concatenate(rows).astype(np.float32)) for rows in (before, after)]
-    return joined[0], np.concatenate(tokens), joined[1]

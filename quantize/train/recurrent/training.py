@@ -22,6 +22,7 @@ from specport.backends.torch.hidden_head import RecurrentCell
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, trainer
 from specport.quantize.train.losses import cross_entropies, divergences, picked
+from specport.quantize.train.on_target import OnTarget
 
 from specport.errors import InvalidInput
 from specport.models.kinds.recurrent import SCALE, quantized
@@ -83,7 +84,7 @@ class Trained:
     writes: bool = True
 
 
-class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
+class RecurrentStudent(OnTarget):
     """A recurrent cell with its target's embeddings and cut head. Called with a batch; returns loss and hits.
 
     table: [vocab, width] embeddings. head: [columns, width] rows of the head at the ids `columns`.
@@ -97,13 +98,8 @@ class RecurrentStudent(torch.nn.Module):  # type: ignore[misc]
         columns: Sequence[int],
         recipe: Recipe,
     ) -> None:
-        super().__init__()
+        super().__init__(table, head, columns)
         self.cell, self._recipe = cell, recipe
-        self.register_buffer("table", torch.from_numpy(table), persistent=False)
-        self.register_buffer("head", torch.from_numpy(head), persistent=False)
-        column = torch.full((len(table),), -1)
-        column[torch.as_tensor([*columns])] = torch.arange(len(head))
-        self.register_buffer("column", column, persistent=False)
 
     def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return loss and hits of the first depth. What goes on depends on seed and step only."""
