@@ -37,7 +37,7 @@ _PRECISION = "fp16"
 _LEAST_REACH = 1 / 3
 _UNMEASURED = 3
 _COPIED = (".json", ".jinja", ".model", ".txt", ".safetensors")  # never code
-# Kinds of models with whose own weights vLLM drafts, of those that `models.mtp` finds.
+# Kinds of models with whose own weights vLLM drafts, of those that `models.kinds.mtp` finds.
 _MTP_KINDS = (
     "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "mimo", "qwen3_next", "qwen3_5",
     "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text",

@@ -1,9 +1,10 @@
 """An MTP head in training: unrolled over the tokens that follow each place of a text.
 
-At depth 1 the head reads the target's state at token i with token i + 1, as at run time (`models.mtp`). At
-depth k it reads its own state of depth k - 1 with token i + k: the same weights are used one time after the
-other, as they will be when it drafts (Bebop, arXiv 2606.12370). What it attends to is what its cache holds
-then: the entries of depth 1 up to place i, and its own of depths 2 to k (as in EAGLE-3, arXiv 2503.01840).
+At depth 1 the head reads the target's state at token i with token i + 1, as at run time
+(`models.kinds.mtp`). At depth k it reads its own state of depth k - 1 with token i + k: the same weights are
+used one time after the other, as they will be when it drafts (Bebop, arXiv 2606.12370). What it attends to
+is what its cache holds then: the entries of depth 1 up to place i, and its own of depths 2 to k (as in
+EAGLE-3, arXiv 2503.01840).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class MtpStudent(OnTarget):
 
     Called with a batch (`batches.batch`, with the states of whole texts); returns loss and hits.
 
-    decoder: transformers decoder of one layer, as `models.mtp.write_parts` writes it.
+    decoder: transformers decoder of one layer, as `models.kinds.mtp.write_parts` writes it.
     table:   [vocab, width] embeddings. head: [columns, width] rows of the head at the ids `columns`.
     """
 

@@ -43,7 +43,7 @@ def train(
     trust_remote_code: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train a head for the IR in `target`, and write its parts (`models.mtp`) into the folder `out`.
+    """Train a head for the IR in `target`, and write its parts (`models.kinds.mtp`) into the folder `out`.
 
     source:  the target's weights before their conversion, whose last layer the head starts from.
     start:   folder of a head to start from in its place.

@@ -1,4 +1,4 @@
-"""Write a trained pair model as a folder (`models.pipo` says what it has)."""
+"""Write a trained pair model as a folder (`models.kinds.pipo` says what it has)."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
         )
 
     def module_weights(self) -> dict[str, Tensor]:
-        """Return the module's weights by Qwen's names (`models.mtp`)."""
+        """Return the module's weights by Qwen's names (`models.kinds.mtp`)."""
         found = {
             "mtp.fc.weight": self.fc.weight,
             "mtp.pre_fc_norm_embedding.weight": self.token_norm.weight,

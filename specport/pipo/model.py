@@ -1,8 +1,8 @@
 """A pair model as the engine sees it: sequences of tokens, whose caches hold an entry for each pair.
 
-Two models of a backend are behind it: the decoder, whose ids are pairs (`models.pipo.Pairs`), and its module
-for multi-token prediction, which writes the second token of a pair. An entry of the module is made of the
-decoder's state at a pair and of the first token behind that pair.
+Two models of a backend are behind it: the decoder, whose ids are pairs (`models.kinds.pipo.Pairs`), and its
+module for multi-token prediction, which writes the second token of a pair. An entry of the module is made of
+the decoder's state at a pair and of the first token behind that pair.
 """
 
 from __future__ import annotations

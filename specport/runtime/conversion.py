@@ -68,7 +68,7 @@ def convert(
 def mtp_module(
     target: ModelFiles, *, weights: str = "ir", progress: Progress = silent, verbose: bool = False
 ) -> ModelFiles | None:
-    """Return the target's own module for multi-token prediction (`models.mtp`), converted where needed.
+    """Return the target's own module for multi-token prediction (`models.kinds.mtp`), converted where needed.
 
     None where its folder has none. Weights that are rounded are rounded to INT8: the module is small.
     Raises ModelError for a module of an unknown form, or one that cannot be converted.
@@ -112,7 +112,7 @@ def _module(
 ) -> ModelFiles:
     """Return a module from the cache, where it is converted if needed.
 
-    write: writes its folder (`models.mtp`). identity: of what it is made from.
+    write: writes its folder (`models.kinds.mtp`). identity: of what it is made from.
     """
     wanted = precisions.parse(target.precision)
     precision = target.precision

@@ -53,8 +53,8 @@ class LoadOptions:
     hidden_layers: layers whose hidden states a step can return.
     hidden_head:   bundle of a recurrent head that drafts from these states (`Model.hidden_head`); a backend
                    without support loads a model without it.
-    mtp:           the target's own module for multi-token prediction (`Model.mtp`), from `models.mtp`; a
-                   backend without support loads a model without it.
+    mtp:           the target's own module for multi-token prediction (`Model.mtp`), from `models.kinds.mtp`;
+                   a backend without support loads a model without it.
     mtp_tokens:    ids that the module's head is cut to; None = all.
     head_tokens:   ids that the language-model head is cut to; None = all. A backend that cannot cut heads
                    loads the whole head, and `Loaded.head_tokens` is None.
@@ -65,8 +65,8 @@ class LoadOptions:
                    backend without support loads a model without one.
     cache_bytes:   most memory of the key/value cache; None = a share of free memory
                    (`memory.default_share`).
-    pairs:         of a pair model, whose decoder this is: its ids are pairs of tokens (`models.pipo`). None =
-                   any other model.
+    pairs:         of a pair model, whose decoder this is: its ids are pairs of tokens (`models.kinds.pipo`).
+                   None = any other model.
     progress:      told of what takes long.
     """
 

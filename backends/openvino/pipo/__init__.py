@@ -1,1 +1,1 @@
-"""Pair models on OpenVINO: the decoder reads two tokens as one (`models.pipo`)."""
+"""Pair models on OpenVINO: the decoder reads two tokens as one (`models.kinds.pipo`)."""

@@ -1,4 +1,4 @@
-"""Let a paged graph read pairs of tokens. `models.pipo.PairWeights` has the formulas.
+"""Let a paged graph read pairs of tokens. `models.kinds.pipo.PairWeights` has the formulas.
 
     input_ids  [tokens]   the first token of each pair
     SECONDS    [tokens]   int64, the second one; the size of the vocabulary stands for PAD

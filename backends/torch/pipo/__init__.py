@@ -1,1 +1,1 @@
-"""Pair models on torch: the decoder reads two tokens as one (`models.pipo`)."""
+"""Pair models on torch: the decoder reads two tokens as one (`models.kinds.pipo`)."""

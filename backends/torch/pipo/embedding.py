@@ -20,7 +20,8 @@ _NARROW = ("hpu",)  # devices whose graphs turn int64 into int32
 class Compressor(torch.nn.Module):  # type: ignore[misc]
     """Fold the embeddings of two tokens into one: their sum, and a residual that is 0 at first.
 
-    Formulas: `models.pipo.PairWeights`. PAD's vector is 0 at first, so that a token with PAD reads as itself.
+    Formulas: `models.kinds.pipo.PairWeights`. PAD's vector is 0 at first, so that a token with PAD reads as
+    itself.
     """
 
     def __init__(self, width: int, dtype: torch.dtype | None = None) -> None:

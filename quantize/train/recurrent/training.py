@@ -69,7 +69,7 @@ class Recipe:
 class Trained:
     """Result of a training.
 
-    weights: by name, as `models.recurrent.read_weights` returns them.
+    weights: by name, as `models.kinds.recurrent.read_weights` returns them.
     survival_before, survival: by depth, the share of chains on held-out text whose tokens up to this one are
              all the target's; `survival` with the weights rounded as they are stored.
     writes:  whether this process, of several that trained together, writes the head.

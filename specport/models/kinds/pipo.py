@@ -6,7 +6,7 @@ not that of the model that it was trained from. A folder has
     config.json        `model_type` "pipo", and `PairConfig`
     pipo.safetensors   compressor, the vector of PAD, confidence head: `PairWeights`
     decoder/           a Hugging Face folder: decoder, tokenizer, and in the weights a module for multi-token
-                       prediction as Qwen spells it (`models.mtp`), which writes the second token
+                       prediction as Qwen spells it (`models.kinds.mtp`), which writes the second token
 
 so that all but the compressor is loaded as for other models.
 """
