@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from resumed import claim, digest
+from resumed import claim
 from specport.backends.openvino.tables import read_tables
 from specport.quantize.mtp import acceptance
 from specport.quantize.mtp.request import Recipe
@@ -44,6 +44,7 @@ from specport.drafters.model.mtp import MtpDrafter
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
 from specport.models import bundle
+from specport.models.identity import fingerprint
 from specport.runtime.loading import Loader
 from specport.runtime.mtp import head_of, module_of
 from specport.runtime.profiles import cpu_name
@@ -210,7 +211,8 @@ def main() -> None:
             },
         }
         if args.run:
-            key = f"{digest(Path(folder).rglob('*.safetensors'))}-{args.depth}-{args.run}"
+            weights = [str(path.relative_to(folder)) for path in Path(folder).rglob("*.safetensors")]
+            key = f"{fingerprint(Path(folder), [], weights)[:16]}-{args.depth}-{args.run}"
             kept = args.out / f"run-{name}-{key}.json"
             if not kept.is_file():
                 some = asked[:: max(1, len(asked) // args.run)][: args.run]

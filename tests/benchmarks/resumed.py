@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,3 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> None:
         raise InvalidInput(f"{folder} does not say which model its results are of", "name another --out")
     else:
         path.write_text(json.dumps(asked, indent=1), encoding="utf-8")
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """Return a hash of the contents of files."""
-    found = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()[:16]

@@ -35,13 +35,3 @@ def test_results_of_an_unknown_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(InvalidInput, match="does not say"):
         resumed.claim(tmp_path, FACTS)
-
-
-def test_weights_have_a_digest(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_text("one")
-    both = [tmp_path / "a", tmp_path / "b"]
-    before = resumed.digest(both)
-    assert resumed.digest(both[::-1]) == before
-    both[1].write_text("two")
-    assert resumed.digest(both) != before
