@@ -149,12 +149,12 @@ def test_a_key_is_asked_for_where_one_is_needed(browser: Any) -> None:
     with listening(toy(), keys=["secret"]) as (url, _):
         visit = Visit(browser, url)
         page, key = visit.page, visit.page.get_by_label("API key")
-        assert key.is_visible()
+        key.wait_for()  # the page asks once its first request was refused
         for given, told in (("wrong", "locked"), ("secret", "tiny")):
             key.fill(given)
             key.press("Tab")
             wait_for(lambda told=told: page.locator("#model").inner_text().startswith(told))
-            assert page.get_by_role("alert").is_visible() == (given == "wrong")
+            page.get_by_role("alert").wait_for(state="visible" if given == "wrong" else "hidden")
         page.keyboard.press("Escape")
         visit.send("abc")
         assert page.locator(".answer .text").inner_text().startswith(greedy("abc", 9))
