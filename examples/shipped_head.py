@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import ending
-from specport.quantize.head import Request, build
+from specport.quantize.heads.recurrent import Request, build
 
 from specport.bench.prompts import read_prompts
 from specport.cli.quantize.inspect import show

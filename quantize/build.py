@@ -274,7 +274,6 @@ class _Build:
             return dict(self.imported.facts)
         request, trust = self.request, self.inputs.loader.trust_remote_code
         trained = self.work / "distilled"
-        names = ("loss", "epochs", "learning_rate", "seed", "parallel")
         arguments = {
             "source": str(self.trainable),
             "work": str(self.work),
@@ -283,7 +282,7 @@ class _Build:
             "mlp": request.mlp,
             "head": None if plan.head is None else bundle.ranges(plan.head),
             "shards": [str(path) for path in self.shards],
-            "recipe": {name: getattr(request, name) for name in names} | {"precision": self._precision()},
+            "recipe": asdict(request.recipe(self._precision())),
             "trust_remote_code": trust,
             "vocab": self.inputs.tokenizer.vocab_size,
         }

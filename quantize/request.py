@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specport.quantize.prune import depth
+from specport.quantize.train.recipe import Recipe
 
 from specport.errors import InvalidInput
-from specport.models.kinds.parallel import MAX_DEPTH
 
 AGREEMENT = "agreement"
 
@@ -25,7 +25,7 @@ class Request:
     distil_tokens: tokens that the target writes for the draft to learn from; 0 = no distillation.
     prompts:       the user's own turns, which the target answers and the draft is chosen and measured by (see
                    `prompts.divide`).
-    loss, epochs, learning_rate, seed, parallel: see `distil.Recipe`.
+    loss, epochs, learning_rate, seed, parallel: see `train.recipe.Recipe`.
     """
 
     layers: int | None = None
@@ -59,14 +59,20 @@ class Request:
             raise InvalidInput(f"head_tokens is {self.head_tokens}; it must be 0 or more")
         if self.distil_tokens < 0:
             raise InvalidInput(f"distil_tokens is {self.distil_tokens}; it must be 0 or more")
-        if self.parallel and not 2 <= self.parallel <= MAX_DEPTH:
-            raise InvalidInput(f"parallel is {self.parallel}; it must be from 2 to {MAX_DEPTH}, or 0")
         if self.parallel and not self.distil_tokens:
             raise InvalidInput("a draft must be trained to draft in parallel", "add --distil TOKENS")
         if self.prompts and len(set(self.prompts)) < 4:
             raise InvalidInput(
                 "fewer than four different prompts are too few to choose and measure a draft", "give more"
             )
+        self.recipe()
+
+    def recipe(self, precision: str = "fp32") -> Recipe:
+        """Return the part of the request that training reads. precision: of the stored draft."""
+        return Recipe(
+            self.loss, self.epochs, self.learning_rate,
+            seed=self.seed, precision=precision, parallel=self.parallel,
+        )  # fmt: skip
 
     def check_bundle(self) -> None:
         """Raise InvalidInput where the request does not suit a draft bundle as the source."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from specport.quantize.train import pace
 
 from specport.errors import InvalidInput, ModelError
 from specport.models.kinds.mtp_head import MAX_DEPTH
@@ -23,7 +24,7 @@ class Recipe:
     loss:   one of LOSSES.
     depth:  tokens that it is trained to draft in a row.
     top:    learn from so many of the target's likeliest tokens at each place; 0 = from all.
-    epochs, learning_rate, batch_tokens, seed: as for `trainer.Pace`.
+    epochs, learning_rate, batch_tokens, seed: as for `train.pace.Pace`.
     """
 
     loss: str = "e2e-tv"
@@ -41,10 +42,7 @@ class Recipe:
             raise InvalidInput(f"depth is {self.depth}; it must be from 1 to {MAX_DEPTH}")
         if self.top < 0:
             raise InvalidInput(f"teacher_top is {self.top}; it must be 0 (all tokens) or more")
-        if self.learning_rate <= 0 or self.batch_tokens < 1:
-            raise InvalidInput("learning rate and batch tokens must be greater than 0")
-        if not 0 < self.epochs < math.inf:
-            raise InvalidInput(f"epochs is {self.epochs}; it must be greater than 0")
+        pace.check(self)
 
 
 @dataclass(frozen=True)

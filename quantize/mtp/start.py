@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from specport.quantize.convert import export
+from specport.quantize.mtp.student import MtpStudent
 from specport.quantize.prune.prune import decoder_layers
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.text.hidden import next_states
@@ -23,18 +24,10 @@ EXAMPLES = 40_000  # places of text that the join is fitted on, about
 ADDED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what a layer adds with
 
 
-def write_first(
-    folder: Path,
-    source: Path,
-    config: Mapping[str, Any],
-    texts: Sequence[Dialogue],
-    table: NDArray[Any],
-    trust_remote_code: bool,
-) -> None:
-    """Write a head to start from: the target's last layer and norm behind a join that is fitted on `texts`.
+def write_first(folder: Path, source: Path, config: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Write a head whose join is still to be fitted (`fit`): the target's last layer and norm behind zeros.
 
-    The join gives the state that follows, as far as a linear map of state and token can (`fitted`). The layer
-    at first adds nothing: its two output matrices are zeros.
+    The layer at first adds nothing: its two output matrices are zeros too.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         model = export.load_source(source, Path(temporary), trust_remote_code)
@@ -42,8 +35,26 @@ def write_first(
     layer = {name: half(tensor) for name, tensor in last.state_dict().items()}
     for name in ADDED:
         layer[name][:] = 0.0
-    norm, join = fitted(texts, table, half(model.model.norm.weight))
+    norm = half(model.model.norm.weight)
+    gain = np.ones(len(norm), dtype=np.float32)
+    join = Join(np.zeros((len(norm), 2 * len(norm)), dtype=np.float16), gain, gain, 0.0)
     mtp.write_parts(folder, config, int(config["num_hidden_layers"]) - 1, layer, norm, join)
+
+
+def fit(student: MtpStudent, texts: Sequence[Dialogue], table: NDArray[Any]) -> None:
+    """Fit the join of a head that `write_first` wrote, and the gains of its norm, to the texts' next states.
+
+    table: embeddings.
+    """
+    with torch.no_grad():
+        norm, join = fitted(texts, table, half(student.body.norm.weight))
+        for parameter, values in (
+            (student.body.norm.weight, norm),
+            (student.join.weight, join.weight),
+            (student.token_gain, join.token_gain),
+            (student.state_gain, join.state_gain),
+        ):
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
 def fitted(

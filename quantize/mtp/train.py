@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specport.backends.openvino.tables import read_tables
 from specport.quantize.convert import package_faults
 from specport.quantize.mtp.request import Recipe
-from specport.quantize.mtp.start import half, write_first
+from specport.quantize.mtp.start import fit, half, write_first
 from specport.quantize.mtp.student import MtpStudent
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.text.hidden import divided
@@ -63,14 +63,14 @@ def train(
         if start is None:
             assert source is not None  # either is given
             folder.mkdir()
-            write_first(folder, Path(source), config, learnt, table, trust_remote_code)
+            write_first(folder, Path(source), config, trust_remote_code)
         student = read_student(folder, table, head, ids, how)
     facts = json.dumps([asdict(how), [*ids][:: max(1, len(ids) // 64)]], sort_keys=True).encode()
     begun = b"".join(p.detach().numpy().tobytes()[:4096] for p in student.parameters() if p.requires_grad)
     run, writes = trainer.train(
         student, learnt, how, trainer.identity(learnt, student, facts, begun),
         Path(work) / trainer.CHECKPOINT, lambda student, _: survival(student, held_out, how),
-        "training the MTP head", progress,
+        "training the MTP head", progress, None if start else lambda: fit(student, learnt, table),
     )  # fmt: skip
     if writes:
         write_student(Path(out), student, config)

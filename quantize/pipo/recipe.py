@@ -66,7 +66,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pace:
-    """Hold what the training loop reads of a recipe (`train.trainer.Pace`), for one of its two stages."""
+    """Hold what the training loop reads of a recipe (`train.pace.Pace`), for one of its two stages."""
 
     epochs: float
     learning_rate: float

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from specport.quantize.train import pace
+
 from specport.errors import InvalidInput
 
 
@@ -26,11 +28,6 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise InvalidInput(f"{name.replace('_', ' ')} is {value}; it must be greater than 0")
-        if self.batch_tokens < 1 or self.seed < 0:
-            raise InvalidInput("batch tokens must be 1 or more, and the seed 0 or more")
+        pace.check(self)
         if not (self.kl >= 0 and self.ce >= 0 and 0 < self.kl + self.ce < math.inf):
             raise InvalidInput(f"the weights of the loss are {self.kl} and {self.ce}; one must be above 0")

@@ -18,44 +18,14 @@ import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, rounding, trainer
 from specport.quantize.train.kept_weights import START, KeptWeights
-from specport.quantize.train.losses import LOSSES, token_loss
+from specport.quantize.train.losses import token_loss
+from specport.quantize.train.pace import Pace
+from specport.quantize.train.recipe import Recipe
 
-from specport.errors import InvalidInput
-from specport.models.kinds.parallel import MAX_DEPTH
 from specport.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a draft is distilled. Raises InvalidInput for values out of range.
-
-    loss:         one of `losses.LOSSES`.
-    epochs:       times that each text is read; 0 = no training.
-    batch_tokens: prompt and answer tokens of a step.
-    precision:    of the stored draft; weights that will be INT4 are rounded during training (`rounding.py`).
-    parallel:     tokens that one pass of the draft is trained to propose (`parallel/`); 0 = token by token.
-    """
-
-    loss: str = "kl"
-    epochs: float = 3.0
-    learning_rate: float = 2e-5
-    batch_tokens: int = 1024
-    seed: int = 0
-    precision: str = "fp32"
-    parallel: int = 0
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise InvalidInput(f"unknown loss {self.loss!r}", f"choose one of {', '.join(LOSSES)}")
-        if self.learning_rate <= 0 or self.batch_tokens < 1:
-            raise InvalidInput("learning rate and batch tokens must be greater than 0")
-        if not 0 <= self.epochs < math.inf:
-            raise InvalidInput(f"epochs is {self.epochs}; it must be 0 or more")
-        if self.parallel and not 2 <= self.parallel <= MAX_DEPTH:
-            raise InvalidInput(f"parallel is {self.parallel}; it must be from 2 to {MAX_DEPTH}, or 0")
 
 
 @dataclass(frozen=True)
@@ -171,7 +141,7 @@ def distil(
 def train_student(
     student: Any,
     texts: Sequence[Dialogue],
-    recipe: trainer.Pace,
+    recipe: Pace,
     facts: Sequence[bytes],
     work: Path,
     examine: Callable[[Any, Any], Any],

@@ -14,9 +14,10 @@ from specport.quantize.convert import export
 from specport.quantize.prune.reconstruct import prune
 from specport.quantize.text import dialogues
 from specport.quantize.train import distilled, trainer
-from specport.quantize.train.distil import Recipe, distil
+from specport.quantize.train.distil import distil
 from specport.quantize.train.distilled import PARALLEL
 from specport.quantize.train.parallel.training import Parallel, add_mask, train_parallel
+from specport.quantize.train.recipe import Recipe
 
 from specport.models import bundle
 from specport.models.atomic import write_json
@@ -49,7 +50,7 @@ def distil_draft(
     dropped: numbers of the layers to drop. mlp: share of the feed-forward channels to keep.
     head:    ranges of the ids that the draft's head keeps, as in a bundle; None = all.
     shards:  files of text; the share HELD_OUT of them is not trained on, but measures the agreement.
-    recipe:  entries of `distil.Recipe`.
+    recipe:  entries of `recipe.Recipe`.
     vocab:   ids that the tokenizer knows, for a recipe that is parallel: MASK is the first id behind them.
     Arguments are plain data, since this runs in a process of its own (`worker.run`). Returns the facts that a
     bundle keeps as `distilled`.

@@ -19,9 +19,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Kullback-Leibler divergence from the target, cross-entropy of its tokens, and total variation, which is what
-# sampled acceptance depends on (LK losses, arXiv 2602.23881).
-LOSSES = ("kl", "ce", "tv")
 _LEAST = 1e-6  # of an acceptance whose logarithm is taken
 _DECAY = 3.0  # of the share of KL in "lk-mix" with the acceptance, as in vllm-project/speculators
 
@@ -32,7 +29,7 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: s
     logits: [answer tokens, columns], -inf where a token cannot be proposed.
     batch:  as `batches.batch` makes it.
     column: [vocab] the column of each id; -1 = none.
-    loss:   one of LOSSES.
+    loss:   one of `recipe.LOSSES`.
     """
     log_q = torch.log_softmax(logits.float(), dim=-1)
     answer = column[batch["answer"]]

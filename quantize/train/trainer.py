@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches
+from specport.quantize.train.pace import Pace
 
 from specport.errors import InvalidInput, ModelError
 from specport.models.atomic import replacing
@@ -29,22 +30,6 @@ if TYPE_CHECKING:
 CHECKPOINT, SAVE_EVERY_S = "checkpoint.safetensors", 600.0
 _KEPT = ("identity", "step", "before", "losses", "loss", "agreement", "seconds")  # of a run, in a checkpoint
 _WARM_UP, _LAST_RATE, _SMOOTH = 0.05, 0.1, 0.95
-
-
-class Pace(Protocol):
-    """The part of a recipe that the loop reads.
-
-    epochs: times that each text is read. batch_tokens: prompt and answer tokens of a step.
-    """
-
-    @property
-    def epochs(self) -> float: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def batch_tokens(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 def train(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specport.quantize.train import pace
+
 from specport.errors import InvalidInput
 
 BLOCK, MOST_BLOCK = 4, 64
@@ -29,8 +31,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.block and not 2 <= self.block <= MOST_BLOCK:
             raise InvalidInput(f"a block of {self.block} tokens; it must have from 2 to {MOST_BLOCK}")
-        if self.epochs <= 0 or self.learning_rate <= 0 or self.batch_tokens < 1:
-            raise InvalidInput("epochs, learning rate and batch tokens must be greater than 0")
+        pace.check(self)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specport.quantize.train import pace
+
 from specport.errors import InvalidInput
 
 CURRICULA = ("rotational", "gradual")
@@ -44,8 +46,7 @@ class Recipe:
             raise InvalidInput(
                 "dropout must be at least 0 and below 1, the exit scale 0 or more, and every 1 or more"
             )
-        if self.epochs <= 0 or self.learning_rate <= 0 or self.batch_tokens < 1:
-            raise InvalidInput("epochs, learning rate and batch tokens must be greater than 0")
+        pace.check(self)
 
 
 def dropout_rates(num_layers: int, most: float) -> list[float]:

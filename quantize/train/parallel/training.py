@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, rounding, trainer
-from specport.quantize.train.distil import Distillation, Recipe, Student, train_student
+from specport.quantize.train.distil import Distillation, Student, train_student
 from specport.quantize.train.in_pieces import InPieces, additive
 from specport.quantize.train.losses import cross_entropies, divergences, picked
 from specport.quantize.train.parallel import temperature
 from specport.quantize.train.parallel.chains import PackedRows, all_chains, extents, pack, sample_chains
 from specport.quantize.train.parallel.temperature import GRID
+from specport.quantize.train.recipe import Recipe
 
 from specport.progress import Progress
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from safetensors.numpy import save_file
 from specport.backends.openvino.tables import read_tables
+from specport.backends.torch.hidden_head import RecurrentCell
 from specport.quantize.text.hidden import divided
 from specport.quantize.train import trainer
-from specport.quantize.train.recurrent.start import new_cell
-from specport.quantize.train.recurrent.training import Recipe, train_head
+from specport.quantize.train.recurrent import start
+from specport.quantize.train.recurrent.recipe import Recipe
+from specport.quantize.train.recurrent.training import train_head
 
 from specport.models import bundle
 from specport.models.kinds.recurrent import WEIGHTS, Recurrent
@@ -36,7 +38,7 @@ def train(
     work:    folder of the checkpoint.
     shards, states: files of text and of its hidden states; some are held out (`hidden.divided`).
     columns: ranges of the ids that it can draft; None = all.
-    shape:   entries of `Recurrent` but the width. recipe: entries of `training.Recipe`.
+    shape:   entries of `Recurrent` but the width. recipe: entries of `recipe.Recipe`.
     Arguments are plain data (`worker.run`). Returns the facts that a bundle keeps as `distilled`, and as
     `recurrent` the shape.
     """
@@ -49,9 +51,12 @@ def train(
         tuple(shape["layers"]), table.shape[1], *(shape[n] for n in ("inner", "blocks", "depth"))
     )
     how = Recipe(**recipe)
-    cell = new_cell(about, learnt, table, last_norm(Path(target)), how.seed)
+    cell = RecurrentCell(about)
     ids = range(len(head)) if kept is None else kept
-    found = train_head(cell, table, head, ids, learnt, held_out, how, Path(work), progress)
+    found = train_head(
+        cell, table, head, ids, learnt, held_out, how, Path(work), progress,
+        lambda: start.fit(cell, learnt, table, last_norm(Path(target)), how.seed),
+    )  # fmt: skip
     if found.writes:
         save_file(dict(found.weights), Path(out) / WEIGHTS)
     return {

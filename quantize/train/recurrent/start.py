@@ -14,8 +14,6 @@ from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.text.hidden import next_states
 from specport.quantize.train import ridge
 
-from specport.models.kinds.recurrent import Recurrent
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,10 +21,14 @@ EXAMPLES = 60_000  # places of text that are read, about
 THROUGH = 0.1  # strength of the ridge where a small matrix would be undone by large values
 
 
-def new_cell(
-    shape: Recurrent, texts: Sequence[Dialogue], table: NDArray[Any], norm: NDArray[Any] | None, seed: int
-) -> RecurrentCell:
-    """Return a cell that says the target's next state as far as maps fitted one after the other can.
+def fit(
+    cell: RecurrentCell,
+    texts: Sequence[Dialogue],
+    table: NDArray[Any],
+    norm: NDArray[Any] | None,
+    seed: int,
+) -> None:
+    """Make a cell say the target's next state as far as maps fitted one after the other can.
 
     The first state is the target's at the last of its layers. `join` maps state and token to the next state,
     `enter` adds what the layers below know of what is missing, and the blocks' second matrices what features
@@ -36,7 +38,7 @@ def new_cell(
     texts: with hidden states of these layers. table: embeddings.
     norm:  weights of the target's last norm, which its head expects; None = ones.
     """
-    cell = RecurrentCell(shape)
+    shape = cell.shape
     generator = torch.Generator().manual_seed(seed)
     before, tokens, after = next_states(texts, shape.width, EXAMPLES)
     with torch.no_grad():
@@ -52,7 +54,6 @@ def new_cell(
         gain = torch.ones(shape.width) if norm is None else torch.from_numpy(norm)
         share = _fit(cell, parts, embedded, ridge.rms_norm(torch.from_numpy(after)))
         cell.weight("out.gain").copy_(share * gain)
-    return cell
 
 
 def _fit(cell: RecurrentCell, parts: Sequence[Tensor], embedded: Tensor, wanted: Tensor) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, trainer
 from specport.quantize.train.losses import cross_entropies, divergences, picked
 from specport.quantize.train.on_target import OnTarget
+from specport.quantize.train.recurrent.recipe import Recipe
 
-from specport.errors import InvalidInput
 from specport.models.kinds.recurrent import SCALE, quantized
 from specport.progress import Progress
 
@@ -36,33 +36,6 @@ _DEPTH_WEIGHT = 0.8  # of each depth's loss, relative to the depth before
 _EXAMINED = 8000  # about so many tokens of held-out answers are drafted before and after the training
 # Columns of a step's softmax: those of the likeliest tokens of the batch, and a sample of the rest.
 _LIKELY, _SAMPLED = 8, 768
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a head is trained. Raises InvalidInput for values out of range.
-
-    loss:   "kl" or "tv" (`losses.LOSSES`), with some cross-entropy.
-    epochs, learning_rate, batch_tokens, seed: as for `trainer.Pace`.
-    wrong:  share of the chains that go on behind a token that the head would not have drafted.
-    """
-
-    loss: str = "kl"
-    epochs: float = 8.0
-    learning_rate: float = 1e-3
-    batch_tokens: int = 1024
-    seed: int = 0
-    wrong: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.loss not in ("kl", "tv"):
-            raise InvalidInput(f"unknown loss {self.loss!r} of a head", "choose kl or tv")
-        if self.learning_rate <= 0 or self.batch_tokens < 1:
-            raise InvalidInput("learning rate and batch tokens must be greater than 0")
-        if not 0 < self.epochs < math.inf:
-            raise InvalidInput(f"epochs is {self.epochs}; it must be greater than 0")
-        if not 0 <= self.wrong <= 1:
-            raise InvalidInput(f"wrong is {self.wrong}; it must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -196,11 +169,13 @@ def train_head(
     recipe: Recipe,
     work: Path,
     progress: Progress,
+    start: Callable[[], None] | None = None,
 ) -> Trained:
     """Train a cell in place, and return its weights as they are stored.
 
     table, head, columns: as for `RecurrentStudent`. texts, held_out: with hidden states.
     work: folder of the checkpoint; a checkpoint of another recipe, shape or text is ignored.
+    start: gives the cell its first values, unless a checkpoint has them (`trainer.train`).
     Raises InvalidInput for too little text, and ModelError when a checkpoint cannot be read or written.
     """
     trainer.check_texts(texts, held_out)
@@ -212,7 +187,7 @@ def train_head(
     run, writes = trainer.train(
         student, texts, recipe, trainer.identity(texts, student, *facts), work / trainer.CHECKPOINT,
         lambda student, device: _survival(student, held_out, recipe.batch_tokens, device),
-        "training the head", progress,
+        "training the head", progress, start,
     )  # fmt: skip
     weights = stored(cell)
     survival = _survival(student, held_out, recipe.batch_tokens, student.head.device)

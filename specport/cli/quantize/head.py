@@ -53,7 +53,7 @@ def add_parser(actions: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.quantize.head import Request, build
+    from specport.quantize.heads.recurrent import Request, build
 
     return trainings.train_head(args, Request, REQUEST_OPTIONS, build, inspect.show)
 

@@ -31,9 +31,9 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
 from specport.quantize.train import batches  # noqa: E402
-from specport.quantize.train.distil import Recipe  # noqa: E402
 from specport.quantize.train.parallel.chains import all_chains, pack  # noqa: E402
 from specport.quantize.train.parallel.training import ParallelStudent, add_mask  # noqa: E402
+from specport.quantize.train.recipe import Recipe  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.own_cache import own_cache  # noqa: E402, F401
 from support.processor import exact_mode  # noqa: E402

@@ -16,8 +16,9 @@ pytest.importorskip("accelerate")
 
 from specport.quantize.prune.prune import drop_layers  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
-from specport.quantize.train import batches, distil, losses, trainer  # noqa: E402
-from specport.quantize.train.distil import Recipe, Student  # noqa: E402
+from specport.quantize.train import batches, distil, trainer  # noqa: E402
+from specport.quantize.train.distil import Student  # noqa: E402
+from specport.quantize.train.recipe import LOSSES, Recipe  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.tiny_dialogues import VOCAB, dialogues  # noqa: E402
 
@@ -43,7 +44,7 @@ def run(
     return distil.distil(model, HEAD, texts[4:], texts[:4], recipe, work, progress)
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_loss_falls_and_embeddings_stay(loss: str, texts: list[Dialogue], tmp_path: Path) -> None:
     model = student()
     embedding = model.get_input_embeddings().weight.detach().clone()
@@ -104,7 +105,7 @@ def test_a_damaged_checkpoint_is_named(texts: list[Dialogue], tmp_path: Path) ->
             Recipe(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_losses_by_hand(loss: str) -> None:
     """A head of four ids gets 4 and 7 from the text; 6 occurs too late to be proposed."""
     model = tiny_models.hf_model("llama")

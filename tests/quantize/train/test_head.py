@@ -15,18 +15,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("openvino")
 
+from specport.backends.torch.hidden_head import RecurrentCell  # noqa: E402
 from specport.quantize.evaluate import quick_costs  # noqa: E402
-from specport.quantize.head import Request  # noqa: E402
+from specport.quantize.heads.recurrent import Request  # noqa: E402
 from specport.quantize.text import hidden, passages, prompts, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, read_shard, save_shard  # noqa: E402
 from specport.quantize.train import batches, trainer  # noqa: E402
-from specport.quantize.train.recurrent.start import new_cell  # noqa: E402
-from specport.quantize.train.recurrent.training import (  # noqa: E402
-    Recipe,
-    RecurrentStudent,
-    stored,
-    train_head,
-)
+from specport.quantize.train.recurrent.recipe import Recipe  # noqa: E402
+from specport.quantize.train.recurrent.start import fit  # noqa: E402
+from specport.quantize.train.recurrent.training import RecurrentStudent, stored, train_head  # noqa: E402
 from support import tiny_models  # noqa: E402
 from support.toy_model import ToyModel  # noqa: E402
 
@@ -43,6 +40,15 @@ RULE = RNG.permutation(np.arange(VOCAB * VOCAB) % 6).reshape(VOCAB, VOCAB)  # of
 TABLE = RNG.normal(size=(VOCAB, WIDTH)).astype(np.float32)
 STATES = RNG.normal(size=(VOCAB, 2 * WIDTH)).astype(np.float16)  # hidden states of both layers by token
 HEAD = RNG.normal(size=(len(COLUMNS), WIDTH)).astype(np.float32)
+
+
+def new_cell(
+    shape: Recurrent, learnt: list[Dialogue], table: Any, norm: Any | None, seed: int
+) -> RecurrentCell:
+    """Return a cell that was fitted to texts."""
+    cell = RecurrentCell(shape)
+    fit(cell, learnt, table, norm, seed)
+    return cell
 
 
 def texts(count: int, seed: int) -> list[Dialogue]:
@@ -63,8 +69,11 @@ def texts(count: int, seed: int) -> list[Dialogue]:
 def train(work: Path, progress: Any = lambda *_: None, **changes: Any) -> Any:
     recipe = Recipe(**{"epochs": 30.0, "learning_rate": 5e-3, "batch_tokens": 128, **changes})
     learnt = texts(40, 1)
-    cell = new_cell(SHAPE, learnt, TABLE, np.ones(WIDTH, np.float32), recipe.seed)
-    return train_head(cell, TABLE, HEAD, COLUMNS, learnt, texts(10, 2), recipe, work, progress)
+    cell = RecurrentCell(SHAPE)
+    return train_head(
+        cell, TABLE, HEAD, COLUMNS, learnt, texts(10, 2), recipe, work, progress,
+        lambda: fit(cell, learnt, TABLE, np.ones(WIDTH, np.float32), recipe.seed),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("loss", ["kl", "tv"])
@@ -169,17 +178,18 @@ def test_stored_weights_are_what_the_cell_then_has() -> None:
     assert {*found} == {*SHAPE.vectors, *SHAPE.matrices, *(f"{n}.scale" for n in SHAPE.matrices)}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"loss": "ce"}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"wrong": 1.5}, {"batch_tokens": 0}]
-)
-def test_recipes_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+def test_recipes_out_of_range_are_refused() -> None:
     with pytest.raises(InvalidInput):
-        Recipe(**changes)
+        Recipe(wrong=1.5)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"distil_tokens": 0}, {"depth": 99}, {"head_tokens": -1}, {"inner": 0}, {"layers": (3, 1)}]
-)
+    "changes",
+    [
+        {"distil_tokens": 0}, {"depth": 99}, {"head_tokens": -1}, {"inner": 0}, {"layers": (3, 1)},
+        {"loss": "ce"},
+    ],
+)  # fmt: skip
 def test_requests_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         Request(**changes)

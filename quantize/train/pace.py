@@ -1,0 +1,36 @@
+"""The pace of a training: the numbers that every recipe has. Plain, no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from specport.errors import InvalidInput
+
+
+class Pace(Protocol):
+    """The part of a recipe that the training loop reads.
+
+    epochs:       times that each text is read.
+    batch_tokens: prompt and answer tokens of a step.
+    """
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def batch_tokens(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def check(pace: Pace, *, may_be_none: bool = False) -> None:
+    """Raise InvalidInput for values out of range. may_be_none: 0 epochs stand for no training."""
+    for name in ("epochs", "learning_rate", "batch_tokens"):
+        value = getattr(pace, name)
+        if not 0 < value < math.inf and not (may_be_none and name == "epochs" and value == 0):
+            least = "0 or more" if may_be_none and name == "epochs" else "greater than 0"
+            raise InvalidInput(f"{name.replace('_', ' ')} is {value}; it must be {least}")
+    if pace.seed < 0:
+        raise InvalidInput(f"seed is {pace.seed}; it must be 0 or more")
