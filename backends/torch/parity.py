@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 _SPLIT, _COUNT = 9, 16  # the tokens are read in two steps
 # Allowed difference of logits, in their standard deviations. Rounding stays below, a wrong mask does not.
-_ALLOWED = {torch.float32: 0.02}
-_ALLOWED_HALF = 0.5
+_ALLOWED, _ALLOWED_HALF = 0.02, 0.5
+# In half precision rounding sends some tokens to other experts, whose logits then are far off. A wrong mask
+# changes all tokens of a step, or all but the first, so there a quarter of them has to be near.
+_NEAR = 0.25
 
 
 class Parity:
@@ -40,7 +42,7 @@ class Parity:
         known = self._answers.get(self._key)
         self._want = None if known else _reference(model)
         self._tokens = _tokens(model)
-        self._allowed = _ALLOWED.get(model.dtype, _ALLOWED_HALF)
+        self._half = model.dtype != torch.float32
 
     def check(self, found: Model) -> None:
         """Raise ModelError where the logits of a model on slots are others."""
@@ -51,10 +53,17 @@ class Parity:
             parts.append(to_host(found.step([Row(handle, Block.chain(chunk))]).logits).copy())
             found.commit(handle, range(len(chunk)))
         found.close(handle)
-        gap = float(np.abs(np.concatenate(parts) - self._want).max() / self._want.std())
-        if not gap <= self._allowed:  # NaN is not
+        gap = self._gap(np.concatenate(parts))
+        if not gap <= (_ALLOWED_HALF if self._half else _ALLOWED):  # NaN is not
             raise ModelError(f"its logits differ from those of transformers by {gap:.2g} standard deviations")
         self._answers.put(self._key, True)
+
+    def _gap(self, logits: NDArray[np.float32]) -> float:
+        """Return the difference of logits [tokens, vocab] from those of transformers, of the worse step."""
+        assert self._want is not None
+        gaps = np.abs(logits - self._want).max(axis=1) / self._want.std()
+        share = _NEAR if self._half else 1.0
+        return float(max(np.quantile(step, share) for step in (gaps[:_SPLIT], gaps[_SPLIT:])))
 
 
 def _reference(model: Any) -> NDArray[np.float32]:
