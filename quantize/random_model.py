@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import package_faults, whole_model
 
 from specport.errors import ModelError
 
@@ -62,14 +62,7 @@ def logits(folder: Path, ids: Sequence[int], attention: str = "eager") -> NDArra
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    model = whole_model.read(AutoModelForCausalLM, folder, dtype=torch.float32, attn_implementation=attention)
     for module in model.modules():
         if hasattr(module, "chunk_gated_delta_rule"):
             module.chunk_gated_delta_rule = module.recurrent_gated_delta_rule

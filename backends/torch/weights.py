@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from specport.backends.torch import packed_linear
 from specport.backends.torch.slots.attention import ATTENTION, attention
+from specport.quantize.convert import whole_model
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AttentionInterface,
@@ -41,15 +42,10 @@ def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
         _check(config, files.folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            files.folder,
-            config=config,
-            dtype=getattr(torch, TORCH_DTYPES[files.precision]),
-            attn_implementation=_attention_of(config),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        model = whole_model.read(
+            AutoModelForCausalLM, files.folder, config=config,
+            dtype=getattr(torch, TORCH_DTYPES[files.precision]), attn_implementation=_attention_of(config),
+        )  # fmt: skip
     except ModelError:
         raise
     except Exception as error:  # transformers raises many types for unusable files

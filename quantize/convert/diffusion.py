@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import package_faults, whole_model
 
 from specport.errors import ModelError
 from specport.models.atomic import write_json
@@ -52,9 +52,7 @@ def read(folder: Path, dtype: Any, attention: str = "sdpa") -> Any:
     except Exception as error:  # transformers raises many types for unusable files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{folder} ({kind}) cannot be read: {reason}", _CHECK) from error
-    missing = [*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])]  # they would be random
-    if missing:
-        raise ModelError(f"{folder} ({kind}) lacks weights: {min(missing)}", _CHECK)
+    whole_model.check(model, told, folder)
     return model.eval().requires_grad_(False)
 
 

@@ -13,7 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specport.quantize.convert import compress, config_file, diffusion, disk, package_faults, refusals
+from specport.quantize.convert import (
+    compress,
+    config_file,
+    diffusion,
+    disk,
+    package_faults,
+    refusals,
+    whole_model,
+)
 from specport.quantize.convert.from_gguf import config as gguf_config
 from specport.quantize.convert.from_gguf import weights as gguf_weights
 from specport.quantize.convert.whisper import export as whisper_export
@@ -187,13 +195,11 @@ def _load_folder(source: Path, trust_remote_code: bool) -> Any:
     if is_diffusion(read_json(source / "config.json")):
         return diffusion.read(source, dtype)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
+        return whole_model.read(
+            AutoModelForCausalLM, source, dtype=dtype, trust_remote_code=trust_remote_code
         )
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many kinds for files that it cannot use
         raise ModelError(
             f"{source} cannot be read: {_reason(error)}", "check that it is a complete language model"

@@ -24,7 +24,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 from specport.backends.openvino.graph import surgery
-from specport.quantize.convert import config_file, package_faults
+from specport.quantize.convert import config_file, package_faults, whole_model
 from specport.quantize.convert.openvino_core import core
 from specport.quantize.prune.probe import Probe
 from specport.quantize.text.prompts import HELD_OUT
@@ -237,9 +237,7 @@ def _compare(folder: Path, made: Path) -> None:
 
     tokens = encode(load_tokenizer(folder), HELD_OUT[0])[:_TOKENS]
     expected = Probe(folder, "CPU", _F32).logits(Text(tuple(tokens[:1]), tuple(tokens[1:]))).copy()
-    model = AutoModelForCausalLM.from_pretrained(
-        made, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
+    model = whole_model.read(AutoModelForCausalLM, made, dtype=torch.float32)
     with torch.no_grad():
         actual = model(torch.tensor([tokens[:-1]])).logits[0].numpy()
     difference = float(np.abs(actual - expected).max() / np.abs(expected).max())

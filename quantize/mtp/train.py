@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from specport.backends.openvino.tables import read_tables
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import package_faults, whole_model
 from specport.quantize.mtp.request import Recipe
 from specport.quantize.mtp.start import fit, half, write_first
 from specport.quantize.mtp.student import MtpStudent
@@ -94,10 +94,9 @@ def read_student(
 
     join = mtp.read_join(folder)
     try:
-        decoder: Any = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            attn_implementation="sdpa",
-        )  # fmt: skip
+        decoder: Any = whole_model.read(AutoModelForCausalLM, folder, attn_implementation="sdpa")
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many types for unusable files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{folder} cannot be read: {reason}", "train the head again") from error

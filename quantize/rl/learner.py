@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import package_faults, whole_model
 from specport.quantize.rl import grpo
 from specport.quantize.rl.rollouts import Rollout
 from specport.quantize.train.trainer import Run
@@ -51,13 +51,7 @@ class Learner:
         from transformers import AutoModelForCausalLM
 
         # `eval`: a dropout would train another model than the one that wrote the rollouts.
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        ).eval()
+        self.model = whole_model.read(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
         self.model.to(device)
         self._device, self._mixed, self._clip = device, mixed, clip
         self._rate = learning_rate

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specport.errors import InvalidInput
 from specport.models.atomic import write_json
@@ -75,7 +75,7 @@ def search(
     """
     found = _TRIALS.find(known) or Trials()
     done = [trial for trial in found.trials if _fits(trial, num_layers, count)][:num_trials]
-    study, samplers = _study(seed, len(done))
+    study = _study()
     names = [f"layer {layer}" for layer in range(1, num_layers - 1)]
     for trial in done:
         _tell(study, names, trial)
@@ -84,7 +84,7 @@ def search(
         so_far = "" if best is None else f", best cost {best:.3f}"
         progress(f"mask {len(done) + 1} of {num_trials}{so_far}", len(done) / num_trials)
         bayesian = len(done) >= STARTUP and (len(done) - STARTUP) % TURN == 0
-        study.sampler = samplers[bayesian]
+        study.sampler = _sampler(bayesian, seed + len(done))
         asked = study.ask()
         scores = tuple(round(asked.suggest_float(name, 0.0, 1.0), 6) for name in names)
         order = sorted(range(len(scores)), key=scores.__getitem__)
@@ -102,16 +102,22 @@ def _fits(trial: Trial, num_layers: int, count: int) -> bool:
     return right and len({*trial.skipped} & {*range(1, num_layers - 1)}) == count == len(trial.skipped)
 
 
-def _study(seed: int, done: int) -> tuple[optuna.Study, dict[bool, Any]]:
-    """Return a study, and its samplers: Bayesian or not. done: number of trials that others have sampled."""
+def _study() -> optuna.Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(direction="minimize", sampler=_sampler(False, 0))
+
+
+def _sampler(bayesian: bool, seed: int) -> optuna.samplers.BaseSampler:
+    """Return what proposes one trial. A seed for each trial: a search that goes on gives the same masks."""
+    import optuna
+
+    if not bayesian:
+        return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        bayesian = optuna.samplers.TPESampler(n_startup_trials=0, multivariate=True, seed=seed + done)
-    samplers = {True: bayesian, False: optuna.samplers.RandomSampler(seed=seed + done)}
-    return optuna.create_study(direction="minimize", sampler=samplers[False]), samplers
+        return optuna.samplers.TPESampler(n_startup_trials=0, multivariate=True, seed=seed)
 
 
 def _tell(study: optuna.Study, names: Sequence[str], trial: Trial) -> None:

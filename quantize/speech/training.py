@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import package_faults, whole_model
 from specport.quantize.convert.whisper.export import WEIGHTS
 from specport.quantize.speech.material import Material
 from specport.quantize.speech.recipe import Recipe
@@ -86,9 +86,7 @@ def train(
     kept = [text for i, text in enumerate(texts) if i in chosen]
     trainer.check_texts(learnt, kept)
     progress("reading the model", 0.0)
-    model: Any = WhisperForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
+    model: Any = whole_model.read(WhisperForConditionalGeneration, folder, dtype=torch.float32)
     student = SpeechStudent(model.model.decoder, how)
     del model  # the encoder has done its work
     run, writes, better = train_student(

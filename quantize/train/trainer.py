@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec import Struct
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches
 from specport.quantize.train.pace import Pace
@@ -22,13 +23,15 @@ from specport.quantize.train.pace import Pace
 from specport.errors import InvalidInput, ModelError
 from specport.models.atomic import replacing
 from specport.models.os_errors import cause
+from specport.outside import Format, plain_values
+from specport.outside.numbers import Count
 from specport.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ANEW = "remove it and run the command again"
 CHECKPOINT, SAVE_EVERY_S = "checkpoint.safetensors", 600.0
-_KEPT = ("identity", "step", "before", "losses", "loss", "agreement", "seconds")  # of a run, in a checkpoint
 _WARM_UP, _LAST_RATE, _SMOOTH = 0.05, 0.1, 0.95
 
 
@@ -115,6 +118,21 @@ def _mixed() -> str:
     return "bf16" if torch.cuda.is_available() or amx() else "no"
 
 
+class _Kept(Struct):
+    """What a checkpoint holds of a run besides its tensors. Losses may be NaN."""
+
+    identity: str
+    step: Count
+    before: Any
+    losses: list[float]
+    loss: float
+    agreement: float
+    seconds: float
+
+
+_KEPT = Format(_Kept, "a checkpoint of a training", _ANEW, parse=plain_values.from_foreign_json)
+
+
 class Run:
     """The state of a training, stored atomically in one safetensors file."""
 
@@ -144,7 +162,7 @@ class Run:
             state = self.optimizer.state[parameter]
             tensors |= {f"{i}.weight": parameter.detach()}
             tensors |= {f"{i}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq", "step")}
-        about = json.dumps({name: getattr(self, name) for name in _KEPT})
+        about = json.dumps({name: getattr(self, name) for name in _Kept.__struct_fields__})
         try:
             with replacing(self.path) as temporary:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
@@ -160,29 +178,31 @@ class Run:
             return False
         try:
             with safe_open(self.path, "pt") as stored:
-                about = json.loads((stored.metadata() or {}).get("about", "{}"))  # may hold NaN
-                if not isinstance(about, dict) or about.get("identity") != self.identity:
+                kept = _KEPT.decode((stored.metadata() or {}).get("about", "{}"), str(self.path))
+                if kept.identity != self.identity:
                     return False
-                values = {name: about[name] for name in _KEPT}
                 for i, parameter in enumerate(self.trained):
-                    parameter.data.copy_(stored.get_tensor(f"{i}.weight"))
-                    names = ("exp_avg", "exp_avg_sq", "step")
+                    parameter.data.copy_(_shaped(stored.get_tensor(f"{i}.weight"), parameter))
+                    moments = {n: stored.get_tensor(f"{i}.{n}") for n in ("exp_avg", "exp_avg_sq")}
                     self.optimizer.state[parameter] = {
-                        name: stored.get_tensor(f"{i}.{name}").to(
-                            parameter.device if name != "step" else "cpu"
-                        )
-                        for name in names
-                    }
+                        name: _shaped(moment, parameter).to(parameter.device)
+                        for name, moment in moments.items()
+                    } | {"step": stored.get_tensor(f"{i}.step").to("cpu")}
         except OSError as error:
             message, hint = cause(error)
             raise ModelError(f"cannot read {self.path}: {message}", hint) from error
-        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-            raise ModelError(
-                f"{self.path} is damaged: {error}", "remove it and run the command again"
-            ) from error
-        for name, value in values.items():
-            setattr(self, name, value)
+        except (SafetensorError, ValueError) as error:
+            raise ModelError(f"{self.path} is damaged: {error}", _ANEW) from error
+        for name in _Kept.__struct_fields__:
+            setattr(self, name, getattr(kept, name))
         return True
+
+
+def _shaped(stored: Tensor, parameter: Tensor) -> Tensor:
+    """Return a stored tensor. Raises ValueError where it does not have the parameter's shape."""
+    if stored.shape != parameter.shape:
+        raise ValueError(f"a tensor of shape {tuple(stored.shape)} instead of {tuple(parameter.shape)}")
+    return stored
 
 
 def check_texts(texts: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None:

@@ -42,6 +42,18 @@ def read_bytes(path: Path, most: int) -> bytes:
     return data
 
 
+def read_given(path: Path, most: int) -> bytes:
+    """Return the content of a file that the user names for a command, which may be a pipe, as of <(command).
+
+    Raises OSError, and ValueError for more than `most` bytes.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return data
+
+
 @contextmanager
 def _opened(path: Path, most: int) -> Iterator[BinaryIO]:
     flags = os.O_RDONLY | _NO_WAITING | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)

@@ -12,10 +12,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from specport.errors import InvalidInput
+from specport.outside import read_given
 from specport.outside.places import expanded
 from specport.serve.openai.errors import ApiError, response
 
 NO_KEYS = "note: other machines can use this server, and there are no keys (--api-key-file)"
+_MOST_BYTES = 1 << 20  # of a file of keys
 CLIENT = "specport.client"  # where the scope of a request says who asks
 
 
@@ -75,8 +77,8 @@ def digests(keys: Sequence[str | bytes]) -> list[bytes]:
 def read_keys(path: Path) -> list[str]:
     """Return the keys of a file, one a line; lines with # are comments. Raises InvalidInput."""
     try:
-        lines = expanded(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
+        lines = read_given(expanded(path), _MOST_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or too large
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"cannot read the file of API keys {path}: {reason}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

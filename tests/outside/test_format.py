@@ -136,7 +136,6 @@ def test_no_file_from_outside_is_parsed_by_hand() -> None:
         "specport/runtime/memory.py": "files of the system",
         "specport/runtime/profiles.py": "files of the system",
         "specport/drafters/retrieval/datastore.py": "any text, bounded",
-        "specport/serve/guard.py": "keys, one a line",
         "quantize/text/passages.py": "modules of Python",
     }
     root = Path(__file__).parents[2]

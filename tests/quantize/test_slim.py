@@ -87,6 +87,8 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
     found = search(cost, LAYERS, 4, 20, 0, tmp_path / "t.json", lambda what, share: told.append(what))
     assert len(more) == 8 and len(found) == 20 and {*calls, *more} == {trial.skipped for trial in found}
     assert told[0].startswith("mask 13 of 20, best cost")
+    # A search that nobody stops finds the same.
+    assert search(toy_cost([]), LAYERS, 4, 20, 0, tmp_path / "other.json", silent) == found
     # Trials of another number of layers are none of this search.
     assert len(search(toy_cost(more), LAYERS, 3, 5, 0, tmp_path / "t.json", silent)) == 5
 

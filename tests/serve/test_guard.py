@@ -59,6 +59,10 @@ def test_keys_come_one_a_line(tmp_path: Path) -> None:
     file.write_text("# none\n\n")
     with pytest.raises(InvalidInput, match="has no API key"):
         read_keys(file)
+    endless = Path("/dev/zero")
+    if endless.exists():
+        with pytest.raises(InvalidInput, match="larger than"):
+            read_keys(endless)
     file.write_bytes(b"\xff\xfe")
     for wrong in (file, tmp_path / "missing", tmp_path, Path("a\0b")):
         with pytest.raises(InvalidInput, match=r"cannot (read the file of API keys|use the path)"):

@@ -34,6 +34,7 @@ class Command:
     """A command to kill.
 
     arguments: after `specport`; the working folder is the place.
+    program:   what Python runs instead of `specport`.
     resume:    more arguments of the run after a kill.
     result:    what the command was for, read from its place and its output; equal for equal runs.
     made:      what the command makes or replaces, in its place: before the next kill it is as it was. Other
@@ -47,6 +48,7 @@ class Command:
     made: Sequence[str] = ()
     resume: Sequence[str] = ()
     during: Callable[[subprocess.Popen[str], Path], str] | None = None
+    program: Sequence[str] = ("-m", "specport")
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Findings:
 def start(command: Command, place: Path, more: Sequence[str] = (), **streams: Any) -> subprocess.Popen[str]:
     """Start a command in its place."""
     return subprocess.Popen(
-        [sys.executable, "-m", "specport", *command.arguments, *more], cwd=place, encoding="utf-8",
+        [sys.executable, *command.program, *command.arguments, *more], cwd=place, encoding="utf-8",
         errors="replace", stdin=subprocess.DEVNULL, start_new_session=os.name != "nt",
         env={**os.environ, "SPECPORT_CACHE": str(place / CACHE)}, **streams,
     )  # fmt: skip

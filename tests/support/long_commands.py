@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from support.kills import CACHE, Command, digest, finish
+from support.long_trainings import ON, TRAININGS
 
 _WORDS = "hello world 12 or ld he ll wor".split()  # noqa: SIM905
-_ON = ("--device", "xeon", "--threads", "1")
-_PAIR = ("--target", "target", "--prompts", "prompts.jsonl", *_ON)
+_PAIR = ("--target", "target", "--prompts", "prompts.jsonl", *ON)
 _BODY = {"model": "target", "prompt": "hello world " * 20, "max_tokens": 24, "temperature": 0}
 
 
@@ -105,7 +105,7 @@ COMMANDS = {
     for command in (
         Command(
             "first load",
-            ("run", "hello", "--model", "fresh", "--draft", "none", "--max-new-tokens", "8", "--raw", *_ON),
+            ("run", "hello", "--model", "fresh", "--draft", "none", "--max-new-tokens", "8", "--raw", *ON),
             _text,
         ),
         Command(
@@ -118,7 +118,7 @@ COMMANDS = {
             "transcribe",
             ("transcribe", "talk.wav", "--model", "whisper", "--output", "said", "--format", "txt,json",
              "--temperature", "0",
-             *_ON),
+             *ON),
             _said,
             made=("said",),
             resume=("--resume",),
@@ -126,11 +126,11 @@ COMMANDS = {
         Command(
             "bench --record",
             ("bench", "--model", "target", "--draft", "draft", "--prompts", "prompts.jsonl",
-             "--max-new-tokens", "24", "--record", "rounds.json", *_ON),
+             "--max-new-tokens", "24", "--record", "rounds.json", *ON),
             _rounds,
             made=("rounds.json",),
         ),
-        Command("calibrate", ("calibrate", "--model", "target", "--draft", "draft", "--json", *_ON), _json),
+        Command("calibrate", ("calibrate", "--model", "target", "--draft", "draft", "--json", *ON), _json),
         Command("quantize layers", ("quantize", "layers", *_PAIR), _table),
         Command(
             "quantize",
@@ -141,25 +141,25 @@ COMMANDS = {
         Command(
             "tune",
             ("tune", "--model", "target", "--no-build", "--prompts", "prompts.jsonl", "--max-new-tokens", "8",
-             "--budget", "60s", "--json", *_ON),
+             "--budget", "60s", "--json", *ON),
             _json,
         ),
         Command(
             "adapt",
-            ("adapt", "--draft", "own", "--model", "target", "--budget", "6s", "--json", *_ON),
+            ("adapt", "--draft", "own", "--model", "target", "--budget", "6s", "--json", *ON),
             _adapted,
             made=("own",),
         ),
         Command(
             "serve",
             ("serve", "--model", "target", "--draft", "none", "--port", "0", "--prefix-cache", "prefixes",
-             *_ON),
+             *ON),
             lambda place, out: out,
             made=("prefixes",),
             during=_ask,
         ),
     )
-}  # fmt: skip
+} | TRAININGS  # fmt: skip
 _RECORD = """
 import sys, specport
 with specport.load("target", draft="none", device="xeon", threads=1) as pipeline:
@@ -172,7 +172,7 @@ def prepare(template: Path, names: Sequence[str]) -> None:
     """Write what these commands need. Converted models are in the cache where another command is killed."""
     import numpy as np
 
-    from support import scripted_speech, tiny_models, tiny_whisper
+    from support import scripted_speech, tiny_models, tiny_slim, tiny_whisper
 
     choose = random.Random(0)
     tiny_models.save_hf(template / "target", "llama", 3, max_position_embeddings=2048)
@@ -193,13 +193,25 @@ def prepare(template: Path, names: Sequence[str]) -> None:
         sound *= np.random.default_rng(0).random(len(sound), dtype=np.float32)
         scripted_speech.write_wav(template / "talk.wav", sound)
         _warmed(COMMANDS["transcribe"], template)
+    if "quantize speech" in names:
+        if "transcribe" not in names:
+            tiny_whisper.make(template / "whisper", frames=1500)
+        (template / "talks").mkdir()
+        for number in range(3):
+            noise = np.random.default_rng(number).random(16_000 * 30, dtype=np.float32)
+            scripted_speech.write_wav(template / "talks" / f"{number}.wav", noise * 0.3)
+    if "quantize verifier" in names:
+        tiny_slim.save(template / "slim")
+    if "quantize export --to hf" in names:
+        built = (*COMMANDS["quantize"].arguments[:-1], "draft-bundle")
+        _warmed(Command("build", built, _draft), template)
     if "adapt" in names:
         build = Command("build", (*COMMANDS["quantize"].arguments[:-1], "own"), _draft)
         _warmed(build, template)
         _warmed(Command("on", ("adapt", "on", "--draft", "own"), _draft), template)
         environment = {**os.environ, "SPECPORT_CACHE": str(template / CACHE)}
         subprocess.run([sys.executable, "-c", _RECORD], cwd=template, env=environment, check=True)
-    if {*names} & {"bench --record", "calibrate", "tune", "serve", "quantize layers", "quantize"}:
+    if {*names} - {"first load", "datastore", "transcribe", "adapt"}:
         _warmed(COMMANDS["calibrate"], template)
         shutil.rmtree(template / CACHE / "calibration")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from specport.backends.torch import weights
 from specport.backends.torch.whisper.cache import WhisperCache
 from specport.backends.torch.whisper.step import WhisperStep, inner
+from specport.quantize.convert import whole_model
 from transformers import WhisperForConditionalGeneration
 
 from specport.errors import ModelError
@@ -42,14 +43,11 @@ class WhisperParts:
         shape = read_shape(files.folder)
         dtype = getattr(torch, TORCH_DTYPES[files.precision])
         try:
-            model: Any = WhisperForConditionalGeneration.from_pretrained(
-                files.folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
+            model: Any = whole_model.read(
+                WhisperForConditionalGeneration, files.folder, dtype=dtype, attn_implementation="sdpa"
             )
+        except ModelError:
+            raise
         except Exception as error:  # transformers raises many types for unusable files
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ModelError(

@@ -16,6 +16,7 @@ from specport.cli import options, terminal
 from specport.cli.run import pairs
 from specport.cli.run.render import Printer
 from specport.errors import InvalidInput
+from specport.outside import read_given
 from specport.outside.places import expanded
 from specport.runtime.versions import installed
 
@@ -227,15 +228,12 @@ def _grammar(args: argparse.Namespace) -> Grammar | None:
 def _read_file(name: str, what: str) -> str:
     path = expanded(name)
     try:
-        with open(path, "rb") as file:  # may be a pipe, as of <(command)
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise InvalidInput(f"{what} {path} is larger than {_MOST_BYTES:,} bytes")
-        return "\n".join(re.split("\r\n|\r", data.decode("utf-8-sig")))
+        return "\n".join(re.split("\r\n|\r", read_given(path, _MOST_BYTES).decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text") from error
-    except OSError as error:
-        raise InvalidInput(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"cannot read {what} {path}: {reason}") from error
 
 
 def _refuse(wrong: bool, message: str, hint: str = "") -> None:
