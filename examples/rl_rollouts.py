@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ending
+from safetensors import SafetensorError
 from specport.quantize.rl import record, report
 from specport.quantize.rl.for_trl import rollout_func
 from specport.quantize.rl.learner import Learner
@@ -26,7 +27,9 @@ from specport.quantize.rl.loop import Recipe, train
 from specport.quantize.rl.tasks import KINDS, tasks
 
 import specport
-from specport.errors import InvalidInput, SpecportError
+from specport.errors import InvalidInput, ModelError, SpecportError
+from specport.models.atomic import new_folder, remove_stale_folders, replace_folder
+from specport.models.os_errors import cause
 from specport.pipeline import Pipeline
 from specport.progress import progress_bar
 from specport.runtime.loading import Loader
@@ -147,16 +150,32 @@ def with_trl(pipeline: Pipeline, folder: Path, args: argparse.Namespace, kinds: 
 
 
 def save(model: Any, source: Path, out: Path) -> None:
-    """Write the trained model as a Hugging Face folder, with the tokenizer of the one that it was."""
-    model.save_pretrained(out)
+    """Write the trained model as a Hugging Face folder, with the tokenizer of the one that it was.
+
+    The folder is replaced as a whole: a run that is killed here leaves no half of a model.
+    """
+    remove_stale_folders(out.parent, f".{out.name}")
+    new = new_folder(out.parent, f".{out.name}")
+    try:
+        model.save_pretrained(new)
+        _copy_tokenizer(source, new)
+        replace_folder(new, out)
+    except (OSError, SafetensorError) as error:
+        message, hint = cause(error)
+        raise ModelError(f"cannot write {out}: {message}", hint) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _copy_tokenizer(source: Path, new: Path) -> None:
     for path in source.iterdir():
         if (
             path.is_file()
             and path.suffix in (".json", ".jinja", ".txt", ".model")
             and not path.name.endswith(".index.json")  # of the source's shards
-            and not (out / path.name).exists()
+            and not (new / path.name).exists()
         ):
-            shutil.copyfile(path, out / path.name)
+            shutil.copyfile(path, new / path.name)
 
 
 if __name__ == "__main__":

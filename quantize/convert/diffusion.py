@@ -37,9 +37,11 @@ def read(folder: Path, dtype: Any, attention: str = "sdpa") -> Any:
     kind = str(config.get("model_type"))
     _check(config, kind, folder)
     try:
-        model, told = _made(folder, config, kind).from_pretrained(
+        made, configuration = _made(folder, config, kind), _configuration(folder, config, kind)
+        whole_model.check_room(made, folder, configuration)
+        model, told = made.from_pretrained(
             folder,
-            config=_configuration(folder, config, kind),
+            config=configuration,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,

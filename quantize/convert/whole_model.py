@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from specport.errors import ModelError
+from specport.models import tensors
 
+# A tensor of whole numbers may hold several weights in each: of two bits at least.
+_PACKED = {"U8": 4, "I8": 4, "I16": 8, "I32": 16, "U32": 16, "I64": 32}
+_MORE, _FEW = 1.1, 1 << 20  # what is made from other weights, such as tables of positions
 _CHECK = "check that the folder is complete, or download the model again"
 
 
@@ -16,12 +21,37 @@ def read(kind: Any, folder: Path, *, trust_remote_code: bool = False, **options:
     kind: transformers' class, as AutoModelForCausalLM. options: of its `from_pretrained`.
     Raises ModelError where weights are missing; transformers raises many types for unusable files.
     """
+    if not trust_remote_code:
+        check_room(kind, folder, options.get("config"))
     model, told = kind.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code,
         output_loading_info=True, **options,
     )  # fmt: skip
     check(model, told, folder)
     return model
+
+
+def check_room(kind: Any, folder: Path, config: Any = None) -> None:
+    """Raise ModelError where a configuration asks for far more numbers than the folder's tensors have.
+
+    A small file could otherwise take any memory. config: transformers'; None = that of the folder.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    try:
+        stored = tensors.in_folder(folder).values()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} cannot be read: {error}", _CHECK) from error
+    there = sum(math.prod(each.shape) * _PACKED.get(each.kind, 1) for each in stored)
+    if config is None:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        make = getattr(kind, "from_config", None)  # of the classes that choose a model by its configuration
+        empty = make(config, trust_remote_code=False) if make is not None else kind(config)
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    if wanted > _MORE * there + _FEW:
+        raise ModelError(f"{folder} lacks weights: it has {there:,} of {wanted:,} numbers", _CHECK)
 
 
 def check(model: Any, told: dict[str, Any], folder: Path) -> None:

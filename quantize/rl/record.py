@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from specport.errors import ModelError
 from specport.models.atomic import write_atomically
+from specport.models.os_errors import cause
 from specport.outside import Format
 from specport.outside.numbers import Amount, Count, Share
 
@@ -69,5 +71,9 @@ def read(folder: Path) -> list[Step]:
 
 
 def write(folder: Path, steps: Sequence[Step]) -> None:
-    """Write the record anew, so that it never has half a line."""
-    write_atomically(folder / NAME, "".join(json.dumps(asdict(step)) + "\n" for step in steps))
+    """Write the record anew, so that it never has half a line. Raises ModelError."""
+    try:
+        write_atomically(folder / NAME, "".join(json.dumps(asdict(step)) + "\n" for step in steps))
+    except OSError as error:
+        message, hint = cause(error)
+        raise ModelError(f"cannot write {folder / NAME}: {message}", hint) from error

@@ -20,7 +20,7 @@ def table(runs: Mapping[str, Sequence[Step]], parts: int = 3) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, steps in runs.items():
-        size = -(-len(steps) // parts)
+        size = max(1, -(-len(steps) // parts))  # a run may have no step yet
         lines += [_row(name, steps[i : i + size]) for i in range(0, len(steps), size)]
         if len(steps) > size:
             lines.append(_row(f"{name}, all", steps))

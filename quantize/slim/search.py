@@ -86,7 +86,7 @@ def search(
         bayesian = len(done) >= STARTUP and (len(done) - STARTUP) % TURN == 0
         study.sampler = _sampler(bayesian, seed + len(done))
         asked = study.ask()
-        scores = tuple(round(asked.suggest_float(name, 0.0, 1.0), 6) for name in names)
+        scores = tuple(asked.suggest_float(name, 0.0, 1.0) for name in names)
         order = sorted(range(len(scores)), key=scores.__getitem__)
         skipped = tuple(sorted(1 + layer for layer in order[:count]))
         trial = Trial(scores, skipped, *cost(skipped))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from specport.errors import ModelError
-from specport.models.json_file import TOKENIZER_FILE, read_json
+from specport.models import tensors
+from specport.models.json_file import CONFIG_FILE, TOKENIZER_FILE, read_json, text_config
 from specport.models.kinds.pipo import is_pair_folder
 from specport.models.kinds.whisper import speech_form
 from specport.models.safe_files import UnsafeFile, check_name, regular
 
 IR_XML, IR_BIN = "openvino_model.xml", "openvino_model.bin"
+_DOWNLOAD = "download the model again"
+_PARTS, _MOST_PARTS = re.compile("layers|experts|heads|depth|blocks"), 1 << 14
 
 
 def check_kind(folder: Path, speech: bool | None) -> None:
@@ -37,15 +41,36 @@ def _kind(folder: Path) -> str:
 
 
 def check_weights(folder: Path, names: Sequence[str]) -> None:
-    """Raise ModelError where weights are not regular files, or the index names a file outside `folder`."""
+    """Raise ModelError where weights are not regular files, or the index names a file outside `folder`.
+
+    A configuration that asks for more layers than there are tensors is refused: libraries would make lists
+    and layers of any number before they look at the weights.
+    """
+    if problem := sizes_problem(folder):
+        raise ModelError(f"{folder} cannot be used: {problem}", _DOWNLOAD)
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
     try:
         for name in names:
             regular(folder / name)
         for name in {*map(str, index.values())} if isinstance(index, dict) else ():
             check_name(name)
-    except (UnsafeFile, OSError) as error:
-        raise ModelError(f"{folder} cannot be used: {error}", "download the model again") from error
+        count = sum(len(tensors.header(folder / name)) for name in names)
+    except (UnsafeFile, OSError, ValueError) as error:
+        raise ModelError(f"{folder} cannot be used: {error}", _DOWNLOAD) from error
+    layers = text_config(folder).get("num_hidden_layers")
+    if isinstance(layers, int) and layers > count:
+        raise ModelError(f"{folder} has {count} tensors for {layers} layers", _DOWNLOAD)
+
+
+def sizes_problem(folder: Path) -> str | None:
+    """Return which number of parts in a model's config.json is larger than any real one, or None."""
+    config = read_json(folder / CONFIG_FILE)
+    for table in (config, *(value for value in config.values() if isinstance(value, dict))):
+        counts = {k: v for k, v in table.items() if _PARTS.search(k) and isinstance(v, int)}
+        for name, value in counts.items():
+            if value > _MOST_PARTS:
+                return f"{name} is {value} in {CONFIG_FILE}"
+    return None
 
 
 def ir_problem(folder: Path) -> str | None:
@@ -60,7 +85,7 @@ def ir_problem(folder: Path) -> str | None:
         file.seek(max(0, file.tell() - 64))
         if b"</net>" not in file.read():
             return f"{IR_XML} is truncated"
-    return None
+    return sizes_problem(folder)
 
 
 def folder_problem(folder: Path) -> str | None:
@@ -68,4 +93,4 @@ def folder_problem(folder: Path) -> str | None:
     missing = [name for name in ("config.json", TOKENIZER_FILE) if not (folder / name).is_file()]
     if not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
-    return f"{missing[0]} is missing" if missing else None
+    return f"{missing[0]} is missing" if missing else sizes_problem(folder)

@@ -17,10 +17,18 @@ def fingerprint(folder: Path, small: Iterable[str], weights: Iterable[str]) -> s
     """
     digest = hashlib.sha256()
     for name in sorted(small):
-        digest.update(f"{name}\0".encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+        digest.update(f"{name}\0".encode() + _whole(folder / name))
     for name in sorted(weights):
         _sample(folder / name, digest)
     return digest.hexdigest()
+
+
+def _whole(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(SAMPLE_BYTES):
+            digest.update(data)
+    return digest.digest()
 
 
 def _sample(path: Path, digest: hashlib._Hash) -> None:

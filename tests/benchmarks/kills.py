@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.modules["torchvision"] = None  # type: ignore[assignment]  # tests need none: see conftest.py
 
 from support.kills import Findings, kill_often  # noqa: E402
-from support.long_commands import COMMANDS, prepare  # noqa: E402
+from support.long_commands import COMMANDS, prepared  # noqa: E402
 
 # Those that write more, or replace what the user has, are killed more often.
 WEIGHTS = {"datastore": 14, "transcribe": 14, "adapt": 10, "quantize": 10, "bench --record": 12}
@@ -25,7 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", action="append", choices=[*COMMANDS])
+    parser.add_argument("--chain", type=int, default=1, help="kills before each run to the end (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--template", type=Path, help="keep models and prompts in this folder for other runs")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     names = args.only or [*COMMANDS]
@@ -35,12 +37,20 @@ def main() -> None:
     }
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        template = Path(folder, "template")
-        template.mkdir()
-        prepare(template, names)
+        template = prepared(args.template or Path(folder, "template"), names, whole=bool(args.template))
         for name in names:
             try:
-                found.append(kill_often(COMMANDS[name], template, Path(folder), shares[name], args.seed))
+                found.append(
+                    kill_often(
+                        COMMANDS[name],
+                        template,
+                        Path(folder),
+                        shares[name],
+                        args.seed,
+                        args.chain,
+                        known=args.template and args.template.with_suffix(".json"),
+                    )
+                )
             except Exception as error:  # the other commands are killed all the same
                 found.append(Findings(name, problems=[f"the harness: {error!r}"]))
             print(row(found[-1]), *found[-1].problems, *sorted(found[-1].left), sep="\n    ", flush=True)

@@ -9,9 +9,7 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ pytest.importorskip("tokenizers")
 
 from specport.quantize.train.diffusion import about as training
 from support import tiny_models
-from support.fuzzing import damaged, damaged_json, fuzz
+from support.fuzzing import Case, fuzz_case, of_file
 from support.scripted_speech import tone, write_wav
 
 from specport import hw_profiles
@@ -97,23 +95,6 @@ ROW = {
     "ttft_s": 0.1, "total_s": 0.5, "num_first": 1, "metrics": METRICS,
 }  # fmt: skip
 PROMPT = {"id": 1, "category": "qa", "turns": ["Why?"]}
-
-
-@dataclass
-class Case:
-    """A file, what it holds when it is whole, and a function that reads it and all that is shown of it.
-
-    whole: a value for JSON, or bytes. write: puts damaged bytes in the place of the file.
-    """
-
-    whole: Any
-    read: Callable[[], object]
-    write: Callable[[bytes], object]
-
-
-def of_file(path: Path, read: Callable[[], object], value: Any = None) -> Case:
-    whole = json.loads(path.read_bytes()) if value is None else value
-    return Case(whole, read, path.write_bytes)
 
 
 def of_calibration(tmp: Path) -> Case:
@@ -486,14 +467,4 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_file_is_one_error(name: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     (tmp_path / "files").mkdir()
-    case = CASES[name](tmp_path / "files")
-    is_bytes = isinstance(case.whole, bytes)
-    case.write(case.whole if is_bytes else json.dumps(case.whole).encode())
-    case.read()  # what is whole is read
-
-    def check(data: bytes) -> None:
-        case.write(data)
-        case.read()
-
-    inputs = damaged(case.whole) if is_bytes else damaged_json(case.whole)
-    fuzz(pytestconfig, inputs, check, (SpecportError,))
+    fuzz_case(pytestconfig, CASES[name](tmp_path / "files"), (SpecportError,))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,41 @@ from hypothesis import strategies as st
 from support import hostile
 
 LONGEST_S = 10.0  # that reading one input may take
+
+
+@dataclass
+class Case:
+    """A file, what it holds when it is whole, and a function that reads it and all that is shown of it.
+
+    whole: a value for JSON, or bytes. write: puts damaged bytes in the place of the file.
+    """
+
+    whole: Any
+    read: Callable[[], object]
+    write: Callable[[bytes], object]
+
+    def read_whole(self) -> None:
+        """Write the whole file, and read it."""
+        self.write(self.whole if isinstance(self.whole, bytes) else json.dumps(self.whole).encode())
+        self.read()
+
+
+def of_file(path: Path, read: Callable[[], object], value: Any = None) -> Case:
+    """Return the case of a file that is there. value: what it holds; None = JSON, which is read."""
+    whole = json.loads(path.read_bytes()) if value is None else value
+    return Case(whole, read, path.write_bytes)
+
+
+def fuzz_case(config: pytest.Config, case: Case, allowed: tuple[type[Exception], ...]) -> None:
+    """Read a file whole, and damaged in many ways: `allowed` may be raised, and nothing else."""
+    case.read_whole()
+
+    def check(data: bytes) -> None:
+        case.write(data)
+        case.read()
+
+    made = damaged if isinstance(case.whole, bytes) else damaged_json
+    fuzz(config, made(case.whole), check, allowed)
 
 
 def fuzz(

@@ -14,18 +14,21 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+_TESTS = Path(__file__).parents[1]
 CACHE, _MESSAGES = "cache", "messages.txt"
 _UNFINISHED = (".tmp", ".old", ".partial", ".part", ".lock")  # ends of names that say what they are
+_BESIDE = re.compile(r"\..*\.[0-9a-f]{8}$")  # folders that take another's place when they are whole
 _LATEST_S = 300.0
 
 
@@ -68,7 +71,7 @@ def start(command: Command, place: Path, more: Sequence[str] = (), **streams: An
     return subprocess.Popen(
         [sys.executable, *command.program, *command.arguments, *more], cwd=place, encoding="utf-8",
         errors="replace", stdin=subprocess.DEVNULL, start_new_session=os.name != "nt",
-        env={**os.environ, "SPECPORT_CACHE": str(place / CACHE)}, **streams,
+        env={**os.environ, "SPECPORT_CACHE": str(place / CACHE), "PYTHONPATH": str(_TESTS)}, **streams,
     )  # fmt: skip
 
 
@@ -90,48 +93,91 @@ def finish(command: Command, place: Path, more: Sequence[str] = ()) -> tuple[int
         return process.returncode, out, messages.read()
 
 
-def kill_often(command: Command, template: Path, work: Path, times: int, seed: int = 0) -> Findings:
-    """Kill a command `times` times, each time followed by a run to the end. Files are below `work`."""
-    choose, found = random.Random(f"{seed} {command.name}"), Findings(command.name)
-    place = work / command.name.replace(" ", "-")
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run to the end takes and gives. written: bytes that are there after it, and were not before.
+
+    problem: its message where it fails.
+    """
+
+    seconds: float = 0.0
+    written: int = 0
+    result: str = ""
+    problem: str = ""
+
+
+def undisturbed(command: Command, template: Path, place: Path, known: Path | None = None) -> Undisturbed:
+    """Run a command in a new place, or return what `known`, a file that is kept up to date, says of it."""
+    stored = json.loads(known.read_text(encoding="utf-8")) if known and known.exists() else {}
+    if command.name in stored:
+        return Undisturbed(**stored[command.name])
+    shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(template, place)
-    began = time.monotonic()
+    began, before = time.monotonic(), _size(place)
     code, out, said = finish(command, place)
     if code:
-        found.problems.append(f"it fails without a kill: {said[-300:]}")
+        return Undisturbed(problem=f"it fails without being disturbed: {said[-600:]}")
+    seconds = time.monotonic() - began
+    found = Undisturbed(seconds, max(_size(place) - before, 4096), repr(command.result(place, out)))
+    shutil.rmtree(place)
+    if known:
+        known.write_text(json.dumps({**stored, command.name: asdict(found)}, indent=1), encoding="utf-8")
+    return found
+
+
+def _size(place: Path) -> int:
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in _files(place))
+
+
+def kill_often(
+    command: Command, template: Path, work: Path, times: int, seed: int = 0, chain: int = 1,
+    known: Path | None = None,
+) -> Findings:  # fmt: skip
+    """Kill a command `times` times. Files are below `work`.
+
+    chain: so many kills, one after the other, are followed by a run to the end.
+    """
+    choose, found = random.Random(f"{seed} {command.name}"), Findings(command.name)
+    place = work / command.name.replace(" ", "-")
+    expected = undisturbed(command, template, place, known)
+    if expected.problem:
+        found.problems.append(expected.problem)
         return found
-    found.seconds = time.monotonic() - began
-    expected = command.result(place, out)
+    found.seconds = expected.seconds
+    shutil.copytree(template, place)
     late = 0
     while found.kills < times and late < times + 3:
         _begin_anew(command, template, place)
-        moment = found.seconds * choose.uniform(0.1, 0.95)
-        if not _killed(command, place, moment, group=found.kills % 2 == 1):
-            late += 1  # it was faster this time
-            found.seconds *= 0.8
+        moments: list[float] = []
+        for _ in range(min(chain, times - found.kills)):
+            moment = found.seconds * choose.uniform(0.1, 0.95)
+            if not _killed(command, place, moment, group=(found.kills + len(moments)) % 2 == 1):
+                late += 1  # it was faster this time
+                found.seconds *= 0.8
+                break
+            moments.append(round(moment, 2))
+            found.problems += [f"killed at {moments} s: {path} is half a file" for path in half_files(place)]
+        found.kills += len(moments)
+        found.moments += moments
+        if not moments:
             continue
-        found.kills += 1
-        found.moments.append(round(moment, 2))
-        where = f"killed after {moment:.2f} s"
-        found.problems += [f"{where}: {path} is half a file" for path in half_files(place)]
-        began = time.monotonic()
+        where = f"killed at {moments} s"
         code, out, said = finish(command, place, command.resume)
-        found.seconds = max(found.seconds * 0.9, time.monotonic() - began)
         if code:
-            found.problems.append(f"{where}: the next run ends with {code}: {said[-300:]}")
+            found.problems.append(f"{where}: the next run ends with {code}: {said[-600:]}")
             continue
         try:
-            same = command.result(place, out) == expected
+            result = repr(command.result(place, out))
         except Exception as error:
-            same = False
+            result = ""
             found.problems.append(f"{where}: the result of the next run cannot be read: {error!r}")
-        if not same:
-            found.problems.append(f"{where}: the next run gives something else")
+        if result != expected.result:
+            found.problems.append(f"{where}: the next run gives something else: {result[:300]}")
         changed = changed_files(command, template, place)
         found.problems += [f"{where}: {name} of the user changed" for name in changed]
         found.problems += [f"{where}: {path} is half a file after the next run" for path in half_files(place)]
-        known = {*command.made, CACHE, _MESSAGES, *(path.name for path in template.iterdir())}
-        found.left |= {path.name for path in place.iterdir() if path.name not in known}
+        known_names = {*command.made, CACHE, _MESSAGES, *(path.name for path in template.iterdir())}
+        found.left |= {path.name for path in place.iterdir() if path.name not in known_names}
         found.left |= {path.name for path in _files(place) if path.name.endswith(_UNFINISHED[:4])}
     shutil.rmtree(place, ignore_errors=True)
     return found
@@ -188,13 +234,17 @@ def half_files(folder: Path) -> list[Path]:
     found = []
     for path in _files(folder):
         inside = path.relative_to(folder).parts
-        if any(part.endswith(_UNFINISHED) or part in ("tmp", "locks") for part in inside):
+        if any(_is_unfinished(part) for part in inside):
             continue
         try:
             _check(path)
         except Exception as error:
             found.append(Path(f"{path.relative_to(folder)} ({error})"))
     return found
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.endswith(_UNFINISHED) or name in ("tmp", "locks") or bool(_BESIDE.match(name))
 
 
 def _check(path: Path) -> None:

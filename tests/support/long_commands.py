@@ -168,6 +168,17 @@ with specport.load("target", draft="none", device="xeon", threads=1) as pipeline
 """
 
 
+def prepared(template: Path, names: Sequence[str], *, whole: bool) -> Path:
+    """Return a template for these commands, which is made unless it is there. whole: for all commands."""
+    if not template.exists():
+        making = template.with_name(f"{template.name}.making")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        prepare(making, [*COMMANDS] if whole else names)
+        making.rename(template)
+    return template
+
+
 def prepare(template: Path, names: Sequence[str]) -> None:
     """Write what these commands need. Converted models are in the cache where another command is killed."""
     import numpy as np

@@ -12,6 +12,7 @@ from support.kills import Command, digest
 ON = ("--device", "xeon", "--threads", "1")
 _TEXT = ("--target", "target", "--precision", "fp32", "--quiet")
 _HEAD = (*_TEXT, "--distil", "60", "--depth", "2", "--head-tokens", "100", "--epochs", "2", *ON)
+_SMALLER = ("-m", "support.smaller")
 _RL = Path(__file__).parents[2] / "examples" / "rl_rollouts.py"
 
 
@@ -66,34 +67,35 @@ TRAININGS = {
             ("quantize", *_TEXT, *ON, "--from", "target", "--layers", "2", "--by", "influence", "--distil",
              "60", "--head-tokens", "0", "--out", "distilled"),
             _bundle("distilled"),
-            made=("distilled",),
+            made=("distilled",), program=_SMALLER,
         ),
         Command(
             "quantize head", ("quantize", "head", *_HEAD, "--inner", "64", "--out", "head"), _bundle("head"),
-            made=("head",),
+            made=("head",), program=_SMALLER,
         ),
         Command(
-            "quantize mtp", ("quantize", "mtp", *_HEAD, "--out", "mtp"), _bundle("mtp"), made=("mtp",)
+            "quantize mtp", ("quantize", "mtp", *_HEAD, "--out", "mtp"), _bundle("mtp"), made=("mtp",),
+            program=_SMALLER,
         ),
         Command(
             "quantize layerskip",
             ("quantize", "layerskip", *_TEXT, *ON, "--tokens", "40", "--epochs", "2", "--out", "skips"),
             _weights("skips"),
-            made=("skips",),
+            made=("skips",), program=_SMALLER,
         ),
         Command(
             "quantize diffusion",
             ("quantize", "diffusion", *_TEXT, *ON, "--tokens", "40", "--epochs", "1", "--layers", "2",
              "--out", "masks"),
             _weights("masks"),
-            made=("masks",),
+            made=("masks",), program=_SMALLER,
         ),
         Command(
             "quantize pipo",
             ("quantize", "pipo", *_TEXT, *ON, "--tokens", "40", "--epochs", "1", "--rank", "4", "--out",
              "pairs"),
             _weights("pairs"),
-            made=("pairs",),
+            made=("pairs",), program=_SMALLER,
         ),
         Command(
             "quantize verifier",
