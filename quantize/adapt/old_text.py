@@ -9,6 +9,7 @@ from typing import Any
 
 from specport.quantize.text import shards
 from specport.quantize.text.turns import MADE_UP, OWN
+from specport.quantize.train.pace import MOST_SEED
 
 from specport.core.ports import Model
 from specport.models.bundle import Bundle
@@ -61,7 +62,7 @@ def _folders(bundle: Bundle) -> list[Path]:
 
 def _seed(distilled: Any) -> int:
     seed = distilled.get("seed", 0)
-    return seed if isinstance(seed, int) else 0
+    return seed if isinstance(seed, int) and 0 <= seed <= MOST_SEED else 0
 
 
 def _order(path: Path) -> tuple[int, int]:

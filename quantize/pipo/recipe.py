@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specport.quantize.train import pace
+
 from specport.errors import InvalidInput, ModelError
 
 MODELS = ("llama", "qwen2", "qwen3")  # kinds of decoders that can be trained
@@ -49,15 +51,14 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "learning_rate", "batch_tokens", "rank", "alpha", "distil_rate", "rollout")
+        pace.check(self)
+        positive = ("rank", "alpha", "distil_rate", "rollout")
         for name in positive:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InvalidInput(f"{name} is {value}; it must be greater than 0")
         if not 0 <= self.distil_epochs < math.inf:
             raise InvalidInput(f"distil_epochs is {self.distil_epochs}; it must be 0 or more")
-        if self.seed < 0:
-            raise InvalidInput(f"seed is {self.seed}; it must be 0 or more")
         for name in ("dropout", "pad_share", "rollout_threshold"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:

@@ -15,6 +15,7 @@ from specport.quantize.prune.probe import Probe
 from specport.quantize.slim.cost import ALPHA, BETA, MaskCost
 from specport.quantize.slim.search import check_installed, number_skipped, search
 from specport.quantize.text.prompts import CHOOSING, divide
+from specport.quantize.train import pace
 
 from specport.calibration import exits, target_text
 from specport.calibration.target_text import Text
@@ -52,6 +53,7 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        pace.check_seed(self.seed)
         if not 0 < self.skip < 1:
             raise InvalidInput(f"skip is {self.skip:g}; it must be between 0 and 1")
         for name in ("trials", "tokens"):

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from specport.errors import InvalidInput
 
+MOST_SEED = (1 << 63) - 1
+
 
 class Pace(Protocol):
     """The part of a recipe that the training loop reads.
@@ -32,5 +34,10 @@ def check(pace: Pace, *, may_be_none: bool = False) -> None:
         if not 0 < value < math.inf and not (may_be_none and name == "epochs" and value == 0):
             least = "0 or more" if may_be_none and name == "epochs" else "greater than 0"
             raise InvalidInput(f"{name.replace('_', ' ')} is {value}; it must be {least}")
-    if pace.seed < 0:
-        raise InvalidInput(f"seed is {pace.seed}; it must be 0 or more")
+    check_seed(pace.seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise InvalidInput for a seed that generators of random numbers do not take."""
+    if not 0 <= seed <= MOST_SEED:
+        raise InvalidInput(f"seed is {seed}; it must be from 0 to {MOST_SEED}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -42,12 +43,32 @@ class _Help(argparse.RawDescriptionHelpFormatter):
             self._action_max_length = max(self._action_max_length, longest + 2 * self._indent_increment)
 
 
+def _whole_number(text: str) -> int:
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text:.40} is no number of 64 bits")
+    return number
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text:.40} is no finite number")
+    return number
+
+
+# argparse names them in its errors.
+_whole_number.__name__, _finite_number.__name__ = int.__name__, float.__name__
+
+
 class Parser(argparse.ArgumentParser):
     """Argument parser that raises InvalidInput, so that its errors are printed on one line."""
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
         options.setdefault("formatter_class", _Help)
         super().__init__(prog, allow_abbrev=False, **options)
+        self.register("type", int, _whole_number)
+        self.register("type", float, _finite_number)
         self.set_defaults(parser=self)  # that of the command which was chosen
 
     def parse_args(  # type: ignore[override]

@@ -93,6 +93,31 @@ def fill(
     return found
 
 
+def read_only(command: Command, template: Path, work: Path, known: Path | None = None) -> list[str]:
+    """Run a command on a disk that cannot be written, and again when it can; return what went wrong."""
+    expected, place = undisturbed(command, template, work / "place", known), work / "disk"
+    if expected.problem:
+        return [expected.problem]
+    found: list[str] = []
+    with disk(place, 1 << 30):
+        shutil.copytree(template, place, dirs_exist_ok=True)
+        messages = work / "messages.txt"
+        _remount(place, "ro")
+        code, _, said = finish(command, place, messages=messages)
+        last = said.strip().splitlines()[-1] if said.strip() else ""
+        if code not in (0, 2) or "Traceback" in said or (code == 2 and "ead-only" not in last):
+            found.append(f"exit {code}, {said[-400:]}")
+        _remount(place, "rw")
+        code, out, said = finish(command, place, command.resume)
+        if code or repr(command.result(place, out)) != expected.result:
+            found.append(f"written again: exit {code}, {said[-300:]}")
+    return found
+
+
+def _remount(place: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
+
+
 def _resize(place: Path, size: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
 
@@ -109,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=[*COMMANDS])
     parser.add_argument("--share", action="append", type=float)
+    parser.add_argument("--read-only", action="store_true", help="a disk that cannot be written instead")
     parser.add_argument("--template", type=Path, help="keep models and prompts in this folder for other runs")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -117,6 +143,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         template = prepared(args.template or Path(folder, "template"), names, whole=bool(args.template))
         for name in names:
+            if args.read_only:
+                known = args.template and args.template.with_suffix(".json")
+                problems = read_only(COMMANDS[name], template, Path(folder), known)
+                print(f"| {name} | {len(problems)} |", *problems, sep="\n    ", flush=True)
+                continue
             shares = args.share or [0.0, 0.5, 0.9]
             known = args.template and args.template.with_suffix(".json")
             done.append(fill(COMMANDS[name], template, Path(folder), shares, known))

@@ -91,7 +91,22 @@ def test_help_imports_nothing_heavy(arguments):
         (["run", "Hi", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
         (["run", "Hi", "--max-new-tokens", "-4"], "max_new_tokens is -4"),
         (["run", "Hi", "--temperature", "-1"], "temperature is -1.0; it must be between 0 and 100"),
-        (["run", "Hi", "--temperature", "nan"], "temperature is nan"),
+        (["run", "Hi", "--temperature", "nan"], "--temperature: nan is no finite number"),
+        (["quantize", "head", "--out", "x", "--learning-rate", "inf"], "--learning-rate: inf is no finite"),
+        (
+            ["quantize", "head", "--out", "x", "--seed", "9" * 20],
+            "--seed: 99999999999999999999 is no number of",
+        ),
+        (["quantize", "head", "--out", "x", "--loss", "ce"], "unknown loss 'ce' of a head (choose kl or tv)"),
+        *(
+            (["quantize", action, "--out", "x", "--seed", "-1"], "seed is -1; it must be from 0 to")
+            for action in ("head", "mtp", "layerskip", "diffusion", "pipo", "verifier")
+        ),
+        (["quantize", "--out", "x", "--seed", "-1"], "seed is -1; it must be from 0 to"),
+        (
+            ["quantize", "diffusion", "--out", "x", "--epochs", "0"],
+            "epochs is 0.0; it must be greater than 0",
+        ),
         (["run", "Hi", "--stop", ""], "a stop string is empty"),
         (["run", " \n"], "the prompt is empty"),
         (["run", "Hi", "--prompt-file", "x"], "two prompts were given"),

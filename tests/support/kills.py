@@ -75,10 +75,12 @@ def start(command: Command, place: Path, more: Sequence[str] = (), **streams: An
     )  # fmt: skip
 
 
-def finish(command: Command, place: Path, more: Sequence[str] = ()) -> tuple[int, str, str]:
-    """Run a command to its end; return its exit code, output and messages."""
-    with open(place / _MESSAGES, "w+", encoding="utf-8", errors="replace") as messages:
-        process = start(command, place, more, stdout=subprocess.PIPE, stderr=messages)
+def finish(
+    command: Command, place: Path, more: Sequence[str] = (), messages: Path | None = None
+) -> tuple[int, str, str]:
+    """Run a command to its end; return its exit code, output and messages, which stand in its place."""
+    with open(messages or place / _MESSAGES, "w+", encoding="utf-8", errors="replace") as said:
+        process = start(command, place, more, stdout=subprocess.PIPE, stderr=said)
         try:
             if command.during is not None:
                 out = command.during(process, place)
@@ -89,8 +91,8 @@ def finish(command: Command, place: Path, more: Sequence[str] = ()) -> tuple[int
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        messages.seek(0)
-        return process.returncode, out, messages.read()
+        said.seek(0)
+        return process.returncode, out, said.read()
 
 
 @dataclass(frozen=True)

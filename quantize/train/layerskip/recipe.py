@@ -42,7 +42,7 @@ class Recipe:
         if self.curriculum not in CURRICULA:
             known = ", ".join(CURRICULA)
             raise InvalidInput(f"unknown curriculum {self.curriculum!r}", f"choose one of {known}")
-        if not 0.0 <= self.dropout < 1.0 or self.exit_scale < 0.0 or self.every < 1:
+        if not 0.0 <= self.dropout < 1.0 or not 0.0 <= self.exit_scale < math.inf or self.every < 1:
             raise InvalidInput(
                 "dropout must be at least 0 and below 1, the exit scale 0 or more, and every 1 or more"
             )
