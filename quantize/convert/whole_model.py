@@ -49,7 +49,12 @@ def check_room(kind: Any, folder: Path, config: Any = None) -> None:
     with torch.device("meta"):
         make = getattr(kind, "from_config", None)  # of the classes that choose a model by its configuration
         empty = make(config, trust_remote_code=False) if make is not None else kind(config)
+    # `parameters` has shared ones once; on no device, head and embeddings may not be shared yet.
     wanted = sum(parameter.numel() for parameter in empty.parameters())
+    tables = empty.get_input_embeddings(), empty.get_output_embeddings()
+    table, head = (getattr(found, "weight", None) for found in tables)
+    if _is_tied(empty) and head is not None and head is not table:
+        wanted -= head.numel()
     if wanted > _MORE * there + _FEW:
         raise ModelError(f"{folder} lacks weights: it has {there:,} of {wanted:,} numbers", _CHECK)
 
@@ -57,12 +62,16 @@ def check_room(kind: Any, folder: Path, config: Any = None) -> None:
 def check(model: Any, told: dict[str, Any], folder: Path) -> None:
     """Raise ModelError where the loading info of `from_pretrained` names weights that were not read."""
     tied: set[str] = set()
-    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+    if _is_tied(model):
         for name in ("all_tied_weights_keys", "_tied_weights_keys"):
             tied |= {*(getattr(model, name, None) or ())}
     missing = {*told["missing_keys"]} - tied | {key[0] for key in told["mismatched_keys"]}
     if missing:
         raise ModelError(f"{folder} lacks weights: {_names(missing)}", _CHECK)
+
+
+def _is_tied(model: Any) -> bool:
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
 def _names(names: set[str]) -> str:
