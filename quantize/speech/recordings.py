@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specport.errors import InvalidInput
+from specport.outside.places import expanded
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.features import WINDOW, log_mel
 from specport.speech.audio.source import Source
@@ -29,7 +30,7 @@ def find(given: Sequence[str | Path]) -> list[tuple[Path, bool]]:
     """
     found: dict[Path, tuple[Path, bool]] = {}
     for name in given:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
             if not inside:

@@ -19,6 +19,7 @@ from specport.conformance.results import CHECKS, FILE, PACKAGES, Cell, DeviceRun
 from specport.conformance.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.models.atomic import write_atomically
+from specport.outside.places import expanded
 from specport.runtime.profiles import Profile, cpu_name, list_profiles, load_profile
 from specport.runtime.registry import DeviceStatus, statuses
 from specport.runtime.versions import installed
@@ -58,6 +59,8 @@ def run(
     """
     if find_spec("pytest") is None:
         raise SpecportError("the conformance suite needs pytest", "pip install 'specport[test]'")
+    if model:
+        expanded(model)  # what is no path and no hub id cannot be given to a process either
     profiles = [load_profile(device) for device in devices] or list_profiles()
     places = [*devices] or [profile.name for profile in profiles]
     found = statuses(profiles)

@@ -1,12 +1,13 @@
 """A server under random requests for an hour: memory, threads and handles stay flat, answers stay the same.
 
-    python tests/benchmarks/soak.py --seconds 3600 --out soak.json -- --model MODEL --draft DRAFT
+    python tests/benchmarks/soak.py --seconds 3600 --out soak.json -- --draft suffix --cache-memory 64MB
 
 It starts `specport serve` with the options behind --. Clients ask for texts, chats and streams of random
 lengths; a third of them goes away in the middle; others send what is no request. Every ten seconds memory,
 threads and open handles are read. Exit code 1 = an error of the server, another text for the same greedy
 request, or growth: the last quarter's median memory is more than a twentieth (and 32 MB) above the second
-quarter's, or handles or threads grew. The first quarter is for warming up.
+quarter's, or handles or threads grew. The first quarter is for warming up. The cache of prompts keeps new texts
+up to its bound, so one is given that is soon reached.
 """
 
 from __future__ import annotations

@@ -31,6 +31,13 @@ def test_what_is_no_path_is_one_error(name: str, capsys: pytest.CaptureFixture[s
         assert len(capsys.readouterr().err.strip().splitlines()) >= 1
 
 
+def test_homes_are_looked_up_in_one_place() -> None:
+    root = Path(__file__).parents[2]
+    sources = (path for top in ("specport", "quantize", "backends") for path in (root / top).rglob("*.py"))
+    found = [path.name for path in sources if ".expanduser(" in path.read_text(encoding="utf-8")]
+    assert found == ["places.py"]
+
+
 def test_what_is_missing_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     assert expanded(tmp_path / "none") == tmp_path / "none"
