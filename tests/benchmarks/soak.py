@@ -6,8 +6,8 @@ It starts `specport serve` with the options behind --. Clients ask for texts, ch
 lengths; a third of them goes away in the middle; others send what is no request. Every ten seconds memory,
 threads and open handles are read. Exit code 1 = an error of the server, another text for the same greedy
 request, or growth: the last quarter's median memory is more than a twentieth (and 32 MB) above the second
-quarter's, or handles or threads grew. The first quarter is for warming up. The cache of prompts keeps new texts
-up to its bound, so one is given that is soon reached.
+quarter's, or handles or threads grew. The first quarter is for warming up. The cache of prompts keeps new
+texts up to its bound, so one is given that is soon reached.
 """
 
 from __future__ import annotations

@@ -213,6 +213,8 @@ def prepare(template: Path, names: Sequence[str]) -> None:
             scripted_speech.write_wav(template / "talks" / f"{number}.wav", noise * 0.3)
     if "quantize verifier" in names:
         tiny_slim.save(template / "slim")
+        load = ("run", "hello", "--model", "slim", "--draft", "none", "--max-new-tokens", "1", *ON)
+        _warmed(Command("load", load, _text), template)
     if "quantize export --to hf" in names:
         built = (*COMMANDS["quantize"].arguments[:-1], "draft-bundle")
         _warmed(Command("build", built, _draft), template)

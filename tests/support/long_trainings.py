@@ -10,7 +10,7 @@ from typing import Any
 from support.kills import Command, digest
 
 ON = ("--device", "xeon", "--threads", "1")
-_TEXT = ("--target", "target", "--precision", "fp32", "--quiet")
+_TEXT = ("--target", "target", "--quiet")
 _HEAD = (*_TEXT, "--distil", "60", "--depth", "2", "--head-tokens", "100", "--epochs", "2", *ON)
 _SMALLER = ("-m", "support.smaller")
 _RL = Path(__file__).parents[2] / "examples" / "rl_rollouts.py"
@@ -99,14 +99,14 @@ TRAININGS = {
         ),
         Command(
             "quantize verifier",
-            ("quantize", "verifier", "--target", "slim", "--precision", "fp32", "--quiet", *ON, "--skip",
+            ("quantize", "verifier", "--target", "slim", "--quiet", *ON, "--skip",
              "0.4", "--trials", "14", "--tokens", "48", "--out", "verifier"),
             _mask,
             made=("verifier",),
         ),
         Command(
             "quantize speech",
-            ("quantize", "speech", "--audio", "talks", "--model", "whisper", "--precision", "fp32",
+            ("quantize", "speech", "--audio", "talks", "--model", "whisper",
              "--layers", "1", "--epochs", "2", "--quiet", *ON, "--out", "hears"),
             _weights("hears"),
             made=("hears",),

@@ -23,7 +23,8 @@ KINDS = [Draft, Head, Mtp, Diffusion, LayerSkip, Pipo, Speech]
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__module__.removeprefix("specport.quantize."))
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(n, v) for n in ("epochs", "learning_rate") for v in (-1.0, math.inf, math.nan)] + [("seed", -1), ("seed", 1 << 63)],
+    [(n, v) for n in ("epochs", "learning_rate") for v in (-1.0, math.inf, math.nan)]
+    + [("seed", -1), ("seed", 1 << 63)],
 )
 def test_numbers_out_of_range_are_refused(kind: Callable[..., Any], name: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=f"{name.replace('_', '.')} is {value}"):
