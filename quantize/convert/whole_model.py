@@ -49,14 +49,21 @@ def check_room(kind: Any, folder: Path, config: Any = None) -> None:
     with torch.device("meta"):
         make = getattr(kind, "from_config", None)  # of the classes that choose a model by its configuration
         empty = make(config, trust_remote_code=False) if make is not None else kind(config)
-    # `parameters` has shared ones once; on no device, head and embeddings may not be shared yet.
-    wanted = sum(parameter.numel() for parameter in empty.parameters())
-    tables = empty.get_input_embeddings(), empty.get_output_embeddings()
-    table, head = (getattr(found, "weight", None) for found in tables)
-    if _is_tied(empty) and head is not None and head is not table:
-        wanted -= head.numel()
+    wanted = sum(parameter.numel() for parameter in empty.parameters()) - _counted_twice(empty)
     if wanted > _MORE * there + _FEW:
         raise ModelError(f"{folder} lacks weights: it has {there:,} of {wanted:,} numbers", _CHECK)
+
+
+def _counted_twice(model: Any) -> int:
+    """Return the numbers of the head where it is to be the embeddings, and is not yet.
+
+    `parameters` has shared ones once.
+    """
+    try:
+        table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    except (AttributeError, NotImplementedError):  # a model without the one or the other
+        return 0
+    return int(head.numel()) if _is_tied(model) and head is not table else 0
 
 
 def check(model: Any, told: dict[str, Any], folder: Path) -> None:

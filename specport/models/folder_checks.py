@@ -55,8 +55,10 @@ def check_weights(folder: Path, names: Sequence[str]) -> None:
         for name in {*map(str, index.values())} if isinstance(index, dict) else ():
             check_name(name)
         count = sum(len(tensors.header(folder / name)) for name in names)
-    except (UnsafeFile, OSError, ValueError) as error:
+    except (UnsafeFile, OSError) as error:
         raise ModelError(f"{folder} cannot be used: {error}", _DOWNLOAD) from error
+    except ValueError as error:
+        raise ModelError(f"{folder} cannot be read: {error}", _DOWNLOAD) from error
     layers = text_config(folder).get("num_hidden_layers")
     if isinstance(layers, int) and layers > count:
         raise ModelError(f"{folder} has {count} tensors for {layers} layers", _DOWNLOAD)
@@ -64,7 +66,10 @@ def check_weights(folder: Path, names: Sequence[str]) -> None:
 
 def sizes_problem(folder: Path) -> str | None:
     """Return which number of parts in a model's config.json is larger than any real one, or None."""
-    config = read_json(folder / CONFIG_FILE)
+    try:
+        config = read_json(folder / CONFIG_FILE)
+    except ModelError as error:
+        return error.message
     for table in (config, *(value for value in config.values() if isinstance(value, dict))):
         counts = {k: v for k, v in table.items() if _PARTS.search(k) and isinstance(v, int)}
         for name, value in counts.items():
