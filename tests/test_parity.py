@@ -15,8 +15,8 @@ TOKENS = 24
 
 
 def test_torch_and_openvino_write_the_same_text() -> None:
-    prompts = [*CHOOSING, *HELD_OUT][::3]
-    assert len(prompts) == 7
+    prompts = [*CHOOSING, *HELD_OUT][::5]
+    assert len(prompts) >= 4
     texts = []
     for device in ("torch-cpu", "xeon"):
         pipeline = specport.load(device=device, precision="fp32", draft="ngram")

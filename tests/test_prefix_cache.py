@@ -24,7 +24,7 @@ def texts(pipeline: Pipeline) -> tuple[list[list[int]], list[int], list[int]]:
     results = [
         pipeline.generate(
             [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
-            max_new_tokens=24,
+            max_new_tokens=12,
             **options,
         )
         for options in OPTIONS

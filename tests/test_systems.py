@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
+from specport.quantize.text import prompts
 from support import tiny_models, tiny_whisper
 from support.pages import commands
 
@@ -53,6 +54,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _elsewhere(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECPORT_CACHE", str(models / "cache"))
+    monkeypatch.setattr("specport.quantize.evaluate.quick_costs.BUDGET_S", 0.5)
+    monkeypatch.setattr(prompts, "CHOOSING", prompts.CHOOSING[:2])
+    monkeypatch.setattr(prompts, "HELD_OUT", prompts.HELD_OUT[:2])
     monkeypatch.chdir(tmp_path)
     for model in models.iterdir():
         Path(model.name).symlink_to(model)

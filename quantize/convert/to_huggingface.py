@@ -60,6 +60,9 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _INSTEAD = "use --to genai, or build the draft with another --draft-precision"
 
 
+_STORED = (ov.Type.f16, ov.Type.f32)  # types of weights that are not compressed
+
+
 class _Weight(NamedTuple):
     """A parameter in the graph: the output that holds its value, and the operation that reads it."""
 
@@ -79,10 +82,16 @@ class _Weight(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
     def value(self) -> NDArray[np.float32]:
-        """Return the value, decompressed by the runtime."""
+        """Return the value, decompressed by the runtime where it is compressed."""
+        node = self.source.get_node()
+        if node.get_type_name() == "Convert":
+            node = node.input_value(0).get_node()
+        if node.get_type_name() == "Constant" and node.get_element_type() in _STORED:
+            value: NDArray[np.float32] = node.data.astype(np.float32)
+            return value.T if self.transposed else value
         result = ops.result(ops.convert(self.source, np.float32))
         compiled = core().compile_model(ov.Model([result], [], "weight"), "CPU", _F32)
-        value: NDArray[np.float32] = np.array(compiled({})[0])
+        value = np.array(compiled({})[0])
         return value.T if self.transposed else value
 
 

@@ -16,7 +16,7 @@ import pytest
 from support.processor import NARROW
 from support.suites import (
     EXAMPLE,
-    ROOT,
+    FEW,
     Ran,
     Suite,
     broken_profile,
@@ -66,9 +66,6 @@ HERE: dict[str, set[str]] = {
 
 # What takes long in emulation, and is the same code as on torch-cpu.
 SLOW = {"gaudi-emulated": ("leaks", "room", "diffusion")}
-# On emulated devices the law is tried with one rule of acceptance and a model that drafts, and with one
-# drafter that draws nothing. Rules and drafters run on the host: xeon and torch-cpu try every one of them.
-SOME_LAWS = ("a_drafted_chain[rejection]", "a_drafted_tree", "a_deterministic_chain[suffix]")
 
 
 @pytest.mark.parametrize("device", HERE)
@@ -77,10 +74,8 @@ def test_what_is_here_passes(device: str, tmp_path: Path) -> None:
     pytest.importorskip(wanted.backend)
     wanted_checks = [check for check in CHECKS if check not in SLOW.get(device, ())]
     tests = [f"specport.conformance.test_{check}" for check in wanted_checks]
-    if wanted.emulated:
-        tests.remove("specport.conformance.test_law")
-        tests += [f"specport.conformance.test_law::test_{law}" for law in SOME_LAWS]
-    code, output, results = run_suite(tmp_path, os.environ, "--specport-device", device, tests=tests)
+    arguments = ["--specport-device", device, *(FEW if wanted.emulated else ())]
+    code, output, results = run_suite(tmp_path, os.environ, *arguments, tests=tests)
     assert code == 0, output
     passed = {result["check"] for result in results.values() if result["outcome"] == "passed"}
     assert passed >= {*wanted_checks} - HERE[device]
@@ -224,7 +219,7 @@ def test_a_missing_device_is_said_or_skipped(tmp_path: Path) -> None:
     for name in asked:
         (tmp_path / name).mkdir()
     suites = [Suite(str(tmp_path / name), arguments) for name, arguments in asked.items()]
-    environment = {**os.environ, "SPECPORT_BACKENDS": "", "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "SPECPORT_BACKENDS": ""}
     ran = dict(zip(asked, run_suites(suites, environment, tmp_path), strict=True))
     code, output, _ = ran["missing"]
     assert code == pytest.ExitCode.USAGE_ERROR and "device cuda cannot be used" in output

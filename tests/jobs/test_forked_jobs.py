@@ -13,7 +13,7 @@ from support.forked_jobs import Forks
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
 JOB = """
 import os, sys, time
-print("decimal" in sys.modules, os.getcwd(), os.environ.get("WORD"), sys.argv[1:], flush=True)
+print("decimal" in sys.modules, os.getcwd(), os.environ.get("WORD"), sys.argv[1:], sys.path[1], flush=True)
 line = sys.stdin.readline()
 if line == "die\\n":
     os.kill(os.getpid(), 9)
@@ -37,17 +37,16 @@ def start(forks: Forks, folder: Path) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     command = [*forks.launcher(), "job", "a", "b c"]
     return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder, env={"WORD": "ü"}
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder, env={"WORD": "ü", "PYTHONPATH": "/own"}
     )
 
 
 @pytest.mark.parametrize(("said", "code"), [("die\n", -9), ("fail\n", 1), ("", 130)])
 def test_it_ends_as_a_process_of_its_own(forks: Forks, tmp_path: Path, said: str, code: int) -> None:
-    out, errors = start(forks, tmp_path).communicate(said, timeout=60)
-    assert out == f"True {tmp_path} ü ['a', 'b c']\n"
-    assert ("OSError: no room" in errors) == (code == 1)
     process = start(forks, tmp_path)
-    process.communicate(said, timeout=60)
+    out, errors = process.communicate(said, timeout=60)
+    assert out == f"True {tmp_path} ü ['a', 'b c'] /own\n"
+    assert ("OSError: no room" in errors) == (code == 1)
     assert process.returncode == code
 
 

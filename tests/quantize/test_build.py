@@ -263,7 +263,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "other.json") is None
 
 
-@pytest.mark.parametrize("by", ["angle", "block", "influence"])
+@pytest.mark.parametrize("by", ["angle", "influence"])
 def test_the_command_tells_what_it_did(
     by: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

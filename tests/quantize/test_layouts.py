@@ -18,6 +18,8 @@ from specport.cli import main
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
 from specport.models.folder_checks import IR_XML
+from specport.models.precision import parse
+from specport.progress import silent
 from specport.runtime.conversion import resolve
 from specport.runtime.profiles import load_profile
 from specport.runtime.registry import LoadOptions
@@ -25,7 +27,7 @@ from specport.runtime.registry import LoadOptions
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from specport.quantize.convert import to_huggingface  # noqa: E402
+from specport.quantize.convert import compress, to_huggingface  # noqa: E402
 from specport.quantize.convert.export import export  # noqa: E402
 from specport.quantize.convert.openvino_core import core  # noqa: E402
 from specport.quantize.convert.to_huggingface import to_hugging_face  # noqa: E402
@@ -36,12 +38,12 @@ from support import tiny_models  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
-LAYERS, DROPPED = 4, (1, 2)
+LAYERS, DROPPED = 3, (1,)
 PROMPT = [0, 7, 90, 41, 33, 200, 12, 5, 77, 31]
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 MADE = bundle.Bundle(
     target="big", target_shape="", target_fingerprint="f" * 64, tokenizer="t", source="small",
-    precision="fp16", layers=(0, 3), num_layers=LAYERS, head=((0, 5), (9, 10)),
+    precision="fp16", layers=(0, 2), num_layers=LAYERS, head=((0, 5), (9, 10)),
 )  # fmt: skip
 
 
@@ -77,17 +79,29 @@ def off(want: Any, got: Any) -> float:
 
 @pytest.fixture(scope="module")
 def draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Return the IR of a random model with two of its four layers dropped."""
+    """Return the IR of a random model with one of its three layers dropped.
+
+    Each kind is traced once, and stored as the exporter stores this precision.
+    """
     place = tmp_path_factory.mktemp("drafts")
 
+    def trace(kind: str) -> None:
+        tiny_models.save_hf(place / kind, kind, num_hidden_layers=LAYERS)
+        (place / f"{kind} rest").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compress, "compress", lambda ir, *_: shutil.copytree(ir, place / f"{kind} traced"))
+            export(place / kind, place / f"{kind} rest", "int8")
+
     def make(kind: str, precision: str) -> Path:
-        cut = place / f"{kind} {precision}"
+        cut, traced = place / f"{kind} {precision}", place / f"{kind} traced"
         if not cut.exists():
-            hf, whole = place / kind, place / "whole" / cut.name
-            if not hf.exists():
-                tiny_models.save_hf(hf, kind, num_hidden_layers=LAYERS)
-            whole.mkdir(parents=True)
-            export(hf, whole, precision)
+            if not traced.exists():
+                trace(kind)
+            whole = shutil.copytree(place / f"{kind} rest", place / f"{cut.name} whole")
+            if precision == "fp16":
+                ov.save_model(core().read_model(traced / IR_XML), whole / IR_XML, compress_to_fp16=True)
+            else:
+                compress.compress(traced, whole, parse(precision), silent)
             ir.drop_layers(whole, cut, DROPPED)
         return cut
 
@@ -152,7 +166,7 @@ def changed(folder: Path, target: Path, surgery: Callable[[Any, dict[str, Any]],
 
 def scaled_input(model: Any, nodes: dict[str, Any]) -> None:
     """AWQ inserts such a scale where it finds no weight to fold it into."""
-    linear = nodes["__module.model.layers.3.mlp.down_proj/aten::linear/MatMul"]
+    linear = nodes["__module.model.layers.2.mlp.down_proj/aten::linear/MatMul"]
     scale = ov.opset15.constant(np.full((1, 1, 128), 1.001, np.float32))
     linear.input(0).replace_source_output(ov.opset15.multiply(linear.input_value(0), scale).output(0))
 

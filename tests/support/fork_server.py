@@ -122,7 +122,7 @@ def _become(pipes: list[int], arguments: list[str], environment: dict[str, Any],
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        sys.path.insert(0, folder)
+        sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         code = 0

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,42 @@ from specport.jobs import worker
 from support import fork_server
 
 KINDS = "specport.quantize."
+ADDRESS = "SPECPORT_TEST_FORKS"  # the variable that tells processes of the tests where to ask
 NOT = "package_faults"  # what is imported, and how, is what it tells
 PACKAGES = ("accelerate", "transformers", "openvino", "optimum.exporters.openvino", "optimum.intel", "nncf")
+
+
+_forks: list[Forks] = []  # those of this test run
+
+
+def asking(address: str) -> list[str]:
+    """Return the beginning of a command that runs a module in a fork of the process at this address."""
+    return [sys.executable, "-I", "-S", fork_server.__file__, "ask", address]
+
+
+def forked(module: str, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the beginning of a command that runs a module, and its environment.
+
+    It runs in a fork where the system can fork, and so do the jobs that it starts: see `use_forks`.
+    """
+    if not _forks:
+        return [sys.executable, "-m", module], {**environment}
+    (forks,) = _forks
+    return [*forks.launcher(), module], {**environment, ADDRESS: forks.address}
+
+
+def use_forks() -> None:
+    """Let jobs of this process be forked by the server that its environment names, if it names one."""
+    address, launcher = os.environ.get(ADDRESS), worker._launcher
+    if address is not None:
+        worker._launcher = lambda processes: launcher(processes) if processes > 1 else asking(address)
 
 
 class Forks:
     """The process that forks; it is started with the first job."""
 
     def __init__(self, folder: Path, packages: Sequence[str] = PACKAGES) -> None:
-        self._address, self._packages = str(folder / "forks"), packages
+        self.address, self._packages = str(folder / "forks"), packages
         self._server: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -39,12 +66,12 @@ class Forks:
         with self._lock:
             if self._server is None:
                 self._server = subprocess.Popen(
-                    [sys.executable, fork_server.__file__, "serve", self._address, *self._packages],
+                    [sys.executable, fork_server.__file__, "serve", self.address, *self._packages],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
                 )  # fmt: skip
                 assert self._server.stdout is not None and self._server.stdout.readline() == b"ready\n"
-        return [sys.executable, "-I", "-S", fork_server.__file__, "ask", self._address]
+        return asking(self.address)
 
     def close(self) -> None:
         if self._server is not None:
@@ -74,9 +101,11 @@ def forked_jobs(started: Path) -> Iterator[None]:
         forks = Forks(Path(folder))
         patch.setattr(worker, "run", run_forked)
         patch.setattr(worker, "_launcher", launch)
+        _forks.append(forks)
         try:
             yield
         finally:
+            _forks.remove(forks)
             forks.close()
 
 

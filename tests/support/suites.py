@@ -18,9 +18,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from support.forked_jobs import forked, use_forks
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "third_party_backend"
 _OWN = "specport.conformance"
+# Rules of acceptance and drafters run on the host: xeon and torch-cpu try all of them, with the suite's own
+# model. For other devices and models two of the drafters, a tree, and one rule stand for all.
+FEW = ("-k", "not ngram and not recycle and (not test_law or rejection or drafted_tree or suffix)")
 _PROFILE = """
 name = "{fault}"
 description = "a device with a fault"
@@ -71,21 +76,25 @@ def run_suite(
     folder: Path, environment: Mapping[str, str], *arguments: str, tests: Sequence[str] = (_OWN,)
 ) -> Ran:
     """Run one suite in a process of its own."""
-    suite = Suite(str(folder), arguments, tests)
-    suite.report.unlink(missing_ok=True)
-    done = _python(["-m", "pytest", *suite.command], environment, folder)
-    return Ran(done.returncode, done.stdout + done.stderr, _results(suite))
+    (ran,) = run_suites([Suite(str(folder), arguments, tests)], environment, folder)
+    return ran
 
 
 def run_suites(suites: Sequence[Suite], environment: Mapping[str, str], folder: Path) -> list[Ran]:
     """Run suites one after another in one process.
 
-    environment: of the process; PYTHONPATH has to name `tests`.
+    environment: of the process.
     folder:      takes the list of the suites.
     """
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps([asdict(suite) for suite in suites]), encoding="utf-8")
-    done = _python(["-m", "support.suites", str(jobs)], environment, folder)
+    for suite in suites:
+        suite.report.unlink(missing_ok=True)
+    path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT / "tests"))))
+    command, variables = forked(__name__, {**environment, "PYTHONPATH": path})
+    done = subprocess.run(
+        [*command, str(jobs)], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return [
         Ran(
@@ -114,14 +123,6 @@ def broken_profile(folder: Path, fault: str, emulated: bool = False) -> Path:
     return path
 
 
-def _python(
-    arguments: Sequence[str], environment: Mapping[str, str], folder: Path
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def _results(suite: Suite) -> dict[str, dict[str, Any]]:
     if not suite.report.is_file():
         return {}
@@ -129,6 +130,7 @@ def _results(suite: Suite) -> dict[str, dict[str, Any]]:
 
 
 def _main(jobs: Path) -> None:
+    use_forks()
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         suite = Suite(**job)
         folder = Path(suite.folder)

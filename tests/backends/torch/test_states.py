@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.own_cache import own_cache  # noqa: F401
-from support.suites import run_suite
+from support.suites import FEW, run_suite
 
 from specport.conformance import tiny
 from specport.conformance.architectures import configuration
@@ -194,9 +194,8 @@ def test_the_conformance_suite_passes_a_hybrid(tmp_path: Path) -> None:
     """The suite's own tests of roll-back and of the law of sampled texts, among others."""
     folder = saved(tmp_path / "model", "lfm2")
     modules = [f"specport.conformance.test_{check}" for check in SUITE]
-    code, output, results = run_suite(
-        tmp_path, os.environ, "--specport-device", "torch-cpu", "--specport-model", str(folder), tests=modules
-    )
+    arguments = ("--specport-device", "torch-cpu", "--specport-model", str(folder), *FEW)
+    code, output, results = run_suite(tmp_path, os.environ, *arguments, tests=modules)
     assert code == 0, output
     assert {result["check"] for result in results.values() if result["outcome"] == "passed"} == {*SUITE}
 

@@ -192,7 +192,7 @@ def test_sampled_texts_have_the_targets_law_masked_and_normalized(kind: str, rul
 
     target, draft = ToyModel(4, sharpness=1.0), ToyModel(4, sharpness=1.0, noise=0.8)
     moves: Moves = {0: {0: 1, 1: 1, 3: 1}, 1: {2: 2, 3: 3}, 2: {1: 0}, 3: {0: 0, 1: 0, 2: 0, 3: 0}}
-    prompt, length, samples = [1, 2, 1, 3, 2], 4, 3000
+    prompt, length, samples = [1, 2, 1, 3, 2], 4, 2000
     drafters: dict[str, list[Drafter]] = {
         "plain": [], "drawn": [ToyDrafter(draft)], "deterministic": [ToyDrafter(draft, drawn=False)],
         "forced": [], "model": [ModelDrafter(draft, 4)],

@@ -57,9 +57,15 @@ class Tiny:
         pairs = zip(self.source, read(folder, self.texts), strict=True)
         return float(np.concatenate([(np.exp(p) * (p - q)).sum(axis=1) for p, q in pairs]).mean())
 
-    def compressed(self, precision: str, out: Path, *, fresh: bool = False) -> Path:
-        """Compress the model. fresh: write the calibration text again, which takes most of the time."""
-        shutil.copytree(self.rest, out)
+    def compressed(self, precision: str, *, fresh: bool = False) -> Path:
+        """Return the compressed model, made once.
+
+        fresh: write the calibration text again, which takes most of the time.
+        """
+        out = self.rest.with_name(precision.replace(":", " ") + " fresh" * fresh)
+        if (out / "openvino_model.xml").exists():
+            return out
+        shutil.copytree(self.rest, out, dirs_exist_ok=True)
         with pytest.MonkeyPatch.context() as monkeypatch:
             if not fresh:
                 monkeypatch.setattr(compress, "write_texts", lambda *_: self.texts)
@@ -175,10 +181,10 @@ def others(found: dict[str, Weight]) -> dict[str, Weight]:
 @pytest.mark.parametrize("model", ["tiny", "untied"])
 def test_types_and_zero_points(
     model: str, precision: str, of_layers: object, of_others: object,
-    request: pytest.FixtureRequest, tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     source: Tiny = request.getfixturevalue(model)
-    found = weights(source.compressed(precision, tmp_path / "ir"))
+    found = weights(source.compressed(precision))
     assert len(layers(found)) == MATMULS and {"lm_head", "embed_tokens"} <= others(found).keys()
     assert {(w.kind, w.zero_point) for w in layers(found).values()} == {of_layers}
     assert {(w.kind, w.zero_point) for w in others(found).values()} == {of_others}
@@ -187,11 +193,11 @@ def test_types_and_zero_points(
 @pytest.mark.parametrize("precision", ["int8:sym", "int4:sym", "int4:sym,ratio=0.5", "int4:sym,gptq"])
 @pytest.mark.parametrize("model", ["tiny", "untied"])
 def test_sym_leaves_no_zero_point_in_the_whole_graph(
-    model: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+    model: str, precision: str, request: pytest.FixtureRequest
 ) -> None:
     """NPUs need signed integer constants only, all of them weights, and no zero points."""
     source: Tiny = request.getfixturevalue(model)
-    folder = source.compressed(precision, tmp_path / "ir")
+    folder = source.compressed(precision)
     ops = core().read_model(folder / "openvino_model.xml").get_ops()
     stored = [op for op in ops if op.get_type_name() == "Constant" and kind(op) in WEIGHTS]
     assert {kind(op) for op in stored} <= {"i8", "i4"}
@@ -202,21 +208,21 @@ def test_sym_leaves_no_zero_point_in_the_whole_graph(
 
 
 @pytest.mark.parametrize(("option", "group"), [("", 64), (":32", 32), (":128", 128)])
-def test_groups(option: str, group: int, tiny: Tiny, tmp_path: Path) -> None:
-    for name, weight in layers(weights(tiny.compressed(f"int4{option}", tmp_path / "ir"))).items():
+def test_groups(option: str, group: int, tiny: Tiny) -> None:
+    for name, weight in layers(weights(tiny.compressed(f"int4{option}"))).items():
         width = 128 if name.endswith("down_proj") else 64
         fitting = min(group, width)  # a power of two is made smaller where it does not divide
         assert weight.shape[1:] == (width // fitting, fitting), name
 
 
-def test_a_group_may_be_a_channel(tiny: Tiny, tmp_path: Path) -> None:
-    found = layers(weights(tiny.compressed("int4:channel", tmp_path / "ir")))
+def test_a_group_may_be_a_channel(tiny: Tiny) -> None:
+    found = layers(weights(tiny.compressed("int4:channel")))
     assert {len(weight.shape) for weight in found.values()} == {2}
 
 
 @pytest.mark.parametrize(("ratio", "low", "high"), [("0.5", 0.3, 0.5), ("0.8", 0.6, 0.8)])
-def test_ratio_leaves_layers_in_int8(ratio: str, low: float, high: float, tiny: Tiny, tmp_path: Path) -> None:
-    found = layers(weights(tiny.compressed(f"int4:ratio={ratio}", tmp_path / "ir")))
+def test_ratio_leaves_layers_in_int8(ratio: str, low: float, high: float, tiny: Tiny) -> None:
+    found = layers(weights(tiny.compressed(f"int4:ratio={ratio}")))
     assert {weight.kind for weight in found.values()} == {"i4", "u8"}
     sizes = {name: int(np.prod(weight.shape)) for name, weight in found.items()}
     int4 = sum(sizes[name] for name, weight in found.items() if weight.kind == "i4")
@@ -238,16 +244,16 @@ def test_ratio_leaves_layers_in_int8(ratio: str, low: float, high: float, tiny: 
         ("int4:channel,asym,awq,scale-estimation,gptq", 0.5),
     ],
 )
-def test_near_the_source(precision: str, limit: float, tiny: Tiny, tmp_path: Path) -> None:
+def test_near_the_source(precision: str, limit: float, tiny: Tiny) -> None:
     if NARROW and precision.endswith("activations"):
         pytest.skip("without VNNI such products saturate")
-    assert 0 < tiny.divergence(tiny.compressed(precision, tmp_path / "ir")) < limit
+    assert 0 < tiny.divergence(tiny.compressed(precision)) < limit
 
 
 @pytest.mark.parametrize("option", ["awq", "scale-estimation", "gptq"])
-def test_what_needs_text_rounds_otherwise(option: str, tiny: Tiny, tmp_path: Path) -> None:
-    plain = tiny.compressed("int4", tmp_path / "plain")
-    fitted = tiny.compressed(f"int4:{option}", tmp_path / "fitted")
+def test_what_needs_text_rounds_otherwise(option: str, tiny: Tiny) -> None:
+    plain = tiny.compressed("int4")
+    fitted = tiny.compressed(f"int4:{option}")
     before, after = layers(weights(plain)), layers(weights(fitted))
     for name, weight in before.items():
         assert (weight.kind, weight.shape) == (after[name].kind, after[name].shape)
@@ -271,15 +277,13 @@ def test_what_takes_long_reports_its_progress(
     assert len({*fitting}) == MATMULS + 1 and 0.7 < fitting[0] < fitting[-1] < 0.9
     # NNCF's own bars are as they were.
     before = len(told)
-    tiny.compressed("int4", tmp_path / "other")
+    tiny.compressed("int4:256")
     assert len(told) == before
 
 
 @pytest.mark.parametrize("option", ["", "sym,"])
-def test_activations_of_every_layer_are_rounded_and_attention_is_not(
-    option: str, tiny: Tiny, tmp_path: Path
-) -> None:
-    folder = tiny.compressed(f"int8:{option}activations", tmp_path / "ir")
+def test_activations_of_every_layer_are_rounded_and_attention_is_not(option: str, tiny: Tiny) -> None:
+    folder = tiny.compressed(f"int8:{option}activations")
     model = core().read_model(folder / "openvino_model.xml")
     rounded = [op for op in model.get_ops() if op.get_type_name() == "FakeQuantize"]
     readers = [port.get_node() for op in rounded for port in op.output(0).get_target_inputs()]
@@ -303,7 +307,7 @@ def test_the_backend_runs_it(
 ) -> None:
     """The device runs the model as a target and as a draft with a cut head."""
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
-    folder = tiny.compressed(precision, tmp_path / "ir", fresh=True)
+    folder = tiny.compressed(precision, fresh=True)
     files = ModelFiles(folder, "tiny", precision, "tiny", precision)
     text = tiny.texts[0]
     head = (*range(100), 200, 269)
@@ -326,11 +330,9 @@ def test_the_backend_runs_it(
         ("int4:100,asym,awq", "groups of 100 do not divide", "int4:channel"),
     ],
 )
-def test_groups_that_do_not_divide(
-    precision: str, message: str, hint: str, tiny: Tiny, tmp_path: Path
-) -> None:
+def test_groups_that_do_not_divide(precision: str, message: str, hint: str, tiny: Tiny) -> None:
     with pytest.raises(ModelError) as caught:
-        tiny.compressed(precision, tmp_path / "ir")
+        tiny.compressed(precision)
     assert caught.value.message.startswith(f"the model cannot be compressed to {precision}: ")
     assert message in caught.value.message and "\n" not in str(caught.value)
     assert hint in caught.value.hint
@@ -344,8 +346,8 @@ def test_a_model_without_a_layer_that_int4_fits_is_refused(
     odd = make(tmp_path, monkeypatch, hidden_size=48, intermediate_size=80, head_dim=12)
     monkeypatch.setattr(compress, "compress", real)
     with pytest.raises(ModelError, match="no layer's inputs make groups of 32"):
-        odd.compressed("int4", tmp_path / "ir")
-    found = layers(weights(odd.compressed("int4:16", tmp_path / "ir16")))
+        odd.compressed("int4")
+    found = layers(weights(odd.compressed("int4:16")))
     assert {weight.kind for weight in found.values()} == {"i4"}
 
 

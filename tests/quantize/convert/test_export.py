@@ -51,7 +51,7 @@ def weight_types(folder: Path) -> set[str]:
     return {kind for kind in ("u8", "i4", "u4", "f16", "f32") if f'element_type="{kind}"' in text}
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "gemma3", "phi3"])
 def test_gguf_computes_what_the_model_computes(arch, tmp_path):
     """tests/quantize/convert/test_gguf_architectures.py tries all architectures, without OpenVINO."""
     model = tiny_gguf.hf_model(arch)
@@ -83,13 +83,13 @@ def test_what_optimum_does_not_export_is_refused_or_computes_the_same(tmp_path):
     assert "\n" not in refusal
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_large_models_are_traced_in_16_bits(precision, tmp_path, monkeypatch):
+def test_large_models_are_traced_in_16_bits(tmp_path, monkeypatch):
+    """test_compress.py compresses such a model."""
     monkeypatch.setattr("specport.quantize.convert.export.FLOAT32_BYTES", 0)
     model = tiny_models.hf_model("llama")
     tiny_gguf.write(tmp_path / "m.gguf", "llama", model)
     (tmp_path / "ir").mkdir()
-    export(tmp_path / "m.gguf", tmp_path / "ir", precision)
+    export(tmp_path / "m.gguf", tmp_path / "ir", "fp16")
     want, got = torch_logits(model), ir_logits(tmp_path / "ir")
     assert np.abs(want - got).max() < 0.1 * np.abs(want).max()
 
