@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from specport.quantize.convert import disk, nncf_pieces, nncf_progress
+from specport.quantize.convert import disk, nncf_pieces, nncf_progress, package_faults
 from specport.quantize.convert.openvino_core import core, signal_stack_kept
 from specport.quantize.text.prompts import CHOOSING
 
@@ -34,6 +34,7 @@ def compress(source: Path, target: Path, precision: Precision, progress: Progres
     Methods that need calibration text get the model's own answers to `prompts.CHOOSING`.
     Raises ModelError where NNCF cannot compress the model.
     """
+    package_faults.mend()
     import nncf
     import openvino
 
@@ -62,6 +63,7 @@ def weights_only(
 
     Raises ModelError where NNCF cannot compress the model.
     """
+    package_faults.mend()
     import nncf
 
     try:

@@ -37,7 +37,13 @@ def start(forks: Forks, folder: Path) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     command = [*forks.launcher(), "job", "a", "b c"]
     return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder, env={"WORD": "ü", "PYTHONPATH": "/own"}
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=folder,
+        env={"WORD": "ü", "PYTHONPATH": "/own"},
     )
 
 

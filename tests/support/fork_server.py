@@ -43,13 +43,13 @@ def serve(address: str, packages: list[str]) -> None:
     del sys.path[0]  # the folder of this file
     # As in tests/conftest.py: one built for another torch would keep optimum from being imported.
     sys.modules["torchvision"] = None  # type: ignore[assignment]
+    from specport.quantize.convert import package_faults
+
+    package_faults.mend()
     for package in packages:
         with contextlib.suppress(Exception):
             importlib.import_module(package)
-    if "nncf" in sys.modules:  # its class of loggers is not for those that are made in jobs
-        from specport.quantize.convert import package_faults
-
-        package_faults.mend()
+    package_faults.mend()  # NNCF's class of loggers is not for those that are made in jobs
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

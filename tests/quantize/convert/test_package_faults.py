@@ -1,4 +1,4 @@
-"""A torchvision that does not import, as beside another build of torch, is hidden from transformers."""
+"""What other installed packages break, or do unasked, is mended before they are used."""
 
 from __future__ import annotations
 
@@ -121,3 +121,32 @@ def test_devices_tells(broken: Path) -> None:
     shown = python("import sys\nfrom specport.cli import main\nsys.exit(main(['devices']))", broken).stdout
     (line,) = (line for line in shown.splitlines() if "torchvision" in line)
     assert REASON in line and line.endswith(f"fix: {package_faults.REMEDY}")
+
+
+@pytest.mark.parametrize(
+    ("consent", "sends"), [(None, (True, False)), ("0", (False, False)), ("1", (True, True))]
+)
+def test_usage_data_are_sent_for_those_who_agreed(
+    consent: str | None, sends: tuple[bool, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenVINO and NNCF begin; before and after."""
+    pytest.importorskip("openvino_telemetry")
+    for name in ("HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("CI", "TF_BUILD", "JENKINS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if consent is not None:
+        folder = tmp_path / ("Intel Corporation" if sys.platform == "win32" else "intel")
+        folder.mkdir()
+        (folder / "openvino_telemetry").write_text(consent)
+    code = """
+from openvino_telemetry import Telemetry
+from specport.quantize.convert import package_faults
+for name in "a", "b":
+    telemetry = Telemetry(name, "1", "x", "ga4", enable_opt_in_dialog=False)
+    telemetry.init(name, "1", "x", "ga4", enable_opt_in_dialog=False)  # there is one in a process
+    print(telemetry.consent)
+    package_faults.mend()
+"""
+    done = python(code)
+    assert done.stdout == "{}\n{}\n".format(*sends), done.stderr
