@@ -52,10 +52,11 @@ def load_decoder(
         raise DeviceError(
             f"speech models have no fixed shapes for {options.profile.name}", "choose another --device"
         )
-    if options.exit_layer or options.hidden_layers or options.head_tokens is not None:
-        raise ModelError("a speech model has no early exit, no hidden states and no cut head")
+    if options.exit_layer or options.hidden_layers:
+        raise ModelError("a speech model has no early exit and no hidden states")
     shape = read_shape(files.folder)
-    paged = graph.to_paged(graph.read_model(files.folder), attention_rows=exact and on_cpu)
+    model = graph.read_model(files.folder)
+    paged = graph.to_paged(model, head_tokens=options.head_tokens, attention_rows=exact and on_cpu)
     return ConditionedModel(
         Request(compile_(paged)),
         cross=Request(compile_(_read(files, CROSS_XML))),

@@ -179,10 +179,10 @@ def _exact(
 
 def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place) -> Loaded:
     """Return Whisper's decoder, ready to step, with its encoder. Raises ModelError or DeviceError."""
-    if options.exit_layer or options.hidden_layers or options.head_tokens is not None:
-        raise ModelError("a speech model has no early exit, no hidden states and no cut head")
+    if options.exit_layer or options.hidden_layers:
+        raise ModelError("a speech model has no early exit and no hidden states")
     profile = options.profile
-    parts = WhisperParts.read(files, place.device)
+    parts = WhisperParts.read(files, place.device, options.head_tokens)
     must_be_exact = options.exact and options.role == "target"
     limit = min(parts.shape.context, options.max_context or parts.shape.context)
     runner = place.runner(parts.step)
@@ -213,7 +213,7 @@ def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place)
         widths, how = Widths(*given, 1), ()
         found, key = build(widths, settings.Scheme()), settings.key(files, options, widths, settings.Scheme())
     speech = Speech(parts.encode, parts.attention, find_encoder_key(files.folder))
-    return Loaded(found, (*notes, *how), key, speech=speech)
+    return Loaded(found, (*notes, *how), key, options.head_tokens, speech=speech)
 
 
 def _step_module(model: Any, options: LoadOptions, place: devices.Place, exact: bool) -> StepModule:

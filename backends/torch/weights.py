@@ -54,7 +54,7 @@ def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
             f"{files.folder} cannot be read: {reason}", "check that it is a complete decoder"
         ) from error
     if head_tokens is not None:
-        _cut_head(model, head_tokens)
+        cut_head(model, head_tokens)
     return model.eval().requires_grad_(False)
 
 
@@ -97,7 +97,7 @@ def _check(config: Any, folder: Path) -> None:
         raise ModelError(f"{folder} ({kind}) does not run on torch: {reason}", "use --device xeon")
 
 
-def _cut_head(model: Any, tokens: tuple[int, ...]) -> None:
+def cut_head(model: Any, tokens: tuple[int, ...]) -> None:
     """Keep these rows of the head. The embedding, which may share its weight, stays whole."""
     old = model.get_output_embeddings()
     if not tokens or min(tokens) < 0 or max(tokens) >= old.weight.shape[0]:

@@ -54,6 +54,7 @@ class About:
     """What was trained and how, with the result.
 
     target:   the model's name. layers: of its decoder, that were kept; num_layers: that it has.
+    head:     number of ids that it can propose; None = all (an older draft).
     recipe:   entries of `Recipe`.
     files, unreadable, windows, held_out: recordings, those that could not be read, windows that the target
               heard, and those of them that were not trained on.
@@ -79,6 +80,7 @@ class About:
     processor: str
     date: str
     versions: Mapping[str, str]
+    head: Count | None = None
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:

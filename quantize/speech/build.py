@@ -7,6 +7,7 @@ is moved to OUT.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -22,10 +23,12 @@ from specport.quantize.speech.material import Material
 from specport.quantize.speech.measure import Pair, measure
 from specport.quantize.speech.recipe import Recipe
 
+from specport.calibration.heads import kept_ids
 from specport.errors import ModelError
 from specport.jobs import workdir, worker
+from specport.models.atomic import write_json
 from specport.models.identity import fingerprint
-from specport.models.kinds.whisper import CTRANSLATE2_FILE, speech_form
+from specport.models.kinds.whisper import CTRANSLATE2_FILE, FACTS, find_encoder_key, noted, speech_form
 from specport.models.source import original
 from specport.progress import Progress, part, silent
 from specport.runtime.profiles import cpu_name
@@ -34,9 +37,15 @@ from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.packaged import named
 from specport.speech.ports import FRAMES
 from specport.speech.whisper.load import load
+from specport.speech.whisper.tokens import WhisperTokens
+from specport.text.tokenizer import load_tokenizer
 
 TRAIN = worker.Job("specport.quantize.speech.training:train", grace_s=120.0)
 LAYERS = 2
+HEAD = (
+    8192  # ids of text that a draft can propose: the whole head of base reads as much as seven of its layers
+)
+_MOST_OF_HEAD = 0.75  # a head of more than this share of the ids stays whole
 _PACKAGES = ("specport", "openvino", "transformers", "torch")
 
 
@@ -103,6 +112,8 @@ def build(
         start.mkdir()
         trained.mkdir(parents=True)
         export.write(folder, start, cut(model, kept))
+        head = _head(material, held_out, WhisperTokens(load_tokenizer(start), shape.vocab))
+        write_json(start / FACTS, noted(find_encoder_key(start), head))
         del model
         arguments = {
             "source": str(start), "heard": str(heard), "work": str(work), "out": str(trained),
@@ -117,6 +128,7 @@ def build(
             "target": target or "base",
             "layers": [*kept],
             "num_layers": shape.decoder_layers,
+            "head": shape.vocab if head is None else len(head),
             "recipe": asdict(recipe),
             "files": len(files),
             "unreadable": sum(bool(each.problem) for each in material.parts),
@@ -133,3 +145,15 @@ def build(
         workdir.publish(trained, out)
     progress("done", 1.0)
     return about.read(out)
+
+
+def _head(material: Material, held_out: Sequence[int], tokens: WhisperTokens) -> tuple[int, ...] | None:
+    """Return the ids that the draft's head keeps: what was said, frequent ones, and all special ones.
+
+    None = all, where few would be dropped.
+    """
+    if _MOST_OF_HEAD * tokens.eot < HEAD:
+        return None
+    held, texts = {*held_out}, enumerate(material.texts())
+    said = Counter(int(i) for number, text in texts if number not in held for i in text.tokens)
+    return kept_ids(HEAD, tokens.vocab, range(tokens.eot, tokens.vocab), said)

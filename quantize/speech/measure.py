@@ -21,6 +21,7 @@ from specport.quantize.text.dialogues import Dialogue
 from specport.bench.speech import word_error_rate
 from specport.core.ports import conditioned
 from specport.errors import SpecportError
+from specport.models.kinds.whisper import find_head_tokens
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
 from specport.speech.ports import Decoded, Window
@@ -167,7 +168,8 @@ def _times(
 ) -> tuple[Timing, Timing]:
     """Time steps of target and draft in turns, on one window's states."""
     _, target = loader.target(pair.target, pair.precision, True)
-    draft = loader.draft_with(loader.files(str(pair.draft), precision), None)
+    files = loader.files(str(pair.draft), precision)
+    draft = loader.draft_with(files, find_head_tokens(files.folder, target.model.vocab_size))
     loads = [lambda loaded=loaded: conditioned(loaded.model, lambda _: states) for loaded in (target, draft)]
     length = min(_CONTEXT, context // 2)
     plan = Plan(text.tokens[:length].tolist(), length, _WIDTHS)

@@ -20,10 +20,10 @@ from specport.quantize.speech.material import Material
 from specport.quantize.speech.recipe import Recipe
 from specport.quantize.train import trainer
 from specport.quantize.train.distil import agreement, train_student
-from specport.quantize.train.losses import cross_entropies, divergences
+from specport.quantize.train.losses import cross_entropies, divergences, picked
 
 from specport.models import tensors
-from specport.models.kinds.whisper import read_shape
+from specport.models.kinds.whisper import find_head_tokens, read_shape
 from specport.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,10 +39,17 @@ class SpeechStudent(torch.nn.Module):  # type: ignore[misc]
     Called with a batch whose `hidden` are the states [windows * frames, width], it returns loss and hits.
     """
 
-    def __init__(self, decoder: Any, recipe: Recipe) -> None:
+    def __init__(self, decoder: Any, recipe: Recipe, head: Sequence[int] | None = None) -> None:
+        """Take a decoder. head: ids that its head keeps; None = all. They have columns, in this order."""
         super().__init__()
         self.body = decoder
         self._recipe = recipe
+        vocab = decoder.embed_tokens.weight.shape[0]
+        kept = torch.arange(vocab) if head is None else torch.as_tensor([*head])
+        self.register_buffer("kept", kept, persistent=False)
+        column = torch.full((vocab,), -1)
+        column[kept] = torch.arange(len(kept))
+        self.register_buffer("column", column, persistent=False)
 
     def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return the mean loss over the texts' tokens, and how many of them the student would propose."""
@@ -52,11 +59,13 @@ class SpeechStudent(torch.nn.Module):  # type: ignore[misc]
             input_ids=batch["ids"], encoder_hidden_states=states, use_cache=False
         ).last_hidden_state
         outputs = hidden[batch["rows"], batch["columns"]]
-        logits = outputs @ self.body.embed_tokens.weight.T.to(outputs.dtype)
+        logits = outputs @ self.body.embed_tokens.weight[self.kept].T.to(outputs.dtype)
         log_q = torch.log_softmax(logits.float(), dim=-1)
-        divergence = divergences(log_q.gather(1, batch["top_ids"]), batch["top_probs"], "kl").mean()
-        entropy = cross_entropies(log_q.gather(1, batch["answer"][:, None])[:, 0])[0].mean()
-        hits = (log_q.argmax(dim=-1) == batch["answer"]).sum()
+        answer = self.column[batch["answer"]]
+        top = picked(log_q, self.column[batch["top_ids"]])
+        divergence = divergences(top, batch["top_probs"], "kl").mean()
+        entropy = cross_entropies(picked(log_q, answer[:, None])[:, 0])[0].mean()
+        hits = (log_q.argmax(dim=-1) == answer).sum()
         return self._recipe.kl * divergence + self._recipe.ce * entropy, hits
 
 
@@ -87,7 +96,7 @@ def train(
     trainer.check_texts(learnt, kept)
     progress("reading the model", 0.0)
     model: Any = whole_model.read(WhisperForConditionalGeneration, folder, dtype=torch.float32)
-    student = SpeechStudent(model.model.decoder, how)
+    student = SpeechStudent(model.model.decoder, how, find_head_tokens(folder, shape.vocab))
     del model  # the encoder has done its work
     run, writes, better = train_student(
         student, learnt, how, (b"speech", json.dumps(asdict(how), sort_keys=True).encode()), Path(work),

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from specport import speech
 from specport.bench.clips import Clip, read_clips
 from specport.bench.peers.speech import PEERS, make, normalizer
+from specport.bench.speech_report import SpeechReport, write
 from specport.errors import InvalidInput, SpecportError
-from specport.models.atomic import write_atomically, write_json
 from specport.outside.places import expanded
-from specport.outside.shown import in_markdown
 from specport.progress import Progress, part, silent
 from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
@@ -29,27 +30,28 @@ from specport.speech.transcriber import Transcriber
 from specport.speech.transcript import Counts
 
 PLAIN = "none"
+_WARM_S = 5  # seconds of audio that each method hears before it is timed
 PACKAGES = ("openvino", "openvino-genai", "transformers", "torch", "faster-whisper", "ctranslate2", "numpy")
+
+
+@dataclass(frozen=True)
+class Said:
+    """Hold what a method makes of a clip. ids: of each segment; None = of another system."""
+
+    text: str
+    counts: Counts = field(default_factory=Counts)
+    ids: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass
 class MethodRun:
-    """Hold what one method made of all clips. texts: clip -> text; seconds: clip -> of its fastest run."""
+    """Hold what one method made of all clips: clip -> text, ids where known, seconds of its fastest run."""
 
     method: str
     texts: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, tuple[tuple[int, ...], ...] | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
-
-
-@dataclass(frozen=True)
-class SpeechReport:
-    """Hold the results. rows: one a method; speakers: one a clip with known speakers."""
-
-    rows: list[dict[str, Any]]
-    speakers: list[dict[str, Any]]
-    about: Mapping[str, Any]
-    folder: Path
 
 
 def bench_speech(
@@ -106,7 +108,7 @@ def bench_speech(
         "processor": cpu_name(), "cores": os.cpu_count(), "threads": threads, "packages": installed(PACKAGES),
     }  # fmt: skip
     report = SpeechReport([_figures(row, rows[0], clips, audio) for row in rows], speakers, about, out)
-    _write(report, rows)
+    write(report, [asdict(row) for row in rows])
     return report
 
 
@@ -123,14 +125,14 @@ def _check(clips: Sequence[Clip], runs: int) -> None:
     word_error_rate(("", clip.text, clip.language) for clip in clips)
 
 
-_Method = Callable[[Samples, Clip], "tuple[str, Counts]"]
+_Method = Callable[[Samples, Clip], Said]
 
 
 def _own(transcriber: Transcriber, batch: int) -> _Method:
-    def run(samples: Samples, clip: Clip) -> tuple[str, Counts]:
+    def run(samples: Samples, clip: Clip) -> Said:
         language = clip.language if transcriber.model.tokens.multilingual else None
         found = transcriber.transcribe(samples, language=language, batch=batch)
-        return found.text, found.counts
+        return Said(found.text, found.counts, tuple(segment.ids for segment in found.segments))
 
     return run
 
@@ -145,8 +147,9 @@ def _peer(
 ) -> _Method:
     folder = folders.get(name.partition(":")[0]) or named(model, progress)
     assistant = Path(named(draft, progress)) if draft is not None else None
-    peer = make(name, Path(folder), assistant, threads or max(1, (os.cpu_count() or 2) // 2))
-    return lambda samples, clip: (peer(samples, clip.language), Counts())
+    # As many as the runtimes choose for specport: one for each core, whatever the threads of a core.
+    peer = make(name, Path(folder), assistant, threads or psutil.cpu_count(logical=False) or 1)
+    return lambda samples, clip: Said(peer(samples, clip.language))
 
 
 def _measured(
@@ -158,6 +161,10 @@ def _measured(
     """
     rows = {name: MethodRun(name) for name in methods}
     total, done, audio = len(clips) * len(methods) * runs, 0, 0.0
+    beginning = read_all(clips[0].audio)[: _WARM_S * RATE]
+    for name, method in methods.items():  # graphs are compiled and weights repacked at the first window
+        progress(f"warming up {name}", 0.0)
+        method(beginning, clips[0])
     for clip in clips:
         samples = read_all(clip.audio)
         audio += len(samples) / RATE
@@ -165,22 +172,29 @@ def _measured(
             for name, method in methods.items():
                 progress(f"{clip.id}, {name}", done / total)
                 began = time.perf_counter()
-                text, counts = method(samples, clip)
+                said = method(samples, clip)
                 seconds = time.perf_counter() - began
                 row = rows[name]
-                row.texts[clip.id] = text
+                row.texts[clip.id], row.ids[clip.id] = said.text, said.ids
                 row.seconds[clip.id] = min(seconds, row.seconds.get(clip.id, seconds))
-                row.counts += counts if run == 0 else Counts()
+                row.counts += said.counts if run == 0 else Counts()
                 done += 1
     return [*rows.values()], audio
 
 
 def _figures(row: MethodRun, plain: MethodRun, clips: Sequence[Clip], audio: float) -> dict[str, Any]:
     counts, seconds = row.counts, sum(row.seconds.values())
+    known = [clip for clip in clips if clip.text is not None]
+    own = all(ids is not None for ids in row.ids.values())
     return {
         "method": row.method,
-        "wer": word_error_rate((row.texts[c.id], c.text, c.language) for c in clips if c.text is not None),
+        "wer": _errors(row, known),
+        "wer_by_language": {
+            language: _errors(row, [clip for clip in known if clip.language == language])
+            for language in dict.fromkeys(clip.language for clip in known)
+        },
         "same_text": sum(row.texts[clip.id] == plain.texts[clip.id] for clip in clips),
+        "same_ids": sum(row.ids[clip.id] == plain.ids[clip.id] for clip in clips) if own else None,
         "clips": len(clips),
         "seconds": seconds,
         "real_time_factor": seconds / audio if audio else None,
@@ -191,6 +205,10 @@ def _figures(row: MethodRun, plain: MethodRun, clips: Sequence[Clip], audio: flo
         "acceptance": counts.accepted / counts.drafted if counts.drafted else None,
         "fallbacks": counts.fallbacks,
     }
+
+
+def _errors(row: MethodRun, clips: Sequence[Clip]) -> float | None:
+    return word_error_rate((row.texts[clip.id], clip.text, clip.language) for clip in clips)
 
 
 def word_error_rate(pairs: Iterable[tuple[str, str | None, str]]) -> float | None:
@@ -233,51 +251,3 @@ def _speakers(transcriber: Transcriber, clip: Clip, progress: Progress) -> dict[
             for name, merge in MERGES.items()
         },
     }
-
-
-_COLUMNS = {
-    "method": "method", "wer": "WER %", "same_text": "same text", "seconds": "seconds",
-    "real_time_factor": "real-time factor", "speedup": "speed-up", "encoder_seconds": "encoder s",
-    "decoder_seconds": "decoder s", "tokens_per_step": "tokens a step", "acceptance": "accepted %",
-}  # fmt: skip
-_PERCENT = ("wer", "acceptance")
-
-
-def table(report: SpeechReport) -> list[list[str]]:
-    """Return the results as rows of cells, with a head."""
-    found = [[*_COLUMNS.values()]]
-    for row in report.rows:
-        cells = []
-        for name in _COLUMNS:
-            value = row[name]
-            if name == "same_text":
-                value = f"{value}/{row['clips']}"
-            elif isinstance(value, float):
-                value = f"{100 * value:.2f}" if name in _PERCENT else f"{value:.3g}"
-            cells.append("" if value is None else str(value))
-        found.append(cells)
-    return found
-
-
-def _write(report: SpeechReport, rows: Sequence[MethodRun]) -> None:
-    head, *body = table(report)
-    lines = ["# Speech", "", *(f"- {name}: {in_markdown(str(v))}" for name, v in report.about.items()), ""]
-    lines += [
-        f"| {' | '.join(head)} |",
-        f"|{' --- |' * len(head)}",
-        *(f"| {' | '.join(map(in_markdown, row))} |" for row in body),
-        "",
-    ]
-    for each in report.speakers:
-        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in each["right_speaker"].items())
-        lines.append(
-            f"- {in_markdown(each['id'])}: diarization error {100 * each['der']:.1f} % (number of speakers "
-            f"given), {100 * each['der_estimated']:.1f} % ({each['estimated']} of {each['speakers']} "
-            f"estimated); words with the right speaker, by merge: {shares}"
-        )
-    write_atomically(report.folder / "report.md", "\n".join(lines) + "\n")
-    data = {
-        "about": dict(report.about), "rows": report.rows, "speakers": report.speakers,
-        "clips": [asdict(row) for row in rows],
-    }  # fmt: skip
-    write_json(report.folder / "report.json", data)

@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speech(args: argparse.Namespace) -> int:
-    from specport.bench.speech import bench_speech, table
+    from specport.bench.speech import bench_speech
+    from specport.bench.speech_report import table
 
     if args.out is None:
         raise InvalidInput("no folder for the report is given", "add --out DIR")

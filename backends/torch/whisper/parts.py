@@ -38,8 +38,11 @@ class WhisperParts:
     device: str
 
     @classmethod
-    def read(cls, files: ModelFiles, device: str) -> WhisperParts:
-        """Read a Hugging Face folder. Raises ModelError, or DeviceError where the model does not fit."""
+    def read(cls, files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None = None) -> WhisperParts:
+        """Read a Hugging Face folder, the head cut to these ids (None = all).
+
+        Raises ModelError, or DeviceError where the model does not fit.
+        """
         shape = read_shape(files.folder)
         dtype = getattr(torch, TORCH_DTYPES[files.precision])
         try:
@@ -53,6 +56,8 @@ class WhisperParts:
             raise ModelError(
                 f"{files.folder} cannot be read: {reason}", "check that it is a complete Whisper model"
             ) from error
+        if head_tokens is not None:
+            weights.cut_head(model, head_tokens)
         model = model.eval().requires_grad_(False)
         weights.place(model, files.name, device)
         cache = WhisperCache(shape, dtype, device)

@@ -18,7 +18,7 @@ from specport.models import tensors
 from specport.models.atomic import write_json
 from specport.models.folder_checks import IR_XML
 from specport.models.json_file import TOKENIZER_FILE
-from specport.models.kinds.whisper import CROSS_XML, ENCODER_XML, FACTS, encoder_key
+from specport.models.kinds.whisper import CROSS_XML, ENCODER_XML, FACTS, encoder_key, noted
 from specport.progress import Progress, silent
 
 WEIGHTS = "model.safetensors"
@@ -99,4 +99,4 @@ def _write_files(folder: Path, target: Path, found: source.WhisperSource) -> Non
     write_json(target / "config.json", found.config, indent=2)
     if found.generation:
         write_json(target / "generation_config.json", found.generation, indent=2)
-    write_json(target / FACTS, {"encoder": encoder_key(found.weights)})
+    write_json(target / FACTS, noted(encoder_key(found.weights), found.head_tokens))

@@ -13,7 +13,7 @@ from specport.quantize.convert.whisper import ctranslate2
 from specport.errors import ModelError
 from specport.models import tensors
 from specport.models.json_file import read_json
-from specport.models.kinds.whisper import CTRANSLATE2_FILE, WhisperShape, shape_of
+from specport.models.kinds.whisper import CTRANSLATE2_FILE, WhisperShape, find_head_tokens, shape_of
 
 Array = NDArray[Any]
 _HINT = "check that it is a complete Whisper model"
@@ -24,12 +24,14 @@ class WhisperSource:
     """Hold a model's weights and what its files say of it.
 
     generation: suppressed tokens, alignment heads and the like, as in transformers' generation_config.json.
+    head_tokens: ids that the head of a draft is cut to when it is loaded; None = all.
     """
 
     weights: Mapping[str, Array]
     config: dict[str, Any]
     generation: dict[str, Any]
     shape: WhisperShape
+    head_tokens: tuple[int, ...] | None = None
 
 
 def read(folder: Path) -> WhisperSource:
@@ -56,7 +58,11 @@ def read(folder: Path) -> WhisperSource:
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be read: {error}", _HINT) from error
     return WhisperSource(
-        _checked(weights, shape, folder), config, read_json(folder / "generation_config.json"), shape
+        _checked(weights, shape, folder),
+        config,
+        read_json(folder / "generation_config.json"),
+        shape,
+        find_head_tokens(folder, shape.vocab),
     )
 
 

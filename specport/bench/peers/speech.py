@@ -16,6 +16,7 @@ from specport.quantize.convert import package_faults
 from specport.speech.audio.read import RATE, Samples
 
 PEERS = ("transformers:plain", "transformers:draft", "genai:plain", "faster-whisper:plain")
+_HUGGING_FACE = "model.safetensors"
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -46,7 +47,7 @@ class _Transformers:
         package_faults.mend()
         torch = _package("torch", "specport[openvino]")
         transformers = _package("transformers", "specport[openvino]")
-        _needs(model, "model.safetensors", "transformers")
+        _needs(model, _HUGGING_FACE, "transformers")
         torch.set_num_threads(threads)
         self._torch = torch
         self._features = transformers.WhisperFeatureExtractor.from_pretrained(
@@ -150,12 +151,21 @@ def normalizer(language: str) -> Callable[[str], str]:
     return lambda text: str(found(text))
 
 
+# How a folder of each system's format is made of a Hugging Face folder.
+_MADE = {
+    "genai": "optimum-cli export openvino --model {} --weight-format int8 DIR",
+    "faster-whisper": "ct2-transformers-converter --model {} --output_dir DIR --copy_files tokenizer.json",
+}
+
+
 def _needs(folder: Path, file: str, system: str) -> None:
-    if not (folder / file).is_file():
-        raise InvalidInput(
-            f"{system} needs {file}, which {folder} does not have",
-            f"name its folder: --peer-model {system}=DIR",
-        )
+    if (folder / file).is_file():
+        return
+    hint = f"name its folder: --peer-model {system}=DIR"
+    if system in _MADE:
+        source = folder if (folder / _HUGGING_FACE).is_file() else "HUGGING_FACE_DIR"
+        hint = f"{hint}; make it with {_MADE[system].format(source)}"
+    raise InvalidInput(f"{system} needs {file}, which {folder} does not have", hint)
 
 
 def _package(name: str, requirement: str) -> Any:

@@ -103,6 +103,7 @@ def show(about: About, as_json: bool) -> None:
     lines = [
         ("draft for", about.target),
         ("layers", f"{len(about.layers)} of {about.num_layers}: {kept}"),
+        ("head", "all ids" if about.head is None else f"{about.head} ids"),
         ("heard", heard),
         ("agreement", f"{change}, in {about.train_seconds:.0f} s"),
         ("accepted", f"{depths} at depth 1, 2, ... in {found.rounds} rounds"),

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from specport.errors import ModelError
-from specport.models import tensors
+from specport.models import bundle, tensors
 from specport.models.json_file import read_json
+from specport.outside import Format
+from specport.outside.numbers import TokenId
 
 KIND = "whisper"
 HUGGING_FACE, CTRANSLATE2 = "Hugging Face", "CTranslate2"
 CTRANSLATE2_FILE = "model.bin"
 ENCODER_XML, CROSS_XML = "openvino_encoder.xml", "openvino_cross.xml"  # beside the decoder's graph
-FACTS = "specport-whisper.json"  # written by conversions: what config.json does not say
+FACTS = "specport-whisper.json"  # written by conversions and builds: what config.json does not say
 _ENCODER = "model.encoder."
 _LARGEST = 1 << 17  # of any size in a configuration; real ones end at 51866
 _MOST_LAYERS = 256  # and heads; real ones end at 32
@@ -113,6 +116,35 @@ def read_shape(folder: Path) -> WhisperShape:
     return shape_of(read_json(path), path)
 
 
+class _Facts(Struct):
+    """What FACTS says. encoder: its `encoder_key`. head: as of `Bundle.head`."""
+
+    encoder: str | None = None
+    head: tuple[tuple[TokenId, TokenId], ...] | None = None
+
+
+_FACTS = Format(_Facts, "what was noted of a speech model", "build or convert it again")
+
+
+def noted(encoder: str, head_tokens: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return the content of FACTS. head_tokens: ascending ids that the head is cut to; None = all."""
+    return {"encoder": encoder, **({} if head_tokens is None else {"head": bundle.ranges(head_tokens)})}
+
+
+def find_head_tokens(folder: Path, vocab: int) -> tuple[int, ...] | None:
+    """Return the ids that a draft's head is cut to when it is loaded; None = all. Raises ModelError."""
+    known = _FACTS.read_if_there(folder / FACTS)
+    if known is None or known.head is None:
+        return None
+    try:
+        found = bundle.expand(known.head)
+    except ValueError as error:
+        raise ModelError(f"{folder / FACTS}: {error}", _FACTS.hint) from error
+    if not found or found[-1] >= vocab:
+        raise ModelError(f"{folder / FACTS} names ids that a model of {vocab} does not have", _FACTS.hint)
+    return found
+
+
 def encoder_key(weights: Mapping[str, NDArray[Any]]) -> str:
     """Return a hash of the encoder's weights, by transformers' names. Equal ones mean one encoder.
 
@@ -128,9 +160,9 @@ def encoder_key(weights: Mapping[str, NDArray[Any]]) -> str:
 
 def find_encoder_key(folder: Path) -> str:
     """Return `encoder_key` of a converted model, or of a Hugging Face folder. Raises ModelError."""
-    noted = read_json(folder / FACTS).get("encoder")
-    if isinstance(noted, str):
-        return noted
+    known = _FACTS.read_if_there(folder / FACTS)
+    if known is not None and known.encoder is not None:
+        return known.encoder
     try:
         stored = tensors.in_folder(folder)
         return encoder_key({name: t.array() for name, t in stored.items() if name.startswith(_ENCODER)})

@@ -16,7 +16,7 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import read_json
-from specport.models.kinds.whisper import WhisperShape, read_shape
+from specport.models.kinds.whisper import WhisperShape, find_head_tokens, read_shape
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
 from specport.runtime.loading import Loader
@@ -139,7 +139,7 @@ def _draft(
     """
     files = loader.files(name, precision_of_draft(loader, precision))
     _, own, size = _read(files)
-    loaded = loader.draft_with(files, None)
+    loaded = loader.draft_with(files, find_head_tokens(files.folder, size.vocab))
     speech = _speech(loaded, files)
     if speech.key == target.key:
         speech = target
@@ -154,6 +154,7 @@ def _draft(
         _vocabulary(own),
         files.name,
         loader.costs(loaded),
+        loaded.head_tokens,
         mismatch=own.mismatch(tokens),
     )
 
