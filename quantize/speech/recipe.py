@@ -15,14 +15,14 @@ class Recipe:
     """How a cut decoder is distilled. Raises InvalidInput for values out of range.
 
     epochs:       times that each window is read.
-    batch_tokens: tokens of a step, those of prompts included.
+    batch_tokens: tokens of a step, those of prompts included: about one window, since there are few of them.
     kl, ce:       weights of the divergence from the target and of the cross-entropy of its text, as in
                   Distil-Whisper (arXiv 2311.00430, section 4).
     """
 
     epochs: float = 10.0
     learning_rate: float = 1e-4
-    batch_tokens: int = 512
+    batch_tokens: int = 256
     kl: float = 0.8
     ce: float = 1.0
     seed: int = 0

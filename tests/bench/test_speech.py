@@ -12,6 +12,7 @@ from support.scripted_speech import ScriptedModel, said, tone, write_wav
 from specport import cli, speech
 from specport.bench import speech as bench
 from specport.bench.clips import read_clips
+from specport.bench.peers import speech as peers
 from specport.errors import InvalidInput
 from specport.speech.transcriber import Transcriber
 
@@ -40,9 +41,53 @@ def test_words_that_are_wrong(
     rows = {row["method"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
     assert (rows["none"]["wer"], rows["suffix"]["wer"]) == (0.0, pytest.approx(0.2))
     assert (rows["none"]["same_text"], rows["suffix"]["same_text"]) == (2, 0)
+    assert (rows["none"]["same_ids"], rows["suffix"]["same_ids"]) == (2, 0)
     assert rows["suffix"]["encoder_seconds"] == 0.5 and rows["suffix"]["acceptance"] > 0.3
     printed = capsys.readouterr().out
     assert "WER %" in printed and "20.00" in printed and (out / "report.md").exists()
+
+
+def test_peers_are_warmed_up_and_told_by_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer hears the beginning of the first clip before it is timed, and has a thread for each core."""
+    heard: list[tuple[int, str | None]] = []
+    threads: list[int] = []
+
+    def peer(samples: Any, language: str | None) -> str:
+        heard.append((len(samples), language))
+        return "ask what" if language == "en" else "nicht"
+
+    def make(name: str, model: Path, draft: Path | None, count: int) -> Any:
+        threads.append(count)
+        return peer
+
+    def load(model: str | None = None, **options: Any) -> Transcriber:
+        return Transcriber(ScriptedModel([said(0.0, "ask what", 4.0)], multilingual=True))
+
+    monkeypatch.setattr(speech, "load", load)
+    monkeypatch.setattr(bench, "make", make)
+    monkeypatch.setattr(bench, "normalizer", lambda language: str.lower)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 12 if logical else 6)
+    write_wav(tmp_path / "a.wav", tone(8.0))
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text(
+        '{"id": "a", "audio": "a.wav", "text": "ask what"}\n'
+        '{"id": "b", "audio": "a.wav", "text": "frage nicht", "language": "de"}\n'
+    )
+    report = bench.bench_speech(clips, tmp_path, model=str(tmp_path), methods=["genai:plain"])
+    assert heard == [(5 * 16000, "en"), (8 * 16000, "en"), (8 * 16000, "de")] and threads == [6]
+    row = report.rows[1]
+    assert row["wer_by_language"] == {"en": 0.0, "de": pytest.approx(0.5)} and row["same_ids"] is None
+    assert "| genai:plain | 0.00 | 50.00 |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("system", "command"), [("genai", "optimum-cli"), ("faster-whisper", "ct2-")])
+def test_a_peer_without_its_format_names_the_command_that_makes_it(
+    system: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "import_module", lambda name: None)
+    with pytest.raises(InvalidInput) as caught:
+        peers.make(f"{system}:plain", tmp_path, None, 1)
+    assert caught.value.hint.startswith(f"name its folder: --peer-model {system}=DIR; make it with {command}")
 
 
 @pytest.mark.parametrize(

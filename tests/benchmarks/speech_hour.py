@@ -1,4 +1,4 @@
-"""Transcribe an hour: bounded memory, Ctrl-C keeps what is done, --resume goes on, and the words are the same.
+"""Transcribe an hour: memory is bounded, Ctrl-C keeps what is done, --resume goes on, the words are the same.
 
     python tests/benchmarks/speech_hour.py hour.wav --out out --model tiny.en
 
@@ -130,8 +130,11 @@ def main() -> None:
     expected, found = segments(out / "plain", audio), segments(drafted_out, audio)
     most = max(done[name]["rss_mb"] for name in ("plain", "stopped", "resumed"))
     done["result"] = {
-        "segments": len(found), "same": found == expected, "rss_mb": most, "minute_mb": done["minute"]["rss_mb"],
-    }  # fmt: skip
+        "segments": len(found),
+        "same": found == expected,
+        "rss_mb": most,
+        "minute_mb": done["minute"]["rss_mb"],
+    }
     path.write_text(json.dumps(done, indent=1), encoding="utf-8")
     print(json.dumps(done["result"]))
     if found != expected or most > GROWTH * done["minute"]["rss_mb"]:

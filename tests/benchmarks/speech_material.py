@@ -170,7 +170,8 @@ def main() -> None:
         {f"{lang}-{i}": talk for lang, each in kept.items() for i, talk in enumerate(talks(each, TALK_S))},
     )
     for name, seconds in (("short", 8.0), ("long", 60.0)):
-        full = [each for each in talks(kept["en"], seconds) if sum(p.seconds for p in each) > 0.6 * seconds]
+        cut = talks(kept["en"], seconds)
+        full = [each for each in cut if 0.6 < sum(p.seconds for p in each) / seconds < 1.1]
         clips(out / name, {f"en-{name}-{i}": talk for i, talk in enumerate(full)})
     menardi = prompts(given.prompts, "it", given.prompts / "usr/share/asterisk/sounds" / MENARDI)
     folder = out / "conversations"

@@ -42,7 +42,7 @@ from specport.models import bundle, manifest, tensors
 from specport.models.bundle import Bundle
 from specport.models.cache import cache_root
 from specport.models.gguf import file as gguf
-from specport.models.kinds import diffusion, layer_mask, mtp, pipo
+from specport.models.kinds import diffusion, layer_mask, mtp, pipo, whisper
 from specport.models.kinds.layer_mask import LayerMask
 from specport.models.kinds.mtp_head import MtpHead
 from specport.models.kinds.parallel import Parallel
@@ -420,6 +420,18 @@ def of_speech_state(tmp: Path) -> Case:
     return of_file(checkpoint.path, checkpoint.read)
 
 
+def of_speech_facts(tmp: Path) -> Case:
+    path = tmp / whisper.FACTS
+    path.write_text(json.dumps(whisper.noted("0" * 64, [0, 1, 2, 7, 8])))
+
+    def read() -> None:
+        whisper.find_encoder_key(tmp)
+        found = whisper.find_head_tokens(tmp, 9)
+        assert found is None or (found[0] >= 0 and found[-1] < 9)
+
+    return of_file(path, read)
+
+
 def of_gguf(tmp: Path) -> Case:
     def text(value: bytes) -> bytes:
         return struct.pack("<Q", len(value)) + value
@@ -444,6 +456,7 @@ def of_audio(tmp: Path) -> Case:
 
 
 CASES: dict[str, Callable[[Path], Case]] = {
+    "speech facts": of_speech_facts,
     "calibration": of_calibration, "pair": of_pair, "exit": of_exit, "cut": of_cut, "tuned": of_tuned,
     "answers": of_answers, "bundle": of_bundle, "registered": of_registered, "manifest": of_manifest,
     "record": of_record, "about": of_about, "recording": of_recording, "prompts": of_prompts,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from support import tiny_whisper
 from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
-from specport.errors import InvalidInput
+from specport.errors import InvalidInput, ModelError
+from specport.models.kinds.whisper import FACTS, find_encoder_key, find_head_tokens, noted
+from specport.runtime.loading import Loader
 from specport.speech.ports import Window
 from specport.speech.whisper.heard import Heard
 from specport.speech.whisper.load import load
@@ -56,6 +61,35 @@ def drafting(request, models, device):
     )  # fmt: skip
     yield model
     model.close()
+
+
+def test_a_draft_with_a_cut_head(
+    plain: WhisperModel, models, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are the same, and the columns of the head mean what they should: nearly all is accepted."""
+    tokens = plain.tokens
+    given = [replace(window, max_new_tokens=COUNT) for window in windows(plain)]
+    expected = _alone(plain, given)
+    said = {token for ids in expected for token in ids}
+    kept = sorted({*said, *range(tokens.eot, tokens.vocab)})
+    shutil.copytree(models.target, cut := tmp_path / "cut")
+    (cut / FACTS).write_text(json.dumps(noted(find_encoder_key(cut), kept)))
+    model = load(
+        str(models.target), draft=str(cut), device=device, precision="fp32", draft_precision="fp32",
+        policy="fixed", num_draft_tokens=3,
+    )  # fmt: skip
+    found = [model.decode([window])[0] for window in given]
+    model.close()
+    assert [each.ids for each in found] == expected
+    assert sum(each.accepted for each in found) > 0.9 * sum(each.drafted for each in found) > 0
+    loader = Loader.on(device, speech=True)
+    files = loader.files(str(cut), "fp32")
+    head = find_head_tokens(files.folder, tokens.vocab)
+    assert head == tuple(kept) and len(kept) < tokens.vocab
+    loaded = loader.draft_with(files, head)
+    assert (loaded.model.vocab_size, loaded.head_tokens) == (len(kept), head)
+    with pytest.raises(ModelError, match="does not have"):
+        find_head_tokens(files.folder, len(kept))
 
 
 def _alone(model: WhisperModel, given: list[Window]) -> list[tuple[int, ...]]:

@@ -33,9 +33,10 @@ from specport import speech  # noqa: E402
 from specport.cli import main  # noqa: E402
 from specport.jobs import worker  # noqa: E402
 from specport.models import tensors  # noqa: E402
-from specport.models.kinds.whisper import find_encoder_key  # noqa: E402
+from specport.models.kinds.whisper import find_encoder_key, find_head_tokens, read_shape  # noqa: E402
 
 LAYERS, SIZE = 3, (4, 2)
+VOCAB = 286  # ids of text of the tiny models
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -131,6 +132,7 @@ def test_the_command_from_end_to_end(
 ) -> None:
     """Stopped while it listens, and again while it trains: the model of one run, and the same ids with it."""
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("specport.quantize.speech.build.HEAD", 64)
     (talks := tmp_path / "talks").mkdir()
     noise = np.random.default_rng(0).normal(scale=0.1, size=16000).astype(np.float32)
     for number, samples in enumerate((tone(0.8), noise, tone(1.0) + noise)):
@@ -180,11 +182,20 @@ def test_the_command_from_end_to_end(
     assert facts.measured.same == facts.measured.greedy and len(facts.measured.survival) > 0
 
     assert find_encoder_key(out) == find_encoder_key(target)
+    assert len(_head(out, material)) == facts.head == 64 + read_shape(target).vocab - VOCAB
     ids = _transcribed(target, "none", talks / "2.wav")
     assert ids and ids == _transcribed(target, str(out), talks / "2.wav")
     assert main(["quantize", "inspect", str(out)]) == 0
     assert capsys.readouterr().out == shown
     assert main([*command, "--out", str(out)]) == 2
+
+
+def _head(draft: Path, material: Material) -> tuple[int, ...]:
+    """Return the ids of a draft's head, which has all that was said in what it learnt from."""
+    head, held = find_head_tokens(draft, 1 << 16), {*material.held_out(0)}
+    learnt = [text for i, text in enumerate(material.texts()) if i not in held]
+    assert head is not None and {int(i) for text in learnt for i in text.tokens} <= {*head}
+    return head
 
 
 def _transcribed(target: Path, draft: str, audio: Path) -> list[tuple[int, ...]]:
