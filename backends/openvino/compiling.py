@@ -164,6 +164,7 @@ def key_of(job: Job, properties: Mapping[str, Any], *, padded: bool, hidden: boo
     files, profile = job.files, job.options.profile
     options = job.options if hidden else replace(job.options, hidden_layers=())
     static = {"buckets": profile.buckets, "context": options.max_context} if profile.buckets else {}
+    cross = {"cross": "products"} if job.on_cpu and is_whisper(job.config) else {}  # `graph/cross.py`
     facts: dict[str, Any] = {
         "runtime": ov.get_version(),
         "processor": core().get_property(computes_on(profile), "FULL_DEVICE_NAME"),
@@ -171,6 +172,7 @@ def key_of(job: Job, properties: Mapping[str, Any], *, padded: bool, hidden: boo
         "threads": job.threads,
         "padded": padded,
         **static,
+        **cross,
         **properties,
     }
     return settings_key(options, **facts)

@@ -10,6 +10,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 from specport.backends.openvino.graph import surgery as graph
+from specport.backends.openvino.graph.cross import with_products, with_turned_keys
 from specport.backends.openvino.paged.conditioned import ConditionedModel
 from specport.backends.openvino.request import Request
 from specport.quantize.convert.openvino_core import core
@@ -57,9 +58,14 @@ def load_decoder(
     shape = read_shape(files.folder)
     model = graph.read_model(files.folder)
     paged = graph.to_paged(model, head_tokens=options.head_tokens, attention_rows=exact and on_cpu)
+    keys = _read(files, CROSS_XML)
+    if on_cpu:
+        with_products(paged)
+        with_turned_keys(keys)
     return ConditionedModel(
         Request(compile_(paged)),
-        cross=Request(compile_(_read(files, CROSS_XML))),
+        cross=Request(compile_(keys)),
+        turned_keys=on_cpu,
         max_context=min(shape.context, options.max_context or shape.context),
         exact=exact,
         cache_bytes=cache_bytes,

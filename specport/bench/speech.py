@@ -76,7 +76,7 @@ def bench_speech(
     batch:   windows that specport decodes together. runs: of each method on each clip; the fastest counts.
     """
     clips = read_clips(clips_file)
-    _check(clips, runs)
+    _check(clips, runs, peer_models or {})
     chosen = [*dict.fromkeys((PLAIN, *(methods or (("auto", "draft") if draft else ("auto",)))))]
     if draft is None and any(name == "draft" or name.endswith(":draft") for name in chosen):
         raise InvalidInput("the method draft needs a model", "give one with --draft")
@@ -112,10 +112,16 @@ def bench_speech(
     return report
 
 
-def _check(clips: Sequence[Clip], runs: int) -> None:
+def _check(clips: Sequence[Clip], runs: int, peer_models: Mapping[str, str]) -> None:
     """Raise SpecportError for what would end the benchmark after hours of measuring."""
     if runs < 1:
         raise InvalidInput(f"runs is {runs}; it must be 1 or more")
+    systems = [*dict.fromkeys(name.partition(":")[0] for name in PEERS)]
+    for system, folder in peer_models.items():
+        if system not in systems:
+            raise InvalidInput(f"no peer is called {system!r}", f"--peer-model takes {', '.join(systems)}")
+        if not folder or not expanded(folder).is_dir():
+            raise InvalidInput(f"there is no folder {folder!r}", f"write --peer-model {system}=DIR")
     for clip in clips:
         if not expanded(clip.audio).is_file():
             raise InvalidInput(f"there is no file {clip.audio}")
@@ -148,7 +154,7 @@ def _peer(
     folder = folders.get(name.partition(":")[0]) or named(model, progress)
     assistant = Path(named(draft, progress)) if draft is not None else None
     # As many as the runtimes choose for specport: one for each core, whatever the threads of a core.
-    peer = make(name, Path(folder), assistant, threads or psutil.cpu_count(logical=False) or 1)
+    peer = make(name, expanded(folder), assistant, threads or psutil.cpu_count(logical=False) or 1)
     return lambda samples, clip: Said(peer(samples, clip.language))
 
 

@@ -90,6 +90,22 @@ def test_a_peer_without_its_format_names_the_command_that_makes_it(
     assert caught.value.hint.startswith(f"name its folder: --peer-model {system}=DIR; make it with {command}")
 
 
+def test_a_folder_without_a_vocabulary_gets_that_of_its_tokenizer(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    known = tokenizers.Tokenizer(tokenizers.models.BPE({"b": 0, "a": 1}, []))
+    known.add_special_tokens(special)
+    known.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    found = peers._with_vocabulary(tmp_path)
+    assert found is not None and found["model.bin"] == b"weights"
+    tokens = json.loads(found["vocabulary.json"])
+    assert tokens[:6] == ["b", "a", *special, "<|0.00|>"] and tokens[-1] == "<|30.00|>"
+    assert len(tokens) == 5 + 1501
+    (tmp_path / "vocabulary.json").write_text("[]")
+    assert peers._with_vocabulary(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -112,6 +128,8 @@ def test_what_is_missing_is_told_before_anything_is_measured(tmp_path: Path) -> 
         ('{"audio": "a.wav"}', {"methods": ["draft"]}, "--draft"),
         ('{"audio": "a.wav"}', {"runs": 0}, "runs is 0"),
         ('{"audio": "gone.wav"}', {}, "no file"),
+        ('{"audio": "a.wav"}', {"peer_models": {"genia": "."}}, "'genia'"),
+        ('{"audio": "a.wav"}', {"peer_models": {"genai": ""}}, "no folder"),
         ('{"audio": "a.wav", "rttm": "gone.rttm"}', {}, "RTTM"),
     ):
         path.write_text(line + "\n")

@@ -48,11 +48,13 @@ class WindowPool:
 
     cross:   gives them for one encoder's output.
     decoder: they are bound to its inputs of the same names.
-    most:    windows at a time.
+    most:    windows at a time. turned: whether keys are [windows, heads, width, frames].
     """
 
-    def __init__(self, cross: Request, decoder: Request, most_bytes: int | None) -> None:
-        self._cross, self._decoder = cross, decoder
+    def __init__(
+        self, cross: Request, decoder: Request, most_bytes: int | None, *, turned: bool = False
+    ) -> None:
+        self._cross, self._decoder, self._turned = cross, decoder, turned
         shapes = {port.any_name: list(port.get_shape()) for port in cross.compiled.outputs}
         self._sizes = {name: tuple(shape[1:]) for name, shape in shapes.items()}
         self.window_bytes = 4 * sum(int(np.prod(size)) for size in self._sizes.values())
@@ -95,7 +97,7 @@ class WindowPool:
     def keys(self, window: Window, layer: int) -> NDArray[np.float32]:
         """Return the keys [heads, frames, width] of a layer."""
         found: NDArray[np.float32] = self._arrays[f"cross_key.{layer}"][window.place]
-        return found
+        return found.transpose(0, 2, 1) if self._turned else found
 
     def bind(self, first: int, count: int) -> None:
         """Let the decoder read these windows."""
@@ -121,15 +123,22 @@ class ConditionedModel(PagedModel):
 
     cross:       graph from an encoder's output to keys and values of the decoder's layers.
     cache_bytes: most memory of windows and key/value cache together; None = no limit.
+    turned_keys: whether both graphs have their keys transposed (`graph/cross.py`).
     """
 
     can_keep = False  # the same tokens mean something else in another window
 
     def __init__(
-        self, request: Request, *, cross: Request, cache_bytes: int | None = None, **options: Any
+        self,
+        request: Request,
+        *,
+        cross: Request,
+        cache_bytes: int | None = None,
+        turned_keys: bool = False,
+        **options: Any,
     ) -> None:
         share = None if cache_bytes is None else int(_SHARE * cache_bytes)
-        self.windows = WindowPool(cross, request, share)
+        self.windows = WindowPool(cross, request, share, turned=turned_keys)
         if share is not None and cache_bytes is not None:
             cache_bytes -= min(share, self.windows.most * self.windows.window_bytes)
         super().__init__(request, cache_bytes=cache_bytes, **options)

@@ -6,17 +6,20 @@ temperature fallback and the text before as context where it has them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from specport.errors import InvalidInput, SpecportError
+from specport.models.json_file import TOKENIZER_FILE
 from specport.quantize.convert import package_faults
 from specport.speech.audio.read import RATE, Samples
 
 PEERS = ("transformers:plain", "transformers:draft", "genai:plain", "faster-whisper:plain")
 _HUGGING_FACE = "model.safetensors"
+_STAMPS, _STAMP_S = 1501, 0.02  # timestamps of Whisper, and seconds from one to the next
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -129,14 +132,32 @@ class _FasterWhisper:
         faster_whisper = _package("faster_whisper", "faster-whisper")
         _needs(model, "model.bin", "faster-whisper")
         self._model = faster_whisper.WhisperModel(
-            str(model), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
-        )
+            str(model), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True,
+            files=_with_vocabulary(model),
+        )  # fmt: skip
 
     def __call__(self, samples: Samples, language: str | None) -> str:
         segments, _ = self._model.transcribe(
             samples, language=language, beam_size=1, best_of=1, temperature=[*_TEMPERATURES]
         )
         return "".join(segment.text for segment in segments)
+
+
+def _with_vocabulary(folder: Path) -> dict[str, bytes] | None:
+    """Return the files of a CTranslate2 model with a vocabulary; None where it has one or no tokenizer.
+
+    CTranslate2 needs the list of all tokens, which folders that come in packages often lack.
+    """
+    if [*folder.glob("vocabulary.*")] or not (folder / TOKENIZER_FILE).is_file():
+        return None
+    known = _package("tokenizers", "faster-whisper").Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    vocab = known.get_vocab(with_added_tokens=True)
+    first = vocab["<|notimestamps|>"] + 1
+    vocab |= {f"<|{_STAMP_S * i:.2f}|>": first + i for i in range(_STAMPS)}
+    tokens = [token for token, _ in sorted(vocab.items(), key=lambda item: item[1])]
+    names = ("model.bin", "config.json", TOKENIZER_FILE)
+    found = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    return found | {"vocabulary.json": json.dumps(tokens).encode()}
 
 
 _SYSTEMS: dict[str, Callable[[Path, Path | None, int], SpeechPeer]] = {
