@@ -115,7 +115,7 @@ def _complete(config: Any, tokenizer: Any, vocab: int) -> None:
 class _Genai:
     def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
         genai = _package("openvino_genai", "specport[bench]")
-        _needs(model, "openvino_encoder_model.xml", "openvino-genai")
+        _needs(model, "openvino_encoder_model.xml", "genai")
         self._pipe = genai.WhisperPipeline(str(model), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def __call__(self, samples: Samples, language: str | None) -> str:
