@@ -155,5 +155,7 @@ def _head(material: Material, held_out: Sequence[int], tokens: WhisperTokens) ->
     if _MOST_OF_HEAD * tokens.eot < HEAD:
         return None
     held, texts = {*held_out}, enumerate(material.texts())
-    said = Counter(int(i) for number, text in texts if number not in held for i in text.tokens)
+    said = Counter(
+        int(i) for number, text in texts if number not in held for i in text.tokens if i < tokens.eot
+    )
     return kept_ids(HEAD, tokens.vocab, range(tokens.eot, tokens.vocab), said)
