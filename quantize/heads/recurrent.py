@@ -45,8 +45,8 @@ class Request:
     depth: int = 5
     head_tokens: int = 8192
     loss: str = "kl"
-    epochs: float = 8.0
-    learning_rate: float = 1e-3
+    epochs: float = 4.0
+    learning_rate: float = 5e-4
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ class Recipe:
     """
 
     loss: str = "kl"
-    epochs: float = 8.0
-    learning_rate: float = 1e-3
+    epochs: float = 4.0
+    learning_rate: float = 5e-4
     batch_tokens: int = 1024
     seed: int = 0
     wrong: float = 0.2

@@ -45,9 +45,9 @@ def add_parser(actions: options.Subparsers) -> None:
     add("--inner", type=int, metavar="N", help="width of its feed-forward blocks (default: 1536)")
     add("--blocks", type=int, metavar="N", help="number of these blocks (default: 1)")
     trainings.add_head_options(head)
-    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 8.0)")
+    add("--epochs", type=float, metavar="X", help="training passes over each text (default: 4.0)")
     add("--loss", metavar="{kl,tv}", help="loss of the training (default: kl)")
-    add("--learning-rate", type=float, metavar="X", help="default: 1e-3")
+    add("--learning-rate", type=float, metavar="X", help="default: 5e-4")
     trainings.add_text_options(head, "besides generated ones; some are held out to measure")
     trainings.add_output_options(parser, "folder of the bundle; must not exist yet", trainings.MANIFEST)
 
