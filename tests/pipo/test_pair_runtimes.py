@@ -303,7 +303,7 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--no-prefix-cache"], "--no-prefix-cache does not apply"),
         (["--num-draft-tokens", "3"], "--num-draft-tokens does not apply"),
         (["--pair-threshold", "-1"], "pair_threshold is -1.0"),
-        (["--pair-threshold", "nan"], "pair_threshold is nan"),
+        (["--pair-threshold", "nan"], "--pair-threshold: nan is no finite number"),
     ],
 )
 def test_options_that_do_not_apply(

@@ -41,7 +41,7 @@ def test_the_server_is_for_this_machine_unless_told() -> None:
     ("arguments", "said"),
     [
         (["--max-running", "0"], "max_running is 0"),
-        (["--request-seconds", "nan"], "request_seconds is nan"),
+        (["--request-seconds", "nan"], "--request-seconds: nan is no finite number"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--port", "70000"], "cannot use the address 127.0.0.1:70000"),
         (["--port", "-1"], "cannot use the address"),
