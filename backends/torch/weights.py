@@ -39,20 +39,14 @@ def read(files: ModelFiles, head_tokens: tuple[int, ...] | None) -> Any:
     Raises ModelError for weights that cannot be used.
     """
     AttentionInterface.register(ATTENTION, attention)
-    try:
+    hint = "check that it is a complete decoder"
+    with whole_model.explained(files.folder, hint):
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
         _check(config, files.folder)
-        model = whole_model.read(
-            AutoModelForCausalLM, files.folder, config=config,
-            dtype=getattr(torch, TORCH_DTYPES[files.precision]), attn_implementation=_attention_of(config),
-        )  # fmt: skip
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many types for unusable files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(
-            f"{files.folder} cannot be read: {reason}", "check that it is a complete decoder"
-        ) from error
+    model = whole_model.read(
+        AutoModelForCausalLM, files.folder, hint=hint, config=config,
+        dtype=getattr(torch, TORCH_DTYPES[files.precision]), attn_implementation=_attention_of(config),
+    )  # fmt: skip
     if head_tokens is not None:
         cut_head(model, head_tokens)
     return model.eval().requires_grad_(False)

@@ -36,7 +36,7 @@ def read(folder: Path, dtype: Any, attention: str = "sdpa") -> Any:
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
     _check(config, kind, folder)
-    try:
+    with whole_model.explained(f"{folder} ({kind})", _CHECK):
         made, configuration = _made(folder, config, kind), _configuration(folder, config, kind)
         whole_model.check_room(made, folder, configuration)
         model, told = made.from_pretrained(
@@ -49,11 +49,6 @@ def read(folder: Path, dtype: Any, attention: str = "sdpa") -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many types for unusable files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{folder} ({kind}) cannot be read: {reason}", _CHECK) from error
     whole_model.check(model, told, folder)
     return model.eval().requires_grad_(False)
 

@@ -194,16 +194,10 @@ def _load_folder(source: Path, trust_remote_code: bool) -> Any:
     dtype: Any = torch.float32 if 2 * stored <= FLOAT32_BYTES else "auto"
     if is_diffusion(read_json(source / "config.json")):
         return diffusion.read(source, dtype)
-    try:
-        return whole_model.read(
-            AutoModelForCausalLM, source, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many kinds for files that it cannot use
-        raise ModelError(
-            f"{source} cannot be read: {_reason(error)}", "check that it is a complete language model"
-        ) from error
+    return whole_model.read(
+        AutoModelForCausalLM, source, hint="check that it is a complete language model",
+        dtype=dtype, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,34 @@ _MORE, _FEW = 1.1, 1 << 20  # what is made from other weights, such as tables of
 _CHECK = "check that the folder is complete, or download the model again"
 
 
-def read(kind: Any, folder: Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """Return the model in a folder.
+def read(
+    kind: Any, folder: Path, *, hint: str = _CHECK, trust_remote_code: bool = False, **options: Any
+) -> Any:
+    """Return the model in a folder. Raises ModelError where it is no whole model; `hint` goes with it.
 
     kind: transformers' class, as AutoModelForCausalLM. options: of its `from_pretrained`.
-    Raises ModelError where weights are missing; transformers raises many types for unusable files.
     """
-    if not trust_remote_code:
-        check_room(kind, folder, options.get("config"))
-    model, told = kind.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code,
-        output_loading_info=True, **options,
-    )  # fmt: skip
+    with explained(folder, hint):
+        if not trust_remote_code:
+            check_room(kind, folder, options.get("config"))
+        model, told = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code,
+            output_loading_info=True, **options,
+        )  # fmt: skip
     check(model, told, folder)
     return model
+
+
+@contextmanager
+def explained(folder: Path | str, hint: str) -> Iterator[None]:
+    """Say why transformers cannot read a folder: it raises many types for unusable files."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{folder} cannot be read: {reason}", hint) from error
 
 
 def check_room(kind: Any, folder: Path, config: Any = None) -> None:

@@ -93,13 +93,9 @@ def read_student(
     from transformers import AutoModelForCausalLM
 
     join = mtp.read_join(folder)
-    try:
-        decoder: Any = whole_model.read(AutoModelForCausalLM, folder, attn_implementation="sdpa")
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many types for unusable files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{folder} cannot be read: {reason}", "train the head again") from error
+    decoder: Any = whole_model.read(
+        AutoModelForCausalLM, folder, hint="train the head again", attn_implementation="sdpa"
+    )
     if join.width != table.shape[1]:
         raise ModelError(f"the MTP head is {join.width} wide, its target {table.shape[1]}")
     return MtpStudent(decoder, join, table, head, columns, recipe)

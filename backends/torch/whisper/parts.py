@@ -15,7 +15,6 @@ from specport.backends.torch.whisper.step import WhisperStep, inner
 from specport.quantize.convert import whole_model
 from transformers import WhisperForConditionalGeneration
 
-from specport.errors import ModelError
 from specport.models.kinds.whisper import WhisperShape, read_shape
 from specport.models.precision import TORCH_DTYPES
 
@@ -45,17 +44,10 @@ class WhisperParts:
         """
         shape = read_shape(files.folder)
         dtype = getattr(torch, TORCH_DTYPES[files.precision])
-        try:
-            model: Any = whole_model.read(
-                WhisperForConditionalGeneration, files.folder, dtype=dtype, attn_implementation="sdpa"
-            )
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises many types for unusable files
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(
-                f"{files.folder} cannot be read: {reason}", "check that it is a complete Whisper model"
-            ) from error
+        model: Any = whole_model.read(
+            WhisperForConditionalGeneration, files.folder, hint="check that it is a complete Whisper model",
+            dtype=dtype, attn_implementation="sdpa",
+        )  # fmt: skip
         if head_tokens is not None:
             weights.cut_head(model, head_tokens)
         model = model.eval().requires_grad_(False)
