@@ -37,14 +37,31 @@ def read(
 
 @contextmanager
 def explained(folder: Path | str, hint: str) -> Iterator[None]:
-    """Say why transformers cannot read a folder: it raises many types for unusable files."""
+    """Say why transformers cannot read a folder: it raises many types for unusable files.
+
+    Its own progress bars are not drawn meanwhile; specport's show what the user waits for.
+    """
     try:
-        yield
+        with _no_bars():
+            yield
     except ModelError:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{folder} cannot be read: {reason}", hint) from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_room(kind: Any, folder: Path, config: Any = None) -> None:

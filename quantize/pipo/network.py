@@ -71,7 +71,7 @@ class Caches:
 class PairNetwork(torch.nn.Module):  # type: ignore[misc]
     """A transformers decoder that is trained to read and write pairs.
 
-    Raises ModelError for a decoder of another kind than `recipe.MODELS`.
+    Raises ModelError for a decoder of a kind that `decoders.DECODERS` lacks.
     """
 
     def __init__(self, model: Any, recipe: Recipe) -> None:

@@ -7,19 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specport.quantize.train import pace
+from specport.quantize.train import decoders, pace
 
-from specport.errors import InvalidInput, ModelError
+from specport.errors import InvalidInput
 
-MODELS = ("llama", "qwen2", "qwen3")  # kinds of decoders that can be trained
 _MORE = 4  # a step of on-policy distillation has so many times the texts: answers are written side by side
 
 
 def check_decoder(config: Mapping[str, Any]) -> None:
     """Raise ModelError for the configuration of a decoder that cannot be trained."""
-    kind = config.get("model_type")
-    if kind not in MODELS or config.get("use_sliding_window"):
-        raise ModelError(f"{kind} cannot be trained to read pairs", f"choose one of {', '.join(MODELS)}")
+    decoders.check(config, "read pairs")
 
 
 @dataclass(frozen=True)

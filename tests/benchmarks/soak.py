@@ -17,6 +17,7 @@ import asyncio
 import json
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("options", nargs="*", help="of specport serve, behind --")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
     command = [sys.executable, "-m", "specport", "serve", "--port", "0", *args.options]
     null = subprocess.DEVNULL
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=null, encoding="utf-8") as server:

@@ -5,10 +5,12 @@ It learns from text that a target writes (`own_text.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from specport.quantize.train import decoders
 from specport.quantize.train.diffusion import about
 from specport.quantize.train.diffusion.about import About
 from specport.quantize.train.diffusion.recipe import BLOCK, Recipe
@@ -16,7 +18,7 @@ from specport.quantize.train.own_text import Settings, Training
 
 from specport.errors import ModelError
 from specport.jobs import worker
-from specport.models.kinds.diffusion import find_facts
+from specport.models.kinds.diffusion import BASE, KIND, find_facts, is_diffusion
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
 from specport.text.tokenizer import load_tokenizer
@@ -41,7 +43,7 @@ def build(
     layers:   number of its layers to keep; None = all.
     settings: as of `Settings`. Raises SpecportError; finished stages are kept.
     """
-    training = Training.of(target, out, Settings(**settings), progress, start)
+    training = Training.of(target, out, Settings(**settings), progress, start, check_decoder)
     source, files, tokenizer = training.source, training.files, training.tokenizer
     if start is not None and source.is_dir():
         mismatch = load_tokenizer(source).mismatch(tokenizer)
@@ -54,6 +56,16 @@ def build(
         arguments={"layers": layers, "vocab": tokenizer.vocab_size, "ends": [*tokenizer.eos_ids]},
     )  # fmt: skip
     return about.read(out)
+
+
+def check_decoder(config: Mapping[str, Any]) -> None:
+    """Raise ModelError for the configuration of a model that cannot be trained."""
+    kind = config.get("model_type")
+    if kind == KIND:
+        config = {**config, "model_type": config.get(BASE)}
+    elif is_diffusion(config):
+        raise ModelError(f"{kind} is a diffusion model already", "name an autoregressive model")
+    decoders.check(config, "fill in masks")
 
 
 def with_block(recipe: Recipe, source: Path) -> Recipe:

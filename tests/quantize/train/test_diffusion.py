@@ -19,7 +19,7 @@ from specport.quantize.text import passages, turns, writer  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue, save_shard  # noqa: E402
 from specport.quantize.train import batches  # noqa: E402
 from specport.quantize.train.diffusion import about, training  # noqa: E402
-from specport.quantize.train.diffusion.build import name_of, with_block  # noqa: E402
+from specport.quantize.train.diffusion.build import check_decoder, name_of, with_block  # noqa: E402
 from specport.quantize.train.diffusion.recipe import Recipe  # noqa: E402
 from specport.quantize.train.diffusion.rows import noise, pack  # noqa: E402
 from specport.quantize.train.diffusion.student import DiffusionStudent, examine  # noqa: E402
@@ -231,6 +231,16 @@ def test_what_cannot_be_trained_is_said(room: Path) -> None:
     (room / "sdar" / "config.json").write_text('{"model_type": "sdar", "vocab_size": 200000}')
     with pytest.raises(ModelError, match="diffusion model already"):
         make(room, "sdar", "wrong")
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "sdar"}, {"model_type": "gpt2"}, {"model_type": "qwen2", "use_sliding_window": True},
+    {"model_type": "block_diffusion", "base_model_type": "gpt2"}]
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_any_text(config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError):
+        check_decoder(config)
+    check_decoder({"model_type": "block_diffusion", "base_model_type": "llama"})
 
 
 @pytest.fixture
