@@ -58,7 +58,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.conformance import matrix, results, table
+    from specport.conformance.tables import matrix, results, table
     from specport.runtime.profiles import list_profiles
 
     if args.list or args.collect:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _architectures(args: argparse.Namespace) -> int:
-    from specport.conformance import matrix, survey, survey_table
+    from specport.conformance.tables import matrix, survey, survey_table
     from specport.runtime.profiles import detect
 
     if args.model:

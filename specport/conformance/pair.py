@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specport.conformance import tiny
+from specport.conformance.models import tiny
 from specport.core.policies.first_proposal import FirstProposal
 from specport.core.policies.length_rules import (
     Fixed,

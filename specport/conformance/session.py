@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from specport.conformance.results import PACKAGES
+from specport.conformance.tables.results import PACKAGES
 from specport.errors import SpecportError
 from specport.models.atomic import write_json
 from specport.runtime.profiles import Profile, cpu_name, load_profile
 from specport.runtime.registry import DeviceStatus, statuses
 from specport.runtime.versions import installed
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).with_name("suite")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from specport.backends.openvino.paged.cache import is_cache
 from specport.backends.openvino.paged.states import is_state
 from specport.quantize.convert.openvino_core import core
 
-from specport.conformance import tiny
+from specport.conformance.models import tiny
 from specport.runtime.conversion import resolve
 
 PAGED = ("PagedAttentionExtension", "PagedGatedDeltaNet", "PagedCausalConv1D")

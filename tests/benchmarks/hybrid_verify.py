@@ -25,7 +25,7 @@ from specport.backends.openvino.paged import hybrid
 from specport.backends.openvino.paged.hybrid import HybridModel
 from specport.quantize import random_model
 
-from specport.conformance import tiny
+from specport.conformance.models import tiny
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
 from specport.runtime.loading import Loader

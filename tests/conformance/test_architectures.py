@@ -11,9 +11,10 @@ from specport.quantize import random_model
 from support.own_cache import own_cache  # noqa: F401
 
 from specport.cli import main
-from specport.conformance import survey, survey_table, tiny
-from specport.conformance.architectures import ARCHITECTURES, configuration
-from specport.conformance.survey import Cell
+from specport.conformance.models import tiny
+from specport.conformance.models.architectures import ARCHITECTURES, configuration
+from specport.conformance.tables import survey, survey_table
+from specport.conformance.tables.survey import Cell
 from specport.errors import ModelError
 
 DOCS = Path(__file__).parents[2] / "docs"

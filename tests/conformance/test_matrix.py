@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from specport.cli import main
-from specport.conformance import matrix, results, table
-from specport.conformance.results import CHECKS, Cell, DeviceRun, Matrix
+from specport.conformance.tables import matrix, results, table
+from specport.conformance.tables.results import CHECKS, Cell, DeviceRun, Matrix
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.runtime.profiles import list_profiles
 

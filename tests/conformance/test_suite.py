@@ -26,11 +26,11 @@ from support.suites import (
 )
 
 from specport import hw_profiles
-from specport.conformance import tiny
 from specport.conformance.laws import Law
-from specport.conformance.results import CHECKS
+from specport.conformance.models import tiny
 from specport.conformance.session import read_xfails
 from specport.conformance.steps import Probe
+from specport.conformance.tables.results import CHECKS
 from specport.core.ports import Capabilities
 from specport.runtime.profiles import load_profile
 from specport.text.tokenizer import load_tokenizer
@@ -73,7 +73,7 @@ def test_what_is_here_passes(device: str, tmp_path: Path) -> None:
     wanted = load_profile(device)
     pytest.importorskip(wanted.backend)
     wanted_checks = [check for check in CHECKS if check not in SLOW.get(device, ())]
-    tests = [f"specport.conformance.test_{check}" for check in wanted_checks]
+    tests = [f"specport.conformance.suite.test_{check}" for check in wanted_checks]
     arguments = ["--specport-device", device, *(FEW if wanted.emulated else ())]
     code, output, results = run_suite(tmp_path, os.environ, *arguments, tests=tests)
     assert code == 0, output
@@ -92,7 +92,7 @@ def test_masks_and_kept_rows_of_a_plain_cache(tmp_path: Path) -> None:
     plain.write_text(
         profile.replace('name = "xeon"', 'name = "plain-cache"').replace('"u8"', '"f16"'), encoding="utf-8"
     )
-    tests = ("specport.conformance.test_visibility", "specport.conformance.test_gather")
+    tests = ("specport.conformance.suite.test_visibility", "specport.conformance.suite.test_gather")
     code, output, results = run_suite(tmp_path, os.environ, "--specport-device", str(plain), tests=tests)
     assert code == 0, output
     assert {r["check"] for r in results.values() if r["outcome"] == "passed"} == {"visibility", "gather"}
@@ -156,7 +156,7 @@ def on_faulty_devices(
         file, _, name = test.partition(".py::")
         device = str(broken_profile(folder, fault))
         suites.append(
-            Suite(str(folder), ("--specport-device", device), (f"specport.conformance.{file}::{name}",))
+            Suite(str(folder), ("--specport-device", device), (f"specport.conformance.suite.{file}::{name}",))
         )
     folder = tmp_path_factory.mktemp("faults")
     return dict(zip(asked, run_suites(suites, with_broken_backend(folder), folder), strict=True))
@@ -183,7 +183,7 @@ def test_expected_failures(tmp_path: Path, environment: dict[str, str]) -> None:
     )
     device = str(broken_profile(tmp_path, "mask", emulated=True))
     arguments = ["--specport-device", device, "--specport-xfail", str(xfails), "-k", "branches or last_node"]
-    tests = ("specport.conformance.test_trees",)
+    tests = ("specport.conformance.suite.test_trees",)
     code, output, results = run_suite(tmp_path, environment, *arguments, tests=tests)
     assert code == 0, output
     assert {id.partition("::")[2]: result["outcome"] for id, result in results.items()} == {

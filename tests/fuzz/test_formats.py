@@ -30,7 +30,7 @@ from specport.bench.summary import summarise
 from specport.calibration import exits
 from specport.cli.quantize import inspect
 from specport.cli.quantize.diffusion import show as show_diffusion
-from specport.conformance import results, table
+from specport.conformance.tables import results, table
 from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.stop_classifier import NUM_FEATURES, fit
 from specport.drafters.retrieval import datastore

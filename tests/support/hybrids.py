@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from specport.conformance import tiny
+from specport.conformance.models import tiny
 from specport.models.source import ModelFiles
 from specport.runtime.conversion import resolve
 from support.conversions import converting_here

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 import specport
-from specport.conformance import tiny
+from specport.conformance.models import tiny
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.pipeline import Pipeline
 from specport.serve import server

@@ -34,7 +34,7 @@ _EXPERT = re.compile(r"(?P<layer>.+\.mlp)\.experts\.(\d+\.)?(?P<part>\w+?)(_proj
 
 def hf_config(arch: str) -> dict[str, Any]:
     """Entries for a tiny decoder whose GGUF architecture is `arch`; what matters is no default."""
-    from specport.conformance.architectures import configuration
+    from specport.conformance.models.architectures import configuration
 
     made = configuration(MODEL_TYPES.get(arch, arch))
     # A tiny vocabulary, few experts; tied where the real ones are.

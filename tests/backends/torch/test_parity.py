@@ -14,8 +14,8 @@ from specport.backends.torch.slots import attention  # noqa: E402
 from specport.quantize import random_model  # noqa: E402
 
 import specport  # noqa: E402
-from specport.conformance import tiny  # noqa: E402
-from specport.conformance.architectures import configuration  # noqa: E402
+from specport.conformance.models import tiny  # noqa: E402
+from specport.conformance.models.architectures import configuration  # noqa: E402
 from specport.errors import ModelError  # noqa: E402
 
 

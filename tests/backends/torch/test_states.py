@@ -11,8 +11,8 @@ import pytest
 from support.own_cache import own_cache  # noqa: F401
 from support.suites import FEW, run_suite
 
-from specport.conformance import tiny
-from specport.conformance.architectures import configuration
+from specport.conformance.models import tiny
+from specport.conformance.models.architectures import configuration
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
 from specport.core.tree import TokenTree
@@ -194,7 +194,7 @@ def test_states_count_as_memory(folder: Path) -> None:
 def test_the_conformance_suite_passes_a_hybrid(tmp_path: Path) -> None:
     """The suite's own tests of roll-back and of the law of sampled texts, among others."""
     folder = saved(tmp_path / "model", "lfm2")
-    modules = [f"specport.conformance.test_{check}" for check in SUITE]
+    modules = [f"specport.conformance.suite.test_{check}" for check in SUITE]
     arguments = ("--specport-device", "torch-cpu", "--specport-model", str(folder), *FEW)
     code, output, results = run_suite(tmp_path, os.environ, *arguments, tests=modules)
     assert code == 0, output

@@ -11,7 +11,7 @@ from support.own_cache import own_cache  # noqa: F401
 from support.toy_pipeline import load as load_toy
 
 import specport
-from specport.conformance.architectures import configuration
+from specport.conformance.models.architectures import configuration
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
 from specport.errors import DeviceError, InvalidInput

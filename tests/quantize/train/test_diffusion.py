@@ -234,8 +234,9 @@ def test_what_cannot_be_trained_is_said(room: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"model_type": "sdar"}, {"model_type": "gpt2"}, {"model_type": "qwen2", "use_sliding_window": True},
-    {"model_type": "block_diffusion", "base_model_type": "gpt2"}]
+    "config",
+    [{"model_type": "sdar"}, {"model_type": "gpt2"}, {"model_type": "qwen2", "use_sliding_window": True},
+     {"model_type": "block_diffusion", "base_model_type": "gpt2"}],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_before_any_text(config: dict[str, Any]) -> None:
     with pytest.raises(ModelError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specport.conformance.tiny import vocabulary
+from specport.conformance.models.tiny import vocabulary
 
 WINDOW = 16  # tokens of a sliding window: short texts already leave it
 

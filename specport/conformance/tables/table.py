@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specport.conformance.results import CHECKS, DeviceRun, Matrix
+from specport.conformance.tables.results import CHECKS, DeviceRun, Matrix
 from specport.outside.shown import html_page, in_markdown
 
 _STYLE = """

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.conformance import pair, tiny
-from specport.conformance.architectures import ARCHITECTURES, configuration
+from specport.conformance import pair
+from specport.conformance.models import tiny
+from specport.conformance.models.architectures import ARCHITECTURES, configuration
 from specport.conformance.pair import Pair
 from specport.conformance.steps import Probe
 from specport.core.engine import Engine
@@ -29,7 +30,7 @@ from specport.progress import Progress, part, silent
 from specport.quantize import random_model
 from specport.runtime.loading import Loader
 
-EXAMINE = worker.Job("specport.conformance.survey:examine")
+EXAMINE = worker.Job("specport.conformance.tables.survey:examine")
 DRAFTERS = ("ngram", "recycle", "model")
 PRECISION = "fp32"
 STATES = ("exact", "differs", "refused", "absent", "failed")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import specport
-from specport.conformance.results import CHECKS, FILE, PACKAGES, Cell, DeviceRun, Matrix, cells
-from specport.conformance.table import markdown, page
+from specport.conformance.tables.results import CHECKS, FILE, PACKAGES, Cell, DeviceRun, Matrix, cells
+from specport.conformance.tables.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.models.atomic import write_atomically
 from specport.outside.places import expanded

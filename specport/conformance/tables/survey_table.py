@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from specport.conformance.survey import Table, count
-from specport.conformance.table import md_table
+from specport.conformance.tables.survey import Table, count
+from specport.conformance.tables.table import md_table
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
 from specport.outside.shown import in_markdown

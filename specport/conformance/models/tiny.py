@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specport.conformance import tiny_hybrids
+from specport.conformance.models import tiny_hybrids
 
 LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 2, 64, 128, 4, 2, 16
 MAX_CONTEXT = 1024

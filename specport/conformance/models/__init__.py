@@ -1,0 +1,1 @@
+"""The tiny random models on which the suite runs."""

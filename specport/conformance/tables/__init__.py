@@ -1,0 +1,1 @@
+"""Results of the suite on several devices and architectures, as tables."""
