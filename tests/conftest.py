@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from support.forked_jobs import forked_jobs
+from support.processes.forked_jobs import forked_jobs
 
 from specport.runtime.profiles import cpu_flags, cpu_name
 

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from support import toy_pipeline
 from support.generations import begin, run
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys import toy_pipeline
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 import specport
 from specport.cli import main

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny_models
-from support.kills import Command, digest, half_files, kill_often
+from support.faults.kills import Command, digest, half_files, kill_often
+from support.tiny import tiny_models
 
 from specport import cli
 from specport.drafters.retrieval import datastore

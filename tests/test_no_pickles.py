@@ -47,7 +47,7 @@ def test_a_folder_with_pickles_only_is_not_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")
     from specport.quantize.convert import export
-    from support import tiny_models
+    from support.tiny import tiny_models
 
     from specport.errors import ModelError
 

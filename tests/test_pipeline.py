@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import toy_pipeline
-from support.toy_model import ToyModel
+from support.toys import toy_pipeline
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.policies.drafting import Drafting

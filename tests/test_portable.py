@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny_models
+from support.tiny import tiny_models
 
 from specport.cli import terminal
 from specport.drafters.retrieval import datastore

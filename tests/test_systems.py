@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
 from specport.quantize.text import prompts
-from support import tiny_models, tiny_whisper
 from support.pages import commands
+from support.tiny import tiny_models, tiny_whisper
 
 from specport.cli import main
 

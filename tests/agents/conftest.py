@@ -12,7 +12,7 @@ from specport.pipeline import Pipeline
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    from support import tiny_agents  # needs smolagents, without which the tests are skipped
+    from support.tiny import tiny_agents  # needs smolagents, without which the tests are skipped
 
     folder = tiny_agents.write(tmp_path_factory.mktemp("tiny"))
     with specport.load(

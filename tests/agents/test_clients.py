@@ -14,9 +14,9 @@ pytest.importorskip("llguidance")
 pytest.importorskip("smolagents")
 from smolagents import CodeAgent, LogLevel, OpenAIServerModel, ToolCallingAgent
 from smolagents.models import agglomerate_stream_deltas
-from support import tiny_agents
-from support.own_cache import own_cache  # noqa: F401
-from support.served import NAME, listening
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.processes.served import NAME, listening
+from support.tiny import tiny_agents
 
 import specport
 from specport.agents.code_steps import code_step

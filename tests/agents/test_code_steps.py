@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("smolagents")
 pytest.importorskip("llguidance")
 from smolagents import Tool
-from support import tiny_models
+from support.tiny import tiny_models
 
 from specport.agents.code_steps import code_step
 from specport.text.grammar.grammar import Grammar

@@ -14,8 +14,8 @@ pytest.importorskip("smolagents")
 pytest.importorskip("llguidance")
 pytest.importorskip("pptx")
 import pptx
-from support import tiny_agents
-from support.own_cache import own_cache  # noqa: F401
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.tiny import tiny_agents
 
 from specport.agents import SpecportModel
 from specport.agents.code_steps import code_step

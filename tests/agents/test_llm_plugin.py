@@ -18,8 +18,8 @@ pytest.importorskip("llm")
 pytest.importorskip("llguidance")
 import llm
 from click.testing import CliRunner
-from support import tiny_agents
-from support.own_cache import own_cache  # noqa: F401
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.tiny import tiny_agents
 
 from specport.agents.llm_plugin import SpecportLlm, messages_of
 from specport.core.metrics import Metrics

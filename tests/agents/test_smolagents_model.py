@@ -14,8 +14,8 @@ pytest.importorskip("smolagents")
 pytest.importorskip("llguidance")
 from smolagents import CodeAgent, LogLevel, Tool, ToolCallingAgent
 from smolagents.models import CODEAGENT_RESPONSE_FORMAT, REMOVE_PARAMETER, agglomerate_stream_deltas
-from support import tiny_agents
-from support.own_cache import own_cache  # noqa: F401
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.tiny import tiny_agents
 
 import specport
 from specport.agents import SpecportModel

@@ -32,8 +32,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from support import tiny_slim  # noqa: E402
-from support.conversions import converting_here  # noqa: E402
+from support.processes.conversions import converting_here  # noqa: E402
+from support.tiny import tiny_slim  # noqa: E402
 
 DEVICES = ("xeon", "torch-cpu", "gaudi-emulated")
 BOTH = DEVICES[:2]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 from specport.bench.prompts import Prompt, read_prompts
 from specport.bench.record import Job, Record, decode_all, plan

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted_speech import ScriptedModel, said, tone, write_wav
+from support.toys.scripted_speech import ScriptedModel, said, tone, write_wav
 
 from specport import cli, speech
 from specport.bench import speech as bench

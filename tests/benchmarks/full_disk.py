@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.modules["torchvision"] = None  # type: ignore[assignment]  # tests need none: see conftest.py
 
-from support.kills import Command, changed_files, finish, half_files, undisturbed  # noqa: E402
-from support.long_commands import COMMANDS, prepared  # noqa: E402
+from support.faults.kills import Command, changed_files, finish, half_files, undisturbed  # noqa: E402
+from support.faults.long_commands import COMMANDS, prepared  # noqa: E402
 
 _MB = 1 << 20
 HEAD = "| command | writes | room for shares of it | exit codes | problems |\n|---|---|---|---|---|"

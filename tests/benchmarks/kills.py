@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.modules["torchvision"] = None  # type: ignore[assignment]  # tests need none: see conftest.py
 
-from support.kills import Findings, kill_often  # noqa: E402
-from support.long_commands import COMMANDS, prepared  # noqa: E402
+from support.faults.kills import Findings, kill_often  # noqa: E402
+from support.faults.long_commands import COMMANDS, prepared  # noqa: E402
 
 # Those that write more, or replace what the user has, are killed more often.
 WEIGHTS = {"datastore": 14, "transcribe": 14, "adapt": 10, "quantize": 10, "bench --record": 12}

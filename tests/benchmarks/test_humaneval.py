@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport.runtime.loading
 

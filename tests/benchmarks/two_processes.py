@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.modules["torchvision"] = None  # type: ignore[assignment]  # tests need none: see conftest.py
 
-from support.kills import Command, changed_files, finish, half_files, start, undisturbed  # noqa: E402
-from support.long_commands import COMMANDS, prepared  # noqa: E402
+from support.faults.kills import Command, changed_files, finish, half_files, start, undisturbed  # noqa: E402
+from support.faults.long_commands import COMMANDS, prepared  # noqa: E402
 
 _LATEST_S = 600.0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.translation_fuzz import fuzz
+from support.faults.translation_fuzz import fuzz
 
 from specport.bench.prompts import read_prompts
 from specport.core.engine import Engine

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from support.built_policies import Built, built  # noqa: F401  (a fixture)
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from support.toy_model import ToyModel
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_model import ToyModel
 
 import specport
 from specport.calibration.measure import Measured, measure, rising, typical

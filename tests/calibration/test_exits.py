@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from support.built_policies import Built, built  # noqa: F401  (a fixture)
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from support.toy_model import ToyExitModel
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_model import ToyExitModel
 
 import specport
 from specport.calibration import exits

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.built_policies import Built, built  # noqa: F401  (a fixture)
-from support.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from support.toy_model import ToyModel
+from support.toys.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_model import ToyModel
 
 import specport
 from specport.calibration import calibrate as module

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from support.cut_toy import CutToy
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from support.toy_model import ToyModel
-from support.toy_pipeline import ToyTokenizer
+from support.toys.cut_toy import CutToy
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_model import ToyModel
+from support.toys.toy_pipeline import ToyTokenizer
 
 import specport
 from specport.calibration import heads, target_text

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.calibration.measure import measure
 from specport.calibration.other_load import OtherLoad

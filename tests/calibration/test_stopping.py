@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.built_policies import Built, built  # noqa: F401  (a fixture)
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from support.toy_model import ToyModel
-from support.toy_pipeline import ToyTokenizer
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_model import ToyModel
+from support.toys.toy_pipeline import ToyTokenizer
 
 import specport
 from specport.calibration import stopping
@@ -112,7 +112,7 @@ def test_playing_a_text() -> None:
 
 @pytest.mark.parametrize("keep", [None, (0, 1, 2, 3, 4, 5, 6, 7, 10)])
 def test_traces_are_what_the_draft_would_propose(keep: tuple[int, ...] | None) -> None:
-    from support.cut_toy import CutToy
+    from support.toys.cut_toy import CutToy
 
     target, draft = ToyModel(), CutToy(keep, noise=0.4)
     text = Text((1, 2), tuple(target.greedy((1, 2), 40)))

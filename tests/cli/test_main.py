@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from support import toy_pipeline
+from support.toys import toy_pipeline
 
 import specport
 from specport.cli import COMMANDS, main, terminal

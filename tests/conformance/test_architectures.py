@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from specport.quantize import random_model
-from support.own_cache import own_cache  # noqa: F401
+from support.processes.own_cache import own_cache  # noqa: F401
 
 from specport.cli import main
 from specport.conformance.models import tiny

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from support import hybrids
-from support.suites import FEW, run_suite
+from support.processes.suites import FEW, run_suite
+from support.tiny import hybrids
 
 
 def test_a_hybrid_passes_the_suite(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.processor import NARROW
-from support.suites import (
+from support.processes.suites import (
     EXAMPLE,
     FEW,
     Ran,
@@ -24,6 +23,7 @@ from support.suites import (
     run_suites,
     with_broken_backend,
 )
+from support.processor import NARROW
 
 from specport import hw_profiles
 from specport.conformance.laws import Law

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 from support.generations import PROMPT, begin, drafted, output, run
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner

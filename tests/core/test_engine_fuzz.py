@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import begin, output
-from support.toy_blocks import keeping
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyHandle, ToyModel
+from support.toys.toy_blocks import keeping
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyHandle, ToyModel
 
 from specport.core.engine import Engine
 from specport.core.metrics import Metrics

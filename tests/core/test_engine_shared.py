@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from support.generations import PROMPT, begin, drafted, output, run
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.sampling.params import SamplingParams

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.generations import GREEDY, begin, output, run
-from support.toy_blocks import SIZE, ToyBlocks, keeping
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.toy_blocks import SIZE, ToyBlocks, keeping
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.policies.first_proposal import FirstProposal

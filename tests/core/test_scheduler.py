@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from support.generations import GREEDY, PROMPT, begin, drafted, output, run
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.policies.first_proposal import FirstProposal

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.generations import PROMPT, begin, output, run
-from support.strict_model import StrictModel
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.strict_model import StrictModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner

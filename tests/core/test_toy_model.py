@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.generations import PROMPT
-from support.toy_model import ToyCutModel, ToyExitModel, ToyHandle, ToyModel
+from support.toys.toy_model import ToyCutModel, ToyExitModel, ToyHandle, ToyModel
 
 from specport.core.block import Block
 from specport.core.ports import Row

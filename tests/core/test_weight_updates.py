@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from support.generations import PROMPT, begin, drafted, output, run
-from support.toy_blocks import keeping
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
-from support.toy_weights import Tables
+from support.toys.toy_blocks import keeping
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
+from support.toys.toy_weights import Tables
 
 from specport.core.engine import Engine
 from specport.core.prefix_cache import PrefixCache

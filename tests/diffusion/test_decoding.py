@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from support.tiny_diffusion import TinyTransformer, tiny_diffusion
+from support.tiny.tiny_diffusion import TinyTransformer, tiny_diffusion
 
 from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.tiny_diffusion import tiny_diffusion
+from support.tiny.tiny_diffusion import tiny_diffusion
 
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

@@ -11,8 +11,8 @@ from functools import cache
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.acceptance_law import branches
-from support.tiny_diffusion import tiny_diffusion
+from support.laws.acceptance_law import branches
+from support.tiny.tiny_diffusion import tiny_diffusion
 
 from specport.core.ports import Row
 from specport.core.sampling.params import SamplingParams

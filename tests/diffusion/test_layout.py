@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.tiny_diffusion import tiny_diffusion
+from support.tiny.tiny_diffusion import tiny_diffusion
 
 from specport.core.ports import Row
 from specport.diffusion.layout import Layout, num_rows, verifying

@@ -6,8 +6,8 @@ import threading
 from typing import Any
 
 import pytest
-from support.tiny_diffusion import TinyTransformer, tiny_diffusion
-from support.toy_pipeline import ToyTokenizer
+from support.tiny.tiny_diffusion import TinyTransformer, tiny_diffusion
+from support.toys.toy_pipeline import ToyTokenizer
 
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler

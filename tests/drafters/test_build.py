@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.planning.planner import Planner
 from specport.core.planning.step_costs import StepCosts

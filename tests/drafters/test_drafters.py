@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.length_rules import Threshold
 from specport.core.ports import DraftRequest, Plan

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.sampling_law import check_law
-from support.toy_model import ToyModel
+from support.laws.sampling_law import check_law
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.length_rules import Fixed, make_length_rule
 from specport.core.ports import Drafter

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts

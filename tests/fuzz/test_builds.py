@@ -19,7 +19,7 @@ from specport.quantize.speech import about as speech_about
 from specport.quantize.speech.material import INDEX, Material, Part
 from specport.quantize.train import distilled
 from specport.quantize.train.layerskip import about as layerskip_about
-from support.fuzzing import Case, fuzz_case, of_file
+from support.faults.fuzzing import Case, fuzz_case, of_file
 
 from specport.bench.clips import read_clips
 from specport.cli.quantize import layerskip as show_layerskip

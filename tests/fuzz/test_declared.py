@@ -13,8 +13,8 @@ pytest.importorskip("optuna")
 pytest.importorskip("torch")
 
 from fuzz import test_builds, test_formats
-from support.fuzzing import Case
-from support.memory_child import json_formats
+from support.faults.fuzzing import Case
+from support.faults.memory_child import json_formats
 
 from specport.outside import Format
 

@@ -18,9 +18,9 @@ pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")
 
 from specport.quantize.train.diffusion import about as training
-from support import tiny_models
-from support.fuzzing import Case, fuzz_case, of_file
-from support.scripted_speech import tone, write_wav
+from support.faults.fuzzing import Case, fuzz_case, of_file
+from support.tiny import tiny_models
+from support.toys.scripted_speech import tone, write_wav
 
 from specport import hw_profiles
 from specport.bench import record, recording

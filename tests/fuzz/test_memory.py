@@ -26,7 +26,7 @@ REFUSED = (
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux measures peaks anew")
 def test_hostile_files_take_little(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     more = ["--all"] if pytestconfig.getoption("--fuzz-seconds") else []
-    command = [sys.executable, "-m", "support.memory_child", str(tmp_path), *more]
+    command = [sys.executable, "-m", "support.faults.memory_child", str(tmp_path), *more]
     tests = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=tests, capture_output=True, encoding="utf-8", check=False, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from support import tiny_models
+from support.tiny import tiny_models
 
 from specport.cli import main
 from specport.errors import ModelError

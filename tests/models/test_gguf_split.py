@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import tiny_gguf
+from support.tiny import tiny_gguf
 
 from specport.errors import ModelError
 from specport.models import source

@@ -7,7 +7,7 @@ import struct
 import time
 
 import pytest
-from support import tiny_gguf, tiny_models
+from support.tiny import tiny_gguf, tiny_models
 
 from specport.errors import InvalidInput, ModelError
 from specport.models import source

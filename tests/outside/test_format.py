@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import hostile
+from support.faults import hostile
 
 from specport.errors import InvalidInput, ModelError
 from specport.outside import Format, Table, plain_values, read_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import tiny_models
+from support.tiny import tiny_models
 
 from specport.cli import main
 from specport.errors import InvalidInput, ModelError

@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from support import tiny_models, tiny_pipo  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
+from support.processes.own_cache import own_cache  # noqa: E402, F401
+from support.tiny import tiny_models, tiny_pipo  # noqa: E402
 
 import specport  # noqa: E402
 from specport.cli import main  # noqa: E402

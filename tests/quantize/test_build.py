@@ -23,7 +23,7 @@ from specport.quantize.plan import Plan
 from specport.quantize.request import Request
 from specport.quantize.text import dialogues, passages, prompts, turns, writer
 from specport.quantize.train import distilled as record
-from support import tiny_models
+from support.tiny import tiny_models
 
 import specport
 from specport.cli import main

@@ -32,7 +32,7 @@ from specport.quantize.convert.export import export  # noqa: E402
 from specport.quantize.convert.openvino_core import core  # noqa: E402
 from specport.quantize.convert.to_huggingface import to_hugging_face  # noqa: E402
 from specport.quantize.prune import ir  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 # The tracer's warnings are hidden by the command line, too.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -16,7 +16,7 @@ from specport.quantize.build import build
 from specport.quantize.evaluate import quick_costs
 from specport.quantize.request import Request
 from specport.quantize.text import passages, prompts, turns, writer
-from support import tiny_models
+from support.tiny import tiny_models
 
 import specport
 from specport.cli import main

@@ -17,7 +17,7 @@ pytest.importorskip("openvino")
 
 from specport.quantize.to_vllm import Exported, to_vllm
 from specport.quantize.train.layerskip import about
-from support import tiny_head, tiny_models, tiny_mtp
+from support.tiny import tiny_head, tiny_models, tiny_mtp
 
 from specport.cli import main
 from specport.errors import InvalidInput, ModelError

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from support.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_backend import Tokenizer, ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
 from specport.errors import DeviceError, ModelError

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from support.toy_backend import toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_backend import toy_backend  # noqa: F401  (a fixture)
 
 import specport
 from specport.errors import InvalidInput

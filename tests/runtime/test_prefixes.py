@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from support.generations import begin, run
-from support.toy_blocks import keeping
-from support.toy_model import ToyModel
+from support.toys.toy_blocks import keeping
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.errors import InvalidInput

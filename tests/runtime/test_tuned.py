@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
 from specport.errors import ModelError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.served import events, run, served, toy
-from support.toy_pipeline import greedy
+from support.processes.served import events, run, served, toy
+from support.toys.toy_pipeline import greedy
 
 from specport.errors import InvalidInput
 from specport.serve.admission import Admission, QueueFull, Ticket

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.own_cache import own_cache  # noqa: F401
-from support.served import NAME, Served, events, load_tiny, run, served, toy
-from support.toy_pipeline import greedy
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.processes.served import NAME, Served, events, load_tiny, run, served, toy
+from support.toys.toy_pipeline import greedy
 
 from specport.pipeline import Pipeline
 from specport.serve.settings import Sampling

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support.scripted_speech import ScriptedModel, said, tone, write_wav
-from support.served import Served, events, run, served, toy
+from support.processes.served import Served, events, run, served, toy
+from support.toys.scripted_speech import ScriptedModel, said, tone, write_wav
 
 from specport.serve.settings import Limits
 from specport.serve.speech import SpeechService

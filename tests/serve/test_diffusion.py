@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from support.served import Served, events, run, served
-from support.tiny_diffusion import tiny_diffusion
-from support.toy_pipeline import ToyTokenizer
+from support.processes.served import Served, events, run, served
+from support.tiny.tiny_diffusion import tiny_diffusion
+from support.toys.toy_pipeline import ToyTokenizer
 
 from specport.diffusion.engine import DiffusionEngine
 from specport.diffusion.options import DiffusionOptions

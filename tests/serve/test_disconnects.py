@@ -8,8 +8,8 @@ import threading
 import time
 
 import httpx
-from support.served import connect, listening, request, toy, wait_for
-from support.toy_pipeline import greedy
+from support.processes.served import connect, listening, request, toy, wait_for
+from support.toys.toy_pipeline import greedy
 
 from specport.serve.service import Service
 from specport.serve.settings import Limits

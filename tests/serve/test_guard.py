@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.served import run, served, toy
+from support.processes.served import run, served, toy
 
 from specport.errors import InvalidInput
 from specport.serve.guard import is_loopback, read_keys

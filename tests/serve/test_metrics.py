@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.served import NAME, Served, run, served, toy
+from support.processes.served import NAME, Served, run, served, toy
 
 from specport.core.metrics import Metrics
 from specport.errors import InvalidInput

@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
-from support.own_cache import own_cache  # noqa: F401
-from support.served import NAME, listening, load_tiny
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.processes.served import NAME, listening, load_tiny
 
 from specport.pipeline import Pipeline
 from specport.serve.openai.supported import NOT_SUPPORTED

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support.browser import Visit, browsing
-from support.served import listening, toy, wait_for
-from support.toy_pipeline import ToyTokenizer, greedy
+from support.processes.browser import Visit, browsing
+from support.processes.served import listening, toy, wait_for
+from support.toys.toy_pipeline import ToyTokenizer, greedy
 
 from specport.pipeline import Pipeline
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from support.browser import Visit, browsing
-from support.served import Process, command
+from support.processes.browser import Visit, browsing
+from support.processes.served import Process, command
 
 import specport
 

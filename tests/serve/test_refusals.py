@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.served import Served, run, served, toy
+from support.processes.served import Served, run, served, toy
 
 from specport.serve.openai.supported import NOT_SUPPORTED, NOT_SUPPORTED_IN_MESSAGES
 from specport.serve.settings import Limits

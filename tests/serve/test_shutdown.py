@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support import toy_pipeline
-from support.served import Process, connect, wait_for
-from support.toy_pipeline import greedy
+from support.processes.served import Process, connect, wait_for
+from support.toys import toy_pipeline
+from support.toys.toy_pipeline import greedy
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SLOW = {"TOY_STEP_SECONDS": "0.01"}

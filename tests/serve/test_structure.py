@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from support.own_cache import own_cache  # noqa: F401
-from support.served import NAME, listening, load_tiny
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.processes.served import NAME, listening, load_tiny
 
 from specport.pipeline import Pipeline
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from support.served import events, run, served, toy
-from support.toy_pipeline import greedy
+from support.processes.served import events, run, served, toy
+from support.toys.toy_pipeline import greedy
 
 
 def test_a_round_that_fails_once_costs_no_text() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import tiny_whisper
+from support.tiny import tiny_whisper
 
 from specport.models.source import ModelFiles
 from specport.runtime.loading import Loader

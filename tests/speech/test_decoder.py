@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support import tiny_whisper
+from support.tiny import tiny_whisper
 from transformers import WhisperForConditionalGeneration
 
 from specport.core.arrays import to_host

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import tiny_whisper
+from support.tiny import tiny_whisper
 
 from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from specport.quantize.convert.whisper import source, vocabulary
-from support import tiny_whisper
+from support.tiny import tiny_whisper
 
 from specport import load as load_text
 from specport.errors import InvalidInput, ModelError

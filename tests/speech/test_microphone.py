@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.scripted_speech import ScriptedModel, said
+from support.toys.scripted_speech import ScriptedModel, said
 
 from specport.speech.audio import microphone
 from specport.speech.audio.read import RATE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.scripted_speech import RATE, tone
+from support.toys.scripted_speech import RATE, tone
 
 from specport.speech.audio.features import log_mel
 from specport.speech.audio.vad import FRAME, SileroVad

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.scripted_speech import Decoded, ScriptedModel, said, tone
+from support.toys.scripted_speech import Decoded, ScriptedModel, said, tone
 
 from specport.errors import InvalidInput
 from specport.speech import formats

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.scripted_speech import RATE, ScriptedModel, said, tone, write_wav
+from support.toys.scripted_speech import RATE, ScriptedModel, said, tone, write_wav
 
 from specport.errors import InvalidInput
 from specport.speech.audio.read import Audio, read_all

@@ -8,7 +8,7 @@ import array_api_strict as strict
 import numpy as np
 import pytest
 import torch
-from support import tiny_whisper
+from support.tiny import tiny_whisper
 from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     SuppressTokensAtBeginLogitsProcessor,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.scripted_speech import RATE, STAMP, Answer, ScriptedModel, said, tone
+from support.toys.scripted_speech import RATE, STAMP, Answer, ScriptedModel, said, tone
 
 from specport.errors import InvalidInput
 from specport.speech.audio.buffer import AudioBuffer

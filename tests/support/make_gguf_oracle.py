@@ -36,7 +36,7 @@ def files(folder: Path) -> None:
     from specport.quantize.convert.from_gguf import config as gguf_config
 
     from specport.text import gguf_splits
-    from support import tiny_gguf
+    from support.tiny import tiny_gguf
 
     folder.mkdir(parents=True, exist_ok=True)
     logits = {}
@@ -60,7 +60,7 @@ def files(folder: Path) -> None:
 
 
 def _vocabulary(path: Path, model: object, values: dict) -> None:
-    from support import tiny_gguf
+    from support.tiny import tiny_gguf
 
     size = {"llama.vocab_size": len(values["tokens"])}
     changes = {f"tokenizer__ggml__{key}": value for key, value in values.items()}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support import tiny_gguf
+from support.tiny import tiny_gguf
 
 from specport.models.gguf.file import read_header
 from specport.text import gguf_splits, gguf_tokenizer

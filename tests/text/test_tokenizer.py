@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from support import tiny_gguf, tiny_models
+from support.tiny import tiny_gguf, tiny_models
 from tokenizers import AddedToken
 
 from specport.errors import InvalidInput, ModelError

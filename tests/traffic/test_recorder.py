@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, output, run
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
-from support.toy_weights import Tables
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
+from support.toys.toy_weights import Tables
 
 import specport
 from specport.core.engine import Engine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from specport.quantize.evaluate.fidelity import Fidelity
 from specport.quantize.evaluate.step_times import Times
-from support.tiny_models import save_tokenizer
+from support.tiny.tiny_models import save_tokenizer
 
 from specport.models import bundle, cache
 from specport.models.folder_checks import IR_BIN, IR_XML

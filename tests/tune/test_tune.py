@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
 from specport.bench.record import Record

@@ -27,8 +27,8 @@ from specport.backends.openvino.paged.cache import BLOCK_SIZE, BlockCache  # noq
 from specport.backends.openvino.paged.early_exit import ExitModel  # noqa: E402
 from specport.backends.openvino.paged.model import PagedModel  # noqa: E402
 from specport.backends.openvino.request import Request  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.conversions import converting_here  # noqa: E402
+from support.processes.conversions import converting_here  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 200)]
 FOUR_PATHS = TokenTree((5, 6, 7, 8, 9), (-1, 0, 0, 0, 0)).as_block()

@@ -11,8 +11,8 @@ pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 torch = pytest.importorskip("torch")
 
-from support import diffusion_families as families  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
+from support.processes.own_cache import own_cache  # noqa: E402, F401
+from support.tiny import diffusion_families as families  # noqa: E402
 
 from specport.core.arrays import to_host  # noqa: E402
 from specport.core.ports import Block, Row  # noqa: E402

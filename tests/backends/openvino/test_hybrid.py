@@ -26,8 +26,8 @@ ov = pytest.importorskip("openvino")
 from specport.backends.openvino.load import load  # noqa: E402
 from specport.backends.openvino.paged import hybrid  # noqa: E402
 from specport.backends.openvino.paged.hybrid import HybridModel  # noqa: E402
-from support import hybrids  # noqa: E402
-from support.hybrid_texts import Texts  # noqa: E402
+from support.laws.hybrid_texts import Texts  # noqa: E402
+from support.tiny import hybrids  # noqa: E402
 
 LENGTH = 72
 IDS = [int(i) for i in np.random.default_rng(5).integers(3, 250, 400)]

@@ -18,8 +18,8 @@ pytest.importorskip("openvino")
 
 from specport.backends.openvino.paged import hybrid
 from specport.backends.openvino.paged.hybrid import HybridModel
-from support.hybrid_texts import Texts
-from support.paged_toy import ToyRequest
+from support.laws.hybrid_texts import Texts
+from support.toys.paged_toy import ToyRequest
 
 IDS = [int(i) for i in np.random.default_rng(2).integers(3, 60, 500)]
 TREE = TokenTree((5, 6, 7, 8, 9), (-1, 0, 0, 2, 2)).as_block()

@@ -14,8 +14,8 @@ from openvino import opset15 as ops  # noqa: E402
 from specport.backends.openvino.graph import surgery  # noqa: E402
 from specport.backends.openvino.graph.merge import PAIRS, TRIPLES, merge_products  # noqa: E402
 from specport.quantize.convert.openvino_core import core  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.conversions import converting_here  # noqa: E402
+from support.processes.conversions import converting_here  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 from specport.runtime.conversion import resolve  # noqa: E402
 

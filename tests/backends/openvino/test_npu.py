@@ -42,8 +42,8 @@ from specport.backends.openvino.static import runner  # noqa: E402
 from specport.backends.openvino.static.graph import to_static  # noqa: E402
 from specport.backends.openvino.static.model import StaticModel, StaticSequence  # noqa: E402
 from specport.quantize.convert import openvino_core  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.conversions import converting_here  # noqa: E402
+from support.processes.conversions import converting_here  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 DEVICE = "core-ultra-npu-emulated"
 KINDS = ("llama", "qwen2", "gemma3_text")

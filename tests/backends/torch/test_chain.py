@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.slots.model import SlotModel  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 KINDS = ("llama", "gemma3_text")
 DEVICES = ("torch-cpu", "gaudi-emulated")

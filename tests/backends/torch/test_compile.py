@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 from specport.backends.torch import devices  # noqa: E402
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.slots.step import StepModule  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 60)]
 

@@ -30,7 +30,7 @@ if not torch.cuda.is_available():
 
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.runners import CudaGraphs, Eager  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 200)]
 

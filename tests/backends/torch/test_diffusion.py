@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 
 from specport.backends.torch import TorchBackend  # noqa: E402
 from specport.quantize.convert import diffusion  # noqa: E402
-from support import diffusion_families as families  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import diffusion_families as families  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 from specport.core.arrays import to_host  # noqa: E402
 from specport.core.ports import Block, Row  # noqa: E402

@@ -26,8 +26,8 @@ from specport.backends.torch.runners import Eager  # noqa: E402
 from specport.backends.torch.slots.early_exit import SlotEarlyExit, unread  # noqa: E402
 from specport.backends.torch.slots.model import SlotModel, piece_of  # noqa: E402
 from specport.backends.torch.slots.sequence import SlotSequence  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
+from support.processes.own_cache import own_cache  # noqa: E402, F401
+from support.tiny import tiny_models  # noqa: E402
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")
 LAYERS, EXIT, CONTEXT = 4, 2, 1024

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.own_cache import own_cache  # noqa: F401
-from support.toy_model import ToyModel
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.toys.toy_model import ToyModel
 
 import specport
 from specport.core.arrays import to_host
@@ -42,7 +42,7 @@ from specport.backends.torch import devices, fake_hpu, packed_linear  # noqa: E4
 from specport.backends.torch.load import load  # noqa: E402
 from specport.backends.torch.slots.batch import Widths, window  # noqa: E402
 from specport.backends.torch.slots.model import SlotModel  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 pytestmark = pytest.mark.stack
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.own_cache import own_cache  # noqa: F401
-from support.suites import FEW, run_suite
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.processes.suites import FEW, run_suite
 
 from specport.conformance.models import tiny
 from specport.conformance.models.architectures import configuration

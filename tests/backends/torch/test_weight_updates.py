@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.own_cache import own_cache  # noqa: F401
-from support.toy_pipeline import load as load_toy
+from support.processes.own_cache import own_cache  # noqa: F401
+from support.toys.toy_pipeline import load as load_toy
 
 import specport
 from specport.conformance.models.architectures import configuration
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from specport.backends.torch import experts  # noqa: E402
 from specport.backends.torch.weight_updates import Layout, LiveWeights  # noqa: E402
 from specport.quantize import random_model  # noqa: E402
-from support import tiny_models, tiny_mtp  # noqa: E402
+from support.tiny import tiny_models, tiny_mtp  # noqa: E402
 
 KINDS = {"tied": ("qwen2", True), "untied": ("llama", False)}
 PROMPT = "hello world 12 hello world 12 " * 3

@@ -12,8 +12,8 @@ import sys
 import time
 
 import pytest
-from support import toy_pipeline
-from support.toy_pipeline import greedy
+from support.toys import toy_pipeline
+from support.toys.toy_pipeline import greedy
 
 import specport
 from specport.cli import main

@@ -14,8 +14,8 @@ import sys
 from dataclasses import fields
 
 import pytest
-from support import toy_pipeline
-from support.toy_pipeline import greedy
+from support.toys import toy_pipeline
+from support.toys.toy_pipeline import greedy
 
 import specport
 from specport.api import load

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from specport.quantize.convert import diffusion
-from support import tiny_models
+from support.tiny import tiny_models
 
 from specport.cli import main
 from specport.diffusion.load import about

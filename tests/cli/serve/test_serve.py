@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import toy_pipeline
+from support.toys import toy_pipeline
 
 import specport
 from specport.cli import main

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.scripted_speech import ScriptedModel, said, tone, write_wav
+from support.toys.scripted_speech import ScriptedModel, said, tone, write_wav
 
 from specport import cli, speech
 from specport.cli.transcribe import output

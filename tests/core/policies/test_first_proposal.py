@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from support.generations import PROMPT, begin, run
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.policies.first_proposal import FirstProposal

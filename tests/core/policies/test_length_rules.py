@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.drafting import Drafting
 from specport.core.policies.first_proposal import FirstProposal

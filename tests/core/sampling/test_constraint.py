@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from support.automaton import Automaton, Moves
 from support.generations import PROMPT, begin, drafted, output, run
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner

@@ -8,9 +8,9 @@ import array_api_strict
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.sampling_law import check_law
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.laws.sampling_law import check_law
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.length_rules import Fixed
 from specport.core.sampling.output_processors import LogitBias, MinNewTokens, OutputPenalties

@@ -8,7 +8,9 @@ import array_api_strict
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from support.acceptance_law import (
+from support.generations import PROMPT as TEXT
+from support.generations import begin, drafted, run
+from support.laws.acceptance_law import (
     PROMPT,
     RULES,
     SAMPLED,
@@ -22,11 +24,9 @@ from support.acceptance_law import (
     oracle,
     verify,
 )
-from support.generations import PROMPT as TEXT
-from support.generations import begin, drafted, run
-from support.sampling_law import check_law
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.laws.sampling_law import check_law
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core import reference
 from specport.core.policies.length_rules import Fixed

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import array_api_strict
 import numpy as np
 import pytest
-from support.acceptance_law import (
+from support.laws.acceptance_law import (
     DRAFT,
     PARAMS,
     PROMPT,

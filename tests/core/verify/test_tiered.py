@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import GREEDY, PROMPT, begin, output, run
-from support.sampling_law import check_law
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyModel
+from support.laws.sampling_law import check_law
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.policies.first_proposal import FirstProposal

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from support.generations import GREEDY, PROMPT, begin, drafted, output, run
-from support.toy_drafter import ToyDrafter
-from support.toy_model import ToyHandle, ToyModel
+from support.toys.toy_drafter import ToyDrafter
+from support.toys.toy_model import ToyHandle, ToyModel
 
 from specport.core.block import Block
 from specport.core.policies.length_rules import Fixed

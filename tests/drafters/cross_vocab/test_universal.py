@@ -10,11 +10,11 @@ from random import Random
 import numpy as np
 import pytest
 import tokenizers
+from support.faults.translation_fuzz import fuzz, plain, random_text
 from support.generations import begin, drafted, run
-from support.sampling_law import check_law
-from support.sentencepiece import fallback
-from support.toy_model import ToyModel
-from support.translation_fuzz import fuzz, plain, random_text
+from support.laws.sampling_law import check_law
+from support.tiny.sentencepiece import fallback
+from support.toys.toy_model import ToyModel
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from specport.core.engine import Engine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.length_rules import Fixed, make_length_rule
 from specport.core.ports import Block, Chains, Row

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from support.acceptance_law import PARAMS, PROMPT, RULES, VOCAB, assert_same_law, law_of_round, oracle
-from support.toy_model import ToyCutModel, ToyModel
+from support.laws.acceptance_law import PARAMS, PROMPT, RULES, VOCAB, assert_same_law, law_of_round, oracle
+from support.toys.toy_model import ToyCutModel, ToyModel
 
 from specport.core import reference
 from specport.core.policies.length_rules import Threshold

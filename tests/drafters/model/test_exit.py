@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.toy_model import ToyExitModel, ToyModel
+from support.toys.toy_model import ToyExitModel, ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner

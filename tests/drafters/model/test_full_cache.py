@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.length_rules import ConfidenceThreshold, Fixed, LengthRule
 from specport.core.ports import DraftRequest, Plan

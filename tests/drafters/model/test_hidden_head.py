@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, drafted, output, run
-from support.sampling_law import check_law
-from support.toy_head import ToyHead
-from support.toy_model import ToyModel
+from support.laws.sampling_law import check_law
+from support.toys.toy_head import ToyHead
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner

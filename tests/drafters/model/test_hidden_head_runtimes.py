@@ -31,11 +31,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from support import tiny_models  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
+from support.laws.runtime_law import check_sampled_texts  # noqa: E402
+from support.processes.own_cache import own_cache  # noqa: E402, F401
 from support.processor import exact_mode  # noqa: E402
-from support.runtime_law import check_sampled_texts  # noqa: E402
-from support.tiny_head import COLUMNS, SHAPE, save_head, weights  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
+from support.tiny.tiny_head import COLUMNS, SHAPE, save_head, weights  # noqa: E402
 
 DEVICES = ("xeon", "core-ultra-npu-emulated", "torch-cpu", "gaudi-emulated")
 GREEDY = SamplingParams()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.generations import begin, drafted, run
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.policies.length_rules import Fixed
 from specport.core.ports import DraftRequest, Plan

@@ -33,9 +33,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-from support import tiny_models, tiny_mtp  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
-from support.runtime_law import check_sampled_texts  # noqa: E402
+from support.laws.runtime_law import check_sampled_texts  # noqa: E402
+from support.processes.own_cache import own_cache  # noqa: E402, F401
+from support.tiny import tiny_models, tiny_mtp  # noqa: E402
 
 DEVICES = ("xeon", "torch-cpu", "gaudi-emulated")
 BOTH = ("xeon", "torch-cpu")

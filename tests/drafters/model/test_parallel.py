@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.sampling_law import check_law
-from support.toy_model import ToyCutModel, ToyModel
+from support.laws.sampling_law import check_law
+from support.toys.toy_model import ToyCutModel, ToyModel
 
 from specport.core.policies.length_rules import Fixed, Threshold, make_length_rule
 from specport.core.ports import DraftRequest, Plan

@@ -34,11 +34,11 @@ from specport.quantize.train import batches  # noqa: E402
 from specport.quantize.train.parallel.chains import all_chains, pack  # noqa: E402
 from specport.quantize.train.parallel.training import ParallelStudent, add_mask  # noqa: E402
 from specport.quantize.train.recipe import Recipe  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
+from support.laws.runtime_law import check_sampled_texts  # noqa: E402
+from support.processes.own_cache import own_cache  # noqa: E402, F401
 from support.processor import exact_mode  # noqa: E402
-from support.runtime_law import check_sampled_texts  # noqa: E402
-from support.tiny_parallel import VOCAB, dialogues  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
+from support.tiny.tiny_parallel import VOCAB, dialogues  # noqa: E402
 
 DEPTH, MASK = 4, VOCAB
 DEVICES = ("xeon", "core-ultra-npu-emulated", "torch-cpu", "gaudi-emulated")

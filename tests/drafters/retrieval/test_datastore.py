@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import toy_pipeline
+from support.toys import toy_pipeline
 
 from specport.cli import main
 from specport.core.ports import DraftRequest, Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.generations import PROMPT, begin, drafted, run
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.core.planning.planner import Planner

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support import toy_backend as toys
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys import toy_backend as toys
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
 
 import specport
 from specport.cli import main

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.acceptance_law import PARAMS, PROMPT, RULES, VOCAB, assert_same_law, law_of_round, oracle
 from support.generations import begin, drafted, run
-from support.strict_model import StrictModel
-from support.toy_model import ToyModel
+from support.laws.acceptance_law import PARAMS, PROMPT, RULES, VOCAB, assert_same_law, law_of_round, oracle
+from support.toys.strict_model import StrictModel
+from support.toys.toy_model import ToyModel
 
 from specport.core import reference
 from specport.core.engine import Engine

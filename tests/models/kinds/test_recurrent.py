@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import tiny_models
-from support.tiny_head import COLUMNS, SHAPE, save_head, weights
+from support.tiny import tiny_models
+from support.tiny.tiny_head import COLUMNS, SHAPE, save_head, weights
 
 from specport.cli import main
 from specport.errors import ModelError

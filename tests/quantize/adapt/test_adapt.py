@@ -21,7 +21,7 @@ from specport.quantize.adapt.adapt import adapt, work_of
 from specport.quantize.adapt.idle import Pace
 from specport.quantize.adapt.result import ADAPTED, KEPT, REFUSED, STOPPED
 from specport.quantize.text import passages, turns, writer
-from support import tiny_models, tiny_parallel
+from support.tiny import tiny_models, tiny_parallel
 
 import specport
 from specport.cli import main

@@ -24,8 +24,8 @@ from specport.quantize.text import shards
 from specport.quantize.train import batches
 from specport.quantize.train.losses import token_loss
 from specport.quantize.train.parallel.chains import all_chains, extents, pack
-from support.toy_model import ToyModel
-from support.toy_pipeline import ToyTokenizer
+from support.toys.toy_model import ToyModel
+from support.toys.toy_pipeline import ToyTokenizer
 
 from specport.core.planning.step_costs import StepCosts
 from specport.drafters.context import DraftModel

@@ -21,7 +21,7 @@ import openvino as ov
 from specport.backends.openvino.load import load
 from specport.quantize.convert import compress, export
 from specport.quantize.convert.openvino_core import core
-from support import tiny_gguf, tiny_models
+from support.tiny import tiny_gguf, tiny_models
 
 from specport.cli import main
 from specport.core.ports import Block, Row

@@ -10,7 +10,7 @@ pytest.importorskip("optimum.intel")
 
 from specport.quantize.convert.export import LIFTED, export, load_source
 from specport.quantize.convert.openvino_core import core
-from support import tiny_gguf, tiny_models
+from support.tiny import tiny_gguf, tiny_models
 
 from specport.errors import ModelError
 from specport.models import cache

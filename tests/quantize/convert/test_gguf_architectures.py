@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 from specport.quantize.convert.export import load_source
 from specport.quantize.convert.from_gguf import config as gguf_config
-from support import tiny_gguf
+from support.tiny import tiny_gguf
 
 from specport.errors import ModelError
 from specport.models import source

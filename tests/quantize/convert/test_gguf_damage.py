@@ -4,7 +4,7 @@ import random
 
 import pytest
 from specport.quantize.convert.from_gguf import config
-from support import tiny_gguf
+from support.tiny import tiny_gguf
 
 from specport.errors import ModelError
 from specport.models.gguf import split

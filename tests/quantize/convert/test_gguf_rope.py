@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 from specport.quantize.convert.from_gguf import config as gguf_config
 from specport.quantize.convert.from_gguf import rope
-from support import tiny_gguf
+from support.tiny import tiny_gguf
 
 from specport.errors import ModelError
 from specport.models.gguf.file import read_header

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from specport.quantize.convert import package_faults
-from support import tiny_models
+from support.tiny import tiny_models
 
 REASON = "operator torchvision::nms does not exist"
 # Where what is imported first, transformers or optimum, must not find torchvision any more.

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from specport.quantize.convert import whole_model
-from support import tiny_models
+from support.tiny import tiny_models
 from transformers import AutoModelForCausalLM
 
 WEIGHTS = "model.safetensors"

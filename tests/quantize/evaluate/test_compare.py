@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from specport.quantize.evaluate import compare, compare_drafts, formats, step_times
 from specport.quantize.evaluate import fidelity as near
-from support.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
-from support.toy_model import ToyModel
+from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a fixture)
+from support.toys.toy_model import ToyModel
 
 from specport.calibration.target_text import Text
 from specport.cli import main
@@ -138,7 +138,7 @@ class Noisy(ToyBackend):
 def noisy(monkeypatch: pytest.MonkeyPatch, toy_backend: ToyBackend, tmp_path: Path) -> Noisy:  # noqa: F811
     backend = Noisy()
     monkeypatch.setattr("specport.runtime.loading.backend_for", lambda profile: backend)
-    from support.toy_backend import Tokenizer
+    from support.toys.toy_backend import Tokenizer
 
     for module in (compare, compare_drafts):
         monkeypatch.setattr(module, "load_tokenizer", lambda folder: Tokenizer())
@@ -335,7 +335,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("openvino")
     pytest.importorskip("optimum.intel")
     from specport.quantize.convert import export
-    from support import tiny_gguf, tiny_models
+    from support.tiny import tiny_gguf, tiny_models
 
     from specport.runtime import conversion
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from specport.quantize.evaluate import step_times
 from specport.quantize.evaluate.step_times import Plan, Timing, measure, quartiles
-from support.toy_model import ToyModel
+from support.toys.toy_model import ToyModel
 
 from specport.core.ports import Row, StepOutput
 from specport.progress import silent

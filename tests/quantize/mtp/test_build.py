@@ -20,9 +20,9 @@ pytest.importorskip("optimum.intel")
 from specport.quantize.evaluate import quick_costs  # noqa: E402
 from specport.quantize.mtp import build as building  # noqa: E402
 from specport.quantize.text import passages, prompts, turns, writer  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.own_cache import own_cache  # noqa: E402, F401
-from support.runtime_law import check_sampled_texts  # noqa: E402
+from support.laws.runtime_law import check_sampled_texts  # noqa: E402
+from support.processes.own_cache import own_cache  # noqa: E402, F401
+from support.tiny import tiny_models  # noqa: E402
 
 import specport  # noqa: E402
 from specport.cli import main  # noqa: E402

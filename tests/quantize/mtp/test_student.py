@@ -26,7 +26,7 @@ from specport.quantize.mtp.train import read_student, survival, write_student  #
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches, trainer  # noqa: E402
 from specport.quantize.train.losses import CHAIN_LOSSES  # noqa: E402
-from support import tiny_mtp  # noqa: E402
+from support.tiny import tiny_mtp  # noqa: E402
 
 RNG = np.random.default_rng(0)
 

@@ -23,8 +23,8 @@ from specport.quantize.pipo.supervised import Supervised, examine, scores  # noq
 from specport.quantize.pipo.training import ON_POLICY, train  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches  # noqa: E402
-from support import tiny_models, tiny_pipo  # noqa: E402
-from support.tiny_dialogues import dialogues  # noqa: E402
+from support.tiny import tiny_models, tiny_pipo  # noqa: E402
+from support.tiny.tiny_dialogues import dialogues  # noqa: E402
 
 PAD = len(tiny_models.vocabulary())
 pytestmark = pytest.mark.filterwarnings("ignore")

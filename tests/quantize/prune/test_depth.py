@@ -18,7 +18,7 @@ from specport.quantize.convert.export import export  # noqa: E402
 from specport.quantize.prune import depth, ir  # noqa: E402
 from specport.quantize.prune.probe import Probe  # noqa: E402
 from specport.quantize.prune.prune import drop_layers  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 pytestmark = pytest.mark.stack
 LAYERS = 5

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from specport.quantize.prune import reconstruct  # noqa: E402
 from specport.quantize.prune.prune import drop_layers  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 RNG = np.random.default_rng(0)
 TEXTS = [RNG.integers(3, 250, size=length).tolist() for length in (40, 64, 51, 33, 80, 72) * 4]

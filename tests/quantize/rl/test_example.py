@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.own_cache import own_cache  # noqa: F401
+from support.processes.own_cache import own_cache  # noqa: F401
 
 import specport
 from specport.errors import InvalidInput
@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from specport.quantize.rl import record
-from support import tiny_models
+from support.tiny import tiny_models
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SIZES = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.own_cache import own_cache  # noqa: F401
+from support.processes.own_cache import own_cache  # noqa: F401
 
 import specport
 from specport.core.sampling.params import SamplingParams
@@ -24,7 +24,8 @@ from specport.quantize.rl.learner import Learner  # noqa: E402
 from specport.quantize.rl.loop import Recipe, train  # noqa: E402
 from specport.quantize.rl.rollouts import Writer  # noqa: E402
 from specport.quantize.rl.tasks import Task  # noqa: E402
-from support import runtime_law, tiny_mtp  # noqa: E402
+from support.laws import runtime_law  # noqa: E402
+from support.tiny import tiny_mtp  # noqa: E402
 
 RATE = 5e-3
 RECIPE = Recipe(steps=4, samples=4, max_new_tokens=8, compare=2)

@@ -26,8 +26,8 @@ from specport.quantize.speech.material import Material, Part  # noqa: E402
 from specport.quantize.speech.measure import measure  # noqa: E402
 from specport.quantize.speech.recipe import Recipe  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
-from support import tiny_whisper  # noqa: E402
-from support.scripted_speech import tone, write_wav  # noqa: E402
+from support.tiny import tiny_whisper  # noqa: E402
+from support.toys.scripted_speech import tone, write_wav  # noqa: E402
 from transformers import WhisperForConditionalGeneration  # noqa: E402
 
 from specport import speech  # noqa: E402

@@ -10,8 +10,8 @@ import pytest
 from specport.quantize.text import dialogues, passages, shards, turns, writer
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.text.turns import Turn
-from support.toy_model import ToyModel
-from support.toy_pipeline import ToyTokenizer
+from support.toys.toy_model import ToyModel
+from support.toys.toy_pipeline import ToyTokenizer
 
 Written = list[Dialogue | None]
 TOKENS = 200

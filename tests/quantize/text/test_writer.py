@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from specport.quantize.text import dialogues, passages, shards, turns, writer
 from specport.quantize.text.prompts import CHOOSING, HELD_OUT, divide
-from support.toy_model import ToyModel
-from support.toy_pipeline import ToyTokenizer
+from support.toys.toy_model import ToyModel
+from support.toys.toy_pipeline import ToyTokenizer
 
 from specport.core.ports import Row, StepOutput
 from specport.errors import ModelError

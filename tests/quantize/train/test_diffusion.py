@@ -23,7 +23,7 @@ from specport.quantize.train.diffusion.build import check_decoder, name_of, with
 from specport.quantize.train.diffusion.recipe import Recipe  # noqa: E402
 from specport.quantize.train.diffusion.rows import noise, pack  # noqa: E402
 from specport.quantize.train.diffusion.student import DiffusionStudent, examine  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 from specport.cli import main  # noqa: E402
 from specport.models.kinds.diffusion import DiffusionFacts, find_facts  # noqa: E402

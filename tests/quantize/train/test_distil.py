@@ -19,8 +19,8 @@ from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches, distil, trainer  # noqa: E402
 from specport.quantize.train.distil import Student  # noqa: E402
 from specport.quantize.train.recipe import LOSSES, Recipe  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.tiny_dialogues import VOCAB, dialogues  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
+from support.tiny.tiny_dialogues import VOCAB, dialogues  # noqa: E402
 
 pytestmark = pytest.mark.stack
 HEAD = range(VOCAB)

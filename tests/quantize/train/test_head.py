@@ -24,8 +24,8 @@ from specport.quantize.train import batches, trainer  # noqa: E402
 from specport.quantize.train.recurrent.recipe import Recipe  # noqa: E402
 from specport.quantize.train.recurrent.start import fit  # noqa: E402
 from specport.quantize.train.recurrent.training import RecurrentStudent, stored, train_head  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.toy_model import ToyModel  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
+from support.toys.toy_model import ToyModel  # noqa: E402
 
 import specport  # noqa: E402
 from specport.cli import main  # noqa: E402

@@ -27,8 +27,8 @@ from specport.quantize.train.layerskip.recipe import (  # noqa: E402
     exit_weights,
 )
 from specport.quantize.train.layerskip.training import ExitStudent  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.tiny_dialogues import dialogues  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
+from support.tiny.tiny_dialogues import dialogues  # noqa: E402
 
 import specport  # noqa: E402
 from specport.cli import main  # noqa: E402

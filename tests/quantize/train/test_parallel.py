@@ -20,8 +20,8 @@ from specport.quantize.train.parallel import temperature, training  # noqa: E402
 from specport.quantize.train.parallel.chains import FLOOR, KEPT, all_chains, pack, sample_chains  # noqa: E402
 from specport.quantize.train.parallel.training import ParallelStudent, add_mask, train_parallel  # noqa: E402
 from specport.quantize.train.recipe import Recipe  # noqa: E402
-from support import tiny_models  # noqa: E402
-from support.tiny_parallel import FIRST, VOCAB, dialogues  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
+from support.tiny.tiny_parallel import FIRST, VOCAB, dialogues  # noqa: E402
 
 DEPTH, MASK = 4, VOCAB
 

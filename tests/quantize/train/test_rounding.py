@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from specport.quantize.prune.prune import decoder_layers  # noqa: E402
 from specport.quantize.train import rounding  # noqa: E402
-from support import tiny_models  # noqa: E402
+from support.tiny import tiny_models  # noqa: E402
 
 WIDTHS = {64: 64, 128: 64, 96: 32}  # inputs of a layer, and the group that NNCF makes of 64 there
 

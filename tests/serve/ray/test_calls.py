@@ -8,8 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from support.served import Served, run, served, toy
-from support.toy_pipeline import greedy
+from support.processes.served import Served, run, served, toy
+from support.toys.toy_pipeline import greedy
 
 from specport.serve.ray.calls import Call, Head, answered
 

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from specport.quantize.text import shards
 from specport.quantize.text.on_ray import RayWriter, Target
-from support import ray_toys
-from support.served import Process, events, wait_for
-from support.toy_pipeline import ToyTokenizer, greedy
+from support.processes.served import Process, events, wait_for
+from support.toys import ray_toys
+from support.toys.toy_pipeline import ToyTokenizer, greedy
 
 from specport.errors import ModelError
 
@@ -231,7 +231,7 @@ def write(cluster: str, folder: Path, cores: int, target: Target) -> list[bytes]
 
 
 def test_one_and_two_writers_give_the_same_shards_whoever_dies(cluster: str, tmp_path: Path) -> None:
-    function = "support.ray_toys:target"
+    function = "support.toys.ray_toys:target"
     one = write(cluster, tmp_path / "one", 5, Target({}, function))
     dies = tmp_path / "dies"
     dies.touch()
@@ -240,4 +240,4 @@ def test_one_and_two_writers_give_the_same_shards_whoever_dies(cluster: str, tmp
     (tmp_path / "one" / "passage-00000.npz").unlink()
     assert write(cluster, tmp_path / "one", 3, Target({}, function)) == one
     with pytest.raises(ModelError, match="there is no such model"):
-        write(cluster, tmp_path / "three", 3, Target({}, "support.ray_toys:broken"))
+        write(cluster, tmp_path / "three", 3, Target({}, "support.toys.ray_toys:broken"))

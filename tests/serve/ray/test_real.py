@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.served import Process, command
+from support.processes.served import Process, command
 
 import specport
 

@@ -8,9 +8,9 @@ from random import Random
 
 import numpy as np
 import pytest
-from support import tiny_models
-from support.sentencepiece import fallback
-from support.toy_pipeline import ToyTokenizer
+from support.tiny import tiny_models
+from support.tiny.sentencepiece import fallback
+from support.toys.toy_pipeline import ToyTokenizer
 
 from specport.core.sampling.processors import Prefix
 from specport.errors import InvalidInput

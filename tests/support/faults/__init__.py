@@ -1,0 +1,1 @@
+"""Damage: hostile files, kills, full disks."""

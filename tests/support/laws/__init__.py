@@ -1,0 +1,1 @@
+"""Checks that sampled texts follow the law."""

@@ -1,0 +1,1 @@
+"""Tiny random models, which real runtimes load."""

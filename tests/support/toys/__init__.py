@@ -1,0 +1,1 @@
+"""Stand-ins without a runtime: models, drafters, backends."""
