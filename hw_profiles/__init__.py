@@ -1,1 +1,1 @@
-"""One TOML file a device; `specport.runtime.profiles` reads them. Data only."""
+"""One TOML file a device; `specport.runtime.devices.profiles` reads them. Data only."""

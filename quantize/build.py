@@ -40,8 +40,9 @@ from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent
-from specport.runtime import conversion, measurements
-from specport.runtime.registry import Loaded
+from specport.runtime import conversion
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.stored import measurements
 from specport.runtime.versions import installed
 
 PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")

@@ -8,8 +8,8 @@ from specport.errors import InvalidInput, ModelError
 from specport.models.bundle import check_is_model
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 

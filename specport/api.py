@@ -25,10 +25,11 @@ from specport.models.source import ModelFiles
 from specport.outside.places import expanded
 from specport.pipeline import Pipeline
 from specport.progress import Progress, part, silent
-from specport.runtime import automatic, tuned
 from specport.runtime.choice import Choice
-from specport.runtime.profiles import cpu_name
-from specport.runtime.tiers import Tiered
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.drafts import automatic
+from specport.runtime.drafts.tiers import Tiered
+from specport.runtime.stored import tuned
 from specport.runtime.together import load_together
 from specport.traffic.recorder import recorder_for
 
@@ -91,7 +92,7 @@ def load(
     datastore: folder that `specport datastore build` made of your files; "suffix" drafts from it.
     threads, max_context: None = the defaults of the runtime and of the model.
     cache_memory: most memory of the target's key/value cache, as in "4GB" or "30%" of free memory; None = a
-               share of the memory that is free at load time (`specport.runtime.memory`).
+               share of the memory that is free at load time (`specport.runtime.caches.memory`).
     prefix_cache: whether texts may begin with what the cache still holds of earlier ones, such as the same
                system prompt: True = in memory, a folder = on disk too, for later processes, False = no.
     prefix_cache_size: most bytes in that folder, as in "4GB"; the least recently used go first.

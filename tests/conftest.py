@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.processes.forked_jobs import forked_jobs
 
-from specport.runtime.profiles import cpu_flags, cpu_name
+from specport.runtime.devices.profiles import cpu_flags, cpu_name
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ

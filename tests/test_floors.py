@@ -78,7 +78,7 @@ VENDOR_ROOMS = ("backends", "quantize", "bench.peers")
 
 # (module, string) that names a module without importing it, and why.
 NO_IMPORTS = {
-    ("specport.runtime.registry", "specport.backends"): "the name of the entry-point group",
+    ("specport.runtime.devices.registry", "specport.backends"): "the name of the entry-point group",
 }
 
 

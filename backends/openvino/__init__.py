@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from specport.backends.openvino.probe import probe
 
-from specport.runtime.profiles import Profile
-from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
+from specport.runtime.devices.profiles import Profile
+from specport.runtime.devices.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

@@ -39,8 +39,8 @@ from specport.models.folder_checks import IR_BIN
 from specport.models.json_file import read_json
 from specport.models.kinds.whisper import is_whisper
 from specport.models.precision import parse
-from specport.runtime import memory
-from specport.runtime.registry import Loaded, LoadOptions, first_step, settings_key
+from specport.runtime.caches import memory
+from specport.runtime.devices.registry import Loaded, LoadOptions, first_step, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

@@ -15,8 +15,8 @@ from specport.backends.openvino.paged.model import PagedModel
 
 from specport.errors import DeviceError
 from specport.runtime import numerics
-from specport.runtime.profiles import Profile
-from specport.runtime.registry import Loaded
+from specport.runtime.devices.profiles import Profile
+from specport.runtime.devices.registry import Loaded
 
 _FEWEST = 5  # with AVX2, products of up to 4 rows round differently for some shapes of INT4 weights (2026.4)
 

@@ -19,7 +19,7 @@ from specport.quantize.convert.openvino_core import core
 from specport.core.ports import HeadChains
 from specport.errors import DeviceError
 from specport.models.kinds.recurrent import read_weights
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.registry import LoadOptions
 
 # Activations are quantised like those of a draft model (hw_profiles/xeon.toml).
 _SETTINGS = {

@@ -10,8 +10,8 @@ from specport.backends.openvino.compiling import PRECISION, STATIC_CONTEXT, Job,
 from specport.backends.openvino.exact_mode import load_exact
 
 from specport.models.kinds.diffusion import is_diffusion
-from specport.runtime.profiles import Profile, cpu_flags
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.devices.profiles import Profile, cpu_flags
+from specport.runtime.devices.registry import Loaded, LoadOptions
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

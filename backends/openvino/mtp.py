@@ -20,8 +20,8 @@ from specport.quantize.convert.openvino_core import core
 from specport.core.ports import HEAD_INPUT, Refusal, Row, StepOutput
 from specport.models.kinds.mtp import read_join
 from specport.models.precision import parse
-from specport.runtime import memory
-from specport.runtime.registry import LoadOptions
+from specport.runtime.caches import memory
+from specport.runtime.devices.registry import LoadOptions
 
 
 class PagedMtp(PagedModel):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from specport.backends.openvino.drivers import missing
 from specport.quantize.convert.openvino_core import core
 
-from specport.runtime.profiles import Profile
-from specport.runtime.registry import DeviceStatus
+from specport.runtime.devices.profiles import Profile
+from specport.runtime.devices.registry import DeviceStatus
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -19,7 +19,7 @@ from specport.core.ports import Model, conditioned
 from specport.errors import DeviceError, ModelError
 from specport.models.kinds.whisper import CROSS_XML, ENCODER_XML, find_encoder_key, read_shape
 from specport.models.source import ModelFiles
-from specport.runtime.registry import LoadOptions, Speech
+from specport.runtime.devices.registry import LoadOptions, Speech
 
 Compile = Callable[[ov.Model], ov.CompiledModel]
 _READABLE = "remove it with specport models rm, and load it again"

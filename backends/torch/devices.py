@@ -11,8 +11,8 @@ import torch
 from specport.backends.torch.runners import CudaGraphs, Eager, HpuGraphs, Module, Runner
 
 from specport.errors import DeviceError
-from specport.runtime import memory
-from specport.runtime.profiles import Profile
+from specport.runtime.caches import memory
+from specport.runtime.devices.profiles import Profile
 
 LAZY = "PT_HPU_LAZY_MODE"
 COMPILE = "SPECPORT_TORCH_COMPILE"

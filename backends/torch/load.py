@@ -31,8 +31,9 @@ from specport.errors import DeviceError, InvalidInput, ModelError, SpecportError
 from specport.models.json_file import read_json
 from specport.models.kinds.diffusion import is_diffusion
 from specport.models.kinds.whisper import find_encoder_key, is_whisper
-from specport.runtime import memory, numerics
-from specport.runtime.registry import Loaded, LoadOptions, Speech
+from specport.runtime import numerics
+from specport.runtime.caches import memory
+from specport.runtime.devices.registry import Loaded, LoadOptions, Speech
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

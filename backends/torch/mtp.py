@@ -21,7 +21,7 @@ from specport.backends.torch.weight_updates import put
 from specport.core.ports import HEAD_INPUT, Row, StepOutput
 from specport.errors import InvalidInput, ModelError
 from specport.models.kinds.mtp import Join, read_join
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.registry import LoadOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from specport.runtime.profiles import Profile
-from specport.runtime.registry import DeviceStatus
+from specport.runtime.devices.profiles import Profile
+from specport.runtime.devices.registry import DeviceStatus
 
 _CPU = "pip install torch transformers"
 _CUDA = "pip install 'specport[cuda]'"

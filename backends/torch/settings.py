@@ -10,8 +10,8 @@ import torch
 from specport.backends.torch import devices
 from specport.backends.torch.slots.batch import Widths
 
-from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import LoadOptions, settings_key
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.registry import LoadOptions, settings_key
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

@@ -13,8 +13,8 @@ from specport.backends.torch.slots.model import SlotModel
 from specport.backends.torch.slots.step import StepModule
 
 from specport.errors import InvalidInput, ModelError
-from specport.runtime import memory
-from specport.runtime.registry import LoadOptions
+from specport.runtime.caches import memory
+from specport.runtime.devices.registry import LoadOptions
 
 
 @dataclass(frozen=True)

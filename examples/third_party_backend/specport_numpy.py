@@ -31,8 +31,8 @@ from specport.core.ports import (
 )
 from specport.errors import ContextFull, ModelError
 from specport.models.source import ModelFiles
-from specport.runtime.profiles import Profile
-from specport.runtime.registry import DeviceStatus, Loaded, LoadOptions, Weights
+from specport.runtime.devices.profiles import Profile
+from specport.runtime.devices.registry import DeviceStatus, Loaded, LoadOptions, Weights
 
 Floats = NDArray[np.float64]
 Bytes = NDArray[np.uint8]

@@ -35,8 +35,9 @@ from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
-from specport.runtime import conversion, measurements
+from specport.runtime import conversion
 from specport.runtime.loading import Loader
+from specport.runtime.stored import measurements
 from specport.text.tokenizer import load_tokenizer
 from specport.traffic.dialogues import Dialogue
 from specport.traffic.log import TrafficLog

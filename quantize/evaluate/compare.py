@@ -39,7 +39,7 @@ from specport.core.ports import Model
 from specport.errors import InvalidInput
 from specport.models.precision import parse
 from specport.progress import Progress, part, silent
-from specport.runtime.profiles import Profile, cpu_name
+from specport.runtime.devices.profiles import Profile, cpu_name
 from specport.runtime.versions import installed
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer, load_tokenizer

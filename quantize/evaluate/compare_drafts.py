@@ -28,7 +28,7 @@ from specport.quantize.text.prompts import HELD_OUT
 from specport.core.ports import Model
 from specport.errors import ModelError
 from specport.progress import Progress, part, silent
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
 

@@ -12,9 +12,9 @@ from specport.models.int4_layout import read_layout
 from specport.models.precision import parse
 from specport.models.source import ModelFiles
 from specport.progress import Progress, part
+from specport.runtime.caches.memory import free_bytes
+from specport.runtime.devices.profiles import Profile
 from specport.runtime.loading import Loader
-from specport.runtime.memory import free_bytes
-from specport.runtime.profiles import Profile
 
 FIT, ROW = "fit", "row"
 _MEMORY_OVER_FILE = 3.0  # memory of a loaded model, with weights repacked for the kernels, over its file size

@@ -19,8 +19,8 @@ from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.kinds.parallel import Parallel
 from specport.progress import Progress
-from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.registry import Loaded
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer
 

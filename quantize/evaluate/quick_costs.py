@@ -5,8 +5,8 @@ from __future__ import annotations
 from specport.calibration.measure import measure
 from specport.core.planning.step_costs import StepCosts
 from specport.progress import Progress, silent
-from specport.runtime import measurements
-from specport.runtime.registry import Loaded
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.stored import measurements
 
 BUDGET_S, CONTEXTS = 8.0, (64,)  # of a quick measurement, where calibration has measured no costs
 

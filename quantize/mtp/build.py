@@ -25,8 +25,8 @@ from specport.models.kinds.mtp_head import MtpHead
 from specport.models.source import ModelFiles, original
 from specport.progress import Progress, part, silent
 from specport.runtime.conversion import mtp_head
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
 from specport.text.tokenizer import load_tokenizer
 
 STATES = "hidden-mtp"  # folder of the states of whole texts, beside the text

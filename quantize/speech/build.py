@@ -31,7 +31,7 @@ from specport.models.identity import fingerprint
 from specport.models.kinds.whisper import CTRANSLATE2_FILE, FACTS, find_encoder_key, noted, speech_form
 from specport.models.source import original
 from specport.progress import Progress, part, silent
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.packaged import named

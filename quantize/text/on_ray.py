@@ -23,8 +23,8 @@ from specport.errors import InvalidInput, ModelError, SpecportError
 from specport.jobs import ray_cluster
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 

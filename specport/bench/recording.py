@@ -25,7 +25,7 @@ from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
 from specport.outside import Format, Table
 from specport.outside.numbers import Count, Share, TokenId
-from specport.runtime.cost_table import CostTable
+from specport.runtime.stored.cost_table import CostTable
 
 FORMAT = 1
 DEPTH = 8  # drafted tokens per position

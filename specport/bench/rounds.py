@@ -15,8 +15,8 @@ from specport.drafters.build import build_sources
 from specport.drafters.context import NO_RETRIEVAL
 from specport.drafters.spec import parse as parse_draft
 from specport.progress import Progress, part, silent
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.text.tokenizer import load_tokenizer
 
 

@@ -28,11 +28,11 @@ from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
 from specport.progress import Progress, part, silent
-from specport.runtime import tuned
-from specport.runtime.automatic import drafters
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.drafts.automatic import drafters
+from specport.runtime.drafts.mtp import head_of, module_of
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import head_of, module_of
-from specport.runtime.profiles import cpu_name
+from specport.runtime.stored import tuned
 from specport.runtime.together import lacks
 from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer

@@ -18,9 +18,9 @@ from specport.drafters.spec import DraftSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.source import ModelFiles
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.drafts.mtp import as_draft
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import as_draft
-from specport.runtime.registry import Loaded
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ from specport.bench.speech_report import SpeechReport, write
 from specport.errors import InvalidInput, SpecportError
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.speech.audio.read import RATE, Samples, read_all
 from specport.speech.audio.source import Source

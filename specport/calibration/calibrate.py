@@ -33,11 +33,11 @@ from specport.drafters.tree.graft_thresholds import Choice
 from specport.errors import DeviceError, InvalidInput
 from specport.models.source import ModelFiles
 from specport.progress import Progress, part, silent
-from specport.runtime import measurements
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.drafts.mtp import head_of, module_of
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import head_of, module_of
-from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded
+from specport.runtime.stored import measurements
 from specport.text import builtin_prompts
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 

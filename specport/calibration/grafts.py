@@ -25,7 +25,7 @@ from specport.drafters.context import DraftModel, reading_window
 from specport.drafters.tree.graft import BUDGET, CHECKPOINTS, Checkpoint, DraftedRound, Variant, level_width
 from specport.drafters.tree.graft_thresholds import ALWAYS, NEVER, Choice, RoundCosts, choose
 from specport.progress import Progress, part
-from specport.runtime.profiles import Profile
+from specport.runtime.devices.profiles import Profile
 from specport.text import builtin_prompts
 from specport.text.tokenizer import Tokenizer
 

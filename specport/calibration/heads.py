@@ -23,7 +23,7 @@ from specport.calibration.target_text import Text, along
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Block, Model, Row
 from specport.progress import Progress
-from specport.runtime.registry import Loaded
+from specport.runtime.devices.registry import Loaded
 
 SIZES = (65_536, 32_768, 16_384, 8_192)
 WORTH = 1.02  # least speed-up over the whole head: less may be noise

@@ -16,10 +16,10 @@ from specport.core.ports import HEAD_INPUT, Array, Block, Model, Row, StepOutput
 from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError
 from specport.models.source import ModelFiles
-from specport.runtime import measurements
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.drafts.mtp import module_of
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import module_of
-from specport.runtime.registry import Loaded
+from specport.runtime.stored import measurements
 
 
 @dataclass

@@ -29,8 +29,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.runtime.profiles import cpu_flags, cpu_name, detect, list_profiles
-    from specport.runtime.registry import statuses
+    from specport.runtime.devices.profiles import cpu_flags, cpu_name, detect, list_profiles
+    from specport.runtime.devices.registry import statuses
 
     profiles = list_profiles()
     found = statuses(profiles)

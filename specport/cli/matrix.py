@@ -59,7 +59,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from specport.conformance.tables import matrix, results, table
-    from specport.runtime.profiles import list_profiles
+    from specport.runtime.devices.profiles import list_profiles
 
     if args.list or args.collect:
         wrong = [name for name in ("device", "model") if getattr(args, name)]
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _architectures(args: argparse.Namespace) -> int:
     from specport.conformance.tables import matrix, survey, survey_table
-    from specport.runtime.profiles import detect
+    from specport.runtime.devices.profiles import detect
 
     if args.model:
         raise InvalidInput("--model cannot be combined with --architectures")

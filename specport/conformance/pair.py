@@ -24,8 +24,8 @@ from specport.drafters.tree.level_proposer import ModelLevels
 from specport.errors import DeviceError
 from specport.models.json_file import read_json
 from specport.models.source import ModelFiles
+from specport.runtime.devices.registry import Loaded, LoadOptions
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded, LoadOptions
 from specport.text.tokenizer import load_tokenizer
 
 DRAFTERS = ("ngram", "suffix", "recycle", "model", "ngram|model", "graft")

@@ -16,8 +16,8 @@ import pytest
 from specport.conformance.tables.results import PACKAGES
 from specport.errors import SpecportError
 from specport.models.atomic import write_json
-from specport.runtime.profiles import Profile, cpu_name, load_profile
-from specport.runtime.registry import DeviceStatus, statuses
+from specport.runtime.devices.profiles import Profile, cpu_name, load_profile
+from specport.runtime.devices.registry import DeviceStatus, statuses
 from specport.runtime.versions import installed
 
 HERE = Path(__file__).with_name("suite")

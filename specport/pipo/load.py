@@ -11,8 +11,8 @@ from specport.pipo.decoding import METHOD, PairDecoding
 from specport.pipo.model import PairModel
 from specport.progress import Progress, silent
 from specport.runtime.conversion import mtp_module
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.text.tokenizer import load_tokenizer
 
 MOST_THRESHOLD = 2.0

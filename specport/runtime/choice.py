@@ -12,11 +12,11 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput
 from specport.progress import Progress
-from specport.runtime import tiers
+from specport.runtime.caches.prefixes import Prefixes
+from specport.runtime.devices.profiles import Profile
+from specport.runtime.drafts import tiers
+from specport.runtime.drafts.tiers import Tiered
 from specport.runtime.loading import Loader
-from specport.runtime.prefixes import Prefixes
-from specport.runtime.profiles import Profile
-from specport.runtime.tiers import Tiered
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from specport.models.shipped import is_head, is_mtp_head
 from specport.models.source import ModelFiles
 from specport.outside.places import expanded
 from specport.progress import Progress, silent
-from specport.runtime import measurements, memory
+from specport.runtime.caches import memory
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import Profile, detect, load_profile
-from specport.runtime.registry import Backend, Loaded, LoadOptions, backend_for
+from specport.runtime.devices.profiles import Profile, detect, load_profile
+from specport.runtime.devices.registry import Backend, Loaded, LoadOptions, backend_for
+from specport.runtime.stored import measurements
 from specport.text.tokenizer import Tokenizer, load_beside
 
 HEAD_COST = 0.06  # assumed step of a head that was never timed, in plain steps of the target

@@ -9,9 +9,9 @@ from specport.drafters.context import DraftModel
 from specport.drafters.spec import DraftSpec
 from specport.errors import ModelError
 from specport.models.source import ModelFiles
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.drafts.mtp import as_draft, head_of, module_of
 from specport.runtime.loading import DraftFiles, Loader
-from specport.runtime.mtp import as_draft, head_of, module_of
-from specport.runtime.registry import Loaded
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -10,9 +10,9 @@ from specport.drafters.spec import parse
 from specport.errors import ModelError
 from specport.outside.places import expanded
 from specport.progress import Progress
-from specport.runtime import measurements, tuned
+from specport.runtime.drafts.mtp import module_of
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import module_of
+from specport.runtime.stored import measurements, tuned
 from specport.tune import build, hand
 from specport.tune.hand import Sibling
 from specport.tune.heats import Track

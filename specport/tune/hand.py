@@ -22,9 +22,9 @@ from specport.models.shipped import is_head, is_mtp_head, shipped_head
 from specport.models.source import ModelFiles, original
 from specport.outside.places import expanded
 from specport.quantize.train.layerskip import about as layerskip
+from specport.runtime.devices.profiles import Profile
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import Profile
-from specport.runtime.tuned import lasting
+from specport.runtime.stored.tuned import lasting
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 NAMED, REGISTERED, SHIPPED = "named", "built for this model", "comes with specport"

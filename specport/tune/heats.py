@@ -29,11 +29,11 @@ from specport.drafters.spec import parse as parse_draft
 from specport.models.cache import cache_root
 from specport.models.source import ModelFiles
 from specport.progress import Progress
-from specport.runtime import measurements
+from specport.runtime.devices.profiles import Profile, cpu_name
+from specport.runtime.devices.registry import Loaded
+from specport.runtime.drafts.mtp import head_of, module_of
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import head_of, module_of
-from specport.runtime.profiles import Profile, cpu_name
-from specport.runtime.registry import Loaded
+from specport.runtime.stored import measurements
 from specport.runtime.versions import installed
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 

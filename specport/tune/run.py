@@ -17,8 +17,8 @@ from specport.drafters.spec import parse
 from specport.errors import SpecportError
 from specport.models.shipped import is_head, is_mtp_head
 from specport.progress import Progress, part, silent
-from specport.runtime import tuned
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.stored import tuned
 from specport.tune import build, hand, plan, weights
 from specport.tune.budget import written
 from specport.tune.choose import Tried, Verdict, choose, finalists, spelled

@@ -18,8 +18,8 @@ from specport.outside import Format
 from specport.progress import Progress
 from specport.quantize.evaluate.compare import PACKAGES, compare
 from specport.quantize.evaluate.ranking import TOLERANCE
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.tune.heats import folder_for
 

@@ -23,10 +23,10 @@ from specport.models.kinds import layer_mask, mtp
 from specport.models.kinds.layer_mask import LayerMask
 from specport.models.kinds.recurrent import WEIGHTS
 from specport.runtime.conversion import resolve
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions, backend_for
+from specport.runtime.drafts.tiers import Tiered
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions, backend_for
-from specport.runtime.tiers import Tiered
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")

@@ -18,7 +18,7 @@ from specport.calibration.methods import Run, Spec, parse
 from specport.cli import main
 from specport.core.policies.drafting import Drafting
 from specport.errors import InvalidInput
-from specport.runtime import tuned
+from specport.runtime.stored import tuned
 
 LINES = [
     {"id": i, "category": category, "turns": [f"abcab {category}", "later"]}

@@ -33,8 +33,8 @@ from specport.drafters.build import build_policy
 from specport.drafters.spec import parse as parse_draft
 from specport.models import bundle
 from specport.progress import progress_bar
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import load_tokenizer
 from specport.traffic.log import Settings, TrafficLog

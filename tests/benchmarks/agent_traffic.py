@@ -18,7 +18,7 @@ from pathlib import Path
 
 import specport
 from specport.pipeline import Pipeline
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 from specport.stream import Result
 
 # Twenty modules (name of a record, its fields), and what is asked for: the second round's words replace the

@@ -42,9 +42,9 @@ from specport.drafters.build import build_policy
 from specport.drafters.spec import parse
 from specport.models.source import ModelFiles
 from specport.progress import progress_bar
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded
 from specport.text.tokenizer import load_tokenizer
 
 PARTS = ("convert", "load", "steps", "contexts", "planner")

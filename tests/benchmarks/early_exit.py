@@ -22,8 +22,8 @@ import numpy as np
 
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 
 WARM = 2
 PARTS = ("plain", "draft", "shared", "weights")

@@ -19,7 +19,7 @@ from typing import Any
 
 import specport
 from specport.pipeline import Pipeline
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 
 PROMPTS = (
     "Write a Python function that merges two sorted lists.",

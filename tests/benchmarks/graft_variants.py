@@ -45,9 +45,9 @@ from specport.drafters.tree.graft import (
 from specport.drafters.tree.graft_thresholds import RoundCosts
 from specport.drafters.tree.level_proposer import ModelLevels
 from specport.progress import progress_bar
-from specport.runtime import measurements
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
+from specport.runtime.stored import measurements
 from specport.text.tokenizer import load_tokenizer
 
 LABELS = {

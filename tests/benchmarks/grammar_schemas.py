@@ -20,7 +20,7 @@ import jsonschema
 from schema_set import SCHEMAS
 
 import specport
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 from specport.text.grammar.matcher import GrammarConstraint
 
 

@@ -47,9 +47,9 @@ from specport.errors import InvalidInput, SpecportError
 from specport.models.source import ModelFiles
 from specport.progress import Progress, part
 from specport.runtime.conversion import resolve
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
-from specport.runtime.registry import Loaded
 from specport.runtime.versions import installed
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import Tokenizer, load_tokenizer

@@ -28,8 +28,8 @@ from specport.quantize import random_model
 from specport.conformance.models import tiny
 from specport.core.arrays import to_host
 from specport.core.ports import Block, Row
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 
 WARM = 2
 SHAPE: dict[str, Any] = {

@@ -45,9 +45,9 @@ from specport.drafters.spec import parse
 from specport.errors import SpecportError
 from specport.models import bundle
 from specport.models.identity import fingerprint
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.drafts.mtp import head_of, module_of
 from specport.runtime.loading import Loader
-from specport.runtime.mtp import head_of, module_of
-from specport.runtime.profiles import cpu_name
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import load_tokenizer
 

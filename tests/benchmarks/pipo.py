@@ -36,7 +36,7 @@ from specport.pipeline import Pipeline
 from specport.pipo.decoding import PairDecoding
 from specport.pipo.load import load
 from specport.pipo.model import PairModel, PairRow
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 
 GREEDY = SamplingParams()
 THRESHOLDS = (0.0, 0.5, 0.8, 0.95, 1.5)

@@ -23,8 +23,8 @@ from specport.core.engine import Engine
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import cpu_name, load_profile
-from specport.runtime.registry import LoadOptions, backend_for
+from specport.runtime.devices.profiles import cpu_name, load_profile
+from specport.runtime.devices.registry import LoadOptions, backend_for
 from specport.text.tokenizer import load_tokenizer
 
 PROMPT = "Write a long story about a lighthouse keeper and the sea."

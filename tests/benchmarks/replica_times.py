@@ -18,7 +18,7 @@ import specport
 from specport.core.scheduler import PREFILL_CHUNK
 from specport.core.sequence import Generation
 from specport.options import GenerationOptions
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.versions import installed
 
 ROWS = (1, 2, 4, 8, 16, 32)

@@ -37,8 +37,8 @@ from specport.diffusion.layout import verifying
 from specport.diffusion.options import LAYOUTS, DiffusionOptions
 from specport.diffusion.ports import DiffusionModel
 from specport.models.kinds.diffusion import find_facts
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
 Start = Callable[[Sequence[int]], Decoder]

@@ -26,7 +26,7 @@ import resumed
 from specport import speech
 from specport.bench.clips import Clip, read_clips
 from specport.bench.speech import word_error_rate
-from specport.runtime.registry import Speech
+from specport.runtime.devices.registry import Speech
 from specport.speech.transcriber import Transcriber
 from specport.speech.whisper.heard import Heard
 

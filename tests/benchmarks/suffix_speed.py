@@ -28,7 +28,7 @@ from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.ngram import NgramDrafter
 from specport.drafters.retrieval.suffix import SuffixDrafter
 from specport.drafters.retrieval.suffix_index import Ending, SuffixIndex
-from specport.runtime.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name
 
 ROUNDS = 2000
 

@@ -36,8 +36,8 @@ from specport.drafters.context import reading_window
 from specport.drafters.cross_vocab.translator import Translator
 from specport.drafters.cross_vocab.universal import UniversalDrafter
 from specport.models.gguf.file import read_header
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.text import gguf_tokenizer
 from specport.text.tokenizer import load_tokenizer
 

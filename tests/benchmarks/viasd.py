@@ -40,8 +40,8 @@ from specport.drafters.build import build_policy
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import SpecportError
 from specport.models.kinds import layer_mask
+from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import cpu_name
 from specport.runtime.versions import installed
 from specport.text.builtin_prompts import encode
 from specport.text.tokenizer import load_tokenizer

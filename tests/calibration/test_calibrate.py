@@ -19,7 +19,7 @@ from specport.cli import main
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Capabilities, Model, Row, StepOutput
 from specport.errors import ModelError
-from specport.runtime import measurements
+from specport.runtime.stored import measurements
 
 
 class Timed(ToyModel):

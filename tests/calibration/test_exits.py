@@ -19,8 +19,8 @@ from specport.core.ports import Block, Row
 from specport.drafters.model.drafter import EarlyExitDrafter
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.progress import silent
-from specport.runtime import measurements
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.registry import LoadOptions
+from specport.runtime.stored import measurements
 
 LAYERS = 8
 

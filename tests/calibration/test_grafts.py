@@ -32,8 +32,8 @@ from specport.drafters.tree.graft import (
 from specport.drafters.tree.graft_thresholds import ALWAYS, MIN_ROUNDS, NEVER, Choice
 from specport.drafters.tree.level_proposer import ModelLevels
 from specport.progress import silent
-from specport.runtime import measurements
-from specport.runtime.profiles import Profile, load_profile
+from specport.runtime.devices.profiles import Profile, load_profile
+from specport.runtime.stored import measurements
 from specport.text import builtin_prompts
 
 KEPT = Variant((Checkpoint(1, NEVER, 0.2), Checkpoint(3, 0.4, 0.5), Checkpoint(6, ALWAYS, 0.75)))

@@ -17,8 +17,8 @@ from specport.calibration.calibrate import calibrate
 from specport.calibration.target_text import Text
 from specport.core.planning.step_costs import StepCosts
 from specport.models.source import ModelFiles
-from specport.runtime import measurements
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.devices.registry import Loaded, LoadOptions
+from specport.runtime.stored import measurements
 from specport.text import builtin_prompts
 
 FLAT = StepCosts((1, 64), (0,), ((0.1, 0.1),), measured=True)

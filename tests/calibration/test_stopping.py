@@ -26,7 +26,7 @@ from specport.core.policies.length_rules import CLASSIFIER, Classified, make_len
 from specport.core.policies.stop_classifier import DEPTH, NUM_FEATURES, TOP_K, Classifier, features, fit
 from specport.core.ports import Drafted, Plan
 from specport.errors import InvalidInput
-from specport.runtime import measurements
+from specport.runtime.stored import measurements
 
 FLAT = StepCosts((1, 64), (0,), ((1.0, 1.0),), measured=True)
 

@@ -17,7 +17,7 @@ from specport.cli import main
 from specport.conformance.tables import matrix, results, table
 from specport.conformance.tables.results import CHECKS, Cell, DeviceRun, Matrix
 from specport.errors import DeviceError, InvalidInput, SpecportError
-from specport.runtime.profiles import list_profiles
+from specport.runtime.devices.profiles import list_profiles
 
 ALL = dict.fromkeys(CHECKS, Cell("pass"))
 WORKFLOW = Path(__file__).parents[2] / ".github" / "workflows" / "matrix.yml"

@@ -32,7 +32,7 @@ from specport.conformance.session import read_xfails
 from specport.conformance.steps import Probe
 from specport.conformance.tables.results import CHECKS
 from specport.core.ports import Capabilities
-from specport.runtime.profiles import load_profile
+from specport.runtime.devices.profiles import load_profile
 from specport.text.tokenizer import load_tokenizer
 
 

@@ -48,8 +48,10 @@ from specport.models.kinds.mtp_head import MtpHead
 from specport.models.kinds.parallel import Parallel
 from specport.models.weight_sketch import sketch
 from specport.progress import silent
-from specport.runtime import measurements, numerics, profiles, tuned
-from specport.runtime.measurements import Calibration, Pair
+from specport.runtime import numerics
+from specport.runtime.devices import profiles
+from specport.runtime.stored import measurements, tuned
+from specport.runtime.stored.measurements import Calibration, Pair
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.source import Source
 from specport.speech.checkpoint import Checkpoint

@@ -133,8 +133,8 @@ def test_no_file_from_outside_is_parsed_by_hand() -> None:
         "specport/jobs/entry.py": "what this program wrote for its own process",
         "specport/conformance/tables/matrix.py": "what its own process wrote",
         "specport/conformance/session.py": "lines of text that are given to pytest",
-        "specport/runtime/memory.py": "files of the system",
-        "specport/runtime/profiles.py": "files of the system",
+        "specport/runtime/caches/memory.py": "files of the system",
+        "specport/runtime/devices/profiles.py": "files of the system",
         "specport/drafters/retrieval/datastore.py": "any text, bounded",
         "quantize/text/passages.py": "modules of Python",
     }

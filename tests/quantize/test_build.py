@@ -33,8 +33,8 @@ from specport.jobs import worker
 from specport.models import bundle, cache
 from specport.models.folder_checks import IR_BIN
 from specport.models.kinds.parallel import Parallel
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
 
 LAYERS = 4
 DISTILLED = Request(layers=2, mlp=0.5, head_tokens=0, distil_tokens=60, epochs=2.0)

@@ -21,8 +21,8 @@ from specport.models.folder_checks import IR_XML
 from specport.models.precision import parse
 from specport.progress import silent
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")

@@ -15,7 +15,7 @@ import specport
 from specport.errors import DeviceError, ModelError
 from specport.models import bundle
 from specport.models.source import ModelFiles
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.devices.registry import Loaded, LoadOptions
 
 
 class Compared(Tokenizer):

@@ -9,8 +9,8 @@ import pytest
 from support.tiny import tiny_whisper
 
 from specport.models.source import ModelFiles
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
 
 DEVICES = ("xeon", "torch-cpu")
 

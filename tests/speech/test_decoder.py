@@ -12,7 +12,7 @@ from specport.core.arrays import to_host
 from specport.core.ports import Block, Model, Row
 from specport.core.tree import TokenTree
 from specport.models.source import ModelFiles
-from specport.runtime.registry import Loaded
+from specport.runtime.devices.registry import Loaded
 
 IDS = [290, 17, 200, 3, 77, 77, 140, 9, 250, 61, 12, 45]
 

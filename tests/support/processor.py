@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from specport.errors import DeviceError
-from specport.runtime.profiles import cpu_flags
+from specport.runtime.devices.profiles import cpu_flags
 
 # No AVX-512, hence no VNNI: in steps of a fixed shape OpenVINO then rounds a token by its place in the step,
 # and its products of 8-bit weights with 8-bit activations can saturate.

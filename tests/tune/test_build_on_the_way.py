@@ -11,7 +11,7 @@ import pytest
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.source import ModelFiles
 from specport.progress import silent
-from specport.runtime.profiles import load_profile
+from specport.runtime.devices.profiles import load_profile
 from specport.tune import build, hand
 from specport.tune.options import Options
 

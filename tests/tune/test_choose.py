@@ -13,7 +13,7 @@ from specport.bench.record import Job, Record
 from specport.bench.summary import Figures
 from specport.core.planning.step_costs import StepCosts
 from specport.errors import InvalidInput
-from specport.runtime.profiles import load_profile
+from specport.runtime.devices.profiles import load_profile
 from specport.tune import plan
 from specport.tune.budget import parse, written
 from specport.tune.choose import Tried, choose, finalists, spelled

@@ -17,8 +17,8 @@ from specport.models.folder_checks import IR_BIN, IR_XML
 from specport.models.kinds import mtp
 from specport.models.source import ModelFiles
 from specport.progress import silent
+from specport.runtime.devices.profiles import load_profile
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import load_profile
 from specport.text.tokenizer import load_tokenizer
 from specport.tune import hand, weights
 

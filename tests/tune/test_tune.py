@@ -16,7 +16,7 @@ from specport.calibration.measure import Measured, measure
 from specport.cli import main
 from specport.core.ports import Model
 from specport.models.source import ModelFiles
-from specport.runtime import tuned
+from specport.runtime.stored import tuned
 from specport.tune.plan import BUILD_TOKENS
 from specport.tune.weights import Weights
 

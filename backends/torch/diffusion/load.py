@@ -21,8 +21,8 @@ from transformers import AttentionInterface
 
 from specport.errors import ModelError
 from specport.models.precision import TORCH_DTYPES
-from specport.runtime import memory
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.caches import memory
+from specport.runtime.devices.registry import Loaded, LoadOptions
 
 if TYPE_CHECKING:
     from specport.models.source import ModelFiles

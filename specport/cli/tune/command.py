@@ -114,8 +114,8 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _forget(args: argparse.Namespace) -> int:
-    from specport.runtime import tuned
-    from specport.runtime.profiles import detect, load_profile
+    from specport.runtime.devices.profiles import detect, load_profile
+    from specport.runtime.stored import tuned
 
     profile = detect() if args.device in (None, "auto") else load_profile(args.device)
     there = tuned.forget(args.model, profile.name)

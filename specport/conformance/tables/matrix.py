@@ -20,8 +20,8 @@ from specport.conformance.tables.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.models.atomic import write_atomically
 from specport.outside.places import expanded
-from specport.runtime.profiles import Profile, cpu_name, list_profiles, load_profile
-from specport.runtime.registry import DeviceStatus, statuses
+from specport.runtime.devices.profiles import Profile, cpu_name, list_profiles, load_profile
+from specport.runtime.devices.registry import DeviceStatus, statuses
 from specport.runtime.versions import installed
 
 LIMIT_S = 1800  # a device that hangs must not keep the others from their turn

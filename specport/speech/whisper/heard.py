@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from specport.core.ports import Model, conditioned
 from specport.errors import InvalidInput
-from specport.runtime.registry import Speech
+from specport.runtime.devices.registry import Speech
 
 Features = NDArray[np.float32]
 

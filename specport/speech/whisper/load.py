@@ -19,8 +19,8 @@ from specport.models.json_file import read_json
 from specport.models.kinds.whisper import WhisperShape, find_head_tokens, read_shape
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
+from specport.runtime.devices.registry import Loaded, Speech
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded, Speech
 from specport.speech.whisper.heard import listening
 from specport.speech.whisper.logprobs import LogprobSums
 from specport.speech.whisper.model import WhisperModel

@@ -20,7 +20,7 @@ from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation, KeptCache
 from specport.errors import DeviceError, InvalidInput
 from specport.models.kinds.whisper import WhisperShape
-from specport.runtime.registry import CrossAttention
+from specport.runtime.devices.registry import CrossAttention
 from specport.speech.ports import Decoded, Window
 from specport.speech.whisper.heard import Features, Heard, checked
 from specport.speech.whisper.logprobs import LogprobSums

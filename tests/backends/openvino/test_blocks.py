@@ -15,8 +15,8 @@ from specport.core.tree import TokenTree
 from specport.errors import ContextFull, InvalidInput
 from specport.models.source import ModelFiles
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")

@@ -18,8 +18,8 @@ from specport.core.arrays import to_host  # noqa: E402
 from specport.core.ports import Block, Row  # noqa: E402
 from specport.models.kinds.diffusion import DiffusionFacts, find_facts  # noqa: E402
 from specport.runtime.conversion import resolve  # noqa: E402
-from specport.runtime.profiles import load_profile  # noqa: E402
-from specport.runtime.registry import LoadOptions, backend_for  # noqa: E402
+from specport.runtime.devices.profiles import load_profile  # noqa: E402
+from specport.runtime.devices.registry import LoadOptions, backend_for  # noqa: E402
 
 
 def test_logits_are_those_of_the_family(tmp_path: Path) -> None:

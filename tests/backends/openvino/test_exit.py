@@ -24,8 +24,8 @@ from specport.errors import ModelError
 from specport.models.source import ModelFiles
 from specport.runtime import numerics
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 

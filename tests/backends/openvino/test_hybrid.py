@@ -18,8 +18,8 @@ from specport.core.sequence import Generation, KeptCache
 from specport.core.tree import TokenTree
 from specport.errors import ModelError
 from specport.models.source import ModelFiles
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 ov = pytest.importorskip("openvino")
 

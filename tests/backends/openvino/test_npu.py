@@ -26,10 +26,11 @@ from specport.core.tree import TokenTree
 from specport.drafters.model.drafter import ModelDrafter
 from specport.errors import ContextFull, DeviceError, InvalidInput, ModelError
 from specport.models.source import ModelFiles
-from specport.runtime import numerics, registry
+from specport.runtime import numerics
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import Profile, load_profile
-from specport.runtime.registry import Loaded, LoadOptions, backend_for
+from specport.runtime.devices import registry
+from specport.runtime.devices.profiles import Profile, load_profile
+from specport.runtime.devices.registry import Loaded, LoadOptions, backend_for
 
 ov = pytest.importorskip("openvino")
 torch = pytest.importorskip("torch")

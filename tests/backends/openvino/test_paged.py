@@ -18,8 +18,8 @@ from specport.errors import ContextFull, DeviceError, ModelError
 from specport.models.source import ModelFiles
 from specport.runtime import numerics
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import Loaded, LoadOptions, backend_for
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import Loaded, LoadOptions, backend_for
 
 ov = pytest.importorskip("openvino")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from specport.models.source import ModelFiles
-from specport.runtime.profiles import Profile, load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import Profile, load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 pytest.importorskip("openvino")
 

@@ -16,8 +16,8 @@ from specport.core.ports import Row
 from specport.core.tree import TokenTree
 from specport.runtime import numerics
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 pytest.importorskip("openvino")
 

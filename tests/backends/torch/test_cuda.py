@@ -20,8 +20,8 @@ from specport.core.tree import TokenTree
 from specport.drafters.model.drafter import ModelDrafter
 from specport.models.source import ModelFiles
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -22,8 +22,8 @@ from specport.core.ports import Block, Row  # noqa: E402
 from specport.errors import ModelError  # noqa: E402
 from specport.models.kinds.diffusion import DiffusionFacts, find_facts, is_diffusion  # noqa: E402
 from specport.models.source import ModelFiles  # noqa: E402
-from specport.runtime.profiles import load_profile  # noqa: E402
-from specport.runtime.registry import LoadOptions  # noqa: E402
+from specport.runtime.devices.profiles import load_profile  # noqa: E402
+from specport.runtime.devices.registry import LoadOptions  # noqa: E402
 
 BLOCK = {"sdar": 4, "Dream": None, "llada2_moe": 32}
 

@@ -32,8 +32,8 @@ from specport.errors import ContextFull, DeviceError, InvalidInput, ModelError
 from specport.models.source import ModelFiles
 from specport.runtime import numerics
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions, backend_for
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions, backend_for
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -18,8 +18,8 @@ from specport.core.ports import Block, Row
 from specport.core.tree import TokenTree
 from specport.errors import ContextFull, DeviceError, ModelError
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

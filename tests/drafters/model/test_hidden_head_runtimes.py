@@ -23,9 +23,9 @@ from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models import shipped
 from specport.models.kinds.recurrent import EPSILON, dequantized
 from specport.runtime.conversion import resolve
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions, backend_for
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions, backend_for
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")

@@ -24,10 +24,10 @@ from specport.core.tree import TokenTree
 from specport.drafters.model.mtp import MtpDrafter
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models.kinds import mtp
-from specport.runtime import measurements
 from specport.runtime.conversion import mtp_module, resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import Loaded, LoadOptions, backend_for
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import Loaded, LoadOptions, backend_for
+from specport.runtime.stored import measurements
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")

@@ -23,8 +23,8 @@ from specport.drafters.model.head import DraftHead
 from specport.drafters.model.kv_cache import DraftCache
 from specport.drafters.model.parallel import ParallelDrafter
 from specport.runtime.conversion import resolve
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions, backend_for
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions, backend_for
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")

@@ -31,9 +31,9 @@ from specport.models.precision import parse
 from specport.models.source import ModelFiles
 from specport.runtime import conversion, loading
 from specport.runtime.conversion import resolve
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import LoadOptions
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import LoadOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracer's and NNCF's
 

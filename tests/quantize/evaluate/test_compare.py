@@ -20,9 +20,9 @@ from specport.cli import main
 from specport.models.precision import OPTIONS, form
 from specport.models.source import ModelFiles
 from specport.progress import silent
+from specport.runtime.devices.profiles import load_profile
+from specport.runtime.devices.registry import Loaded, LoadOptions, Weights
 from specport.runtime.loading import Loader
-from specport.runtime.profiles import load_profile
-from specport.runtime.registry import Loaded, LoadOptions, Weights
 
 NONE = ToyModel(sharpness=0.0)  # every token is as likely as any other
 

@@ -16,7 +16,7 @@ from specport_numpy import NumpyBackend, NumpyModel, NumpySequence
 from specport.core.ports import Block, Refusal, Row, StepOutput
 from specport.errors import ContextFull, ModelError
 from specport.models.source import ModelFiles
-from specport.runtime.registry import Loaded, LoadOptions
+from specport.runtime.devices.registry import Loaded, LoadOptions
 
 
 class Rollback(NumpyModel):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from specport.models.source import ModelFiles
-from specport.runtime.registry import Loaded, LoadOptions, Weights
+from specport.runtime.devices.registry import Loaded, LoadOptions, Weights
 from support.toys.toy_model import ToyExitModel, ToyModel
 from support.toys.toy_pipeline import ToyTokenizer
 

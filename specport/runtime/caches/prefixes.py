@@ -8,9 +8,9 @@ from pathlib import Path
 from specport.core.prefix_cache import PrefixCache
 from specport.errors import InvalidInput
 from specport.outside.places import expanded
-from specport.runtime import memory
-from specport.runtime.block_files import BlockFolder
-from specport.runtime.registry import Loaded
+from specport.runtime.caches import memory
+from specport.runtime.caches.block_files import BlockFolder
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.versions import installed
 
 _FORMAT = 1  # increase when the content of a backend's blocks changes its order

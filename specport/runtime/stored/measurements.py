@@ -23,7 +23,7 @@ from specport.models.atomic import write_json
 from specport.models.cache import cache_root
 from specport.models.os_errors import cause
 from specport.outside import Format, Table
-from specport.runtime.cost_table import CostTable
+from specport.runtime.stored.cost_table import CostTable
 
 FORMAT = 1
 

@@ -12,8 +12,8 @@ from support.toys.toy_model import ToyModel
 
 from specport.core.engine import Engine
 from specport.errors import InvalidInput
-from specport.runtime.prefixes import Prefixes
-from specport.runtime.registry import Loaded
+from specport.runtime.caches.prefixes import Prefixes
+from specport.runtime.devices.registry import Loaded
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9]
 

@@ -21,7 +21,7 @@ from specport.core.block import Block
 from specport.core.ports import Model, Row
 from specport.errors import DeviceError, SpecportError
 from specport.progress import Progress, silent
-from specport.runtime.profiles import Profile, cpu_flags
+from specport.runtime.devices.profiles import Profile, cpu_flags
 
 if TYPE_CHECKING:
     from specport.models.kinds.pipo import Pairs

@@ -10,8 +10,8 @@ from support.toys.toy_backend import ToyBackend, toy_backend  # noqa: F401  (a f
 import specport
 from specport.errors import ModelError
 from specport.models.source import ModelFiles
-from specport.runtime import tuned
-from specport.runtime.tuned import Choice, Tuned
+from specport.runtime.stored import tuned
+from specport.runtime.stored.tuned import Choice, Tuned
 
 CHOICE = Choice("suffix|recycle", "0", 1.42, {"prompts": 8})
 

@@ -11,10 +11,10 @@ from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models import precision as precisions
 from specport.models.json_file import read_json, whole
 from specport.models.source import ModelFiles
-from specport.runtime import measurements
 from specport.runtime.conversion import mtp_head, mtp_module
+from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
-from specport.runtime.registry import Loaded
+from specport.runtime.stored import measurements
 from specport.text.tokenizer import Tokenizer
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # of a weight

@@ -18,9 +18,9 @@ from specport.backends.openvino import backend as openvino_backend
 from specport.cli import main
 from specport.errors import DeviceError
 from specport.models.source import ModelFiles
-from specport.runtime import registry
-from specport.runtime.profiles import Profile, list_profiles, load_profile
-from specport.runtime.registry import DeviceStatus, LoadOptions
+from specport.runtime.devices import registry
+from specport.runtime.devices.profiles import Profile, list_profiles, load_profile
+from specport.runtime.devices.registry import DeviceStatus, LoadOptions
 
 torch_probe = importlib.import_module(
     "specport.backends.torch.probe"

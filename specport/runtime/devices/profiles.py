@@ -22,7 +22,7 @@ from specport.models import precision as precisions
 from specport.models.folder_checks import IR_XML
 from specport.models.int4_layout import read_layout
 from specport.outside import Format, Table, plain_values
-from specport.runtime import processor_pattern
+from specport.runtime.devices import processor_pattern
 
 DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"  # OpenVINO's property: activations that share a scale
 

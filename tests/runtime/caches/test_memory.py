@@ -11,7 +11,7 @@ from support.toys.toy_backend import toy_backend  # noqa: F401  (a fixture)
 
 import specport
 from specport.errors import InvalidInput
-from specport.runtime import memory
+from specport.runtime.caches import memory
 
 
 @pytest.fixture(autouse=True)

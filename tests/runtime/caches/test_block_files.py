@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from specport.errors import InvalidInput
-from specport.runtime.block_files import BlockFiles, BlockFolder
+from specport.runtime.caches.block_files import BlockFiles, BlockFolder
 
 NAMES = [bytes([i]) * 32 for i in range(40)]
 
@@ -143,7 +143,7 @@ def test_a_full_disk_costs_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("specport.runtime.block_files.np.save", full)
+    monkeypatch.setattr("specport.runtime.caches.block_files.np.save", full)
     blocks.put(NAMES[0], content(0))
     blocks.flush()
     assert not blocks.has(NAMES[0]) and not files(tmp_path)
@@ -155,7 +155,7 @@ def test_two_processes_write_and_read_the_same_blocks_at_once(tmp_path: Path) ->
         "import sys\n"
         "from pathlib import Path\n"
         "import numpy as np\n"
-        "from specport.runtime.block_files import BlockFolder\n"
+        "from specport.runtime.caches.block_files import BlockFolder\n"
         "blocks = BlockFolder(Path(sys.argv[1]), 60_000).of('model')\n"
         "for turn in range(6):\n"
         "    for i in range(40):\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from specport.errors import DeviceError
-from specport.runtime import profiles
-from specport.runtime.profiles import detect, list_profiles, load_profile
+from specport.runtime.devices import profiles
+from specport.runtime.devices.profiles import detect, list_profiles, load_profile
 
 GOOD = """
 name = "mine"

@@ -8,7 +8,7 @@ from specport.errors import ModelError
 from specport.models.bundle import registered
 from specport.models.shipped import shipped_head
 from specport.models.source import ModelFiles
-from specport.runtime import tuned
+from specport.runtime.stored import tuned
 
 
 def drafters(kept: tuned.Tuned, files: ModelFiles) -> tuple[DraftSpec, list[str]]:

@@ -1,0 +1,1 @@
+"""Devices: hardware profiles, and backends that are found for them."""

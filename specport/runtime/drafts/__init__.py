@@ -1,0 +1,1 @@
+"""The drafters that an expression names, found before anything is loaded."""
