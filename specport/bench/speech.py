@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,13 +46,31 @@ class Said:
 
 @dataclass
 class MethodRun:
-    """Hold what one method made of all clips: clip -> text, ids where known, seconds of its fastest run."""
+    """Hold what one method made of all clips, by clip. seconds, counts: of its fastest run."""
 
     method: str
     texts: dict[str, str] = field(default_factory=dict)
     ids: dict[str, tuple[tuple[int, ...], ...] | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    counts: Counts = field(default_factory=Counts)
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+    def add(self, clip: str, said: Said, seconds: float) -> None:
+        """Add what was made of a clip."""
+        self.texts[clip], self.ids[clip] = said.text, said.ids
+        if seconds < self.seconds.get(clip, math.inf):
+            self.seconds[clip], self.counts[clip] = seconds, said.counts
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A system that hears clips.
+
+    forget: makes it hear a clip as if for the first time. A window's encoding, and texts that can be drafted
+            from, would make a second run of the same clip faster than any first one.
+    """
+
+    hear: Callable[[Samples, Clip], Said]
+    forget: Callable[[], None] = lambda: None
 
 
 def bench_speech(
@@ -73,7 +92,8 @@ def bench_speech(
 
     methods: draft expressions, in which "draft" is the model that `draft` names, and names of PEERS. Plain
              decoding is always measured, first. peer_models: system -> folder, where it needs another format.
-    batch:   windows that specport decodes together. runs: of each method on each clip; the fastest counts.
+    batch:   windows that specport decodes together.
+    runs:    of all clips; each begins without what was heard in the one before. The fastest of a clip counts.
     """
     clips = read_clips(clips_file)
     _check(clips, runs, peer_models or {})
@@ -131,16 +151,13 @@ def _check(clips: Sequence[Clip], runs: int, peer_models: Mapping[str, str]) -> 
     word_error_rate(("", clip.text, clip.language) for clip in clips)
 
 
-_Method = Callable[[Samples, Clip], Said]
-
-
 def _own(transcriber: Transcriber, batch: int) -> _Method:
     def run(samples: Samples, clip: Clip) -> Said:
         language = clip.language if transcriber.model.tokens.multilingual else None
         found = transcriber.transcribe(samples, language=language, batch=batch)
         return Said(found.text, found.counts, tuple(segment.ids for segment in found.segments))
 
-    return run
+    return _Method(run, transcriber.model.forget)
 
 
 def _peer(
@@ -155,7 +172,7 @@ def _peer(
     assistant = Path(named(draft, progress)) if draft is not None else None
     # As many as the runtimes choose for specport: one for each core, whatever the threads of a core.
     peer = make(name, expanded(folder), assistant, threads or psutil.cpu_count(logical=False) or 1)
-    return lambda samples, clip: Said(peer(samples, clip.language))
+    return _Method(lambda samples, clip: Said(peer(samples, clip.language)))
 
 
 def _measured(
@@ -166,30 +183,27 @@ def _measured(
     Returns also the seconds of audio.
     """
     rows = {name: MethodRun(name) for name in methods}
-    total, done, audio = len(clips) * len(methods) * runs, 0, 0.0
-    beginning = read_all(clips[0].audio)[: _WARM_S * RATE]
+    total, done = len(clips) * len(methods) * runs, 0
+    heard = {clip.id: read_all(clip.audio) for clip in clips}
+    beginning = heard[clips[0].id][: _WARM_S * RATE]
     for name, method in methods.items():  # graphs are compiled and weights repacked at the first window
         progress(f"warming up {name}", 0.0)
-        method(beginning, clips[0])
-    for clip in clips:
-        samples = read_all(clip.audio)
-        audio += len(samples) / RATE
-        for run in range(runs):
+        method.hear(beginning, clips[0])
+    for _ in range(runs):
+        for method in methods.values():
+            method.forget()
+        for clip in clips:
             for name, method in methods.items():
                 progress(f"{clip.id}, {name}", done / total)
                 began = time.perf_counter()
-                said = method(samples, clip)
-                seconds = time.perf_counter() - began
-                row = rows[name]
-                row.texts[clip.id], row.ids[clip.id] = said.text, said.ids
-                row.seconds[clip.id] = min(seconds, row.seconds.get(clip.id, seconds))
-                row.counts += said.counts if run == 0 else Counts()
+                said = method.hear(heard[clip.id], clip)
+                rows[name].add(clip.id, said, time.perf_counter() - began)
                 done += 1
-    return [*rows.values()], audio
+    return [*rows.values()], sum(map(len, heard.values())) / RATE
 
 
 def _figures(row: MethodRun, plain: MethodRun, clips: Sequence[Clip], audio: float) -> dict[str, Any]:
-    counts, seconds = row.counts, sum(row.seconds.values())
+    counts, seconds = sum(row.counts.values(), Counts()), sum(row.seconds.values())
     known = [clip for clip in clips if clip.text is not None]
     own = all(ids is not None for ids in row.ids.values())
     return {

@@ -53,7 +53,8 @@ def _percents(rates: Mapping[str, float | None]) -> str:
 def write(report: SpeechReport, clips: Sequence[Mapping[str, Any]]) -> None:
     """Write report.md and report.json. clips: what each method made of them."""
     head, *body = table(report)
-    lines = ["# Speech", "", *(f"- {name}: {in_markdown(str(v))}" for name, v in report.about.items()), ""]
+    about = {**report.about, "packages": ", ".join(map(" ".join, report.about["packages"].items()))}
+    lines = ["# Speech", "", *(f"- {name}: {in_markdown(str(v))}" for name, v in about.items()), ""]
     lines += [
         f"| {' | '.join(head)} |",
         f"|{' --- |' * len(head)}",

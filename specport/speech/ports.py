@@ -133,6 +133,10 @@ class SpeechModel(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Drop what was kept of the windows heard until now: the next are heard as if they were the first."""
+        ...
+
     def close(self) -> None:
         """Free what the model holds. Closing twice is harmless."""
         ...

@@ -32,6 +32,10 @@ class SharedModel:
         with self._lock:
             return self._model.align(features, prompt, ids)
 
+    def forget(self) -> None:
+        with self._lock:
+            self._model.forget()
+
     def close(self) -> None:
         with self._lock:
             self._model.close()

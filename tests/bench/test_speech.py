@@ -47,6 +47,24 @@ def test_words_that_are_wrong(
     assert "WER %" in printed and "20.00" in printed and (out / "report.md").exists()
 
 
+def test_each_run_hears_the_clips_for_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ScriptedModel] = []
+
+    def load(model: str | None = None, **options: Any) -> Transcriber:
+        made.append(ScriptedModel([said(0.0, "ask what", 4.0)]))
+        return Transcriber(made[-1])
+
+    monkeypatch.setattr(speech, "load", load)
+    monkeypatch.setattr(bench, "normalizer", lambda language: str.lower)
+    write_wav(tmp_path / "a.wav", tone(4.0))
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text('{"id": "a", "audio": "a.wav", "text": "ask what"}\n')
+    report = bench.bench_speech(clips, tmp_path, model=str(tmp_path), methods=["suffix"], runs=3)
+    assert [model.forgotten for model in made] == [3, 3]
+    assert [len(model.windows) for model in made] == [4, 4]  # one is the warm-up's
+    assert report.rows[0]["encoder_seconds"] == 0.25  # of one run, the fastest
+
+
 def test_peers_are_warmed_up_and_told_by_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer hears the beginning of the first clip before it is timed, and has a thread for each core."""
     heard: list[tuple[int, str | None]] = []

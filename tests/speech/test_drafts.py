@@ -96,6 +96,20 @@ def _alone(model: WhisperModel, given: list[Window]) -> list[tuple[int, ...]]:
     return [model.decode([window])[0].ids for window in given]
 
 
+def test_what_was_heard_can_be_forgotten(plain: WhisperModel, models, device: str) -> None:
+    model = load(
+        str(models.target), draft="suffix", device=device, precision="fp32", policy="fixed",
+        num_draft_tokens=3,
+    )  # fmt: skip
+    window = windows(plain)[0]
+    first, again = (model.decode([window])[0] for _ in range(2))
+    model.forget()
+    fresh = model.decode([window])[0]
+    model.close()
+    assert again.encoder_seconds == 0 < fresh.encoder_seconds  # it was kept
+    assert again.rounds < first.rounds == fresh.rounds  # the text was drafted from
+
+
 def test_greedy_ids_are_those_of_plain_decoding(plain: WhisperModel, drafting: WhisperModel) -> None:
     given = windows(plain)
     expected = _alone(plain, given)

@@ -53,6 +53,11 @@ class History:
         if self._learn and 1 < len(text) <= self._max_tokens:
             self._extend([text] if self._store is None else self._store.add(text))
 
+    def forget(self) -> None:
+        """Drop all texts, as if none had been added. A store keeps its own."""
+        self._texts.clear()
+        self._num_tokens, self.index = 0, SuffixIndex()
+
     def _extend(self, texts: Sequence[Ints]) -> None:
         self._texts.extend(texts)
         self._num_tokens += sum(map(len, texts))

@@ -107,6 +107,7 @@ def load(
         device_name=profile.name,
         notes=[*target.notes, *said],
         identity={"weights": files.fingerprint, "precision": files.precision, "exact": exact},
+        history=retrieval.history,
     )
 
 

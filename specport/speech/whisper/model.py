@@ -18,6 +18,7 @@ from specport.core.engine import Engine
 from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation, KeptCache
+from specport.drafters.retrieval.history import History
 from specport.errors import DeviceError, InvalidInput
 from specport.models.kinds.whisper import WhisperShape
 from specport.runtime.devices.registry import CrossAttention
@@ -49,6 +50,7 @@ class WhisperModel:
     encode:    returns a window's encoder output.
     batch:     windows that are decoded together, at most.
     identity:  what must be the same for the same words.
+    history:   texts of earlier windows, which `suffix` drafts from.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class WhisperModel:
         device_name: str = "",
         notes: Sequence[str] = (),
         identity: Mapping[str, Any] | None = None,
+        history: History | None = None,
     ) -> None:
         self._engine: Engine | None = engine
         self.tokens, self._shape, self._sums = tokens, shape, sums
         self._attention, self._encode, self._batch = attention, encode, batch
         self.model_name, self.device_name, self.notes = model_name, device_name, list(notes)
         self.identity = dict(identity or {})
+        self._history = history
         self.draft_name = engine.policy.name if engine.policy else "none"
         self.exact = engine.model.capabilities.exact
         self.mel_bins = shape.mel_bins
@@ -91,6 +95,12 @@ class WhisperModel:
         if engine is not None:
             engine.tidy()
             self._attention = self._encode = _closed  # they hold the models, too
+
+    def forget(self) -> None:
+        """Drop what was kept of the windows heard until now."""
+        self._lately.clear()
+        if self._history is not None:
+            self._history.forget()
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         """Decode all windows together, in continuous batches. Raises InvalidInput for a bad window."""

@@ -64,7 +64,7 @@ class ScriptedModel:
         self.tokens = ScriptedTokens(multilingual)
         self.script = [*script]
         self.windows: list[Window] = []
-        self.closed = False
+        self.closed, self.forgotten = False, 0
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         found = []
@@ -83,6 +83,9 @@ class ScriptedModel:
         for i in range(len(ids)):
             weights[:, i, 25 * i : 25 * (i + 1)] = 0.04
         return weights
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def close(self) -> None:
         self.closed = True
