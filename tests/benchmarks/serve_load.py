@@ -162,6 +162,7 @@ async def one_client(
         ask, stream = rng.choice([*wanted])
         try:
             if rng.random() < cancel:
+                stream = True  # it may end before its client goes away
                 text = await streamed(client, ask, tally, rng.randint(1, 4))
             elif stream:
                 text = await streamed(client, ask, tally, None)
