@@ -117,6 +117,8 @@ class SuffixIndex:
         if len(self._order):
             places = np.concatenate([places, self._sorted_places(ending)])
         lengths = self._match_lengths(places, ending)
+        if not lengths.any():  # the usual case in text that does not repeat
+            return Matches([], np.empty((0, depth), np.int32))
         best = np.lexsort((-places, -lengths))[: min(_KEPT, np.count_nonzero(lengths))]
         return Matches(lengths[best].tolist(), self._behind(places[best], depth))
 
