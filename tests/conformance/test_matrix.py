@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from specport.cli import main
+from specport.conformance import suite
 from specport.conformance.tables import matrix, results, table
 from specport.conformance.tables.results import CHECKS, Cell, DeviceRun, Matrix
 from specport.errors import DeviceError, InvalidInput, SpecportError
@@ -42,7 +43,7 @@ def result(check: str, outcome: str, reason: str = "") -> dict[str, Any]:
 
 
 def test_checks_are_the_files_of_the_suite() -> None:
-    files = {path.stem.removeprefix("test_") for path in Path(results.__file__).parent.glob("test_*.py")}
+    files = {path.stem.removeprefix("test_") for path in Path(suite.__file__).parent.glob("test_*.py")}
     assert files == {*CHECKS}
 
 

@@ -16,6 +16,7 @@ The paper routes each position behind an escalated one anew; here the target's l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,14 +88,16 @@ class TieredVerifier:
     def verify(self, requests: Sequence[VerifyRequest]) -> tuple[list[Verification | Refusal], float]:
         turns = [_Turn(request) for request in requests]
         output = self._model.thin.step([_slim_row(request) for request in requests])
+        began = time.perf_counter()
         for i, turn in enumerate(turns):
             turn.refused = output.refused.get(i)
             if turn.refused is None:
                 self._route(turn, output.logits_of(i))
+        host = time.perf_counter() - began
         asked = [turn for turn in turns if turn.escalated]
         seconds = self._ask_target(asked) if asked else 0.0
         answers = [self._answer(turn, output.seconds, seconds) for turn in turns]
-        return answers, output.seconds + seconds
+        return answers, output.seconds + seconds + host
 
     def _route(self, turn: _Turn, logits: Array) -> None:
         """Walk down the tree as far as the gate lets the slim verifier decide. logits: [n + 1, vocab]."""
