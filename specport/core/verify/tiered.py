@@ -93,7 +93,7 @@ class TieredVerifier:
             turn.refused = output.refused.get(i)
             if turn.refused is None:
                 self._route(turn, output.logits_of(i))
-        host = time.perf_counter() - began
+        host = time.perf_counter() - began if output.seconds else 0.0
         asked = [turn for turn in turns if turn.escalated]
         seconds = self._ask_target(asked) if asked else 0.0
         answers = [self._answer(turn, output.seconds, seconds) for turn in turns]

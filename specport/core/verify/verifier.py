@@ -115,7 +115,8 @@ class TargetVerifier:
                 continue
             answer = self._judged(request, output.logits_of(i)) if request.ends else self._read(request)
             answers.append(replace(answer, hidden=output.hidden_of(i)) if self._needs.hidden else answer)
-        return answers, output.seconds + time.perf_counter() - began
+        chosen = time.perf_counter() - began if output.seconds else 0.0  # 0 = the model times no steps
+        return answers, output.seconds + chosen
 
     def _row(self, request: VerifyRequest) -> Row:
         hidden: Wanted = "all" if self._needs.hidden else "none"
