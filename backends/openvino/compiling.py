@@ -5,7 +5,6 @@ A profile with step widths uses the model of fixed shapes (`static/model.py`), a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,6 +39,7 @@ from specport.models.json_file import read_json
 from specport.models.kinds.whisper import is_whisper
 from specport.models.precision import parse
 from specport.runtime.caches import memory
+from specport.runtime.devices.profiles import usable_cores
 from specport.runtime.devices.registry import Loaded, LoadOptions, first_step, settings_key
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class Job:
         return computes_on(self.options.profile) == "CPU"
 
     @property
-    def threads(self) -> int | None:
-        return self.options.threads or os.cpu_count()
+    def threads(self) -> int:
+        return self.options.threads or usable_cores()
 
     def context_limit(self, default: int | None = None) -> int:
         """Return the longest sequence in tokens; `default` bounds it where the user gives no limit."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from specport.models.source import ModelFiles, ir_fingerprint
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
 from specport.runtime import conversion
+from specport.runtime.devices.profiles import usable_cores
 from specport.runtime.loading import Loader
 from specport.runtime.stored import measurements
 from specport.text.tokenizer import load_tokenizer
@@ -189,7 +189,7 @@ class _Job:
         adapted, built = self.about.provenance.get(ADAPTED), self.about.distilled
         size = (self.draft / IR_BIN).stat().st_size
         weights = size / BYTES_PER_WEIGHT.get(precisions.parse(self.about.precision).base, 1.0)
-        guess = (os.cpu_count() or 1) * CORE_FLOPS / FLOPS_PER_WEIGHT / weights
+        guess = usable_cores() * CORE_FLOPS / FLOPS_PER_WEIGHT / weights
         guess /= PARALLEL_ROWS if self.about.parallel else 1
         # The build may have trained on another machine, with a GPU.
         for facts, most in ((adapted, math.inf), (built, 2 * guess)):

@@ -7,7 +7,6 @@ a second target. Peers load their own models.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
 from specport.models.atomic import write_atomically
 from specport.progress import Progress, part, silent
-from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name, usable_cores
 from specport.runtime.drafts.automatic import drafters
 from specport.runtime.drafts.mtp import head_of, module_of
 from specport.runtime.loading import Loader
@@ -130,7 +129,7 @@ def bench(
         compared[name] = shared.peer(name) if name.startswith(PEERS) else shared.own(name)
     about = {
         "processor": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "device": loader.profile.name,
         "threads": threads,
         "model": files.name,

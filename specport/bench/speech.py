@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from specport.bench.speech_report import SpeechReport, write
 from specport.errors import InvalidInput, SpecportError
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
-from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.devices.profiles import cpu_name, usable_cores
 from specport.runtime.versions import installed
 from specport.speech.audio.read import RATE, Samples, read_all
 from specport.speech.audio.source import Source
@@ -125,7 +124,7 @@ def bench_speech(
             each.close()
     about = {
         "model": model or "default", "draft": draft, "device": device or "auto", "batch": batch, "runs": runs,
-        "processor": cpu_name(), "cores": os.cpu_count(), "threads": threads, "packages": installed(PACKAGES),
+        "processor": cpu_name(), "cores": usable_cores(), "threads": threads, "packages": installed(PACKAGES),
     }  # fmt: skip
     report = SpeechReport([_figures(row, rows[0], clips, audio) for row in rows], speakers, about, out)
     write(report, [asdict(row) for row in rows])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -29,7 +28,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from specport.runtime.devices.profiles import cpu_flags, cpu_name, detect, list_profiles
+    from specport.runtime.devices.profiles import cpu_flags, cpu_name, detect, list_profiles, usable_cores
     from specport.runtime.devices.registry import statuses
 
     profiles = list_profiles()
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     problems = _problems()
     machine = {
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "instructions": sorted(cpu_flags()),
         "versions": versions,
         "auto": chosen,

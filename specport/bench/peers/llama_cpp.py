@@ -8,7 +8,6 @@ same prompt.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from typing import Any
 from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.source import original
+from specport.runtime.devices.profiles import usable_cores
 
 # Settings of each mode. The library's documentation recommends 2 lookup tokens on a CPU and 10 on a GPU. It
 # has no default for a draft model; a chain of 3 tokens suits a CPU.
@@ -58,7 +58,7 @@ class LlamaCpp:
             ) from error
         self.name = f"llama.cpp:{mode}"
         self._eos_ids = eos_ids
-        threads = threads or os.cpu_count() or 1
+        threads = threads or usable_cores()
         options = {"n_ctx": max_context, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
         weights = _gguf(model)
         settings: dict[str, Any] = {

@@ -20,7 +20,7 @@ from specport.conformance.tables.table import markdown, page
 from specport.errors import DeviceError, InvalidInput, SpecportError
 from specport.models.atomic import write_atomically
 from specport.outside.places import expanded
-from specport.runtime.devices.profiles import Profile, cpu_name, list_profiles, load_profile
+from specport.runtime.devices.profiles import Profile, cpu_name, list_profiles, load_profile, usable_cores
 from specport.runtime.devices.registry import DeviceStatus, statuses
 from specport.runtime.versions import installed
 
@@ -131,7 +131,7 @@ def provenance() -> dict[str, str]:
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "processor": cpu_name(),
-        "cores": str(os.cpu_count()),
+        "cores": str(usable_cores()),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version}" for name, version in installed(PACKAGES).items()),

@@ -6,6 +6,7 @@ recognised by the name that the operating system reports.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -15,6 +16,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from specport.core.policies.length_rules import POLICIES
 from specport.errors import DeviceError, InvalidInput
@@ -173,6 +176,14 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     found = re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)
     return frozenset(wanted & set(found[1].split())) if found else frozenset()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on: fewer than there are in a container or under taskset."""
+    try:
+        return len(psutil.Process().cpu_affinity() or ()) or os.cpu_count() or 1
+    except (AttributeError, psutil.Error):  # an operating system without it
+        return os.cpu_count() or 1
 
 
 @cache

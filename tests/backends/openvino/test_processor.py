@@ -35,6 +35,16 @@ def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch)
         assert fitting(threads, "int4").draft == {**profile.draft, **profile.amx}
 
 
+def test_one_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is held to one core has one thread, though the machine has more cores."""
+    monkeypatch.setattr(loading, "cpu_flags", lambda: ("amx_bf16",))
+    job = Job(ModelFiles(Path(), "m", "fp16", "m", "0"), LoadOptions(load_profile("xeon")), {})
+    for cores, f32 in (([3], True), ([0, 1], False)):
+        monkeypatch.setattr("psutil.Process.cpu_affinity", lambda self, cores=cores: cores)
+        assert job.threads == len(cores)
+        assert ("INFERENCE_PRECISION_HINT" in loading.for_processor(job).exact) is f32
+
+
 @pytest.mark.parametrize(
     ("threads", "precision", "f32"), [(2, "int8", False), (1, "int8", True), (2, "fp32", True)]
 )
