@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from specport.quantize.convert import package_faults
+
 from specport.errors import ModelError
 from specport.models import tensors
 
@@ -42,7 +44,7 @@ def explained(folder: Path | str, hint: str) -> Iterator[None]:
     Its own progress bars are not drawn meanwhile; specport's show what the user waits for.
     """
     try:
-        with _no_bars():
+        with no_bars():
             yield
     except ModelError:
         raise
@@ -52,7 +54,9 @@ def explained(folder: Path | str, hint: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
+    """Let transformers draw no progress bars meanwhile."""
+    package_faults.mend()
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from specport.errors import InvalidInput, SpecportError
 from specport.models.json_file import TOKENIZER_FILE
-from specport.quantize.convert import package_faults
+from specport.quantize.convert import package_faults, whole_model
 from specport.speech.audio.read import RATE, Samples
 
 PEERS = ("transformers:plain", "transformers:draft", "genai:plain", "faster-whisper:plain")
@@ -47,7 +47,6 @@ def make(name: str, model: Path, draft: Path | None, threads: int) -> SpeechPeer
 
 class _Transformers:
     def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
-        package_faults.mend()
         torch = _package("torch", "specport[openvino]")
         transformers = _package("transformers", "specport[openvino]")
         _needs(model, _HUGGING_FACE, "transformers")
@@ -64,10 +63,14 @@ class _Transformers:
 
     def _loaded(self, transformers: Any, folder: Path) -> Any:
         kind = transformers.WhisperForConditionalGeneration
-        found = kind.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, use_safetensors=True,
-            dtype=self._torch.float32,
-        )  # fmt: skip
+        with whole_model.no_bars():
+            found = kind.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=self._torch.float32,
+            )
         if getattr(found.generation_config, "no_timestamps_token_id", None) is None:
             _complete(found.generation_config, self._tokenizer, found.config.vocab_size)
         return found.eval()
@@ -190,6 +193,7 @@ def _needs(folder: Path, file: str, system: str) -> None:
 
 
 def _package(name: str, requirement: str) -> Any:
+    package_faults.mend()  # a model's module that fails to import once stays broken
     try:
         return import_module(name)
     except ImportError as error:
