@@ -81,7 +81,8 @@ def load(
     policy:    "planned", "fixed", "heuristic", "confidence" or "classifier". num_draft_tokens is its
                constant, start or maximum.
     branches:  children per node at depth 1, 2, ... for tree drafting with the policy "fixed".
-    acceptance: acceptance rule for sampling, "rejection" or "block".
+    acceptance: acceptance rule for sampling: "rejection", "block", or "match", with which a seed gives the
+                text of plain decoding.
     verify:    "lossless": the target verifies each token; or, with `lossy`, "tiered:TA,TE" or "entropy:H": a
                slim verifier made of the target's layers does, and the target only where that is not sure. The
                text may differ then (`core.verify.gates`). It needs a draft that you name, and a mask of

@@ -65,7 +65,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--branches", type=_branches, metavar="N,N,...",
         help="draft a tree: children per node at depth 1, 2, ... as in 3,2,1 (needs --policy fixed)",
     )  # fmt: skip
-    add("--acceptance", metavar="{rejection,block}", help="acceptance rule for sampling (default: rejection)")
+    add(
+        "--acceptance",
+        metavar="{rejection,block,match}",
+        help="acceptance rule for sampling (default: rejection); match: a seed gives the text without drafts",
+    )
     add(
         "--verify", metavar="{lossless,tiered:TA,TE,entropy:H}",
         help="who accepts drafted tokens: the target (default: lossless), or a slim verifier where a token "

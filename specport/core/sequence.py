@@ -17,7 +17,7 @@ from specport.core.sampling.output_processors import output_processors
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.processors import LogitsProcessor
 from specport.core.sampling.sampler import Sampler
-from specport.core.verify.rules import AcceptanceRule, rule_for
+from specport.core.verify.rules import AcceptanceRule, Matching, rule_for
 
 FinishReason = Literal["stop", "length", "cancelled"]
 _keys = itertools.count()
@@ -98,6 +98,9 @@ class Generation:
         implied = output_processors(self.params, self.num_prompt_tokens, self.eos_ids)
         self.sampler = Sampler(self.params, (*implied, *self.processors), self.constraint)
         self.acceptance = self.rule or rule_for(self.params)
+        self.draft_sampler = self.sampler
+        if isinstance(self.acceptance, Matching):
+            self.draft_sampler = self.sampler.likeliest_only()
         self.metrics.num_prompt_tokens = len(self.tokens)
         self._started = time.perf_counter()
         self._cancelled = False

@@ -98,7 +98,7 @@ class SpeculativeDecoding:
                     g.key,
                     g.tokens,
                     Plan(depth),
-                    g.sampler,
+                    g.draft_sampler,
                     nodes,
                     g.num_left,
                     g.handle,

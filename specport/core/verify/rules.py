@@ -13,7 +13,7 @@ that is re-ranked and cut after sampling, as EAGLE-2's, must declare its nodes d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,16 +55,22 @@ class Greedy:
     name = "greedy"
 
     def accept(self, tree: TokenTree, scores: TargetScores, sampler: Sampler) -> Verdict:
-        children = tree.children()
-        path: list[int] = []
-        node = -1
-        while True:
-            token = scores.choice(node)
-            match = next((c for c in children.get(node, ()) if tree.tokens[c] == token), None)
-            if match is None:
-                return Verdict(tuple(path), token)
-            path.append(match)
-            node = match
+        return _followed(tree, scores.choice)
+
+
+class Matching:
+    """Draw each token from the target, and accept the child that has it, if there is one.
+
+    One random number a token, in the order of the text, is what plain decoding takes: with the same seed the
+    text is the same, token for token, whatever is drafted. So drafts must not take numbers from that stream:
+    they are the likeliest tokens (`Generation.draft_sampler`). A child x is accepted with probability p(x),
+    less often than where it is drawn and judged by `RejectionSampling`.
+    """
+
+    name = "match"
+
+    def accept(self, tree: TokenTree, scores: TargetScores, sampler: Sampler) -> Verdict:
+        return _followed(tree, lambda node: sampler.draw(scores.probs(node)))
 
 
 class RejectionSampling:
@@ -138,9 +144,10 @@ class BlockVerification:
         raise AssertionError("unreachable: length 0 is always accepted")
 
 
-RULES: dict[str, type[RejectionSampling] | type[BlockVerification]] = {
+RULES: dict[str, type[RejectionSampling] | type[BlockVerification] | type[Matching]] = {
     "rejection": RejectionSampling,
     "block": BlockVerification,
+    "match": Matching,
 }
 
 
@@ -152,6 +159,20 @@ def rule_for(params: SamplingParams, name: str = "rejection") -> AcceptanceRule:
     if name not in RULES:
         raise InvalidInput(f"unknown acceptance rule {name!r}", f"choose one of {', '.join(RULES)}")
     return Greedy() if params.greedy else RULES[name]()
+
+
+def _followed(tree: TokenTree, choose: Callable[[int], int]) -> Verdict:
+    """Follow the target down the tree. choose: returns its token after a node (-1 = the root token)."""
+    children = tree.children()
+    path: list[int] = []
+    node = -1
+    while True:
+        token = choose(node)
+        match = next((c for c in children.get(node, ()) if tree.tokens[c] == token), None)
+        if match is None:
+            return Verdict(tuple(path), token)
+        path.append(match)
+        node = match
 
 
 def _drawn_from(tree: TokenTree, node: int, excluded: Sequence[int] = ()) -> Array | None:

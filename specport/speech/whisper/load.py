@@ -42,7 +42,6 @@ def load(
     exact: bool = True,
     policy: str | None = None,
     num_draft_tokens: int | None = None,
-    acceptance: str = "rejection",
     history: str | Path | None = None,
     threads: int | None = None,
     cache_memory: str | None = None,
@@ -82,7 +81,7 @@ def load(
     profile = loader.profile
     if policy is None and num_draft_tokens is None:
         num_draft_tokens = profile.num_draft_tokens
-    drafting = Drafting(policy or profile.policy, num_draft_tokens, (), acceptance)
+    drafting = Drafting(policy or profile.policy, num_draft_tokens)
     files, target = loader.target(model, precision, exact)
     tokenizer, tokens, shape = _read(files)
     speech = _speech(target, files)

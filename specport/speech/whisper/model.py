@@ -18,6 +18,7 @@ from specport.core.engine import Engine
 from specport.core.ports import Block, Row
 from specport.core.sampling.params import SamplingParams
 from specport.core.sequence import Generation, KeptCache
+from specport.core.verify.rules import rule_for
 from specport.drafters.retrieval.history import History
 from specport.errors import DeviceError, InvalidInput
 from specport.models.kinds.whisper import WhisperShape
@@ -209,12 +210,14 @@ class WhisperModel:
         heard = self._heard(window.features)
         prompt, sot = window.prompt, self.tokens.sot
         no_speech, seconds = math.nan, 0.0
+        params = SamplingParams(temperature=window.temperature, seed=window.seed)
         generation = Generation(
             [*prompt],
-            SamplingParams(temperature=window.temperature, seed=window.seed),
+            params,
             min(window.max_new_tokens, self._shape.context - len(prompt)),
             frozenset({self.tokens.eot}),
             processors=processors(self.tokens, len(prompt), timestamps=window.timestamps),
+            rule=rule_for(params, "match"),  # drawn words, too, are those of plain decoding
             conditioning=heard,
         )
         if self.tokens.no_speech is not None and sot in prompt:

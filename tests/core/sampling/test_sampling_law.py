@@ -60,7 +60,7 @@ def texts(counts: np.ndarray, engine: Engine, rule: str, rows: int = 1) -> None:
     ("kind", "rule", "branches"),
     [
         (Fixed, "rejection", ()), (Fixed, "block", ()), (Fixed, "rejection", (3, 2)), (Fixed, "block", (2,)),
-        (Unsure, "rejection", (2, 2)), (Unsure, "block", ()),
+        (Unsure, "rejection", (2, 2)), (Unsure, "block", ()), (Fixed, "match", ()), (Fixed, "match", (3, 2)),
     ],
 )  # fmt: skip
 def test_any_draft_keeps_the_law(
@@ -85,6 +85,23 @@ def test_the_planner_keeps_the_law_of_every_row(rows: int) -> None:
     check_law(counts, target, PROMPT, PARAMS)
     trees = [outcome.tree for outcome in (*free.outcomes, *drawn.outcomes)]
     assert {(len(tree), tree.probs is None) for tree in trees} >= {(1, True), (1, False), (0, True)}
+
+
+@pytest.mark.parametrize("branches", [(), (2, 2)])
+def test_with_matching_a_seed_gives_the_text_of_plain_decoding(branches: tuple[int, ...]) -> None:
+    """Also where texts share steps, and where some are computed anew."""
+    accepted = preempted = 0
+    for seed in range(40):
+        params = [replace(PARAMS, seed=2 * seed + i) for i in range(2)]
+        plain = [run(Engine(model()), begin(PROMPT, 20, params=each))[0] for each in params]
+        small = ToyModel(VOCAB, sharpness=1.0, cache_tokens=40, max_context=40)
+        engine = drafted(small, ToyDrafter(model(0.7)), rule=lambda: Fixed(3, branches))
+        found = [begin(PROMPT, 20, params=each, rule=rule_for(each, "match")) for each in params]
+        engine._scheduler._fits = lambda generation: True  # as soon as it came
+        assert run(engine, *found) == plain
+        accepted += sum(each.metrics.num_accepted_tokens for each in found)
+        preempted += sum(each.metrics.num_preemptions for each in found)
+    assert accepted and preempted
 
 
 def test_texts_that_are_computed_anew_keep_the_law() -> None:

@@ -33,7 +33,14 @@ from specport.core import reference
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
-from specport.core.verify.rules import BlockVerification, Greedy, RejectionSampling, Verdict, rule_for
+from specport.core.verify.rules import (
+    BlockVerification,
+    Greedy,
+    Matching,
+    RejectionSampling,
+    Verdict,
+    rule_for,
+)
 from specport.core.verify.scores import TargetScores
 from specport.errors import InvalidInput
 
@@ -224,5 +231,6 @@ def test_rule_for() -> None:
     assert isinstance(rule_for(SamplingParams(), "block"), Greedy)
     assert isinstance(rule_for(SAMPLED), RejectionSampling)
     assert isinstance(rule_for(SAMPLED, "block"), BlockVerification)
+    assert isinstance(rule_for(SAMPLED, "match"), Matching)
     with pytest.raises(InvalidInput, match="typical"):
         rule_for(SAMPLED, "typical")
