@@ -6,7 +6,7 @@ A profile with step widths uses the model of fixed shapes (`static/model.py`), a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,16 +54,11 @@ _ALIGNMENT = 64  # the number of rows of a static cache is a multiple of it
 
 @dataclass(frozen=True)
 class Job:
-    """Hold what is to be loaded and how.
-
-    config:  the model's config.json, which is read once.
-    encoder: properties of a speech model's encoder.
-    """
+    """Hold what is to be loaded and how. config: the model's config.json, which is read once."""
 
     files: ModelFiles
     options: LoadOptions
     config: Mapping[str, Any]
-    encoder: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: ModelFiles, options: LoadOptions) -> Job:
@@ -146,7 +141,7 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
 
 def loaded(model: PagedModel | StaticModel, notes: tuple[str, ...], key: str, job: Job) -> Loaded:
     """Return a model with what its users are told, and the key of its measurements."""
-    encoder = partial(compile_on_device, job=job, settings=_settings(job, job.encoder))
+    encoder = partial(compile_on_device, job=job, settings=_settings(job, job.options.profile.exact))
     # The runtime repacks weights at the first step: 1.9 s for a draft of 0.5B in INT4, 2 cores.
     prepare = partial(first_step, whisper.unconditioned(model))
     speech = whisper.speech(model, job.files, encoder)
