@@ -10,6 +10,7 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_USE = {32, 33}  # Windows: another program has the file open, or a part of it locked
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # format of Rust libraries such as safetensors
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's, without a number: the disk is full
 
 
 class Cause(NamedTuple):
@@ -22,7 +23,15 @@ class Cause(NamedTuple):
 def is_local(error: BaseException) -> bool:
     """Return whether an OSError is of this machine's files, and not of the network."""
     known = _FULL | _FORBIDDEN | {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENOTDIR}
-    return isinstance(error, OSError) and error.errno in known
+    return isinstance(error, OSError) and _code(error) in known
+
+
+def _code(error: BaseException) -> int | None:
+    """Return the operating system's number of an error, from its text where it has none."""
+    code: int | None = getattr(error, "errno", None)
+    if code is None and (found := _IN_TEXT.search(str(error))):
+        return int(found[1])
+    return errno.ENOSPC if code is None and _SHORT_WRITE.search(str(error)) else code
 
 
 def cause(error: Exception, full: str = "free some space and run the same command again") -> Cause:
@@ -31,9 +40,7 @@ def cause(error: Exception, full: str = "free some space and run the same comman
     full: the next step where the disk is full.
     Errors of other libraries are parsed from their text.
     """
-    code = getattr(error, "errno", None)
-    if code is None and (found := _IN_TEXT.search(str(error))):
-        code = int(found[1])
+    code = _code(error)
     names = [str(name) for name in (getattr(error, n, None) for n in ("filename", "filename2")) if name]
     where = " and ".join(names)
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
