@@ -72,7 +72,7 @@ class _Transformers:
                 dtype=self._torch.float32,
             )
         if getattr(found.generation_config, "no_timestamps_token_id", None) is None:
-            _complete(found.generation_config, self._tokenizer, found.config.vocab_size)
+            _complete(found.generation_config, self._tokenizer, found.config)
         return found.eval()
 
     def __call__(self, samples: Samples, language: str | None) -> str:
@@ -99,11 +99,12 @@ class _Transformers:
         return str(self._tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
 
 
-def _complete(config: Any, tokenizer: Any, vocab: int) -> None:
-    """Say which ids are special, for a folder without a generation config."""
+def _complete(config: Any, tokenizer: Any, model: Any) -> None:
+    """Say which ids are special, and how long a text may be, for a folder without a generation config."""
+    config.max_length = model.max_target_positions  # else 20 tokens a window
     first = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
     config.no_timestamps_token_id = first
-    config.is_multilingual = vocab >= 51865
+    config.is_multilingual = model.vocab_size >= 51865
     config.return_timestamps = True
     config.max_initial_timestamp_index = 50
     config.prev_sot_token_id = tokenizer.convert_tokens_to_ids("<|startofprev|>")
