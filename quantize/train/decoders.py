@@ -7,11 +7,8 @@ from typing import Any
 
 from specport.errors import ModelError
 
-DECODERS = (
-    "llama",
-    "qwen2",
-    "qwen3",
-)  # their model_type; all layers have full attention with rotary positions
+# Their model_type. All layers have full attention with rotary positions.
+DECODERS = ("llama", "qwen2", "qwen3")
 
 
 def check(config: Mapping[str, Any], purpose: str) -> None:

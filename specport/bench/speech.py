@@ -182,9 +182,8 @@ def _measured(
     Returns also the seconds of audio.
     """
     rows = {name: MethodRun(name) for name in methods}
-    total, done = len(clips) * len(methods) * runs, 0
-    heard = {clip.id: read_all(clip.audio) for clip in clips}
-    beginning = heard[clips[0].id][: _WARM_S * RATE]
+    total, done, lengths = len(clips) * len(methods) * runs, 0, dict[str, int]()
+    beginning = read_all(clips[0].audio)[: _WARM_S * RATE]
     for name, method in methods.items():  # graphs are compiled and weights repacked at the first window
         progress(f"warming up {name}", 0.0)
         method.hear(beginning, clips[0])
@@ -192,13 +191,15 @@ def _measured(
         for method in methods.values():
             method.forget()
         for clip in clips:
+            samples = read_all(clip.audio)  # anew in each run: all clips together may be hours
+            lengths[clip.id] = len(samples)
             for name, method in methods.items():
                 progress(f"{clip.id}, {name}", done / total)
                 began = time.perf_counter()
-                said = method.hear(heard[clip.id], clip)
+                said = method.hear(samples, clip)
                 rows[name].add(clip.id, said, time.perf_counter() - began)
                 done += 1
-    return [*rows.values()], sum(map(len, heard.values())) / RATE
+    return [*rows.values()], sum(lengths.values()) / RATE
 
 
 def _figures(row: MethodRun, plain: MethodRun, clips: Sequence[Clip], audio: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from specport.core.metrics import Metrics, StepCounts
@@ -96,11 +96,12 @@ class Generation:
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens)
         implied = output_processors(self.params, self.num_prompt_tokens, self.eos_ids)
-        self.sampler = Sampler(self.params, (*implied, *self.processors), self.constraint)
+        processors = (*implied, *self.processors)
+        self.sampler = Sampler(self.params, processors, self.constraint)
         self.acceptance = self.rule or rule_for(self.params)
         self.draft_sampler = self.sampler
         if isinstance(self.acceptance, Matching):
-            self.draft_sampler = self.sampler.likeliest_only()
+            self.draft_sampler = Sampler(replace(self.params, temperature=0.0), processors, self.constraint)
         self.metrics.num_prompt_tokens = len(self.tokens)
         self._started = time.perf_counter()
         self._cancelled = False

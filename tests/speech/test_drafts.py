@@ -148,6 +148,19 @@ def test_drawn_ids_are_those_of_plain_decoding(plain: WhisperModel, drafting: Wh
     assert sum(each.drafted for each in found) > 0
 
 
+def test_drawn_ids_that_were_drafted_are_accepted(plain: WhisperModel, models, device: str) -> None:
+    """The target drafts for itself, and is nearly sure of each token."""
+    model = load(
+        str(models.target), draft=str(models.target), device=device, precision="fp32",
+        draft_precision="fp32", policy="fixed", num_draft_tokens=3,
+    )  # fmt: skip
+    given = [replace(window, seed=seed) for window in windows(plain, 0.01) for seed in range(2)]
+    found = model.decode(given)
+    model.close()
+    assert [each.ids for each in found] == _alone(plain, given)
+    assert sum(each.accepted for each in found) > 0
+
+
 def test_drawn_texts_keep_the_law(plain: WhisperModel, models, device: str) -> None:
     """First two tokens of many windows, drafted by a model, against the exact law (chi-square)."""
     if device != "xeon":

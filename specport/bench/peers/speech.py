@@ -48,7 +48,7 @@ def make(name: str, model: Path, draft: Path | None, threads: int) -> SpeechPeer
 class _Transformers:
     def __init__(self, model: Path, draft: Path | None, threads: int) -> None:
         torch = _package("torch", "specport[openvino]")
-        transformers = _package("transformers", "specport[openvino]")
+        transformers = _transformers("transformers")
         _needs(model, _HUGGING_FACE, "transformers")
         torch.set_num_threads(threads)
         self._torch = torch
@@ -171,7 +171,7 @@ _SYSTEMS: dict[str, Callable[[Path, Path | None, int], SpeechPeer]] = {
 
 def normalizer(language: str) -> Callable[[str], str]:
     """Return what makes two spellings of one text equal: Whisper's, for English or any language."""
-    module = _package("transformers.models.whisper.english_normalizer", "specport[openvino]")
+    module = _transformers("transformers.models.whisper.english_normalizer")
     found = module.EnglishTextNormalizer({}) if language == "en" else module.BasicTextNormalizer()
     return lambda text: str(found(text))
 
@@ -193,8 +193,13 @@ def _needs(folder: Path, file: str, system: str) -> None:
     raise InvalidInput(f"{system} needs {file}, which {folder} does not have", hint)
 
 
+def _transformers(module: str) -> Any:
+    """Import a module of transformers. One of a model that fails to import once stays broken."""
+    package_faults.mend()
+    return _package(module, "specport[openvino]")
+
+
 def _package(name: str, requirement: str) -> Any:
-    package_faults.mend()  # a model's module that fails to import once stays broken
     try:
         return import_module(name)
     except ImportError as error:

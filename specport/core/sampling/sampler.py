@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,13 +40,8 @@ class Sampler:
         self.params = params
         self.constraint = constraint
         every = (RepetitionPenalty(params.repetition_penalty), *processors)
-        self._given = processors
         self._processors = [processor for processor in every if not processor.is_identity]
         self._rng = np.random.default_rng(params.seed)
-
-    def likeliest_only(self) -> Sampler:
-        """Return one with the same processors and constraint that chooses the likeliest token."""
-        return Sampler(replace(self.params, temperature=0.0), self._given, self.constraint)
 
     @property
     def processes(self) -> bool:
