@@ -1,6 +1,6 @@
 """Commands that are killed, and commands whose disk is full: nothing half is used, and they go on.
 
-A small part of `tests/benchmarks/kills.py` and `full_disk.py`, which do this to all long commands.
+A small part of `tests/benchmarks/trust/kills.py` and `full_disk.py`, which do this to all long commands.
 """
 
 from __future__ import annotations
