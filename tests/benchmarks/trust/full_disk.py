@@ -61,7 +61,7 @@ def fill(
     command: Command, template: Path, work: Path, shares: list[float], known: Path | None = None
 ) -> Filled:
     """Run a command on disks with room for these shares of what it writes."""
-    found, place = Filled(command.name), work / "disk"
+    found, place, messages = Filled(command.name), work / "disk", work / "messages.txt"
     expected = undisturbed(command, template, work / "place", known)
     if expected.problem:
         found.problems.append(expected.problem)
@@ -70,9 +70,8 @@ def fill(
     for share in shares:
         with disk(place, 1 << 30):
             shutil.copytree(template, place, dirs_exist_ok=True)
-            room = used(place) + round(share * found.written) // 4096 * 4096 + 8192  # 8192: its messages
-            _resize(place, room)
-            code, _, said = finish(command, place)
+            _resize(place, used(place) + max(round(share * found.written) // 4096, 1) * 4096)
+            code, _, said = finish(command, place, messages=messages)
             last = said.strip().splitlines()[-1] if said.strip() else ""
             found.shares.append(share)
             found.codes.append(code)
@@ -85,7 +84,7 @@ def fill(
             found.problems += [f"{share}: {path} is half a file" for path in half_files(place)]
             found.problems += [f"{share}: {name} changed" for name in changed_files(command, template, place)]
             _resize(place, 1 << 30)
-            code, out, said = finish(command, place, command.resume)
+            code, out, said = finish(command, place, command.resume, messages)
             if code:
                 found.problems.append(f"{share}: with room again: exit {code}, {said[-300:]}")
             elif repr(command.result(place, out)) != expected.result:
@@ -96,19 +95,19 @@ def fill(
 def read_only(command: Command, template: Path, work: Path, known: Path | None = None) -> list[str]:
     """Run a command on a disk that cannot be written, and again when it can; return what went wrong."""
     expected, place = undisturbed(command, template, work / "place", known), work / "disk"
+    messages = work / "messages.txt"
     if expected.problem:
         return [expected.problem]
     found: list[str] = []
     with disk(place, 1 << 30):
         shutil.copytree(template, place, dirs_exist_ok=True)
-        messages = work / "messages.txt"
         _remount(place, "ro")
         code, _, said = finish(command, place, messages=messages)
         last = said.strip().splitlines()[-1] if said.strip() else ""
         if code not in (0, 2) or "Traceback" in said or (code == 2 and "ead-only" not in last):
             found.append(f"exit {code}, {said[-400:]}")
         _remount(place, "rw")
-        code, out, said = finish(command, place, command.resume)
+        code, out, said = finish(command, place, command.resume, messages)
         if code or repr(command.result(place, out)) != expected.result:
             found.append(f"written again: exit {code}, {said[-300:]}")
     return found

@@ -25,6 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import specport.backends
+import specport.quantize
+
+import specport
+
 _TESTS = Path(__file__).parents[2]
 CACHE, _MESSAGES = "cache", "messages.txt"
 _UNFINISHED = (".tmp", ".old", ".partial", ".part", ".lock")  # ends of names that say what they are
@@ -109,15 +114,21 @@ class Undisturbed:
 
 
 def undisturbed(command: Command, template: Path, place: Path, known: Path | None = None) -> Undisturbed:
-    """Run a command in a new place, or return what `known`, a file that is kept up to date, says of it."""
+    """Run a command in a new place, or return what `known`, a file that is kept up to date, says of it.
+
+    Of other code it says nothing: that may give something else.
+    """
+    code = _code()
     stored = json.loads(known.read_text(encoding="utf-8")) if known and known.exists() else {}
+    if stored.get("code") != code:
+        stored = {"code": code}
     if command.name in stored:
         return Undisturbed(**stored[command.name])
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(template, place)
     began, before = time.monotonic(), _size(place)
-    code, out, said = finish(command, place)
-    if code:
+    status, out, said = finish(command, place)
+    if status:
         return Undisturbed(problem=f"it fails without being disturbed: {said[-600:]}")
     seconds = time.monotonic() - began
     found = Undisturbed(seconds, max(_size(place) - before, 4096), repr(command.result(place, out)))
@@ -125,6 +136,14 @@ def undisturbed(command: Command, template: Path, place: Path, known: Path | Non
     if known:
         known.write_text(json.dumps({**stored, command.name: asdict(found)}, indent=1), encoding="utf-8")
     return found
+
+
+def _code() -> str:
+    """Return a digest of the package's source."""
+    packages = (specport, specport.backends, specport.quantize)
+    folders = [Path(folder) for package in packages for folder in package.__path__]
+    files = sorted({path for folder in folders for path in folder.rglob("*.py")})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _size(place: Path) -> int:
