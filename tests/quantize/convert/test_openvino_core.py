@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("openvino")
 
+from openvino import opset13
+from specport.quantize.convert import openvino_core
 from specport.quantize.convert.openvino_core import core
 
 # Two Cores that go in the order in which they came, the second of which notes the first's stack as its own
@@ -31,6 +33,31 @@ signal.raise_signal(signal.SIGINT)
 """
 
 
+# Products of shapes that were not there before, and what the process has grown by for them, in bytes.
+GROWTH = """
+import numpy as np, openvino, psutil
+from openvino import opset13 as op
+from specport.quantize.convert.openvino_core import core
+
+x = op.parameter([-1, 64], openvino.Type.f32)
+weights = op.constant(np.ones((64, 64), np.float32))
+product = openvino.Model([op.matmul(x, weights, False, True)], [x])
+run = {core}.compile_model(product, "CPU", {{"INFERENCE_NUM_THREADS": 1}})
+for width in range(1, 901):
+    run(np.zeros((width, 64), np.float32))
+    if width == 300:
+        before = psutil.Process().memory_info().rss
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def grown(core: str) -> int:
+    code = GROWTH.format(core=core)
+    return int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
+
+
 def signalled(context: str) -> subprocess.CompletedProcess[str]:
     code = SIGNALS.format(context=context)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -49,3 +76,18 @@ def test_signals_are_handled_after_cores_of_other_packages() -> None:
 def test_without_it_a_signal_ends_the_process() -> None:
     """Where this passes no longer, OpenVINO has mended it, and the module can go."""
     assert signalled("nullcontext()").returncode != 0
+
+
+def test_shapes_that_were_seen_take_little_memory() -> None:
+    """Else a server that reads prompts of all lengths grows for hours."""
+    assert grown("core()") < 0.3 * grown("openvino.Core()")
+
+
+def test_a_runtime_that_does_not_know_the_bound_loads_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    made = openvino.Core()
+    monkeypatch.setattr(openvino_core, "_PLUGIN_BOUND", "CPU_NO_SUCH_NAME")
+    openvino_core._bound(made)
+    x = opset13.parameter([-1, 4], openvino.Type.f32)
+    made.compile_model(openvino.Model([opset13.relu(x)], [x]), "CPU")
