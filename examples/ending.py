@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from specport.errors import SpecportError
+from specport.models.os_errors import cause
 
 
 def run(main: Callable[[], None]) -> None:
@@ -14,6 +15,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except SpecportError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, or one that cannot be written
+        print("{} ({})".format(*cause(error)), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)

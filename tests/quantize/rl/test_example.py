@@ -50,6 +50,16 @@ def test_help(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0 and "--compare N" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_written_is_told(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        import_module("ending").run(lambda: run("--out", str(tmp_path / "file" / "own"), "--draft", "ngram"))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "file" in said.splitlines()[-1] and "Traceback" not in said
+
+
 def test_two_updates(run: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "own"
     run("--out", str(out), "--draft", "ngram")
