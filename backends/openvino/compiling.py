@@ -6,7 +6,7 @@ A profile with step widths uses the model of fixed shapes (`static/model.py`), a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,11 +54,16 @@ _ALIGNMENT = 64  # the number of rows of a static cache is a multiple of it
 
 @dataclass(frozen=True)
 class Job:
-    """Hold what is to be loaded and how. config: the model's config.json, which is read once."""
+    """Hold what is to be loaded and how.
+
+    config:  the model's config.json, which is read once.
+    encoder: properties of a speech model's encoder.
+    """
 
     files: ModelFiles
     options: LoadOptions
     config: Mapping[str, Any]
+    encoder: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: ModelFiles, options: LoadOptions) -> Job:
@@ -141,7 +146,7 @@ def compiled(job: Job, properties: Mapping[str, Any], *, exact_mode: bool) -> Pa
 
 def loaded(model: PagedModel | StaticModel, notes: tuple[str, ...], key: str, job: Job) -> Loaded:
     """Return a model with what its users are told, and the key of its measurements."""
-    encoder = partial(compile_on_device, job=job, settings=_settings(job, job.options.profile.exact))
+    encoder = partial(compile_on_device, job=job, settings=_settings(job, job.encoder))
     # The runtime repacks weights at the first step: 1.9 s for a draft of 0.5B in INT4, 2 cores.
     prepare = partial(first_step, whisper.unconditioned(model))
     speech = whisper.speech(model, job.files, encoder)

@@ -45,6 +45,31 @@ def test_one_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("INFERENCE_PRECISION_HINT" in loading.for_processor(job).exact) is f32
 
 
+@pytest.mark.parametrize(
+    ("threads", "precision", "exact", "f32"),
+    [(2, "int8", True, True), (2, "int8", False, False), (1, "int8", False, True), (2, "fp32", False, True)],
+)
+def test_a_fast_encoder_leaves_the_choice_to_the_runtime_with_amx(
+    threads: int, precision: str, exact: bool, f32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder computes in f32 there, in every case."""
+    jobs: list[Job] = []
+
+    def compiled(job: Job, properties: Mapping[str, Any], **_: object) -> None:
+        jobs.append(job)
+        assert properties["INFERENCE_PRECISION_HINT"] == "f32"
+        raise InterruptedError
+
+    monkeypatch.setattr(loading, "cpu_flags", lambda: ("amx_bf16",))
+    monkeypatch.setattr(exact_mode if exact else loading, "compiled", compiled)
+    with pytest.raises(InterruptedError):
+        loading.load(
+            ModelFiles(tmp_path, "m", precision, "m", "0"),
+            LoadOptions(load_profile("xeon"), threads=threads, exact=exact),
+        )
+    assert (jobs[0].encoder.get("INFERENCE_PRECISION_HINT") == "f32") is f32
+
+
 @pytest.mark.parametrize(("shape", "group"), [("64, 12, 128", 128), ("64, 576", 256), ("64, 9, 64", 64)])
 def test_every_role_gets_the_group_of_activations_that_fits(
     shape: str, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
