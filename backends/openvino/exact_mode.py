@@ -53,6 +53,6 @@ def _way(job: Job, properties: Mapping[str, Any], notes: tuple[str, ...], fewest
     seen, progress = whisper.unconditioned(model), job.options.progress
     if not numerics.checked(seen, key, progress=progress):
         return None
-    if isinstance(model, PagedModel) and not numerics.checked_wide(seen, key, progress=progress):
-        model.widest = numerics.NARROW
+    if isinstance(model, PagedModel):
+        model.widest = numerics.checked_width(seen, key, progress=progress)
     return loaded(model, notes, key_of(job, properties, padded=True, hidden=False) + rows, job)

@@ -92,7 +92,7 @@ def _pack(module: Any, name: str, *, transposed: bool) -> list[PackedLinear]:
         linear.weight = torch.nn.Parameter(own.contiguous(), requires_grad=False)
         if biases is not None:
             linear.bias = torch.nn.Parameter(biases.data[i].contiguous(), requires_grad=False)
-        layers.append(PackedLinear(linear))
+        layers.append(PackedLinear(linear, exact=True))
         layers[-1].least = 2
     setattr(module, name, None)
     return layers

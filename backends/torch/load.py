@@ -52,7 +52,6 @@ _EXACT = (
     settings.Scheme((8,), batch=False, tree=False),
 )
 _FEW = (1, 2, 3, 4, 6, 8, 12, 16)  # widths of a decoder with states, where shapes may vary
-_NARROW = 8  # width of the steps that wide ones are compared with, where layers have states
 _PAST = 122  # tokens before the compared ones, which then cross the end of an attended length
 
 
@@ -78,10 +77,10 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     limit = settings.context_limit(config, options)
     mtp = load_mtp(model, options, place, limit, settings.budget(place.free, options))
     install_pairs(model, options.pairs, profile.device)  # the module embeds single tokens
-    weights.place(model, files.name, place.device)
+    must_be_exact = options.exact and options.role == "target"
+    weights.place(model, files.name, place.device, exact=must_be_exact)
     slim = Slim.of(model, files.name, options, place, settings.budget(place.free, options))
     # All schemes are tried on the same cache and runner, so that they share captured graphs.
-    must_be_exact = options.exact and options.role == "target"
     with _told(files, config.model_type):
         parity = Parity(model, _versions(files, options))
         module = _step_module(model, options, place, must_be_exact)
@@ -161,16 +160,17 @@ def _exact(
             # Layers with states may round differently from some width on, which the other steps do not reach.
             not stateful
             or scheme.decode
-            or numerics.checked_wide(seen(found), key, _NARROW, progress=options.progress)
+            or numerics.checked_wide(seen(found), key, progress=options.progress)
         ):
             notes: tuple[str, ...] = ()
             if scheme.decode:
                 how = f"{max(scheme.decode)} tokens of one sequence"
                 notes = (f"exact mode always steps {how} here, in {files.precision}",)
-            elif not options.profile.buckets and not numerics.checked_wide(
-                seen(found), key, progress=options.progress
+            elif not options.profile.buckets and (
+                width := numerics.checked_width(seen(found), key, progress=options.progress)
             ):
-                found = build(replace(widths, read=(numerics.NARROW,)), scheme)
+                # What does not hold for the tokens of one sequence does not for those of several.
+                found = build(replace(widths, read=(width,)), replace(scheme, batch=False))
             costs_as = replace(options, hidden_layers=())  # these outputs hardly change what a step costs
             return found, settings.key(files, costs_as, widths, scheme), notes
     raise DeviceError(
@@ -183,8 +183,8 @@ def _load_whisper(files: ModelFiles, options: LoadOptions, place: devices.Place)
     if options.exit_layer or options.hidden_layers:
         raise ModelError("a speech model has no early exit and no hidden states")
     profile = options.profile
-    parts = WhisperParts.read(files, place.device, options.head_tokens)
     must_be_exact = options.exact and options.role == "target"
+    parts = WhisperParts.read(files, place.device, options.head_tokens, exact=must_be_exact)
     limit = min(parts.shape.context, options.max_context or parts.shape.context)
     runner = place.runner(parts.step)
 

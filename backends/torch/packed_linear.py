@@ -3,32 +3,47 @@
 On a CPU, torch passes f32 matrix products to MKL, whose rounding depends on the number of rows, and bf16
 products to oneDNN, which packs the weight again at every call. torch's own compiler uses packed weights
 (`torch._inductor`, freezing). Called directly, they run at memory bandwidth, and two or more rows round
-bit-identically for any number of rows, which makes exact mode cheap.
+bit-identically for any number of rows, which makes exact mode cheap. With AMX that holds for up to 32 rows of
+bf16: whether more round alike depends on the layer's shape, and is tried once.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from specport.models.cache import cache_root
+from specport.runtime.devices.profiles import cpu_name
+from specport.runtime.numerics import Answers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ROWS = 8  # number of rows that the layout is optimised for; it works for any
+_FEW = 32  # rows that round alike on every processor so far
+_MANY = (33, 64, 128, 256)  # numbers of rows that are tried
 
 
 class PackedLinear(torch.nn.Module):  # type: ignore[misc]
     """Compute the same as a `torch.nn.Linear`, without gradients.
 
     least: number of rows to which fewer ones are padded: a lone row takes another kernel.
+    most:  number of rows that are computed at once; 0 = any.
     """
 
-    def __init__(self, linear: Any) -> None:
+    def __init__(self, linear: Any, *, exact: bool = False) -> None:
+        """Take a layer. exact: rows are rounded alike in products of any number of rows from two on."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias, self.least = linear.bias, 1
         self._dtype = linear.weight.dtype
+        self.most = 0
+        if exact and not _rounds_alike(
+            self.in_features, self.out_features, self._dtype, torch.get_num_threads()
+        ):
+            self.most = _FEW
         self.pack(linear.weight)
 
     def pack(self, weight: Tensor) -> None:
@@ -49,13 +64,41 @@ class PackedLinear(torch.nn.Module):  # type: ignore[misc]
             called: Tensor = _opaque(x, self._packed, self.bias, self.out_features)
             return called
         rows = x.numel() // self.in_features
-        if rows >= self.least and rows:
-            return _product(x, self._packed, self.bias, self.out_features)
         if not rows:  # an expert that no token chose
             return x.new_empty((*x.shape[:-1], self.out_features))
-        padded = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, self.least - rows))
-        out = _product(padded, self._packed, self.bias, self.out_features)[:rows]
+        if 0 < self.most < rows:
+            parts = x.reshape(rows, -1).split(self.most)
+            out = torch.cat([self._padded(part, max(2, self.least)) for part in parts])
+        elif rows >= self.least:
+            return _product(x, self._packed, self.bias, self.out_features)
+        else:
+            out = self._padded(x.reshape(rows, -1), self.least)
         return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _padded(self, x: Tensor, least: int) -> Tensor:
+        """Return the product of [rows, in], computed with so many rows at least."""
+        rows = len(x)
+        if rows < least:
+            x = torch.nn.functional.pad(x, (0, 0, 0, least - rows))
+        return _product(x, self._packed, self.bias, self.out_features)[:rows]
+
+
+@cache
+def _rounds_alike(in_features: int, out_features: int, dtype: Any, threads: int) -> bool:
+    """Return whether a layer's products of many rows have the bits of those of few; tried once a machine."""
+    answers = Answers(cache_root() / "exact.json")
+    key = f"packed-{torch.__version__}-{cpu_name()}-{threads}-{dtype}-{in_features}-{out_features}"
+    known = answers.get(key)
+    if known is None:
+        draws = torch.Generator().manual_seed(0)
+        linear = torch.nn.Linear(in_features, out_features, bias=False, device="meta")
+        weight = torch.randn(out_features, in_features, generator=draws).to(dtype)
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+        layer, x = PackedLinear(linear), torch.randn(_MANY[-1], in_features, generator=draws).to(dtype)
+        few = torch.cat([layer(part) for part in x.split(_FEW)])
+        known = all(torch.equal(layer(x[:rows]), few[:rows]) for rows in _MANY)
+        answers.put(key, known)
+    return known
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -83,9 +126,12 @@ def available(dtype: Any) -> bool:
     return bool(dtype == torch.float32)
 
 
-def pack(model: Any) -> None:
-    """Replace every linear layer of a model in place. A weight without other references is freed."""
+def pack(model: Any, *, exact: bool = False) -> None:
+    """Replace every linear layer of a model in place. A weight without other references is freed.
+
+    exact: as of `PackedLinear`.
+    """
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:
             if type(child) is torch.nn.Linear:
-                setattr(module, name, PackedLinear(child))
+                setattr(module, name, PackedLinear(child, exact=exact))

@@ -61,11 +61,14 @@ def _attention_of(config: Any) -> str:
     return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
 
 
-def place(model: Any, name: str, device: str) -> None:
-    """Move a decoder, ready to run, to a device. Raises DeviceError where it does not fit."""
+def place(model: Any, name: str, device: str, *, exact: bool = False) -> None:
+    """Move a decoder, ready to run, to a device. Raises DeviceError where it does not fit.
+
+    exact: its packed layers round alike for any number of rows.
+    """
     move(model, name, device)
     if device == "cpu" and packed_linear.available(model.dtype):
-        packed_linear.pack(model)
+        packed_linear.pack(model, exact=exact)
 
 
 def move(model: Any, name: str, device: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,13 @@ from specport.models.cache import cache_root
 from specport.outside import Format, Table
 from specport.progress import Progress, part, silent
 
-CHECK = 5  # increase when an answer's meaning or a model's layout changes; it voids stored answers
+CHECK = 6  # increase when an answer's meaning or a model's layout changes; it voids stored answers
 _CHECKING = "checking exact mode, once only"
 _PAST, _NEW = 37, 11  # the second block of OpenVINO's cache is partly filled, so that forks copy it
-NARROW, _WIDE = 64, 200  # without AVX-512, OpenVINO's matrix products round differently from about 96 rows on
+# Matrix products of many rows may round differently: OpenVINO's without AVX-512 from about 96 rows on,
+# torch's in bf16 with AMX from 33 on. So steps of all widths are compared with narrow ones.
+_NARROW, _BETWEEN = 8, (17, 33, 54, 96)
+_PIECES = (64, 32, 16)  # widths of the steps that are tried where wide ones are not alike
 
 
 def is_invariant(model: Model, past: int = _PAST) -> bool:
@@ -49,16 +53,30 @@ def is_invariant(model: Model, past: int = _PAST) -> bool:
     )
 
 
-def is_wide(model: Model, narrow: int = 40) -> bool:
-    """Return whether a step of many tokens gives the bits of steps of `narrow` tokens.
+def is_wide(model: Model) -> bool:
+    """Return whether steps of up to 200 tokens give the bits of narrow steps."""
+    return _alike(model, (sum(_BETWEEN),), _BETWEEN)
 
-    Where it does not, steps of `NARROW` tokens mostly do.
-    """
+
+def rounds_as_narrow(model: Model, width: int) -> bool:
+    """Return whether steps of `width` tokens give the bits of narrow steps."""
+    return _alike(model, (width,) * (-(-sum(_BETWEEN) // width)))
+
+
+def _alike(model: Model, *splits: Sequence[int]) -> bool:
+    """Return whether tokens in steps of these widths have the logits that they have in narrow steps."""
     rng = np.random.default_rng(1)
-    ids = [int(i) for i in rng.integers(0, model.vocab_size, min(_PAST + _WIDE, model.max_context))]
+    count = min(_PAST + sum(_BETWEEN), model.max_context)
+    ids = [int(i) for i in rng.integers(0, model.vocab_size, count)]
     prompt, rest = ids[:_PAST], ids[_PAST:]
-    steps = [[rest[i : i + narrow]] for i in range(0, len(rest), narrow)]
-    return np.array_equal(_logits(model, [prompt], [[rest]])[0], _logits(model, [prompt], steps)[0])
+
+    def logits(widths: Sequence[int]) -> NDArray[np.float32]:
+        ends = np.cumsum(widths)
+        steps = [[part] for end, width in zip(ends, widths, strict=True) if (part := rest[end - width : end])]
+        return _logits(model, [prompt], steps)[0]
+
+    narrow = logits([_NARROW] * (-(-len(rest) // _NARROW)))
+    return all(np.array_equal(logits(widths), narrow) for widths in splits)
 
 
 def _runs(model: Model, prompt: list[int], rest: list[int], drafted: int) -> Iterator[NDArray[np.float32]]:
@@ -171,9 +189,25 @@ def refuted(key: str) -> bool:
     return Answers(cache_root() / "exact.json").get(key) is False
 
 
-def checked_wide(model: Model, key: str, narrow: int = 40, *, progress: Progress = silent) -> bool:
+def checked_wide(model: Model, key: str, *, progress: Progress = silent) -> bool:
     """Return `is_wide`, or the answer stored under this key. progress: as for `checked`."""
-    return _answered(f"{key}-wide-{narrow}", lambda: is_wide(model, narrow), part(progress, 0.5, 1.0))
+    return _answered(f"{key}-wide", lambda: is_wide(model), part(progress, 0.5, 1.0))
+
+
+def checked_width(model: Model, key: str, *, progress: Progress = silent) -> int:
+    """Return the most tokens of a step that round as narrow steps do; 0 = any number.
+
+    Answers are stored under this key. progress: as for `checked`.
+    """
+    if checked_wide(model, key, progress=progress):
+        return 0
+    for width in _PIECES:
+        found = _answered(
+            f"{key}-steps-of-{width}", partial(rounds_as_narrow, model, width), part(progress, 0.5, 1.0)
+        )
+        if found:
+            return width
+    return _NARROW
 
 
 def _answered(key: str, ask: Callable[[], bool], progress: Progress) -> bool:

@@ -37,9 +37,17 @@ class WhisperParts:
     device: str
 
     @classmethod
-    def read(cls, files: ModelFiles, device: str, head_tokens: tuple[int, ...] | None = None) -> WhisperParts:
+    def read(
+        cls,
+        files: ModelFiles,
+        device: str,
+        head_tokens: tuple[int, ...] | None = None,
+        *,
+        exact: bool = False,
+    ) -> WhisperParts:
         """Read a Hugging Face folder, the head cut to these ids (None = all).
 
+        exact: the decoder rounds alike for any split of its tokens; the encoder reads each window whole.
         Raises ModelError, or DeviceError where the model does not fit.
         """
         shape = read_shape(files.folder)
@@ -51,7 +59,8 @@ class WhisperParts:
         if head_tokens is not None:
             weights.cut_head(model, head_tokens)
         model = model.eval().requires_grad_(False)
-        weights.place(model, files.name, device)
+        weights.place(model.model.encoder, files.name, device)
+        weights.place(model, files.name, device, exact=exact)
         cache = WhisperCache(shape, dtype, device)
         step = WhisperStep(model.model.decoder, model.proj_out, cache)
         return cls(shape, step, model.model.encoder, dtype, device)

@@ -123,9 +123,12 @@ def test_prompts_are_read_in_pieces_where_wide_steps_round_otherwise(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numerics.Answers, "get", lambda self, key: None)
-    for wide, read in ((True, ()), (False, (numerics.NARROW,))):
-        monkeypatch.setattr(numerics, "is_wide", lambda model, narrow, wide=wide: wide)
-        assert model_on(folders["llama"]).widths.read == read
+    monkeypatch.setattr(numerics.Answers, "put", lambda self, key, answer: None)
+    monkeypatch.setattr(numerics, "rounds_as_narrow", lambda model, width: width <= 32)
+    for wide, read in ((True, ()), (False, (32,))):
+        monkeypatch.setattr(numerics, "is_wide", lambda model, wide=wide: wide)
+        model = model_on(folders["llama"])
+        assert (model.widths.read, model.capabilities.batch) == (read, wide)
 
 
 def test_packed_layers_compute_what_linear_layers_do() -> None:
@@ -140,6 +143,59 @@ def test_packed_layers_compute_what_linear_layers_do() -> None:
         assert torch.allclose(inner(x), want, atol=1e-5)
         rows = inner(x[:, :2])
         assert torch.equal(inner(x)[:, :2], rows)
+
+
+@pytest.mark.parametrize(("above", "width"), [(999, 0), (40, 32), (12, 8)])
+def test_the_widest_step_is_found_that_rounds_as_narrow_ones(
+    above: int, width: int, llama: SlotModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Steps of more than `above` tokens round otherwise."""
+    monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path)
+    step = llama.step
+
+    def worse(rows: Sequence[Row]) -> Any:
+        output = step(rows)
+        if len(output.logits) and sum(len(row.block) for row in rows) > above:
+            return replace(output, logits=output.logits + 1e-3)
+        return output
+
+    monkeypatch.setattr(llama, "step", worse)
+    assert numerics.checked_width(llama, "key") == width
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2048, 512), (576, 576), (64, 48)])
+def test_exact_packed_layers_round_alike_for_any_number_of_rows(
+    inputs: int, outputs: int, dtype: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With AMX, products of the first shape round differently in bf16 from 33 rows on."""
+    if not packed_linear.available(dtype):
+        pytest.skip("this torch has no packed layers")
+    monkeypatch.setattr(packed_linear, "cache_root", lambda: tmp_path)
+    packed_linear._rounds_alike.cache_clear()
+    torch.manual_seed(0)
+    layer = packed_linear.PackedLinear(torch.nn.Linear(inputs, outputs).to(dtype), exact=True)
+    x = torch.randn(300, inputs).to(dtype)
+    want = torch.cat([layer(part) for part in x.split(4)])
+    for rows in (2, 31, 32, 33, 40, 65, 97, 300):
+        assert torch.equal(layer(x[:rows]), want[:rows])
+
+
+def test_products_of_many_rows_are_computed_in_pieces_where_they_round_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not packed_linear.available(torch.float32):
+        pytest.skip("this torch has no packed layers")
+    monkeypatch.setattr(packed_linear, "_rounds_alike", lambda *_: False)
+    product, seen = packed_linear._product, []
+    monkeypatch.setattr(packed_linear, "_product", lambda x, *rest: seen.append(len(x)) or product(x, *rest))
+    linear = torch.nn.Linear(16, 24)
+    x = torch.randn(1, 65, 16)
+    found = packed_linear.PackedLinear(linear, exact=True)(x)
+    assert seen == [32, 32, 2] and torch.allclose(found, linear(x), atol=1e-6)  # a lone row is padded
+    assert packed_linear.PackedLinear(linear)(x).shape == found.shape and seen[3:] == [
+        1
+    ]  # [1, 65, 16] at once
 
 
 def test_ragged_batches_equal_single_rows(llama: SlotModel) -> None:
