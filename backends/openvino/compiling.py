@@ -76,7 +76,8 @@ class Job:
 
     @property
     def threads(self) -> int:
-        return self.options.threads or usable_cores()
+        cores = usable_cores()  # the runtime has no more threads than these
+        return min(self.options.threads or cores, cores)
 
     def context_limit(self, default: int | None = None) -> int:
         """Return the longest sequence in tokens; `default` bounds it where the user gives no limit."""

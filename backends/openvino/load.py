@@ -61,12 +61,12 @@ def for_processor(job: Job) -> Profile:
     if not job.on_cpu or "amx_bf16" not in cpu_flags():
         return profile
     extra = profile.amx
-    if job.files.precision.startswith(("fp", "bf")):  # "ir" of unknown precision is mostly INT8 or INT4
-        if job.threads != 1:
-            return profile
+    if job.threads == 1:
         # The bf16 kernel of an MLP (LLMMLP) shares work among pairs of threads. With one thread, OpenVINO
         # 2026.4 divides by zero and the process dies.
-        extra = {PRECISION: "f32"}
+        extra = {**extra, PRECISION: "f32"}
+    elif job.files.precision.startswith(("fp", "bf")):  # "ir" of unknown precision is mostly INT8 or INT4
+        return profile
     exact, fast, draft = ({**table, **extra} for table in (profile.exact, profile.fast, profile.draft))
     return replace(profile, exact=exact, fast=fast, draft=draft)
 

@@ -14,7 +14,7 @@ from specport.runtime.devices.registry import LoadOptions
 
 pytest.importorskip("openvino")
 
-from specport.backends.openvino import exact_mode
+from specport.backends.openvino import compiling, exact_mode
 from specport.backends.openvino import load as loading
 from specport.backends.openvino.compiling import Job
 
@@ -22,6 +22,7 @@ from specport.backends.openvino.compiling import Job
 def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16, OpenVINO's MLP kernel would divide by zero there."""
     monkeypatch.setattr(loading, "cpu_flags", lambda: ("amx_bf16",))
+    monkeypatch.setattr(compiling, "usable_cores", lambda: 4)
     profile = load_profile("xeon")
     f32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -33,15 +34,19 @@ def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch)
     assert fitting(2, "fp16") == profile
     for threads in (1, 2):
         assert fitting(threads, "int4").draft == {**profile.draft, **profile.amx}
+    # A profile that says nothing of AMX computes in bf16 there.
+    profile = load_profile("core-ultra-npu-emulated")
+    assert fitting(1, "int4").exact == {**profile.exact, **f32} and fitting(2, "int4") == profile
 
 
 def test_one_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is held to one core has one thread, though the machine has more cores."""
     monkeypatch.setattr(loading, "cpu_flags", lambda: ("amx_bf16",))
     job = Job(ModelFiles(Path(), "m", "fp16", "m", "0"), LoadOptions(load_profile("xeon")), {})
+    more = Job(job.files, LoadOptions(load_profile("xeon"), threads=8), {})
     for cores, f32 in (([3], True), ([0, 1], False)):
         monkeypatch.setattr("psutil.Process.cpu_affinity", lambda self, cores=cores: cores)
-        assert job.threads == len(cores)
+        assert job.threads == more.threads == len(cores)
         assert ("INFERENCE_PRECISION_HINT" in loading.for_processor(job).exact) is f32
 
 
@@ -53,6 +58,7 @@ def test_a_fast_encoder_leaves_the_choice_to_the_runtime_with_amx(
     threads: int, precision: str, exact: bool, f32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decoder computes in f32 there, in every case."""
+    monkeypatch.setattr(compiling, "usable_cores", lambda: 4)
     jobs: list[Job] = []
 
     def compiled(job: Job, properties: Mapping[str, Any], **_: object) -> None:
