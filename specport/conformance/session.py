@@ -66,7 +66,7 @@ class Conformance:
                 raise pytest.UsageError(missing)
         chosen = config.getoption("--specport-xfail")
         report = config.getoption("--specport-report")
-        expected = read_xfails(Path(chosen)) if chosen else _shipped_xfails(profile.name)
+        expected = read_xfails(Path(chosen)) if chosen else read_shipped_xfails(profile.name)
         return cls(profile, status, expected, Path(report) if report else None, missing)
 
     def pytest_report_header(self) -> list[str]:
@@ -151,7 +151,8 @@ def read_xfails(path: Path) -> dict[str, str]:
     return found
 
 
-def _shipped_xfails(profile: str) -> dict[str, str]:
+def read_shipped_xfails(profile: str) -> dict[str, str]:
+    """Return the expected failures that specport knows of a device. Raises pytest.UsageError."""
     path = Path(str(resources.files("specport.conformance"))) / "xfail" / f"{profile}.txt"
     return read_xfails(path) if path.is_file() else {}
 
