@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from specport.models.cache import cache_root
+from specport.runtime import numerics
 from specport.runtime.devices.profiles import cpu_name
-from specport.runtime.numerics import Answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,19 +85,18 @@ class PackedLinear(torch.nn.Module):  # type: ignore[misc]
 @cache
 def _rounds_alike(in_features: int, out_features: int, dtype: Any, threads: int) -> bool:
     """Return whether a layer's products of many rows have the bits of those of few; tried once a machine."""
-    answers = Answers(cache_root() / "exact.json")
-    key = f"packed-{torch.__version__}-{cpu_name()}-{threads}-{dtype}-{in_features}-{out_features}"
-    known = answers.get(key)
-    if known is None:
+
+    def ask() -> bool:
         draws = torch.Generator().manual_seed(0)
         linear = torch.nn.Linear(in_features, out_features, bias=False, device="meta")
         weight = torch.randn(out_features, in_features, generator=draws).to(dtype)
         linear.weight = torch.nn.Parameter(weight, requires_grad=False)
         layer, x = PackedLinear(linear), torch.randn(_MANY[-1], in_features, generator=draws).to(dtype)
         few = torch.cat([layer(part) for part in x.split(_FEW)])
-        known = all(torch.equal(layer(x[:rows]), few[:rows]) for rows in _MANY)
-        answers.put(key, known)
-    return known
+        return all(torch.equal(layer(x[:rows]), few[:rows]) for rows in _MANY)
+
+    key = f"packed-{torch.__version__}-{cpu_name()}-{threads}-{dtype}-{in_features}-{out_features}"
+    return numerics.answered(key, ask)
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:

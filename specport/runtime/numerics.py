@@ -181,7 +181,7 @@ def checked(model: Model, key: str, past: int = _PAST, *, progress: Progress = s
 
     progress: told before the check, which takes minutes for a large model.
     """
-    return _answered(key, lambda: is_invariant(model, past), part(progress, 0.0, 0.5))
+    return answered(key, lambda: is_invariant(model, past), part(progress, 0.0, 0.5))
 
 
 def refuted(key: str) -> bool:
@@ -191,7 +191,7 @@ def refuted(key: str) -> bool:
 
 def checked_wide(model: Model, key: str, *, progress: Progress = silent) -> bool:
     """Return `is_wide`, or the answer stored under this key. progress: as for `checked`."""
-    return _answered(f"{key}-wide", lambda: is_wide(model), part(progress, 0.5, 1.0))
+    return answered(f"{key}-wide", lambda: is_wide(model), part(progress, 0.5, 1.0))
 
 
 def checked_width(model: Model, key: str, *, progress: Progress = silent) -> int:
@@ -202,7 +202,7 @@ def checked_width(model: Model, key: str, *, progress: Progress = silent) -> int
     if checked_wide(model, key, progress=progress):
         return 0
     for width in _PIECES:
-        found = _answered(
+        found = answered(
             f"{key}-steps-of-{width}", partial(rounds_as_narrow, model, width), part(progress, 0.5, 1.0)
         )
         if found:
@@ -210,7 +210,8 @@ def checked_width(model: Model, key: str, *, progress: Progress = silent) -> int
     return _NARROW
 
 
-def _answered(key: str, ask: Callable[[], bool], progress: Progress) -> bool:
+def answered(key: str, ask: Callable[[], bool], progress: Progress = silent) -> bool:
+    """Return the answer stored under this key, or ask, and store that. progress: told before it is asked."""
     answers = Answers(cache_root() / "exact.json")
     answer = answers.get(key)
     if answer is None:

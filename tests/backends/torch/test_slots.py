@@ -171,7 +171,7 @@ def test_exact_packed_layers_round_alike_for_any_number_of_rows(
     """With AMX, products of the first shape round differently in bf16 from 33 rows on."""
     if not packed_linear.available(dtype):
         pytest.skip("this torch has no packed layers")
-    monkeypatch.setattr(packed_linear, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(numerics, "cache_root", lambda: tmp_path)
     packed_linear._rounds_alike.cache_clear()
     torch.manual_seed(0)
     layer = packed_linear.PackedLinear(torch.nn.Linear(inputs, outputs).to(dtype), exact=True)
@@ -193,9 +193,8 @@ def test_products_of_many_rows_are_computed_in_pieces_where_they_round_otherwise
     x = torch.randn(1, 65, 16)
     found = packed_linear.PackedLinear(linear, exact=True)(x)
     assert seen == [32, 32, 2] and torch.allclose(found, linear(x), atol=1e-6)  # a lone row is padded
-    assert packed_linear.PackedLinear(linear)(x).shape == found.shape and seen[3:] == [
-        1
-    ]  # [1, 65, 16] at once
+    assert packed_linear.PackedLinear(linear)(x).shape == found.shape
+    assert seen[3:] == [1]  # [1, 65, 16] at once
 
 
 def test_ragged_batches_equal_single_rows(llama: SlotModel) -> None:
