@@ -7,7 +7,6 @@ has the training loop.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, rounding, trainer
 from specport.quantize.train.kept_weights import START, KeptWeights
-from specport.quantize.train.losses import token_loss
+from specport.quantize.train.log_probabilities import HeadPart, log_probabilities
+from specport.quantize.train.losses import columns_of, token_loss
 from specport.quantize.train.pace import Pace
 from specport.quantize.train.recipe import Recipe
 
@@ -73,16 +73,12 @@ class Student(torch.nn.Module):  # type: ignore[misc]
         ).last_hidden_state
         outputs = hidden[batch["rows"], batch["columns"]]
         more, column, unseen = self._context(batch)
-        return token_loss(self._logits(outputs, self.head, more, unseen), batch, column, self._loss)
+        logs, best = log_probabilities(outputs, self._parts(more, unseen), columns_of(batch, column))
+        return token_loss(logs, best, batch, self._loss)
 
-    @staticmethod
-    def _logits(outputs: Tensor, head: Tensor, more: Tensor, unseen: Tensor) -> Tensor:
-        """Return the logits [answer tokens, columns] of the head and of what `_context` adds to it."""
-        logits = outputs @ head.T.to(outputs.dtype)
-        if not len(more):
-            return logits
-        added = (outputs @ more.T.to(outputs.dtype)).masked_fill(unseen, -math.inf)
-        return torch.cat([logits, added], dim=1)
+    def _parts(self, more: Tensor, unseen: Tensor) -> list[HeadPart]:
+        """Return the head and what `_context` adds to it."""
+        return [HeadPart(self.head), HeadPart(more, unseen)]
 
     def _context(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what joins the head for the tokens of these texts.

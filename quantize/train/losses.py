@@ -10,7 +10,7 @@ alpha = sum min(p, q) = 1 - TV(p, q) (Leviathan et al., arXiv 2211.17192).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +23,33 @@ _LEAST = 1e-6  # of an acceptance whose logarithm is taken
 _DECAY = 3.0  # of the share of KL in "lk-mix" with the acceptance, as in vllm-project/speculators
 
 
-def token_loss(logits: Tensor, batch: dict[str, Tensor], column: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean loss over the answers' tokens, and how many of them have the largest logit.
+def token_loss(logs: Tensor, best: Tensor, batch: dict[str, Tensor], loss: str) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean loss over the answers' tokens, and how many of them are the likeliest.
 
-    logits: [answer tokens, columns], -inf where a token cannot be proposed.
-    batch:  as `batches.batch` makes it.
-    column: [vocab] the column of each id; -1 = none.
-    loss:   one of `recipe.LOSSES`.
+    logs:  [answer tokens, 1 + k] log-probabilities of the text's token and of `top_ids`; -inf where a token
+           cannot be proposed. best: [answer tokens] that of the likeliest token.
+    batch: as `batches.batch` makes it.
+    loss:  one of `recipe.LOSSES`.
     """
-    log_q = torch.log_softmax(logits.float(), dim=-1)
-    answer = column[batch["answer"]]
-    hits = (log_q.argmax(dim=-1) == answer).sum()
+    hits = (logs[:, 0] >= best).sum()
     if loss == "ce":
-        losses, possible = cross_entropies(picked(log_q, answer[:, None])[:, 0])
+        losses, possible = cross_entropies(logs[:, 0])
     else:
-        losses = divergences(picked(log_q, column[batch["top_ids"]]), batch["top_probs"], loss)
+        losses = divergences(logs[:, 1:], batch["top_probs"], loss)
         possible = torch.ones_like(losses, dtype=torch.bool)
     losses = losses[possible]
     if "weights" not in batch:
         return losses.mean(), hits
     weights = batch["weights"][possible]
     return (weights * losses).sum() / weights.sum(), hits
+
+
+def columns_of(batch: Mapping[str, Tensor], column: Tensor) -> Tensor:
+    """Return [answer tokens, 1 + k] the columns of the text's token and of `top_ids`; -1 = none.
+
+    column: [vocab] the column of each id; -1 = none.
+    """
+    return torch.cat([column[batch["answer"]][:, None], column[batch["top_ids"]]], dim=1)
 
 
 def picked(log_q: Tensor, columns: Tensor) -> Tensor:

@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LEVELS, _LEAST = 15, 1e-8  # steps of a 4-bit grid; the smallest scale
+_BLOCK = 1 << 18  # weights that are rounded at a time
 _SMALLEST = 32  # smallest group that NNCF chooses by itself
+
+
+class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
+    """Round a weight; the gradient passes as if it had not been rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, group: int, zero_points: bool) -> Tensor:
+        return on_grid(weight, group, zero_points)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
 class _Rounded(torch.nn.Module):  # type: ignore[misc]
@@ -33,25 +46,31 @@ class _Rounded(torch.nn.Module):  # type: ignore[misc]
         self._group, self._zero_points = group, zero_points
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.no_grad():
-            rounded = on_grid(weight, self._group, self._zero_points)
-        return weight + (rounded - weight).detach()
+        found: Tensor = _StraightThrough.apply(weight, self._group, self._zero_points)
+        return found
 
 
 def on_grid(weight: Tensor, group: int, zero_points: bool) -> Tensor:
-    """Return the weight [out, in] rounded as INT4 stores it; `in` must be a multiple of `group`."""
-    rows = weight.detach().reshape(len(weight), -1, group)
-    low, high = rows.amin(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
-    if zero_points:
-        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-        scale = ((high - low) / _LEVELS).clamp(min=_LEAST)
-        zero = (-low / scale).round().clamp(0, _LEVELS)
-        codes = ((rows / scale).round() + zero).clamp(0, _LEVELS) - zero
-    else:  # from -8 to 7; the sign of the largest weight gets the 8
-        scale = torch.where(low.abs() >= high, low.abs(), -high) / 8
-        scale = torch.where(scale.abs() < _LEAST, torch.full_like(scale, _LEAST), scale)
-        codes = (rows / scale).round().clamp(-8, 7)
-    return (codes * scale).reshape(weight.shape)
+    """Return the weight [out, in] rounded as INT4 stores it; `in` must be a multiple of `group`.
+
+    Some groups at a time, so that a processor's cache holds what the next operation reads.
+    """
+    rows = weight.detach().reshape(-1, group)
+    found = torch.empty_like(rows)
+    at_once = max(1, _BLOCK // group)
+    for part, out in zip(rows.split(at_once), found.split(at_once), strict=True):
+        low, high = torch.aminmax(part, dim=-1, keepdim=True)
+        if zero_points:
+            low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+            scale = ((high - low) / _LEVELS).clamp(min=_LEAST)
+            zero = (-low / scale).round().clamp(0, _LEVELS)
+            torch.div(part, scale, out=out).round_().add_(zero).clamp_(0, _LEVELS).sub_(zero)
+        else:  # from -8 to 7; the sign of the largest weight gets the 8
+            scale = torch.where(low.abs() >= high, low.abs(), -high) / 8
+            scale = torch.where(scale.abs() < _LEAST, torch.full_like(scale, _LEAST), scale)
+            torch.div(part, scale, out=out).round_().clamp_(-8, 7)
+        out.mul_(scale)
+    return found.reshape(weight.shape)
 
 
 @contextmanager

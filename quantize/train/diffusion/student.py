@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, trainer
+from specport.quantize.train.attention_mask import additive
 from specport.quantize.train.diffusion.recipe import Quality, Recipe
 from specport.quantize.train.diffusion.rows import Packed, noised, pack
-from specport.quantize.train.in_pieces import InPieces, additive
+from specport.quantize.train.log_probabilities import HeadPart, computed_in, log_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PIECE = 512  # predictions whose logits are in memory at a time
+_PIECE = 512  # predictions whose logits are in memory at a time while texts are examined
 EXAMINED = 2048  # about so many tokens of held-out answers are measured
 
 
@@ -45,16 +46,11 @@ class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
         """
         rng = np.random.default_rng((self._recipe.seed, step))
         packed = self.packed(batch, rng)
-        hits = torch.zeros((), dtype=torch.long, device=packed.ids.device)
-
-        def loss(logits: Tensor, where: slice) -> Tensor:
-            answers = packed.answers[where]
-            hits.add_(((logits.argmax(dim=1) == answers) & packed.real[where]).sum())
-            losses = torch.nn.functional.cross_entropy(logits, answers, reduction="none")
-            return (packed.weights[where] * losses).sum()
-
-        total: Tensor = InPieces.apply(self.outputs(packed), self._by_piece(loss))
-        return total / packed.weights.sum(), hits
+        outputs = self.outputs(packed)
+        never = torch.arange(len(self.head), device=outputs.device)[None] == self.mask_token
+        logs, best = log_probabilities(outputs, [HeadPart(self.head, never)], packed.answers[:, None])
+        hits = ((logs[:, 0] >= best) & packed.real).sum()
+        return -(packed.weights * logs[:, 0]).sum() / packed.weights.sum(), hits
 
     def packed(self, batch: Mapping[str, Tensor], rng: np.random.Generator) -> Packed:
         """Return the rows of a batch with the masks that `rng` draws."""
@@ -76,21 +72,13 @@ class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
 
     def pieces(self, outputs: Tensor) -> Any:
         """Yield float32 logits [piece, vocab] of some predictions, none for the mask, and where they are."""
-        kind = outputs.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else outputs.dtype
+        dtype = computed_in(outputs)
         head = self.head.to(dtype)  # once, not each time
         for start in range(0, len(outputs), _PIECE):
             where = slice(start, start + _PIECE)
             logits = (outputs[where].to(dtype) @ head.T).float()
             logits[:, self.mask_token] = -math.inf  # no text has it
             yield logits, where
-
-    def _by_piece(self, loss: Callable[[Tensor, slice], Tensor]) -> Callable[[Tensor], Any]:
-        def by_piece(outputs: Tensor) -> Any:
-            for logits, where in self.pieces(outputs):
-                yield loss(logits, where)
-
-        return by_piece
 
 
 def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from specport.quantize.train.layerskip.recipe import (
     enabled_layers,
     exit_weights,
 )
-from specport.quantize.train.losses import token_loss
+from specport.quantize.train.log_probabilities import HeadPart, log_probabilities
+from specport.quantize.train.losses import columns_of, token_loss
 
 from specport.progress import Progress
 
@@ -95,7 +96,9 @@ class ExitStudent(torch.nn.Module):  # type: ignore[misc]
         enabled = enabled_layers(self._recipe, self.num_layers, step, num_steps)
         total, hits = torch.zeros((), device=self.head.device), torch.zeros((), device=self.head.device)
         for layer, weight in exit_weights(self.num_layers, self._recipe.exit_scale, enabled).items():
-            loss, hits = token_loss(self.logits(streams[layer]), batch, self.column, "kl")
+            hidden = self.body.norm(streams[layer])
+            wanted = columns_of(batch, self.column)
+            loss, hits = token_loss(*log_probabilities(hidden, [HeadPart(self.head)], wanted), batch, "kl")
             total = total + weight * loss  # the last layer comes last: its hits are the model's
         return total, hits
 

@@ -38,7 +38,8 @@ def confidences(log_q: Tensor) -> Tensor:
     counts = torch.bincount(steps.flatten(), minlength=rows * (bins + 1)).reshape(rows, bins + 1)
     nats = torch.arange(bins, device=log_q.device) / _PER_NAT
     weights = torch.stack([torch.exp(-nats / temperature) for temperature in GRID], dim=1)
-    return 1.0 / (counts[:, :bins].to(weights.dtype) @ weights)  # what is further away does not count
+    with torch.autocast(log_q.device.type, enabled=False):  # counts need all their digits
+        return 1.0 / (counts[:, :bins].to(weights.dtype) @ weights)  # what is further away does not count
 
 
 def fit(chances: Floats, accepted: NDArray[np.bool_]) -> tuple[float, ...]:

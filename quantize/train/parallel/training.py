@@ -8,7 +8,8 @@ are trained. MASK is an id that no text has, and no column of the head.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, rounding, trainer
+from specport.quantize.train.attention_mask import additive
 from specport.quantize.train.distil import Distillation, Student, train_student
-from specport.quantize.train.in_pieces import InPieces, additive
-from specport.quantize.train.losses import cross_entropies, divergences, picked
+from specport.quantize.train.log_probabilities import computed_in, log_probabilities
+from specport.quantize.train.losses import columns_of, cross_entropies, divergences
 from specport.quantize.train.parallel import temperature
 from specport.quantize.train.parallel.chains import PackedRows, all_chains, extents, pack, sample_chains
 from specport.quantize.train.parallel.temperature import GRID
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CE = 0.1  # weight of the cross-entropy beside the divergence
-_PIECE = 256  # predictions whose logits are in memory at a time
+_PIECE = 256  # predictions whose logits are in memory at a time while drafts are examined
 EXAMINED = 2048  # about so many tokens of held-out answers are drafted before and after the training
 
 
@@ -87,23 +89,14 @@ class ParallelStudent(Student):
         shapes = zip(lengths.tolist(), starts.tolist(), strict=True)
         rows = [sample_chains(*shape, self._recipe.parallel, rng) for shape in shapes]
         packed = pack(batch, rows, self.mask_token)
-        hits = torch.zeros((), dtype=torch.long, device=packed.ids.device)
-        first = packed.prediction_depths == 0
-
-        def loss(log_q: Tensor, where: slice, column: Tensor) -> Tensor:
-            answer, weights = column[packed.facts["answer"][where]], packed.weights[where]
-            hits.add_(((log_q.argmax(dim=-1) == answer) & first[where]).sum())
-            columns = torch.cat([answer[:, None], column[packed.facts["top_ids"][where]]], dim=1)
-            logs = picked(log_q, columns)  # in one go, as the gradient of each has the size of all logits
-            losses, _ = cross_entropies(logs[:, 0])
-            if self._loss != "ce":
-                probs = packed.facts["top_probs"][where]
-                losses = _CE * losses + divergences(logs[:, 1:], probs, self._loss)
-            return (weights * losses).sum()
-
-        outputs = self.outputs(packed)
-        total: Tensor = InPieces.apply(outputs, self._log_probabilities(packed, loss))
-        return total / packed.weights.sum(), hits
+        more, column, unseen = self._context(packed.facts)
+        wanted = columns_of(packed.facts, column)
+        logs, best = log_probabilities(self.outputs(packed), self._parts(more, unseen), wanted)
+        hits = ((logs[:, 0] >= best) & (packed.prediction_depths == 0)).sum()
+        losses, _ = cross_entropies(logs[:, 0])
+        if self._loss != "ce":
+            losses = _CE * losses + divergences(logs[:, 1:], packed.facts["top_probs"], self._loss)
+        return (packed.weights * losses).sum() / packed.weights.sum(), hits
 
     def outputs(self, packed: PackedRows) -> Tensor:
         """Return the head's inputs [predictions, width]."""
@@ -121,24 +114,14 @@ class ParallelStudent(Student):
     def pieces(self, outputs: Tensor, packed: PackedRows) -> Any:
         """Yield log-probabilities [piece, columns] of some predictions, where they are, and the columns."""
         more, column, unseen = self._context(packed.facts)
-        kind = outputs.device.type
-        mixed = torch.is_autocast_enabled(kind)
-        head = self.head.to(torch.get_autocast_dtype(kind) if mixed else outputs.dtype)  # once, not each time
+        dtype = computed_in(outputs)
+        head, more = self.head.to(dtype), more.to(dtype)
         for start in range(0, len(outputs), _PIECE):
             where = slice(start, start + _PIECE)
-            logits = self._logits(outputs[where].to(head.dtype), head, more, unseen[where])
+            inputs = outputs[where].to(dtype)
+            added = (inputs @ more.T).masked_fill(unseen[where], -math.inf)
+            logits = torch.cat([inputs @ head.T, added], dim=1)
             yield torch.log_softmax(logits.float(), dim=-1), where, column
-
-    def _log_probabilities(
-        self, packed: PackedRows, loss: Callable[[Tensor, slice, Tensor], Tensor]
-    ) -> Callable[[Tensor], Any]:
-        """Return what yields the summed loss of some predictions at a time, and where they are."""
-
-        def by_piece(outputs: Tensor) -> Any:
-            for log_q, where, column in self.pieces(outputs, packed):
-                yield loss(log_q, where, column)
-
-        return by_piece
 
     def _attention(self, packed: PackedRows, dtype: torch.dtype) -> Any:
         """Return the attention mask; for a model with sliding windows one of each kind of layer."""
@@ -195,7 +178,7 @@ def _examined(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: A
     depth = recipe.parallel
     confidences, hits = [], []
     student.eval()
-    with torch.no_grad():
+    with torch.no_grad(), trainer.autocast(device):
         for groups in batches.plan(_some(texts), 1.0, recipe.batch_tokens, seed=0):
             batch = batches.batch([texts[i] for i in groups[0]], device)
             lengths, starts = extents(batch)

@@ -22,7 +22,7 @@ from specport.quantize.adapt.judging import Judgement, Replayed
 from specport.quantize.adapt.mixing import Mixture
 from specport.quantize.text import shards
 from specport.quantize.train import batches
-from specport.quantize.train.losses import token_loss
+from specport.quantize.train.losses import columns_of, token_loss
 from specport.quantize.train.parallel.chains import all_chains, extents, pack
 from support.toys.toy_model import ToyModel
 from support.toys.toy_pipeline import ToyTokenizer
@@ -303,15 +303,16 @@ def test_weights_count_in_the_loss(loss: str) -> None:
     texts[0].tokens[:] %= 20
     plain = batches.batch(texts, "cpu")
     assert "weights" not in plain
+    log_q = torch.log_softmax(logits, dim=-1)
+    logs, best = log_q.gather(1, columns_of(plain, column)), log_q.amax(dim=-1)
     each = [
-        token_loss(logits[i : i + 1], {n: plain[n][i : i + 1] for n in ("answer", "top_ids", "top_probs")},
-                   column, loss)[0].item()
+        token_loss(logs[i : i + 1], best[i : i + 1], {"top_probs": plain["top_probs"][i : i + 1]}, loss)[0]
         for i in range(6)
-    ]  # fmt: skip
-    assert token_loss(logits, plain, column, loss)[0].item() == pytest.approx(np.mean(each), rel=1e-5)
+    ]
+    assert token_loss(logs, best, plain, loss)[0].item() == pytest.approx(np.mean(each), rel=1e-5)
     weights = np.float32([1, 1, 2, 2, 2, 1])
     weighted = batches.batch([replace(texts[0], weights=weights)], "cpu")
-    found = token_loss(logits, weighted, column, loss)[0].item()
+    found = token_loss(logs, best, weighted, loss)[0].item()
     assert found == pytest.approx(np.average(each, weights=weights), rel=1e-5)
 
 

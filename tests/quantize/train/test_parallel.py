@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
-from specport.quantize.train import batches  # noqa: E402
-from specport.quantize.train.parallel import temperature, training  # noqa: E402
+from specport.quantize.train import batches, log_probabilities  # noqa: E402
+from specport.quantize.train.parallel import temperature  # noqa: E402
 from specport.quantize.train.parallel.chains import FLOOR, KEPT, all_chains, pack, sample_chains  # noqa: E402
 from specport.quantize.train.parallel.training import ParallelStudent, add_mask, train_parallel  # noqa: E402
 from specport.quantize.train.recipe import Recipe  # noqa: E402
@@ -245,12 +245,13 @@ def test_a_run_that_was_stopped_gives_the_same_draft(texts: list[Dialogue], tmp_
 
 
 @pytest.mark.parametrize("loss", ["kl", "tv", "ce"])
-def test_the_gradient_by_pieces_is_that_of_the_whole(
+def test_the_gradient_by_blocks_is_that_of_the_whole(
     loss: str, texts: list[Dialogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for piece in (7, 10_000):
-        monkeypatch.setattr(training, "_PIECE", piece)
+    for rows, columns in ((7, 13), (10_000, 10_000)):
+        monkeypatch.setattr(log_probabilities, "_ROWS", rows)
+        monkeypatch.setattr(log_probabilities, "_COLUMNS", columns)
         whole = model()
         mask = add_mask(whole, VOCAB, texts)
         head = [t for t in range(VOCAB) if t != FIRST + 3]
