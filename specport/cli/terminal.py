@@ -159,16 +159,21 @@ def progress(quiet: bool) -> Iterator[Progress]:
 def _lines() -> Progress:
     """Return a callback that prints a line for each stage.
 
-    A stage that changes only in its numbers, as a training in its loss, is printed again after half a minute.
+    A stage that takes long is printed again every half a minute, with the share that is done of the whole.
+    Changes of its numbers alone, as of a training's loss, make no new stage.
     """
-    kind, shown, at = None, "", 0.0
+    kind, at = None, 0.0
 
     def show(what: str, share: float) -> None:
-        nonlocal kind, shown, at
+        nonlocal kind, at
         new, now = _NUMBERS.sub("#", what), time.monotonic()
-        if what != shown and (new != kind or now - at >= _AGAIN_S):
-            kind, shown, at = new, what, now
+        if new != kind:
             say(f"specport: {what}")
+        elif now - at >= _AGAIN_S:
+            say(f"specport: {what}, {share:.0%} of all")
+        else:
+            return
+        kind, at = new, now
 
     return show
 

@@ -244,4 +244,18 @@ def test_a_training_prints_no_line_a_step_into_a_file(capsys, monkeypatch):
         progress("writing the draft", 1.0)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5 and lines[0] == "specport: training (loss 3.000, agreement 0.0%)"
+    assert lines[1] == "specport: training (loss 2.400, agreement 30.0%), 30% of all"
     assert lines[-1] == "specport: writing the draft"
+
+
+def test_a_long_stage_gives_signs_of_life_in_a_file(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress(quiet=False) as progress:
+        for share in (0.1, 0.11, 0.12, 0.125, 0.13):
+            progress("the target writes", share)
+            now[0] += 16.0
+    assert capsys.readouterr().err.splitlines() == [
+        "specport: the target writes", "specport: the target writes, 12% of all",
+        "specport: the target writes, 13% of all",
+    ]  # fmt: skip
