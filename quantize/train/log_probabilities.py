@@ -66,8 +66,7 @@ class _Chosen(torch.autograd.Function):  # type: ignore[misc]
             top = torch.full((len(wanted),), -torch.inf, device=outputs.device)
             total = torch.zeros_like(top)
             for first, logits, _ in _blocks(outputs, rows, parts):
-                here = (wanted >= first) & (wanted < first + logits.shape[1])
-                at = (wanted - first).clamp(0, logits.shape[1] - 1)
+                here, at = _within(wanted, first, logits.shape[1])
                 chosen.copy_(torch.where(here, logits.gather(1, at), chosen))
                 highest = torch.maximum(top, logits.amax(dim=1))
                 # Where all are forbidden so far, the maximum is -inf and the sum 0.
@@ -91,8 +90,7 @@ class _Chosen(torch.autograd.Function):  # type: ignore[misc]
         for rows in _slices(len(outputs), _ROWS):
             wanted, given = columns[rows], gradient[rows]
             for first, logits, weight in _blocks(outputs, rows, ctx.parts):
-                here = (wanted >= first) & (wanted < first + logits.shape[1])
-                at = (wanted - first).clamp(0, logits.shape[1] - 1)
+                here, at = _within(wanted, first, logits.shape[1])
                 logits.sub_(norms[rows, None]).exp_().mul_(-total[rows])
                 logits.scatter_add_(1, at, torch.where(here, given, 0.0))
                 found[rows] += logits.to(weight.dtype) @ weight
@@ -112,6 +110,11 @@ def _blocks(outputs: Tensor, rows: slice, parts: Sequence[HeadPart]) -> Iterator
                 logits.masked_fill_(of[:, columns], -torch.inf)
             yield first + columns.start, logits, weight
         first += len(part.weight)
+
+
+def _within(columns: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return whether a block of `count` columns has these, and where; any place for those it has not."""
+    return (columns >= first) & (columns < first + count), (columns - first).clamp(0, count - 1)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,11 @@ from specport.quantize.train import batches, trainer
 from specport.quantize.train.attention_mask import additive
 from specport.quantize.train.diffusion.recipe import Quality, Recipe
 from specport.quantize.train.diffusion.rows import Packed, noised, pack
-from specport.quantize.train.log_probabilities import HeadPart, computed_in, log_probabilities
+from specport.quantize.train.log_probabilities import HeadPart, log_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PIECE = 512  # predictions whose logits are in memory at a time while texts are examined
 EXAMINED = 2048  # about so many tokens of held-out answers are measured
 
 
@@ -46,11 +44,8 @@ class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
         """
         rng = np.random.default_rng((self._recipe.seed, step))
         packed = self.packed(batch, rng)
-        outputs = self.outputs(packed)
-        never = torch.arange(len(self.head), device=outputs.device)[None] == self.mask_token
-        logs, best = log_probabilities(outputs, [HeadPart(self.head, never)], packed.answers[:, None])
-        hits = ((logs[:, 0] >= best) & packed.real).sum()
-        return -(packed.weights * logs[:, 0]).sum() / packed.weights.sum(), hits
+        logs, best = self.scores(packed)
+        return -(packed.weights * logs).sum() / packed.weights.sum(), ((logs >= best) & packed.real).sum()
 
     def packed(self, batch: Mapping[str, Tensor], rng: np.random.Generator) -> Packed:
         """Return the rows of a batch with the masks that `rng` draws."""
@@ -70,15 +65,15 @@ class DiffusionStudent(torch.nn.Module):  # type: ignore[misc]
         ).last_hidden_state
         return hidden[packed.texts, packed.places]
 
-    def pieces(self, outputs: Tensor) -> Any:
-        """Yield float32 logits [piece, vocab] of some predictions, none for the mask, and where they are."""
-        dtype = computed_in(outputs)
-        head = self.head.to(dtype)  # once, not each time
-        for start in range(0, len(outputs), _PIECE):
-            where = slice(start, start + _PIECE)
-            logits = (outputs[where].to(dtype) @ head.T).float()
-            logits[:, self.mask_token] = -math.inf  # no text has it
-            yield logits, where
+    def scores(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Return [predictions] the log-probability of each answer, and of the likeliest token.
+
+        The mask has none, as no text has it.
+        """
+        outputs = self.outputs(packed)
+        never = torch.arange(len(self.head), device=outputs.device)[None] == self.mask_token
+        logs, best = log_probabilities(outputs, [HeadPart(self.head, never)], packed.answers[:, None])
+        return logs[:, 0], best
 
 
 def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any) -> dict[str, Any]:
@@ -91,15 +86,13 @@ def examine(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any
     with torch.no_grad(), trainer.autocast(device):
         for groups in batches.plan(some(texts), 1.0, recipe.batch_tokens, seed=0):
             packed = student.packed(batches.batch([texts[i] for i in groups[0]], device), rng)
-            for logits, where in student.pieces(student.outputs(packed)):
-                answers, count = packed.answers[where], packed.counts[where].cpu().numpy()
-                loss = torch.nn.functional.cross_entropy(logits, answers, reduction="none").cpu().numpy()
-                hit = (logits.argmax(dim=1) == answers).cpu().numpy()
-                weights, real = packed.weights[where].cpu().numpy(), packed.real[where].cpu().numpy()
-                for sums, values in ((hits, hit), (losses, loss), (counts, np.ones(len(count)))):
-                    np.add.at(sums, count[real], values[real])
-                # What stands behind the end is easy. It counts as loss, not as a token: a bound stays one.
-                weighted, weight = weighted + float(weights @ loss), weight + float(weights[real].sum())
+            logs, best = student.scores(packed)
+            loss, hit = (-logs).cpu().numpy(), (logs >= best).cpu().numpy()
+            count, weights, real = (x.cpu().numpy() for x in (packed.counts, packed.weights, packed.real))
+            for sums, values in ((hits, hit), (losses, loss), (counts, np.ones(len(count)))):
+                np.add.at(sums, count[real], values[real])
+            # What stands behind the end is easy. It counts as loss, not as a token: a bound stays one.
+            weighted, weight = weighted + float(weights @ loss), weight + float(weights[real].sum())
     student.train()
     there = np.maximum(counts[1:], 1)
     return {

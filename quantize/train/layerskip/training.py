@@ -95,9 +95,9 @@ class ExitStudent(torch.nn.Module):  # type: ignore[misc]
         self._skipped = None
         enabled = enabled_layers(self._recipe, self.num_layers, step, num_steps)
         total, hits = torch.zeros((), device=self.head.device), torch.zeros((), device=self.head.device)
+        wanted = columns_of(batch, self.column)
         for layer, weight in exit_weights(self.num_layers, self._recipe.exit_scale, enabled).items():
             hidden = self.body.norm(streams[layer])
-            wanted = columns_of(batch, self.column)
             loss, hits = token_loss(*log_probabilities(hidden, [HeadPart(self.head)], wanted), batch, "kl")
             total = total + weight * loss  # the last layer comes last: its hits are the model's
         return total, hits

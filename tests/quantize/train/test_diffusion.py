@@ -120,14 +120,11 @@ def test_what_was_added_behind_the_end_is_no_answer() -> None:
     """A model that knows only that: nothing is right, and the bound of the perplexity is no lower for it."""
 
     class KnowsTheEnd(DiffusionStudent):
-        def packed(self, *given: Any, **named: Any) -> Any:
-            self.last = super().packed(*given, **named)
-            return self.last
-
-        def pieces(self, outputs: Any) -> Any:
-            right = self.last.answers
-            chosen = torch.where(self.last.real, 3 + (right == 3), right)  # any other token
-            yield 20.0 * torch.nn.functional.one_hot(chosen, VOCAB + 1).float(), slice(None)
+        def scores(self, packed: Any) -> Any:
+            right = packed.answers
+            chosen = torch.where(packed.real, 3 + (right == 3), right)  # any other token
+            log_q = torch.log_softmax(20.0 * torch.nn.functional.one_hot(chosen, VOCAB + 1).float(), dim=1)
+            return log_q.gather(1, right[:, None])[:, 0], log_q.amax(dim=1)
 
     recipe = Recipe(block=8)
     model = tiny_models.hf_model("llama", 1, vocab_size=VOCAB + 1)
