@@ -36,6 +36,7 @@ from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
+from specport.models.kinds import bigrams
 from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
@@ -169,7 +170,10 @@ class _Build:
         files = ModelFiles(folder, name, precision, str(out), ir_fingerprint(folder))
         draft = inputs.loader.draft_with(files, plan.head)
         draft_costs = self._costs(draft, part(self.progress, 0.9, 0.92), keep=files)
-        pair = DraftPair(inputs.target, draft, inputs.tokenizer, name, costs, draft_costs, parallel)
+        pair = DraftPair(
+            inputs.target, draft, inputs.tokenizer, name, costs, draft_costs, parallel,
+            bigrams=bigrams.of(parallel, folder),
+        )  # fmt: skip
         measured = evaluate(pair, held_out, part(self.progress, 0.92, 1.0))
         choice, origin = plan.choice, inputs.source_files.bundle
         made = Bundle(
@@ -272,6 +276,8 @@ class _Build:
             from specport.quantize.prune import ir
 
             ir.drop_layers(self.inputs.source_files.folder, folder, plan.choice.dropped)
+            if self.imported.folder is not None:
+                bigrams.copy(self.imported.folder, folder)
             return dict(self.imported.facts)
         request, trust = self.request, self.inputs.loader.trust_remote_code
         trained = self.work / "distilled"
@@ -297,4 +303,5 @@ class _Build:
             trained, folder, self._precision(),
             progress=part(progress, 0.85, 1.0), trust_remote_code=trust,
         )  # fmt: skip
+        bigrams.copy(trained, folder)
         return {**facts, "tokens_written": request.distil_tokens, shards.TEXT: self.shards[0].parent.name}

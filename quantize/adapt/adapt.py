@@ -30,6 +30,7 @@ from specport.models import bundle
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.folder_checks import IR_BIN
+from specport.models.kinds import bigrams
 from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles, ir_fingerprint
 from specport.outside.places import expanded
@@ -131,6 +132,7 @@ class _Job:
             self.work / "distilled", new, self._precision, progress=part(self.progress, 0.75, 0.85),
             trust_remote_code=self.loader.trust_remote_code,
         )  # fmt: skip
+        bigrams.copy(self.work / "distilled", new)
         parallel = Parallel.of(facts.get(PARALLEL), self.about.head_tokens)
         made = replace(self.about, precision=self._precision, parallel=parallel)
         judgement = self._judged(new, made, mixture, part(self.progress, 0.85, 0.98))
@@ -256,7 +258,7 @@ class _Job:
             keys.append(loaded.key)
             draft = DraftModel(
                 loaded.model, tokenizer, files.name, self.loader.costs(loaded), loaded.head_tokens,
-                parallel=about.parallel,
+                parallel=about.parallel, bigrams=bigrams.of(about.parallel, folder),
             )  # fmt: skip
             for step, texts in enumerate(held_out):
                 begin = (2 * number + step) / 4

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specport.core.ports import DraftRequest, Plan, PlannedDrafter
+from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
 from specport.core.sampling.sampler import Sampler
+from specport.drafters.builtin import own_model
 from specport.drafters.context import MAX_WINDOW, DraftModel
-from specport.drafters.model.drafter import ModelDrafter
-from specport.drafters.model.parallel import ParallelDrafter
 from specport.progress import Progress
 from specport.traffic.dialogues import Dialogue
 
@@ -60,7 +59,7 @@ class Judgement:
 
 def replay(draft: DraftModel, texts: Sequence[Dialogue], progress: Progress) -> Replayed:
     """Replay greedy rounds of a draft on the answers of these texts."""
-    drafter = drafter_of(draft)
+    drafter = own_model(draft, draft.tokenizer.vocab_size, MAX_WINDOW)
     depth = drafter.parallel or DEPTH
     sampler, plan = Sampler(SamplingParams()), Plan(depth)
     rounds, accepted, tokens = 0, [0] * depth, 0
@@ -84,16 +83,6 @@ def replay(draft: DraftModel, texts: Sequence[Dialogue], progress: Progress) -> 
             drafter.forget(0)
     steps = max(rounds, 1)
     return Replayed(round(tokens / steps, 4), tuple(round(a / steps, 4) for a in accepted), tokens)
-
-
-def drafter_of(draft: DraftModel) -> PlannedDrafter:
-    """Return the drafter of a model of the target's own tokenizer."""
-    vocab = draft.target_vocab(draft.tokenizer.vocab_size)
-    if about := draft.parallel:
-        return ParallelDrafter(
-            draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map, window=MAX_WINDOW
-        )
-    return ModelDrafter(draft.model, vocab, draft.token_map, window=MAX_WINDOW)
 
 
 def _agreeing(drafted: Sequence[int], answer: Sequence[int]) -> int:

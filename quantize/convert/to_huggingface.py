@@ -35,6 +35,7 @@ from specport.models import bundle
 from specport.models.atomic import write_json
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.json_file import read_json
+from specport.models.kinds import bigrams
 from specport.models.manifest import MANIFEST_FILE
 from specport.models.os_errors import cause
 from specport.progress import Progress, part, silent
@@ -122,6 +123,7 @@ def to_hugging_face(folder: Path, out: Path, progress: Progress = silent) -> Pat
         for path in folder.iterdir():
             if path.suffix in _COPIED and path.name not in _WRITTEN:
                 shutil.copyfile(path, work / path.name)
+        bigrams.copy(folder, work)
         write_json(work / "config.json", config, indent=2)
         _save(weights, form, work / "model.safetensors", part(progress, 0.1, 0.7))
         progress("comparing the two models", 0.7)

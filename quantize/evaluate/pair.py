@@ -17,6 +17,7 @@ from specport.drafters.build import build_policy
 from specport.drafters.context import DraftModel
 from specport.drafters.spec import parse as parse_draft
 from specport.errors import InvalidInput
+from specport.models.kinds.bigrams import Bigrams
 from specport.models.kinds.parallel import Parallel
 from specport.progress import Progress
 from specport.runtime.devices.profiles import cpu_name
@@ -34,6 +35,7 @@ class DraftPair:
     name:  the draft's.
     costs, draft_costs: of the target's steps and of the draft's.
     parallel: how the draft drafts several tokens in one pass; None = token by token.
+    bigrams:  by which such drafts are ranked; None = by nothing but the model.
     on_states: whether the draft is a head on the target's hidden states: `draft` is the target then, for its
            `Model.hidden_head`, or another `Loaded` with its `Model.mtp`.
     """
@@ -46,6 +48,7 @@ class DraftPair:
     draft_costs: StepCosts
     parallel: Parallel | None = None
     on_states: bool = False
+    bigrams: Bigrams | None = None
 
     @property
     def depth(self) -> int:
@@ -152,7 +155,8 @@ def _method(pair: DraftPair, name: str, engine: Engine) -> Own:
     spec = parse(name)
     draft = DraftModel(
         pair.draft.model, pair.tokenizer, pair.name, pair.draft_costs.fixed(), pair.draft.head_tokens,
-        parallel=pair.parallel, head=pair.draft.model.hidden_head if pair.on_states else None,
+        parallel=pair.parallel, bigrams=pair.bigrams,
+        head=pair.draft.model.hidden_head if pair.on_states else None,
         mtp=pair.on_states and pair.draft is not pair.target,
     )  # fmt: skip
     policy = build_policy(

@@ -23,10 +23,12 @@ class Distilled(NamedTuple):
 
     facts: as `draft.distil_draft` returns them; empty = not distilled.
     head:  ids of the head that the draft was trained with; None = all.
+    folder: of the weights; None = not distilled.
     """
 
     facts: Mapping[str, Any]
     head: tuple[int, ...] | None = None
+    folder: Path | None = None
 
 
 class _Record(Struct):
@@ -58,4 +60,4 @@ def read(folder: Path) -> Distilled:
         return Distilled({})
     head = _RECORD.of(facts, str(folder / NAME)).head
     del facts[_HEAD]
-    return Distilled(facts, None if head is None else bundle.expand(head))
+    return Distilled(facts, None if head is None else bundle.expand(head), folder)

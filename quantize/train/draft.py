@@ -21,7 +21,9 @@ from specport.quantize.train.recipe import Recipe
 
 from specport.models import bundle
 from specport.models.atomic import write_json
+from specport.models.kinds import bigrams
 from specport.models.kinds import parallel as models
+from specport.models.kinds.bigrams import Bigrams
 from specport.outside import Format, Table
 from specport.progress import Progress, part
 
@@ -73,11 +75,12 @@ def distil_draft(
     kept = range(size) if head is None else bundle.expand(head)
     told = part(progress, FIT_TIME, 1.0)
     in_parallel: dict[str, Any] = {}
+    pairs: Bigrams | None = None
     if mask is None:
         result = distil(model, kept, texts, held_out, about, Path(work), told)
     else:
         found = train_parallel(model, kept, mask, texts, held_out, about, Path(work), told)
-        result, in_parallel = found.distillation, _parallel_facts(model, found, mask)
+        result, pairs, in_parallel = found.distillation, found.bigrams, _parallel_facts(model, found, mask)
     facts = {
         "agreement_before": round(result.before, 4),
         "agreement": round(result.after, 4),
@@ -94,6 +97,8 @@ def distil_draft(
         folder = Path(out)
         model.save_pretrained(folder)
         export.finish(Path(source), folder, trust_remote_code)
+        if pairs is not None:
+            bigrams.write(folder, pairs)
         distilled.write(folder, facts, head)
     return facts
 
@@ -107,7 +112,9 @@ def _parallel_facts(model: Any, found: Parallel, mask: int) -> dict[str, Any]:
     if not found.distillation.trained:
         return survivals
     model.config.spd_type, model.config.pard_token = "pard", mask
-    manifest = models.Parallel(len(found.temperatures), mask, found.temperatures)
+    manifest = models.Parallel(len(found.temperatures), mask, found.temperatures, found.bigrams is not None)
+    if found.bigrams is not None:
+        survivals["survival_unranked"] = found.unranked
     return {PARALLEL: asdict(manifest), **survivals}
 
 

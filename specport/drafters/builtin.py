@@ -48,19 +48,26 @@ def recycle(context: BuildContext) -> Source:
 def model(context: BuildContext) -> Source:
     draft = context.loaded
     if draft.head is not None:
-        drafter: PlannedDrafter = HiddenHeadDrafter(draft.head, context.target.vocab_size)
-        return Source(drafter, draft.costs, draft.reach, draft.assumed)
+        on_states = HiddenHeadDrafter(draft.head, context.target.vocab_size)
+        return Source(on_states, draft.costs, draft.reach, draft.assumed)
     if draft.mtp:
         return _mtp(draft, context)
-    vocab, window = draft.target_vocab(context.target.vocab_size), context.window
-    if about := draft.parallel:
-        drafter = ParallelDrafter(
-            draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map,
-            window=window, prefixes=draft.prefixes,
-        )  # fmt: skip
-    else:
-        drafter = ModelDrafter(draft.model, vocab, draft.token_map, window=window, prefixes=draft.prefixes)
+    drafter = own_model(draft, context.target.vocab_size, context.window)
     return Source(drafter, draft.costs, draft.reach)
+
+
+def own_model(draft: DraftModel, target_vocab: int, window: int) -> PlannedDrafter:
+    """Return a drafter with a model that has its own cache, and the target's tokenizer.
+
+    target_vocab, window: as for `ModelDrafter`.
+    """
+    vocab = draft.target_vocab(target_vocab)
+    if about := draft.parallel:
+        return ParallelDrafter(
+            draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map,
+            window=window, prefixes=draft.prefixes, bigrams=draft.bigrams,
+        )  # fmt: skip
+    return ModelDrafter(draft.model, vocab, draft.token_map, window=window, prefixes=draft.prefixes)
 
 
 def universal(context: BuildContext) -> Source:

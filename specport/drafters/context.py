@@ -11,6 +11,7 @@ from specport.core.prefix_cache import PrefixCache
 from specport.drafters.retrieval.history import History
 from specport.drafters.retrieval.suffix_index import SuffixIndex
 from specport.drafters.tree.graft import Variant
+from specport.models.kinds.bigrams import Bigrams
 from specport.models.kinds.parallel import Parallel
 from specport.text.tokenizer import Tokenizer
 
@@ -27,6 +28,7 @@ class DraftModel:
     graft:     calibrated variant of graft(MODEL); None = the default.
     reach:     share of its drafts that are accepted to depth 1, 2, ...; () = not measured.
     parallel:  how it drafts several tokens in one pass; None = token by token.
+    bigrams:   by which such drafts are ranked; None = by nothing but the model.
     mismatch:  how its tokenizer differs from the target's (`Tokenizer.mismatch`); None = ids mean the same.
     head:      of the target, to draft from its hidden states; `model` is the target then. None = a model.
     mtp:       whether `model` is a module for multi-token prediction, which reads the target's states.
@@ -47,6 +49,7 @@ class DraftModel:
     mtp: bool = False
     assumed: float | None = None
     prefixes: PrefixCache | None = None
+    bigrams: Bigrams | None = None
 
     @property
     def on_states(self) -> bool:

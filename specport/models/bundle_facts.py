@@ -53,6 +53,7 @@ class Distilled(Struct):
     seconds: Amount = 0.0
     survival: tuple[Share, ...] = ()
     survival_before: tuple[Share, ...] = ()
+    survival_unranked: tuple[Share, ...] = ()
     seed: Count = 0
     loss: str = ""
     text: str | None = None

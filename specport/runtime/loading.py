@@ -14,6 +14,7 @@ from specport.drafters.spec import DraftSpec
 from specport.errors import DeviceError, InvalidInput, ModelError
 from specport.models import precision as precisions
 from specport.models.bundle import Bundle
+from specport.models.kinds import bigrams
 from specport.models.kinds.diffusion import find_facts
 from specport.models.kinds.pipo import Pairs
 from specport.models.shipped import is_head, is_mtp_head
@@ -206,6 +207,7 @@ class Loader:
         files = draft.files
         if files.bundle and files.bundle.on_states:
             return self._head_model(draft, files.bundle, target)
+        parallel = files.bundle.parallel if files.bundle else None
         return DraftModel(
             loaded.model,
             draft.tokenizer,
@@ -214,8 +216,9 @@ class Loader:
             loaded.head_tokens,
             measurements.find_pair(target.key, files.fingerprint).graft,
             files.bundle.reach if files.bundle else (),
-            files.bundle.parallel if files.bundle else None,
+            parallel,
             draft.mismatch,
+            bigrams=bigrams.of(parallel, files.folder),
         )
 
     def _head_model(self, draft: DraftFiles, bundle: Bundle, target: Loaded) -> DraftModel:

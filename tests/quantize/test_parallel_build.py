@@ -26,6 +26,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, manifest
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.folder_checks import IR_XML
+from specport.models.kinds import bigrams
 from specport.models.kinds.parallel import Parallel
 
 DEPTH, MASK = 3, len(tiny_models.vocabulary())
@@ -71,6 +72,7 @@ def test_a_draft_is_built_and_used(draft: Path, target: str) -> None:
     assert made.head_tokens is not None and max(made.head_tokens) < MASK
     assert made.distilled["trained"] and len(made.distilled["survival"]) == DEPTH
     assert sum(made.distilled["survival"]) > sum(made.distilled["survival_before"])
+    assert about.bigrams == (draft / bigrams.FILE).is_file() == ("survival_unranked" in made.distilled)
     assert made.measured["same_text"] == 2 and made.measured["depth"] == DEPTH
     assert len(made.measured["acceptance_by_depth"]) == DEPTH
     plain = specport.load(target, draft="none", precision="int8").generate("What is it?", max_new_tokens=24)
@@ -121,7 +123,9 @@ def test_exports_have_what_other_runtimes_look_for(draft: Path, target: str, tmp
     config = json.loads((out / "config.json").read_text())
     assert (config["spd_type"], config["pard_token"]) == ("pard", MASK)
     assert config["vocab_size"] == MASK + 1
-    assert bundle.read(out).parallel == bundle.read(draft).parallel
+    about = bundle.read(out).parallel
+    assert about is not None and about == bundle.read(draft).parallel
+    assert about.bigrams == (out / bigrams.FILE).is_file()
     plain = specport.load(target, device="torch-cpu", draft="none").generate("What?", max_new_tokens=12)
     fast = specport.load(target, device="torch-cpu", draft=str(out), policy="fixed")
     drafted = fast.generate("What?", max_new_tokens=12)
@@ -133,7 +137,8 @@ def test_exports_have_what_other_runtimes_look_for(draft: Path, target: str, tmp
     [
         {"depth": 0}, {"depth": 99}, {"depth": 2.5}, {"depth": True}, {"depth": 2}, {"mask_token_id": -1},
         {"mask_token_id": 1 << 40}, {"mask_token_id": "x"}, {"mask_token_id": 5}, {"temperatures": [0.0] * 3},
-        {"temperatures": [float("nan")] * 3}, {"temperatures": 7}, {"temperatures": ["hot"] * 3},
+        {"temperatures": [float("nan")] * 3}, {"temperatures": 7}, {"temperatures": ["hot"] * 3}, 
+        {"bigrams": 1},
     ],
     ids=str,
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from specport.quantize.text.dialogues import Dialogue
-from specport.quantize.train import batches, rounding, trainer
+from specport.quantize.train import rounding, trainer
 from specport.quantize.train.attention_mask import additive
 from specport.quantize.train.distil import Distillation, Student, train_student
 from specport.quantize.train.log_probabilities import computed_in, log_probabilities
 from specport.quantize.train.losses import columns_of, cross_entropies, divergences
-from specport.quantize.train.parallel import temperature
-from specport.quantize.train.parallel.chains import PackedRows, all_chains, extents, pack, sample_chains
-from specport.quantize.train.parallel.temperature import GRID
+from specport.quantize.train.parallel import bigrams
+from specport.quantize.train.parallel.chains import PackedRows, extents, pack, sample_chains
+from specport.quantize.train.parallel.examination import RANKED, examine
 from specport.quantize.train.recipe import Recipe
 
+from specport.models.kinds.bigrams import Bigrams
 from specport.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,13 +43,20 @@ class Parallel:
     """Result of a training for parallel drafting.
 
     survival_before, survival: by depth, the share of drafts of held-out text whose tokens up to this one are
-    all the target's. temperatures: by depth. distillation: its agreement is that of depth 0.
+               all the target's.
+    temperatures: by depth.
+    bigrams:   that its tokens are ranked by, with which `survival` and `temperatures` were measured; None
+               where they do not raise the mean number of accepted tokens.
+    unranked:  survival without them.
+    distillation: its agreement is that of depth 0.
     """
 
     distillation: Distillation
     survival_before: tuple[float, ...]
     survival: tuple[float, ...]
     temperatures: tuple[float, ...]
+    unranked: tuple[float, ...]
+    bigrams: Bigrams | None = None
 
 
 def add_mask(model: Any, first: int, texts: Sequence[Dialogue]) -> int:
@@ -151,6 +159,8 @@ def train_parallel(
     for `distil.distil`. mask_token: see `add_mask`; it must not be in `head`.
     """
     trainer.check_texts(texts, held_out)
+    pairs = bigrams.count(texts)
+    kept = _some(held_out)
     with rounding.rounded(model, recipe.precision):
         student = ParallelStudent(model, head, recipe, mask_token).float()
         facts = (
@@ -159,64 +169,27 @@ def train_parallel(
         )
         run, writes, better = train_student(
             student, texts, recipe, facts, work,
-            lambda student, device: _examined(student, held_out, recipe, device),
+            lambda student, device: examine(
+                student, kept, recipe.parallel, recipe.batch_tokens, device, pairs
+            ),
             lambda found: sum(found["survival"]), "training parallel drafts", progress,
         )  # fmt: skip
         with torch.no_grad():
             model.get_input_embeddings().weight[mask_token] = student.mask
-    after = run.after if better else run.before
-    survivals = tuple(run.before["survival"]), tuple(after["survival"])
+    before, after = run.before, run.after if better else run.before
+    ranks = better and sum(after[RANKED]["survival"]) > sum(after["survival"])
+    best = after[RANKED] if ranks else after
+    survival, unranked = tuple(best["survival"]), tuple(after["survival"])
     distillation = Distillation(
-        survivals[0][0], survivals[1][0], tuple(run.losses), run.num_tokens, run.seconds, writes, better
+        before["survival"][0], unranked[0], tuple(run.losses), run.num_tokens, run.seconds, writes, better
     )
-    return Parallel(distillation, *survivals, tuple(after["temperatures"]))
-
-
-def _examined(student: Any, texts: Sequence[Dialogue], recipe: Recipe, device: Any) -> Mapping[str, Any]:
-    """Return survival by depth and the temperatures that fit drafts behind every token of the answers."""
-    student = getattr(student, "module", student)  # unwrap it where several processes train
-    depth = recipe.parallel
-    confidences, hits = [], []
-    student.eval()
-    with torch.no_grad(), trainer.autocast(device):
-        for groups in batches.plan(_some(texts), 1.0, recipe.batch_tokens, seed=0):
-            batch = batches.batch([texts[i] for i in groups[0]], device)
-            lengths, starts = extents(batch)
-            shapes = zip(lengths.tolist(), starts.tolist(), strict=True)
-            rows = [all_chains(*shape, depth) for shape in shapes]
-            packed = pack(batch, rows, student.mask_token)
-            found = _drafted(student, packed, lengths, depth)
-            confidences.append(found[0])
-            hits.append(found[1])
-    student.train()
-    confidence, hit = np.concatenate(confidences), np.concatenate(hits)
-    there = ~np.isnan(confidence[:, :, 0])
-    accepted = np.logical_and.accumulate(hit, axis=1)
-    survival = accepted.sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-    temperatures = temperature.fit(confidence, accepted)
-    return {"survival": [round(float(share), 4) for share in survival], "temperatures": [*temperatures]}
+    return Parallel(
+        distillation, tuple(before["survival"]), survival, tuple(best["temperatures"]), unranked,
+        pairs if ranks else None,
+    )  # fmt: skip
 
 
 def _some(texts: Sequence[Dialogue]) -> Sequence[Dialogue]:
     """Return the first texts with about EXAMINED tokens of answers together."""
     total = np.cumsum([len(text.tokens) - text.start for text in texts])
     return texts[: 1 + int(np.searchsorted(total, EXAMINED))]
-
-
-def _drafted(student: Any, packed: PackedRows, lengths: Any, depth: int) -> tuple[Any, Any]:
-    """Return the drafts behind every token of a batch's texts.
-
-    Confidences [tokens, depth, GRID], nan where the text ends before, and [tokens, depth] whether the token
-    is the target's.
-    """
-    confidences = np.full((int(lengths.sum()), depth, len(GRID)), np.nan)
-    hits = np.zeros(confidences.shape[:2], dtype=np.bool_)
-    firsts = torch.from_numpy(np.cumsum(lengths) - lengths).to(packed.texts.device)
-    tokens = (firsts[packed.texts] + packed.facts["columns"]).cpu().numpy()
-    depths = packed.prediction_depths.cpu().numpy()
-    for log_q, where, column in student.pieces(student.outputs(packed), packed):
-        answer = column[packed.facts["answer"][where]]
-        at = tokens[where], depths[where]
-        hits[at] = (log_q.argmax(dim=-1) == answer).cpu().numpy()
-        confidences[at] = temperature.confidences(log_q).cpu().numpy()
-    return confidences, hits

@@ -104,7 +104,11 @@ def _distilled_lines(distilled: Distilled) -> list[tuple[str, str]]:
 def _parallel_lines(parallel: Parallel, distilled: Distilled) -> list[tuple[str, str]]:
     degrees = ", ".join(f"{degree:.2f}" for degree in parallel.temperatures)
     text = f"{parallel.depth} tokens a pass, MASK {parallel.mask_token_id}, temperatures {degrees}"
-    return [("parallel", text), *_survival_lines(distilled)]
+    lines = [("parallel", text), *_survival_lines(distilled)]
+    if parallel.bigrams and distilled.survival_unranked:
+        ranked, without = (1.0 + sum(s) for s in (distilled.survival, distilled.survival_unranked))
+        lines.append(("ranked", f"by pairs of tokens: {ranked:.2f} tokens a round, {without:.2f} without"))
+    return lines
 
 
 def _recurrent_lines(shape: Recurrent, distilled: Distilled) -> list[tuple[str, str]]:

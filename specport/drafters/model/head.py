@@ -63,3 +63,16 @@ class DraftHead:
     def ids(self, columns: Sequence[int]) -> list[int]:
         """Return the target ids of columns of `own`."""
         return [*columns] if self._map is None else [int(self._map[column]) for column in columns]
+
+    def raised(self, logits: Array, tokens: NDArray[np.int32], gains: NDArray[np.float32]) -> Array:
+        """Return the draft's logits [columns] with these added to those of some target ids.
+
+        Ids that the draft or the target does not have are ignored.
+        """
+        ours = tokens < self._target_vocab
+        columns = tokens[ours] if self._map is None else self._columns[tokens[ours]]
+        there = columns < logits.shape[0]
+        more = np.zeros(logits.shape[0], dtype=np.float32)
+        more[columns[there]] = gains[ours][there]
+        xp = array_namespace(logits)
+        return logits + xp.astype(xp.asarray(more, device=device(logits)), logits.dtype)

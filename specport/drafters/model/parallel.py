@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specport.core.ports import DraftRequest, Model
+from specport.core.ports import Array, DraftRequest, Model
 from specport.core.prefix_cache import PrefixCache
 from specport.drafters.model.drafter import ReadingDrafter
 from specport.drafters.model.expand import Expansion, expand
 from specport.drafters.model.head import DraftHead
 from specport.drafters.model.kv_cache import DraftCache
+from specport.models.kinds.bigrams import Bigrams
 
 
 class ParallelDrafter(ReadingDrafter):
     """Draft up to `parallel` tokens with one pass of a draft model that has its own cache.
 
-    Every token is chosen from the distribution at its depth, which depends on the text alone, not on the
-    tokens drafted before it (but for processors of the sampling parameters). A stop rule shortens the draft,
-    not the pass. Where the plan has branches, the nodes of a level get the same children.
+    Every token is chosen from the distribution at its depth. The model's depends on the text alone, not on
+    the tokens drafted before it; with `bigrams` they are ranked by the token before. A stop rule shortens the
+    draft, not the pass.
 
     target_vocab, token_map: as for `DraftHead`; window, prefixes: as for `DraftCache`.
     mask_token:   id of MASK. It and higher ids are never drafted.
-    temperatures: [parallel] divisors of the logits at depth 1, 2, ...
+    temperatures: [parallel] divisors of the (ranked) logits at depth 1, 2, ...
+    bigrams:      what is added to logits behind a drafted token; None = nothing.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class ParallelDrafter(ReadingDrafter):
         *,
         window: int = 256,
         prefixes: PrefixCache | None = None,
+        bigrams: Bigrams | None = None,
         name: str = "model",
     ) -> None:
         head = DraftHead(min(target_vocab, mask_token), token_map)
         self._cache = DraftCache(model, head, window, prefixes)
         super().__init__(self._cache, name)
         self._mask_token, self._temperatures = mask_token, tuple(temperatures)
+        self._bigrams = bigrams
 
     @property
     def parallel(self) -> int:
@@ -65,5 +69,14 @@ class ParallelDrafter(ReadingDrafter):
             for row, temperature in zip(rows, self._temperatures, strict=False):
                 if tree.done:
                     break
-                scaled = row if temperature == 1.0 else row / temperature
-                expand(tree, [scaled] * len(tree.frontier), head)
+                ranked = self._ranked(row, tree, head)
+                expand(tree, [row if temperature == 1.0 else row / temperature for row in ranked], head)
+
+    def _ranked(self, row: Array, tree: Expansion, head: DraftHead) -> list[Array]:
+        """Return the logits behind each node of the frontier: those of the model, ranked by its token.
+
+        The model has read the root token, so that drafts behind it are not ranked.
+        """
+        if self._bigrams is None or not tree.num_levels:
+            return [row] * len(tree.frontier)
+        return [head.raised(row, *self._bigrams.behind(tree.tokens[node])) for node in tree.frontier]

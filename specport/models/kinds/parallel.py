@@ -19,6 +19,7 @@ class Parallel:
     depth:         tokens of one pass: behind the new tokens of the text it reads depth - 1 MASKs.
     mask_token_id: id of MASK, higher than all ids of texts; this id and higher ones are never drafted.
     temperatures:  [depth] divisors of the logits at depth 1, 2, ..., which make the probabilities honest.
+    bigrams:       whether the bundle has pairs of tokens by which drafts are ranked (`bigrams.py`).
 
     Raises ValueError for values out of range, and TypeError for others than numbers.
     """
@@ -26,11 +27,14 @@ class Parallel:
     depth: int
     mask_token_id: int
     temperatures: tuple[float, ...]
+    bigrams: bool = False
 
     def __post_init__(self) -> None:
         for value in (self.depth, self.mask_token_id):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{value!r} is not a whole number")
+        if not isinstance(self.bigrams, bool):
+            raise TypeError(f"{self.bigrams!r} is neither true nor false")
         if not 1 <= self.depth <= MAX_DEPTH:
             raise ValueError(f"a depth of {self.depth} is not from 1 to {MAX_DEPTH}")
         if not 1 <= self.mask_token_id < _MOST_TOKENS:
@@ -50,7 +54,7 @@ class Parallel:
         if table is None:
             return None
         temperatures = tuple(float(t) for t in table["temperatures"])
-        found = cls(table["depth"], table["mask_token_id"], temperatures)
+        found = cls(table["depth"], table["mask_token_id"], temperatures, table.get("bigrams", False))
         found.check_head(0 if head is None else 1 + max(head, default=-1))
         return found
 

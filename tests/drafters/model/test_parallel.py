@@ -18,9 +18,27 @@ from specport.core.sampling.sampler import Sampler
 from specport.core.verify.rules import rule_for
 from specport.drafters.model.kv_cache import BESIDE_TAIL
 from specport.drafters.model.parallel import ParallelDrafter
+from specport.models.kinds.bigrams import PAIR, Bigrams
 
 MASK, TEMPERATURES = 11, (1.0, 1.5, 0.8, 2.0)
 PROMPTS = [PROMPT, [1], [7, 7, 7], PROMPT[::-1]]
+
+
+def pairs(vocab: int) -> Bigrams:
+    """Return gains for pairs of which some are of ids that neither draft nor target has."""
+    rng = np.random.default_rng(2)
+    found = np.array([(a, b, 0.0) for a in range(vocab + 2) for b in range(0, vocab + 2, 2)], dtype=PAIR)
+    found["gain"] = rng.uniform(0.0, 4.0, len(found))
+    return Bigrams(found)
+
+
+def gains(bigrams: Bigrams, before: int, vocab: int) -> np.ndarray:
+    """Return [vocab] what is added behind a token."""
+    found = np.zeros(vocab, dtype=np.float32)
+    for pair in bigrams.pairs:
+        if pair["before"] == before and pair["token"] < vocab:
+            found[pair["token"]] = pair["gain"]
+    return found
 
 
 def draft_model(**options: Any) -> ToyModel:
@@ -59,6 +77,26 @@ def test_drafts_are_the_last_rows_of_one_pass() -> None:
     assert asked.parallel == 4 and asked.behind(request([*context, 1], Plan(4))) == 1
 
 
+def test_tokens_are_ranked_by_the_token_before() -> None:
+    model, context, bigrams = draft_model(), [1, 2, 3], pairs(MASK)
+    asked = drafter(model, bigrams=bigrams)
+    (tree,) = asked.propose([request(context, Plan(4, stop=Threshold(0.0)))])
+    first, *others = rows_of(model, context, 4)
+    chain = [int(first.argmax())]  # the model has read the token before
+    for row in others:
+        chain.append(int((row + gains(bigrams, chain[-1], MASK)).argmax()))
+    assert list(tree.tokens) == chain
+    assert chain != [int(row.argmax()) for row in rows_of(model, context, 4)]
+    last = np.exp((others[-1] + gains(bigrams, chain[-2], MASK)).astype(np.float64) / TEMPERATURES[3])
+    assert tree.confidence[3] == pytest.approx(last[chain[-1]] / last.sum(), rel=1e-4)
+    # Each branch is ranked by its own token.
+    (tree,) = asked.propose([request(context, Plan(2, (3, 1)))])
+    assert len(tree.tokens) == 6
+    for node in range(3, 6):
+        before = tree.tokens[tree.parents[node]]
+        assert tree.tokens[node] == int((others[0] + gains(bigrams, before, MASK)).argmax())
+
+
 @pytest.mark.parametrize("length", [1, BESIDE_TAIL, BESIDE_TAIL + 1, 600])
 def test_a_long_context_is_read_before_the_pass(length: int) -> None:
     model, context = draft_model(max_context=2048), [i % 7 for i in range(length)]
@@ -91,9 +129,10 @@ def test_a_stop_rule_cuts_the_draft_not_the_pass() -> None:
 
 @pytest.mark.parametrize("rule", ["fixed", "heuristic", "confidence"])
 @pytest.mark.parametrize("batch", [True, False])
-def test_greedy_text_equals_plain_decoding(rule: str, batch: bool) -> None:
+@pytest.mark.parametrize("bigrams", [None, pairs(MASK)], ids=["plain", "ranked"])
+def test_greedy_text_equals_plain_decoding(rule: str, batch: bool, bigrams: Bigrams | None) -> None:
     target, model = ToyModel(batch=batch), draft_model(batch=batch)
-    engine = drafted(target, drafter(model), rule=lambda: make_length_rule(rule))
+    engine = drafted(target, drafter(model, bigrams=bigrams), rule=lambda: make_length_rule(rule))
     generations = [begin(p) for p in PROMPTS]
     assert run(engine, *generations) == [target.greedy(p, 40) for p in PROMPTS]
     assert sum(g.metrics.num_accepted_tokens for g in generations) > 0
@@ -119,19 +158,26 @@ def test_a_full_cache_of_the_draft_changes_no_text() -> None:
 
 def test_a_cut_head_gets_the_tokens_of_the_text() -> None:
     keep = [8, 3, 1, 10, 6]
-    target = ToyModel()
+    target, bigrams = ToyModel(), pairs(MASK)
     model = ToyCutModel(keep, vocab=MASK + 1, noise=0.4)
-    asked = ParallelDrafter(model, 11, MASK, TEMPERATURES, keep)
-    (tree,) = asked.propose([request([4, 9, 4], Plan(4))])
     known = [*keep, 4, 9]
-    rows = rows_of(model, [4, 9, 4], 4)
-    assert list(tree.tokens) == [max(known, key=lambda t, row=row: row[t]) for row in rows]
-    assert run(drafted(target, asked), begin()) == [target.greedy(PROMPT, 40)]
+    for ranked in (False, True):
+        asked = ParallelDrafter(model, 11, MASK, TEMPERATURES, keep, bigrams=bigrams if ranked else None)
+        (tree,) = asked.propose([request([4, 9, 4], Plan(4))])
+        chain: list[int] = []
+        for row in rows_of(model, [4, 9, 4], 4):
+            scores = row + gains(bigrams, chain[-1], MASK) if ranked and chain else row
+            chain.append(max(known, key=lambda t, scores=scores: scores[t]))
+        assert list(tree.tokens) == chain
+        assert run(drafted(target, asked), begin()) == [target.greedy(PROMPT, 40)]
 
 
+@pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("kind", ["whole", "cut"])
 @pytest.mark.parametrize(("rule", "branches"), [("rejection", ()), ("rejection", (3, 2)), ("block", ())])
-def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], rule: str) -> None:
+def test_sampling_law_of_the_whole_loop(
+    kind: str, branches: tuple[int, ...], rule: str, ranked: bool
+) -> None:
     """Chi-square of three-token texts against the exact law by enumeration."""
     vocab, prompt, counts = 4, [1, 2, 1, 3, 2], np.zeros((4,) * 3)
     params = SamplingParams(temperature=0.9, top_p=0.95, repetition_penalty=1.2)
@@ -140,7 +186,8 @@ def test_sampling_law_of_the_whole_loop(kind: str, branches: tuple[int, ...], ru
     keep = [2, 0, 3] if kind == "cut" else None
     if keep is not None:
         model.table = model.table[:, :, keep]
-    asked = ParallelDrafter(model, vocab, vocab, (1.0, 2.0, 0.7), keep)
+    bigrams = pairs(vocab) if ranked else None
+    asked = ParallelDrafter(model, vocab, vocab, (1.0, 2.0, 0.7), keep, bigrams=bigrams)
     engine = drafted(target, asked, rule=lambda: Fixed(3, branches))
     accepted = 0
     for first in range(0, 1500, 10):

@@ -22,6 +22,7 @@ from specport.core.sequence import Generation
 from specport.drafters.model.head import DraftHead
 from specport.drafters.model.kv_cache import DraftCache
 from specport.drafters.model.parallel import ParallelDrafter
+from specport.models.kinds.bigrams import PAIR, Bigrams
 from specport.runtime.conversion import resolve
 from specport.runtime.devices.profiles import load_profile
 from specport.runtime.devices.registry import LoadOptions, backend_for
@@ -133,7 +134,11 @@ def test_masks_do_not_stay_in_the_cache(device: str, drafts: dict[str, Model]) -
 def engine_of(target: Model, draft: Model | None) -> Engine:
     if draft is None:
         return Engine(target)
-    drafter = ParallelDrafter(draft, target.vocab_size, MASK, (1.0, 1.4, 1.8, 0.7))
+    rng, pairs = np.random.default_rng(4), np.zeros(400, dtype=PAIR)
+    pairs["before"], pairs["token"] = np.divmod(np.sort(rng.choice(VOCAB**2, 400, replace=False)), VOCAB)
+    pairs["gain"] = rng.uniform(0.0, 6.0, 400)
+    temperatures = (1.0, 1.4, 1.8, 0.7)
+    drafter = ParallelDrafter(draft, target.vocab_size, MASK, temperatures, bigrams=Bigrams(pairs))
     return Engine(target, FirstProposal([drafter], lambda: Fixed(DEPTH), tree=target.capabilities.tree))
 
 

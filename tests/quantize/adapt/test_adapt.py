@@ -29,6 +29,7 @@ from specport.errors import InvalidInput, ModelError
 from specport.models import bundle
 from specport.models.bundle import Bundle
 from specport.models.folder_checks import IR_BIN
+from specport.models.kinds import bigrams
 from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles
 from specport.runtime import conversion
@@ -120,6 +121,8 @@ def test_texts_are_learned_and_undone(
     same = replace(before, provenance={}, parallel=None)
     assert replace(made, provenance={}, parallel=None) == same
     assert (made.parallel is None) == (before.parallel is None)
+    # The tokens of these texts follow from those before them.
+    assert (draft / bigrams.FILE).is_file() == (made.parallel is not None and made.parallel.bigrams)
     log = TrafficLog(made.target_fingerprint)
     settings = log.settings()
     assert settings is not None and settings.last is not None and settings.last["state"] == KEPT

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from specport.drafters.model.head import DraftHead
 from specport.errors import InvalidInput
 
 torch = pytest.importorskip("torch")
@@ -16,8 +17,9 @@ pytest.importorskip("accelerate")
 
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
 from specport.quantize.train import batches, log_probabilities  # noqa: E402
-from specport.quantize.train.parallel import temperature  # noqa: E402
+from specport.quantize.train.parallel import bigrams, temperature  # noqa: E402
 from specport.quantize.train.parallel.chains import FLOOR, KEPT, all_chains, pack, sample_chains  # noqa: E402
+from specport.quantize.train.parallel.examination import predictions  # noqa: E402
 from specport.quantize.train.parallel.training import ParallelStudent, add_mask, train_parallel  # noqa: E402
 from specport.quantize.train.recipe import Recipe  # noqa: E402
 from support.tiny import tiny_models  # noqa: E402
@@ -264,6 +266,47 @@ def test_the_gradient_by_blocks_is_that_of_the_whole(
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
     for a, b in zip(found[0][2:], found[1][2:], strict=True):
         assert a.abs().max() > 0 and torch.allclose(a, b, atol=1e-5 * float(b.abs().max()))
+
+
+def test_pairs_are_counted_within_texts_by_hand() -> None:
+    top = np.zeros((1, 1), dtype=np.int32), np.ones((1, 1), dtype=np.float32)
+    texts = [Dialogue(np.array(ids, dtype=np.int32), len(ids) - 1, *top) for ids in ([3, 4, 3, 4], [3, 5])]
+    found = bigrams.count(texts, strength=2.0, weight=0.5)
+    chance = {3: 4 / 7, 4: 3 / 7, 5: 2 / 7}  # of six tokens, each id seen once more than it was
+    seen = {(3, 4): 2, (3, 5): 1, (4, 3): 1}  # 4, 3 across the texts does not count
+    wanted = [(a, b, 0.5 * math.log(1 + n / (2.0 * chance[b]))) for (a, b), n in seen.items()]
+    for pair, expected in zip(found.pairs.tolist(), wanted, strict=True):
+        assert pair == pytest.approx(expected)
+
+
+def test_ranked_predictions_by_the_drafter_that_uses_them(texts: list[Dialogue]) -> None:
+    """The examination ranks as `ParallelDrafter` does, behind the target's tokens."""
+    whole = model()
+    mask = add_mask(whole, VOCAB, texts)
+    head = [t for t in range(VOCAB) if t != FIRST + 3]  # joins it where a text has it
+    student = ParallelStudent(whole, head, Recipe(parallel=DEPTH), mask).eval()
+    pairs = bigrams.count(texts, strength=0.5)
+    compared = 0
+    with torch.no_grad():
+        for found in predictions(student, texts[:3], DEPTH, 128, "cpu"):
+            before = found.log_q.clone()
+            ids = torch.full((before.shape[1],), -1)
+            ids[found.column[found.column >= 0]] = torch.nonzero(found.column >= 0)[:, 0]
+            drafts = DraftHead(VOCAB, ids.numpy())
+            found.rank(pairs)
+            for i, (depth, token) in enumerate(zip(found.depths, found.befores, strict=True)):
+                row = before[i].numpy()
+                wanted = drafts.raised(row, *pairs.behind(int(token))) if depth else row
+                assert np.allclose(found.log_q[i].numpy(), wanted)
+                compared += int(depth and not np.array_equal(wanted, row))
+    assert compared > 50
+
+
+def test_bigrams_are_kept_where_they_help(texts: list[Dialogue], tmp_path: Path) -> None:
+    """In these texts, the token before says which one follows. Too little training leaves room for that."""
+    found = run(model(), texts, tmp_path, epochs=4.0)
+    assert found.bigrams is not None and sum(found.survival) > sum(found.unranked)
+    assert found.distillation.after == found.unranked[0] == found.survival[0]
 
 
 def test_temperatures_make_the_prefixes_honest() -> None:
