@@ -59,16 +59,23 @@ class SpeedUp:
     length: int
 
 
-def speed_up(survival: Sequence[float], draft: Mapping[int, float], target: Mapping[int, float]) -> SpeedUp:
+def speed_up(
+    survival: Sequence[float],
+    draft: Mapping[int, float],
+    target: Mapping[int, float],
+    *,
+    parallel: bool = False,
+) -> SpeedUp:
     """Return the speed-up that acceptance and step costs give, for the best fixed length.
 
     survival: chance that the draft tokens of depth 1, 2, ... are all accepted.
     draft, target: new tokens -> milliseconds of a step. The first draft step of a round reads two tokens.
+    parallel: whether one draft step drafts all tokens.
     """
     best = SpeedUp(0.0, 0)
     for length in range(1, len(survival) + 1):
         tokens = 1 + sum(survival[:length])
-        drafting = _at(draft, 2) + (length - 1) * _at(draft, 1)
+        drafting = _at(draft, length + 1) if parallel else _at(draft, 2) + (length - 1) * _at(draft, 1)
         factor = tokens * _at(target, 1) / (drafting + _at(target, length + 1))
         best = max(best, SpeedUp(factor, length), key=lambda each: each.factor)
     return best

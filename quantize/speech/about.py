@@ -59,6 +59,8 @@ class About:
     files, unreadable, windows, held_out: recordings, those that could not be read, windows that the target
               heard, and those of them that were not trained on.
     agreement_before, agreement: share of the held-out tokens that the draft would propose.
+    survival_before, survival: share of the held-out chains of one pass whose tokens up to depth 1, 2, ... are
+              all the target's; of depth 1 only where the draft drafts token by token.
     trained:  False where training did not raise the agreement, so that the layers are the target's.
     """
 
@@ -81,6 +83,14 @@ class About:
     date: str
     versions: Mapping[str, str]
     head: Count | None = None
+    survival: tuple[Share, ...] = ()
+    survival_before: tuple[Share, ...] = ()
+
+    @property
+    def parallel(self) -> int:
+        """Return the tokens that one pass drafts; 0 = token by token."""
+        found = self.recipe.get("parallel", 0)
+        return found if isinstance(found, int) else 0
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from specport.quantize.convert.whisper import export, source
 from specport.quantize.speech import about, recordings
 from specport.quantize.speech.about import About
-from specport.quantize.speech.cut import cut, kept_layers
+from specport.quantize.speech.cut import cut, kept_layers, with_mask
 from specport.quantize.speech.hearing import hear
 from specport.quantize.speech.material import Material
 from specport.quantize.speech.measure import Pair, measure
@@ -111,10 +111,11 @@ def build(
             shutil.rmtree(each, ignore_errors=True)
         start.mkdir()
         trained.mkdir(parents=True)
-        export.write(folder, start, cut(model, kept))
+        small = cut(model, kept)
+        export.write(folder, start, with_mask(small) if recipe.parallel else small)
         head = _head(material, held_out, WhisperTokens(load_tokenizer(start), shape.vocab))
         write_json(start / FACTS, noted(find_encoder_key(start), head))
-        del model
+        del model, small
         arguments = {
             "source": str(start), "heard": str(heard), "work": str(work), "out": str(trained),
             "held_out": held_out, "recipe": asdict(recipe),

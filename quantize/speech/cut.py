@@ -47,6 +47,20 @@ def cut(found: WhisperSource, layers: Sequence[int]) -> WhisperSource:
     )
 
 
+def with_mask(found: WhisperSource) -> WhisperSource:
+    """Return the model with one more id, MASK, whose embedding is the mean of all."""
+    name = "model.decoder.embed_tokens.weight"
+    table = found.weights[name]
+    mean = table.astype(np.float32).mean(axis=0, keepdims=True).astype(table.dtype)
+    vocab = found.shape.vocab + 1
+    return replace(
+        found,
+        weights={**found.weights, name: np.concatenate([table, mean])},
+        config={**found.config, "vocab_size": vocab},
+        shape=replace(found.shape, vocab=vocab),
+    )
+
+
 def _generation(given: dict[str, Any], places: dict[int, int]) -> dict[str, Any]:
     """Return generation_config.json without the alignment heads of layers that are gone."""
     found = dict(given)

@@ -21,7 +21,7 @@ from specport.quantize.text.dialogues import Dialogue
 from specport.bench.speech import word_error_rate
 from specport.core.ports import conditioned
 from specport.errors import SpecportError
-from specport.models.kinds.whisper import find_head_tokens
+from specport.models.kinds.whisper import find_head_tokens, find_parallel, read_shape
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
 from specport.speech.ports import Decoded, Window
@@ -92,7 +92,9 @@ def measure(
         ]
     target, draft = _times(pair, loader, asked, chosen[0], states, context, part(progress, 0.7, 1.0))
     rounds, survival = _survival(both)
-    best = speed_up(survival, draft.medians, target.medians)
+    shape = read_shape(pair.draft)
+    parallel = find_parallel(pair.draft, shape.vocab) is not None
+    best = speed_up(survival, draft.medians, target.medians, parallel=parallel)
     tokens = sum(len(each.ids) + 1 for each in both)
     encoder_ms = 1e3 * float(np.mean([each.encoder_seconds for each in both]))
     plain_ms = target.medians[1] * tokens / len(both)
@@ -169,7 +171,8 @@ def _times(
     """Time steps of target and draft in turns, on one window's states."""
     _, target = loader.target(pair.target, pair.precision, True)
     files = loader.files(str(pair.draft), precision)
-    draft = loader.draft_with(files, find_head_tokens(files.folder, target.model.vocab_size))
+    head = find_head_tokens(files.folder, read_shape(files.folder).vocab)
+    draft = loader.draft_with(files, head)
     loads = [lambda loaded=loaded: conditioned(loaded.model, lambda _: states) for loaded in (target, draft)]
     length = min(_CONTEXT, context // 2)
     plan = Plan(text.tokens[:length].tolist(), length, _WIDTHS)

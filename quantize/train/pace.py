@@ -6,6 +6,7 @@ import math
 from typing import Protocol
 
 from specport.errors import InvalidInput
+from specport.models.kinds.parallel import MAX_DEPTH
 
 MOST_SEED = (1 << 63) - 1
 
@@ -35,6 +36,12 @@ def check(pace: Pace, *, may_be_none: bool = False) -> None:
             least = "0 or more" if may_be_none and name == "epochs" else "greater than 0"
             raise InvalidInput(f"{name.replace('_', ' ')} is {value}; it must be {least}")
     check_seed(pace.seed)
+
+
+def check_parallel(depth: int) -> None:
+    """Raise InvalidInput for a number of tokens of one pass out of range; 0 = token by token."""
+    if depth and not 2 <= depth <= MAX_DEPTH:
+        raise InvalidInput(f"parallel is {depth}; it must be from 2 to {MAX_DEPTH}, or 0")
 
 
 def check_seed(seed: int) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from specport.quantize.train import pace
 
 from specport.errors import InvalidInput
-from specport.models.kinds.parallel import MAX_DEPTH
 
 # Kullback-Leibler divergence from the target, cross-entropy of its tokens, and total variation, which is what
 # sampled acceptance depends on (LK losses, arXiv 2602.23881).
@@ -37,5 +36,4 @@ class Recipe:
         if self.loss not in LOSSES:
             raise InvalidInput(f"unknown loss {self.loss!r}", f"choose one of {', '.join(LOSSES)}")
         pace.check(self, may_be_none=True)
-        if self.parallel and not 2 <= self.parallel <= MAX_DEPTH:
-            raise InvalidInput(f"parallel is {self.parallel}; it must be from 2 to {MAX_DEPTH}, or 0")
+        pace.check_parallel(self.parallel)

@@ -99,4 +99,4 @@ def _write_files(folder: Path, target: Path, found: source.WhisperSource) -> Non
     write_json(target / "config.json", found.config, indent=2)
     if found.generation:
         write_json(target / "generation_config.json", found.generation, indent=2)
-    write_json(target / FACTS, noted(encoder_key(found.weights), found.head_tokens))
+    write_json(target / FACTS, noted(encoder_key(found.weights), found.head_tokens, found.parallel))

@@ -13,7 +13,14 @@ from specport.quantize.convert.whisper import ctranslate2
 from specport.errors import ModelError
 from specport.models import tensors
 from specport.models.json_file import read_json
-from specport.models.kinds.whisper import CTRANSLATE2_FILE, WhisperShape, find_head_tokens, shape_of
+from specport.models.kinds.parallel import Parallel
+from specport.models.kinds.whisper import (
+    CTRANSLATE2_FILE,
+    WhisperShape,
+    find_head_tokens,
+    find_parallel,
+    shape_of,
+)
 
 Array = NDArray[Any]
 _HINT = "check that it is a complete Whisper model"
@@ -25,6 +32,7 @@ class WhisperSource:
 
     generation: suppressed tokens, alignment heads and the like, as in transformers' generation_config.json.
     head_tokens: ids that the head of a draft is cut to when it is loaded; None = all.
+    parallel: how a draft drafts several tokens in one pass; None = token by token.
     """
 
     weights: Mapping[str, Array]
@@ -32,6 +40,7 @@ class WhisperSource:
     generation: dict[str, Any]
     shape: WhisperShape
     head_tokens: tuple[int, ...] | None = None
+    parallel: Parallel | None = None
 
 
 def read(folder: Path) -> WhisperSource:
@@ -63,6 +72,7 @@ def read(folder: Path) -> WhisperSource:
         read_json(folder / "generation_config.json"),
         shape,
         find_head_tokens(folder, shape.vocab),
+        find_parallel(folder, shape.vocab),
     )
 
 

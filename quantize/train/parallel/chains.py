@@ -46,6 +46,23 @@ def sample_chains(length: int, start: int, depth: int, rng: np.random.Generator)
     return np.concatenate(anchors), np.repeat(np.arange(depth), [len(found) for found in anchors])
 
 
+def packed_sample(
+    batch: Mapping[str, Tensor], depth: int, mask_token: int, seed: int, step: int
+) -> PackedRows:
+    """Return a batch with sampled chains. They depend on seed and step only, so that a run can be resumed."""
+    rng = np.random.default_rng((seed, step))
+    lengths, starts = (each.tolist() for each in extents(batch))
+    rows = [sample_chains(n, start, depth, rng) for n, start in zip(lengths, starts, strict=True)]
+    return pack(batch, rows, mask_token)
+
+
+def packed_whole(batch: Mapping[str, Tensor], depth: int, mask_token: int) -> PackedRows:
+    """Return a batch with whole chains behind every token of the answers."""
+    lengths, starts = (each.tolist() for each in extents(batch))
+    rows = [all_chains(n, start, depth) for n, start in zip(lengths, starts, strict=True)]
+    return pack(batch, rows, mask_token)
+
+
 def all_chains(length: int, start: int, depth: int) -> tuple[Ints, Ints]:
     """Return anchor and depth [rows] of the text, and of whole chains behind every token of the answer."""
     anchors = [np.arange(length)]
@@ -122,7 +139,7 @@ def pack(batch: Mapping[str, Tensor], rows: Sequence[tuple[Ints, Ints]], mask_to
 
     text, place, answer = (joined(arrays, np.int64) for arrays in (texts, places, answers))
     packed_anchors = torch.from_numpy(anchors).to(where)
-    facts = {name: batch[name] for name in ("ids", "mask")}
+    facts = {name: batch[name] for name in ("ids", "mask", "hidden") if name in batch}
     facts |= {"rows": text, "columns": packed_anchors[text, place]}
     facts |= {name: batch[name][answer] for name in ("answer", "top_ids", "top_probs")}
     weight = joined(weights, np.float32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from specport.quantize.text.dialogues import Dialogue
 from specport.quantize.train import batches, trainer
 from specport.quantize.train.parallel import temperature
-from specport.quantize.train.parallel.chains import all_chains, extents, pack
+from specport.quantize.train.parallel.chains import extents, packed_whole
 from specport.quantize.train.parallel.temperature import GRID
 
 from specport.models.kinds.bigrams import Bigrams
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Ints = NDArray[np.int64]
+SURVIVAL = "survival"
 RANKED = "ranked"  # the part of an examination with tokens ranked by bigrams
 
 
@@ -62,9 +63,8 @@ def predictions(
     first = 0
     for groups in batches.plan(texts, 1.0, batch_tokens, seed=0):
         batch = batches.batch([texts[i] for i in groups[0]], device)
-        lengths, starts = extents(batch)
-        rows = [all_chains(*shape, depth) for shape in zip(lengths.tolist(), starts.tolist(), strict=True)]
-        packed = pack(batch, rows, student.mask_token)
+        lengths, _ = extents(batch)
+        packed = packed_whole(batch, depth, student.mask_token)
         firsts = torch.from_numpy(first + np.cumsum(lengths) - lengths).to(packed.texts.device)
         tokens = (firsts[packed.texts] + packed.facts["columns"]).cpu().numpy()
         depths = packed.prediction_depths.cpu().numpy()
@@ -77,26 +77,32 @@ def predictions(
 
 
 def examine(
-    student: Any, texts: Sequence[Dialogue], depth: int, batch_tokens: int, device: Any, bigrams: Bigrams
-) -> dict[str, Any]:
-    """Return survival and fitted temperatures by depth, ready for JSON; under RANKED with ranked tokens."""
+    student: Any, texts: Sequence[Dialogue], depth: int, batch_tokens: int, device: Any,
+    bigrams: Bigrams | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return survival and fitted temperatures by depth, ready for JSON.
+
+    bigrams: that tokens are ranked by in addition; the result of that is under RANKED.
+    """
     student = getattr(student, "module", student)  # unwrap it where several processes train
-    shape = (2, sum(len(text.tokens) for text in texts), depth)
+    shape = (1 if bigrams is None else 2, sum(len(text.tokens) for text in texts), depth)
     confidences = np.full((*shape, len(GRID)), np.nan)  # nan where a text ends before
     hits = np.zeros(shape, dtype=np.bool_)
     student.eval()
     with torch.no_grad(), trainer.autocast(device):
         for found in predictions(student, texts, depth, batch_tokens, device):
             answer = found.column[torch.from_numpy(found.answers).to(found.column.device)]
-            log_q = found.log_q.clone()
-            found.rank(bigrams)
-            for number, logs in enumerate((log_q, found.log_q)):
+            ways = [found.log_q]
+            if bigrams is not None:
+                ways = [found.log_q.clone(), found.log_q]
+                found.rank(bigrams)
+            for number, logs in enumerate(ways):
                 at = number, found.tokens, found.depths
                 hits[at] = (logs.argmax(dim=-1) == answer).cpu().numpy()
                 confidences[at] = temperature.confidences(logs).cpu().numpy()
     student.train()
-    plain, ranked = map(_facts, confidences, hits)
-    return {**plain, RANKED: ranked}
+    plain, *ranked = map(_facts, confidences, hits)
+    return {**plain, RANKED: ranked[0]} if ranked else plain
 
 
 def _facts(confidences: NDArray[np.float64], hits: NDArray[np.bool_]) -> dict[str, Any]:
@@ -108,4 +114,4 @@ def _facts(confidences: NDArray[np.float64], hits: NDArray[np.bool_]) -> dict[st
     accepted = np.logical_and.accumulate(hits, axis=1)
     survival = accepted.sum(axis=0) / np.maximum(there.sum(axis=0), 1)
     temperatures = temperature.fit(confidences, accepted)
-    return {"survival": [round(float(share), 4) for share in survival], "temperatures": [*temperatures]}
+    return {SURVIVAL: [round(float(share), 4) for share in survival], "temperatures": [*temperatures]}

@@ -23,8 +23,8 @@ from specport.quantize.train.distil import Distillation, Student, train_student
 from specport.quantize.train.log_probabilities import computed_in, log_probabilities
 from specport.quantize.train.losses import columns_of, cross_entropies, divergences
 from specport.quantize.train.parallel import bigrams
-from specport.quantize.train.parallel.chains import PackedRows, extents, pack, sample_chains
-from specport.quantize.train.parallel.examination import RANKED, examine
+from specport.quantize.train.parallel.chains import PackedRows, packed_sample
+from specport.quantize.train.parallel.examination import RANKED, SURVIVAL, examine
 from specport.quantize.train.recipe import Recipe
 
 from specport.models.kinds.bigrams import Bigrams
@@ -91,12 +91,8 @@ class ParallelStudent(Student):
         self.mask = torch.nn.Parameter(embedding.weight[mask_token].detach().clone())
 
     def forward(self, batch: dict[str, Tensor], step: int = 0, num_steps: int = 1) -> tuple[Tensor, Tensor]:
-        """Return loss and hits. The chains depend on seed and step only, so that a run can be resumed."""
-        rng = np.random.default_rng((self._recipe.seed, step))
-        lengths, starts = extents(batch)
-        shapes = zip(lengths.tolist(), starts.tolist(), strict=True)
-        rows = [sample_chains(*shape, self._recipe.parallel, rng) for shape in shapes]
-        packed = pack(batch, rows, self.mask_token)
+        """Return loss and hits."""
+        packed = packed_sample(batch, self._recipe.parallel, self.mask_token, self._recipe.seed, step)
         more, column, unseen = self._context(packed.facts)
         wanted = columns_of(packed.facts, column)
         logs, best = log_probabilities(self.outputs(packed), self._parts(more, unseen), wanted)
@@ -172,19 +168,19 @@ def train_parallel(
             lambda student, device: examine(
                 student, kept, recipe.parallel, recipe.batch_tokens, device, pairs
             ),
-            lambda found: sum(found["survival"]), "training parallel drafts", progress,
+            lambda found: sum(found[SURVIVAL]), "training parallel drafts", progress,
         )  # fmt: skip
         with torch.no_grad():
             model.get_input_embeddings().weight[mask_token] = student.mask
     before, after = run.before, run.after if better else run.before
-    ranks = better and sum(after[RANKED]["survival"]) > sum(after["survival"])
+    ranks = better and sum(after[RANKED][SURVIVAL]) > sum(after[SURVIVAL])
     best = after[RANKED] if ranks else after
-    survival, unranked = tuple(best["survival"]), tuple(after["survival"])
+    survival, unranked = tuple(best[SURVIVAL]), tuple(after[SURVIVAL])
     distillation = Distillation(
-        before["survival"][0], unranked[0], tuple(run.losses), run.num_tokens, run.seconds, writes, better
+        before[SURVIVAL][0], unranked[0], tuple(run.losses), run.num_tokens, run.seconds, writes, better
     )
     return Parallel(
-        distillation, tuple(before["survival"]), survival, tuple(best["temperatures"]), unranked,
+        distillation, tuple(before[SURVIVAL]), survival, tuple(best["temperatures"]), unranked,
         pairs if ranks else None,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ examples:
 
 The same command resumes a build that was stopped. Keep the machine idle meanwhile: times are measured.
 """
-RECIPE_OPTIONS = ("epochs", "learning_rate", "seed")
+RECIPE_OPTIONS = ("epochs", "learning_rate", "seed", "parallel")
 BUILD_OPTIONS = ("layers", "language", "device", "precision", "threads")
 OUT = "speech-draft"
 
@@ -55,6 +55,10 @@ def add_parser(actions: options.Subparsers) -> None:
     add(
         "--layers", type=int, metavar="N",
         help="layers of the decoder to keep: the first, the last, and others between (default: 2)",
+    )  # fmt: skip
+    add(
+        "--parallel", type=int, metavar="K",
+        help="train the draft to propose K tokens in one pass (default: token by token)",
     )  # fmt: skip
     add("--epochs", type=float, metavar="X", help="training passes over each window (default: 10.0)")
     add("--learning-rate", type=float, metavar="X", help="default: 1e-4")
@@ -106,6 +110,7 @@ def show(about: About, as_json: bool) -> None:
         ("head", "all ids" if about.head is None else f"{about.head} ids"),
         ("heard", heard),
         ("agreement", f"{change}, in {about.train_seconds:.0f} s"),
+        *_parallel_lines(about),
         ("accepted", f"{depths} at depth 1, 2, ... in {found.rounds} rounds"),
         ("same ids", f"{found.same} of {found.greedy} windows as the target wrote them without the draft"),
         ("WER alone", f"{wer} against the target"),
@@ -118,3 +123,13 @@ def show(about: About, as_json: bool) -> None:
     ]
     for name, text in lines:
         terminal.write(f"{name:>11}  {text}\n")
+
+
+def _parallel_lines(about: About) -> list[tuple[str, str]]:
+    if not about.parallel:
+        return []
+    before, after = (
+        " ".join(f"{share:.0%}" for share in shares) for shares in (about.survival_before, about.survival)
+    )
+    text = f"{about.parallel} tokens a pass; of held-out chains {after} survive, {before} before training"
+    return [("parallel", text)]

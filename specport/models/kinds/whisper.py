@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from specport.errors import ModelError
 from specport.models import bundle, tensors
 from specport.models.json_file import read_json
+from specport.models.kinds.parallel import Parallel
 from specport.outside import Format
 from specport.outside.numbers import TokenId
 
@@ -117,18 +118,39 @@ def read_shape(folder: Path) -> WhisperShape:
 
 
 class _Facts(Struct):
-    """What FACTS says. encoder: its `encoder_key`. head: as of `Bundle.head`."""
+    """What FACTS says. encoder: its `encoder_key`. head, parallel: as of `Bundle`."""
 
     encoder: str | None = None
     head: tuple[tuple[TokenId, TokenId], ...] | None = None
+    parallel: Parallel | None = None
 
 
 _FACTS = Format(_Facts, "what was noted of a speech model", "build or convert it again")
 
 
-def noted(encoder: str, head_tokens: Sequence[int] | None = None) -> dict[str, Any]:
-    """Return the content of FACTS. head_tokens: ascending ids that the head is cut to; None = all."""
-    return {"encoder": encoder, **({} if head_tokens is None else {"head": bundle.ranges(head_tokens)})}
+def noted(
+    encoder: str, head_tokens: Sequence[int] | None = None, parallel: Parallel | None = None
+) -> dict[str, Any]:
+    """Return the content of FACTS.
+
+    head_tokens: ascending ids that the head is cut to; None = all. parallel: as of `Bundle`.
+    """
+    found: dict[str, Any] = {"encoder": encoder}
+    if head_tokens is not None:
+        found["head"] = bundle.ranges(head_tokens)
+    if parallel is not None:
+        found["parallel"] = asdict(parallel)
+    return found
+
+
+def find_parallel(folder: Path, vocab: int) -> Parallel | None:
+    """Return how a draft drafts several tokens in one pass; None = token by token. Raises ModelError."""
+    known = _FACTS.read_if_there(folder / FACTS)
+    if known is None or known.parallel is None:
+        return None
+    if known.parallel.mask_token_id != vocab - 1 or known.parallel.bigrams:
+        raise ModelError(f"{folder / FACTS} does not fit a model of {vocab} ids", _FACTS.hint)
+    return known.parallel
 
 
 def find_head_tokens(folder: Path, vocab: int) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import read_json
-from specport.models.kinds.whisper import WhisperShape, find_head_tokens, read_shape
+from specport.models.kinds.whisper import WhisperShape, find_head_tokens, find_parallel, read_shape
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
 from specport.runtime.devices.registry import Loaded, Speech
@@ -113,7 +113,9 @@ def load(
 def _read(files: ModelFiles) -> tuple[Tokenizer, WhisperTokens, WhisperShape]:
     shape, tokenizer = read_shape(files.folder), load_tokenizer(files.folder)
     generation = read_json(files.folder / "generation_config.json")
-    return tokenizer, WhisperTokens(tokenizer, shape.vocab, generation), shape
+    parallel = find_parallel(files.folder, shape.vocab)
+    vocab = shape.vocab if parallel is None else parallel.mask_token_id  # MASK is no token of a text
+    return tokenizer, WhisperTokens(tokenizer, vocab, generation), shape
 
 
 def _speech(loaded: Loaded, files: ModelFiles) -> Speech:
@@ -155,6 +157,7 @@ def _draft(
         files.name,
         loader.costs(loaded),
         loaded.head_tokens,
+        parallel=find_parallel(files.folder, size.vocab),
         mismatch=own.mismatch(tokens),
     )
 

@@ -34,8 +34,9 @@ class Suppression:
 
     def __init__(self, tokens: WhisperTokens, begin: int) -> None:
         self._begin = begin
-        self._always = np.array(sorted({*tokens.suppressed}), dtype=np.int64)
-        self._first = np.array(sorted({*tokens.suppressed, *tokens.suppressed_first}), dtype=np.int64)
+        always = {*tokens.suppressed, tokens.vocab}  # MASK of a draft that is run alone
+        self._always = np.array(sorted(always), dtype=np.int64)
+        self._first = np.array(sorted({*always, *tokens.suppressed_first}), dtype=np.int64)
 
     def __call__(self, logits: Array, prefix: Sequence[int]) -> Array:
         return _forbidden(logits, self._first if len(prefix) == self._begin else self._always)

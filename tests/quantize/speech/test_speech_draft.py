@@ -21,11 +21,13 @@ for package in ("accelerate", "av", "openvino"):
 from specport.quantize.convert.whisper import export, source  # noqa: E402
 from specport.quantize.speech import about, recordings, training  # noqa: E402
 from specport.quantize.speech.build import TRAIN, build  # noqa: E402
-from specport.quantize.speech.cut import cut, kept_layers  # noqa: E402
+from specport.quantize.speech.cut import cut, kept_layers, with_mask  # noqa: E402
 from specport.quantize.speech.material import Material, Part  # noqa: E402
 from specport.quantize.speech.measure import measure  # noqa: E402
 from specport.quantize.speech.recipe import Recipe  # noqa: E402
 from specport.quantize.text.dialogues import Dialogue  # noqa: E402
+from specport.quantize.train import batches  # noqa: E402
+from specport.quantize.train.parallel.chains import packed_whole  # noqa: E402
 from support.tiny import tiny_whisper  # noqa: E402
 from support.toys.scripted_speech import tone, write_wav  # noqa: E402
 from transformers import WhisperForConditionalGeneration  # noqa: E402
@@ -34,7 +36,13 @@ from specport import speech  # noqa: E402
 from specport.cli import main  # noqa: E402
 from specport.jobs import worker  # noqa: E402
 from specport.models import tensors  # noqa: E402
-from specport.models.kinds.whisper import find_encoder_key, find_head_tokens, read_shape  # noqa: E402
+from specport.models.kinds.whisper import (  # noqa: E402
+    FACTS,
+    find_encoder_key,
+    find_head_tokens,
+    find_parallel,
+    read_shape,
+)
 
 LAYERS, SIZE = 3, (4, 2)
 VOCAB = 286  # ids of text of the tiny models
@@ -189,6 +197,70 @@ def test_the_command_from_end_to_end(
     assert main(["quantize", "inspect", str(out)]) == 0
     assert capsys.readouterr().out == shown
     assert main([*command, "--out", str(out)]) == 2
+
+
+def test_a_draft_of_several_tokens_a_pass(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
+    (talks := tmp_path / "talks").mkdir()
+    for number, length in enumerate((0.8, 1.0, 1.2)):
+        write_wav(talks / f"{number}.wav", tone(length))
+    out = tmp_path / "draft"
+    command = ["quantize", "speech", "--audio", str(talks), "--model", str(target), "--precision", "fp32"]
+    asked = ["--epochs", "30", "--learning-rate", "3e-3", "--parallel", "3"]
+    assert main([*command, *asked, "--out", str(out)]) == 0
+    shown, _ = capsys.readouterr()
+    assert "3 tokens a pass; of held-out chains" in shown
+    facts, vocab = about.read(out), read_shape(target).vocab
+    assert facts.parallel == len(facts.survival) == 3 and facts.trained
+    assert sum(facts.survival) > sum(facts.survival_before) and facts.survival[1] > facts.survival_before[1]
+    assert facts.agreement == facts.survival[0]
+    assert facts.measured.same == facts.measured.greedy and facts.measured.survival[0] > 0
+    parallel = find_parallel(out, read_shape(out).vocab)
+    assert parallel is not None and (parallel.depth, parallel.mask_token_id) == (3, vocab)
+    assert read_shape(out).vocab == vocab + 1
+    table, before = (
+        tensors.in_folder(folder)["model.decoder.embed_tokens.weight"].array() for folder in (out, target)
+    )
+    assert np.array_equal(table[:vocab], before) and not np.allclose(table[vocab], before.mean(axis=0))
+    ids = _transcribed(target, "none", talks / "2.wav")
+    assert ids and ids == _transcribed(target, str(out), talks / "2.wav")
+    assert ids == _transcribed(target, f"suffix|{out}", talks / "2.wav")
+    # Alone, it writes no MASK.
+    said = _transcribed(out, "none", talks / "2.wav")
+    assert max(max(segment, default=0) for segment in said) < vocab
+    wrong = json.loads((out / FACTS).read_text())
+    for changes in ({"mask_token_id": 5}, {"depth": 99}, {"bigrams": True}, {"temperatures": "hot"}):
+        (out / FACTS).write_text(json.dumps({**wrong, "parallel": {**wrong["parallel"], **changes}}))
+        with pytest.raises(ModelError):
+            find_parallel(out, vocab + 1)
+
+
+def test_a_packed_row_gives_what_the_decoder_gives_alone(target: Path, tmp_path: Path) -> None:
+    """Each chain stepped alone, as at run time, with the states of its own window."""
+    export.write(target, tmp_path, with_mask(source.read(target)))
+    whole = WhisperForConditionalGeneration.from_pretrained(tmp_path).eval().model
+    mask, rng = read_shape(target).vocab, np.random.default_rng(0)
+    texts = []
+    for length in (9, 12):
+        tokens = rng.integers(5, 200, length).astype(np.int32)
+        top = tokens[3:, None]
+        states = rng.normal(size=(1500, 32)).astype(np.float16)
+        texts.append(Dialogue(tokens, 3, top, np.ones(top.shape, np.float32), hidden=states))
+    student = training.ParallelSpeechStudent(whole.decoder, Recipe(parallel=3), None, mask).eval()
+    packed = packed_whole(batches.batch(texts, "cpu"), 3, mask)
+    with torch.no_grad():
+        outputs = student.outputs(packed)
+        for i, (text, place) in enumerate(zip(packed.texts.tolist(), packed.places.tolist(), strict=True)):
+            anchor, depth = (int(array[text, place]) for array in (packed.anchors, packed.depths))
+            ids = torch.tensor([[*texts[text].tokens[: anchor + 1].tolist(), *[mask] * depth]])
+            states = torch.from_numpy(texts[text].hidden.astype(np.float32))[None]
+            alone = whole.decoder(ids, encoder_hidden_states=states).last_hidden_state[0, -1]
+            assert torch.allclose(outputs[i], alone, atol=2e-4 * float(alone.abs().max())), (anchor, depth)
+        assert len(outputs) > 30
+        ((log_q, _, column),) = [*student.pieces(outputs, packed)]
+        assert log_q.shape[1] == mask and int(column[mask]) == -1
 
 
 def _head(draft: Path, material: Material) -> tuple[int, ...]:
