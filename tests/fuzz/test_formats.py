@@ -424,12 +424,15 @@ def of_speech_state(tmp: Path) -> Case:
 
 def of_speech_facts(tmp: Path) -> Case:
     path = tmp / whisper.FACTS
-    path.write_text(json.dumps(whisper.noted("0" * 64, [0, 1, 2, 7, 8])))
+    parallel = Parallel(2, 8, (1.0, 1.5))
+    path.write_text(json.dumps(whisper.noted("0" * 64, [0, 1, 2, 7], parallel)))
 
     def read() -> None:
         whisper.find_encoder_key(tmp)
         found = whisper.find_head_tokens(tmp, 9)
         assert found is None or (found[0] >= 0 and found[-1] < 9)
+        about = whisper.find_parallel(tmp, 9)
+        assert about is None or about.mask_token_id == 8
 
     return of_file(path, read)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from support.tiny import tiny_whisper
 
+from specport.models.kinds.parallel import Parallel
 from specport.models.source import ModelFiles
 from specport.runtime.devices.registry import Loaded
 from specport.runtime.loading import Loader
@@ -17,24 +18,42 @@ DEVICES = ("xeon", "torch-cpu")
 
 @dataclass(frozen=True)
 class Models:
-    """Folders: a target, smaller models of its own encoder and with another, and one that knows English."""
+    """Folders: a target, smaller models of its own encoder and with another, and one that knows English.
+
+    parallel: drafts three tokens in one pass; of the target's encoder.
+    """
 
     target: Path
     same_encoder: Path
     other_encoder: Path
     english: Path
+    parallel: Path
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     root = tmp_path_factory.mktemp("whisper")
     target = tiny_whisper.make(root / "target")
+    same = tiny_whisper.make(root / "same", seed=1, layers=1, encoder_of=target)
     return Models(
         target,
-        tiny_whisper.make(root / "same", seed=1, layers=1, encoder_of=target),
+        same,
         tiny_whisper.make(root / "other", seed=2, layers=1, width=16),
         tiny_whisper.make(root / "english", seed=3, english=True),
+        _parallel(same, root / "parallel"),
     )
+
+
+def _parallel(folder: Path, out: Path) -> Path:
+    """Write a model with one more id, MASK."""
+    from specport.quantize.convert.whisper import export, source
+    from specport.quantize.speech.cut import with_mask
+
+    out.mkdir()
+    found = with_mask(source.read(folder))
+    about = Parallel(3, found.shape.vocab - 1, (1.0, 1.5, 0.8))
+    export.write(folder, out, replace(found, parallel=about))
+    return out
 
 
 @pytest.fixture(scope="session", params=DEVICES)

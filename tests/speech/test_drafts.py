@@ -45,15 +45,19 @@ def plain(models, device):
     model.close()
 
 
-@pytest.fixture(scope="module", params=["ngram", "suffix", "same", "other", "english", "suffix|same"])
+@pytest.fixture(
+    scope="module",
+    params=["ngram", "suffix", "same", "other", "english", "suffix|same", "parallel"],
+)
 def drafting(request, models, device):
-    if device != "xeon" and request.param != "suffix|same":
+    if device != "xeon" and request.param not in ("suffix|same", "parallel"):
         pytest.skip("drafters know no runtime; one that has a model shows that torch's windows are used")
     names = {
         "same": str(models.same_encoder),
         "other": str(models.other_encoder),
         "english": f"universal({models.english})",
         "suffix|same": f"suffix|{models.same_encoder}",
+        "parallel": str(models.parallel),
     }
     model = load(
         str(models.target), draft=names.get(request.param, request.param), device=device,
