@@ -237,6 +237,7 @@ def test_a_draft_of_several_tokens_a_pass(
             find_parallel(out, vocab + 1)
 
 
+@pytest.mark.stack
 def test_a_packed_row_gives_what_the_decoder_gives_alone(target: Path, tmp_path: Path) -> None:
     """Each chain stepped alone, as at run time, with the states of its own window."""
     export.write(target, tmp_path, with_mask(source.read(target)))
