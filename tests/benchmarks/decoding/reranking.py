@@ -1,12 +1,12 @@
 """What ranking a parallel draft's tokens by the token before brings, and the constants for it.
 
-    python tests/benchmarks/decoding/reranking.py --draft FOLDER --text SHARDS --depth 4
+    python tests/benchmarks/decoding/reranking.py --draft FOLDER
 
 Strength and weight of the counted pairs (`quantize/train/parallel/bigrams.py`) are chosen on one half of the
 held-out text, and the other half is reported.
 
-FOLDER is the draft's Hugging Face folder (`specport quantize export DRAFT --to hf`). SHARDS is the folder of
-its text in the cache: SPECPORT_CACHE/text/NAME, with the `text` that the draft's `specport.json` has.
+FOLDER is the draft's Hugging Face folder (`specport quantize export DRAFT --to hf`). The text is the one that
+it was trained on, which must be in the cache.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from specport.quantize.adapt import old_text
 from specport.quantize.convert import package_faults
 from specport.quantize.text.dialogues import Dialogue, read_shards
 from specport.quantize.train import trainer
@@ -27,6 +28,8 @@ from specport.quantize.train.parallel import bigrams
 from specport.quantize.train.parallel.examination import predictions
 from specport.quantize.train.parallel.training import ParallelStudent
 from specport.quantize.train.recipe import Recipe
+
+from specport.models import bundle
 
 BATCH = 1024
 WEIGHTS, STRENGTHS = (0.3, 0.5, 0.75, 1.0), (3.0, 10.0, 30.0, 100.0)
@@ -61,21 +64,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draft", type=Path, required=True, help="Hugging Face folder of a parallel draft")
-    parser.add_argument("--text", type=Path, required=True, help="folder of the text's shards")
-    parser.add_argument("--depth", type=int, default=4)
     args = parser.parse_args()
+    made = bundle.read(args.draft)
+    if made.parallel is None:
+        parser.error(f"{args.draft} is no parallel draft")
+    shards = old_text.stored(made)
+    if len(shards) < 2:
+        parser.error("the text that the draft was trained on is not in the cache")
     package_faults.mend()  # before transformers is imported
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(args.draft, dtype=torch.float32)
-    mask = model.config.pard_token
-    student = ParallelStudent(model, range(mask), Recipe(parallel=args.depth), mask).eval()
-    shards = sorted(args.text.glob("*.npz"))
+    mask, depth = made.parallel.mask_token_id, made.parallel.depth
+    head = made.head_tokens or range(mask)
+    student = ParallelStudent(model, head, Recipe(parallel=depth), mask).eval()
     count = max(1, round(HELD_OUT * len(shards)))
     texts = read_shards(shards[count:])
     tried = [*product(STRENGTHS, WEIGHTS)]
     ways = [None, *(bigrams.count(texts, *constants) for constants in tried)]
-    chains = accepted(student, read_shards(shards[:count]), args.depth, ways)
+    chains = accepted(student, read_shards(shards[:count]), depth, ways)
     half = chains.shape[1] // 2
     on_first, on_second = chains[:, :half].mean(axis=1), chains[:, half:].mean(axis=1)
     best = 1 + int(on_first[1:].sum(axis=1).argmax())
