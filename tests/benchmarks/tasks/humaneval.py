@@ -106,10 +106,7 @@ class Models:
             self._results.settle(
                 {f"head of the draft, {precision}": len(loaded.head_tokens or ()) or "whole"}
             )
-            self._drafts[precision] = DraftModel(
-                loaded.model, draft.tokenizer, draft.files.name, self._loader.costs(loaded),
-                loaded.head_tokens, mismatch=draft.mismatch,
-            )  # fmt: skip
+            self._drafts[precision] = self._loader.draft_model(draft, loaded, target)
         draft_model = self._drafts[precision]
         return replace(
             draft_model, costs=draft_model.costs.fixed()
