@@ -18,8 +18,8 @@ from specport.quantize.text.dialogues import Dialogue
 
 from specport.models.kinds.bigrams import PAIR, Bigrams
 
-# On held-out text of a draft for Qwen2.5-Coder-1.5B they make 2.70 tokens a round of 2.64. The best of 16 pairs
-# on one half of it brought 0.02 more on the other (tests/benchmarks/decoding/reranking.py).
+# On held-out text of a draft for Qwen2.5-Coder-1.5B they make 2.70 tokens a round of 2.64. The best of 16
+# pairs on one half of it brought 0.02 more on the other (tests/benchmarks/decoding/reranking.py).
 STRENGTH, WEIGHT = 30.0, 0.75
 
 

@@ -55,7 +55,7 @@ class ModelDraft:
         reading = max(0.0, self._seconds(r, behind, 1)[0] - drafting[0])
         found = self._gain(r, changes, drafting)
         value = found.gain + r.worth - float(r.curve[1])
-        if value - reading / lengths.rounds_to_come(r) > r.value:
+        if lengths.pays(r, value - r.value, reading):
             forecast.paid()
             r.curves[which] = r.curve[: depth + 2] + found.charges
             r.request = replace(r.request, plan=self._plan(r, found.least))

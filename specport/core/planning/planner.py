@@ -144,7 +144,7 @@ class Planner:
     def forget(self, key: int) -> None:
         state = self._states.pop(key, None)
         if state is not None:
-            self._lengths.learn(state.num_tokens)
+            self._lengths.learn(state.num_prompt_tokens, state.num_tokens)
         for source in self._sources:
             source.drafter.forget(key)
 
