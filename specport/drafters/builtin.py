@@ -65,7 +65,7 @@ def own_model(draft: DraftModel, target_vocab: int, window: int) -> PlannedDraft
     if about := draft.parallel:
         return ParallelDrafter(
             draft.model, vocab, about.mask_token_id, about.temperatures, draft.token_map,
-            window=window, prefixes=draft.prefixes, bigrams=draft.bigrams,
+            window=window, prefixes=draft.prefixes, bigrams=draft.bigrams, costs=draft.costs.fixed(),
         )  # fmt: skip
     return ModelDrafter(draft.model, vocab, draft.token_map, window=window, prefixes=draft.prefixes)
 

@@ -7,14 +7,18 @@ logits of the last token and of each MASK are the drafts. Only the text's tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from specport.core.ports import Array, DraftRequest, Model
+from specport.core.planning.step_costs import StepCosts
+from specport.core.ports import Array, DraftRequest, Model, Plan
 from specport.core.prefix_cache import PrefixCache
 from specport.drafters.model.drafter import ReadingDrafter
 from specport.drafters.model.expand import Expansion, expand
 from specport.drafters.model.head import DraftHead
 from specport.drafters.model.kv_cache import DraftCache
 from specport.models.kinds.bigrams import Bigrams
+
+_CHANGING = 0.5  # share of the passes that would have another width than the one before
 
 
 class ParallelDrafter(ReadingDrafter):
@@ -28,6 +32,8 @@ class ParallelDrafter(ReadingDrafter):
     mask_token:   id of MASK. It and higher ids are never drafted.
     temperatures: [parallel] divisors of the (ranked) logits at depth 1, 2, ...
     bigrams:      what is added to logits behind a drafted token; None = nothing.
+    costs:        of the model's steps, which must not learn while it drafts: a seeded text is repeatable.
+                  None = passes are never widened.
     """
 
     def __init__(
@@ -41,13 +47,14 @@ class ParallelDrafter(ReadingDrafter):
         window: int = 256,
         prefixes: PrefixCache | None = None,
         bigrams: Bigrams | None = None,
+        costs: StepCosts | None = None,
         name: str = "model",
     ) -> None:
         head = DraftHead(min(target_vocab, mask_token), token_map)
         self._cache = DraftCache(model, head, window, prefixes)
         super().__init__(self._cache, name)
         self._mask_token, self._temperatures = mask_token, tuple(temperatures)
-        self._bigrams = bigrams
+        self._bigrams, self._costs = bigrams, costs
 
     @property
     def parallel(self) -> int:
@@ -61,9 +68,12 @@ class ParallelDrafter(ReadingDrafter):
         trees = [tree for tree in trees if tree.request.plan.depth > 0]
         if not trees:
             return
-        depths = [min(tree.request.plan.depth, self.parallel) for tree in trees]
-        tails = [[self._mask_token] * (depth - 1) for depth in depths]
-        levels = self._cache.read([tree.request for tree in trees], tails)
+        tails = [[self._mask_token] * self._num_masks(tree.request) for tree in trees]
+        # A pass needs room for its tail, which may be longer than the draft.
+        asked = [
+            replace(tree.request, plan=Plan(1 + len(tail))) for tree, tail in zip(trees, tails, strict=True)
+        ]
+        levels = self._cache.read(asked, tails)
         for tree, rows in zip(trees, levels, strict=True):  # without rows where there was no room
             head = self._cache.head(tree.request.key)
             for row, temperature in zip(rows, self._temperatures, strict=False):
@@ -71,6 +81,20 @@ class ParallelDrafter(ReadingDrafter):
                     break
                 ranked = self._ranked(row, tree, head)
                 expand(tree, [row if temperature == 1.0 else row / temperature for row in ranked], head)
+
+    def _num_masks(self, request: DraftRequest) -> int:
+        """Return the number of MASKs of a pass: more than are drafted where that keeps the pass's width.
+
+        A round reads as many tokens as the last one committed. A runtime that prepares its kernels again for
+        each width takes longer for that than for a few MASKs.
+        """
+        depth, context = min(request.plan.depth, self.parallel), len(request.context)
+        width, widest = self._cache.behind(request) + depth - 1, 2 * self.parallel
+        if self._costs is None or width >= widest:
+            return depth - 1
+        more = self._costs.step(widest, context) - self._costs.step(width, context)
+        pays = _CHANGING * self._costs.change_seconds(context) > more
+        return depth - 1 + (widest - width if pays else 0)
 
     def _ranked(self, row: Array, tree: Expansion, head: DraftHead) -> list[Array]:
         """Return the logits behind each node of the frontier: those of the model, ranked by its token.

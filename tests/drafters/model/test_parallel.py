@@ -11,6 +11,7 @@ from support.generations import PROMPT, begin, drafted, run
 from support.laws.sampling_law import check_law
 from support.toys.toy_model import ToyCutModel, ToyModel
 
+from specport.core.planning.step_costs import StepCosts
 from specport.core.policies.length_rules import Fixed, Threshold, make_length_rule
 from specport.core.ports import DraftRequest, Plan
 from specport.core.sampling.params import SamplingParams
@@ -125,6 +126,22 @@ def test_a_stop_rule_cuts_the_draft_not_the_pass() -> None:
     first = next(i for i, confidence in enumerate(whole.confidence) if confidence < least)
     assert cut.tokens == whole.tokens[: first + 1]  # the token itself stays, as in other drafts
     assert model.widths[-1] == len(context) + 3
+
+
+@pytest.mark.parametrize(("change", "kept"), [(0.6, True), (0.05, False)])
+def test_passes_keep_their_width_where_a_change_costs_more(change: float, kept: bool) -> None:
+    """A token adds 0.02 to a step, and at most four are added."""
+    costs = StepCosts((1, 2, 16), (0,), ((1.0, 1.02, 1.3),), change, measured=True)
+    target, model = ToyModel(), draft_model()
+    engine = drafted(target, drafter(model, costs=costs), rule=lambda: Fixed(4))
+    generation = begin()
+    assert run(engine, generation) == [target.greedy(PROMPT, 40)]
+    assert generation.metrics.num_accepted_tokens > 0
+    widths = {*model.widths[1:-4]}  # the first pass reads the prompt, the last ones are short
+    assert (widths == {8}) == kept and (len(widths) > 1) != kept
+    full = draft_model(max_context=24)
+    run(drafted(target, drafter(full, costs=costs), rule=lambda: Fixed(4)), *(begin(p) for p in PROMPTS))
+    assert full.num_open == 0
 
 
 @pytest.mark.parametrize("rule", ["fixed", "heuristic", "confidence"])
