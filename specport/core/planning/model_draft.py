@@ -81,7 +81,8 @@ class ModelDraft:
             costs, context = r.state.draft_costs[self._which], len(r.request.context)
             depth = r.request.plan.depth if self._drafter.parallel else max(tree.depths())
             r.draft_s = float(self._seconds(r, 1, depth)[-1])
-            if costs is not None and not r.state.repeatable and read <= 2:  # else the time was mostly prefill
+            most = 1 + max(1, self._drafter.parallel)
+            if costs is not None and not r.state.repeatable and read <= most:  # else it was mostly prefill
                 if self._drafter.parallel:
                     costs.observe(read + depth - 1, context, spent)
                 else:

@@ -21,6 +21,7 @@ _DRIFT = 0.1  # learning rate of the global factor
 # A width's factor is the mean over its observed steps, the table's entry counting as this many of them. Its
 # learning rate has a lower bound, so that it follows the text's growing context.
 _MEASURED_WEIGHT, _PRIOR_WEIGHT, _LEAST_RATE = 12.0, 3.0, 0.03
+_TRIALS = 3  # timings before an assumed cost may rise: the first ones may be those of cold kernels
 _SURPRISE = 0.5  # bound on one step's log ratio of observed to expected seconds
 
 
@@ -49,6 +50,8 @@ class StepCosts:
     known: bool = field(init=False, repr=False)  # in seconds, by measurement or by an observed step
     _drift: float = field(init=False, default=0.0, repr=False)  # log
     _widths: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # [w], with those beyond
+    _assumed: bool = field(init=False, default=False, repr=False)
+    _trials: list[float] = field(init=False, default_factory=list, repr=False, compare=False)  # log
     _shape: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] log
     _seen: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [w] number of observed steps
 
@@ -79,8 +82,11 @@ class StepCosts:
         return replace(self)
 
     def assume(self, one: float) -> None:
-        """Assume `one` seconds for a one-token step until the first step is observed."""
-        self._drift = math.log(one / self._table[0, 0])
+        """Assume `one` seconds for a one-token step until steps are observed.
+
+        The first timings can lower that, but not raise it, or one slow step would be the last one.
+        """
+        self._drift, self._assumed = math.log(one / self._table[0, 0]), True
 
     def curve(self, context: int, widest: int = MAX_WIDTH) -> NDArray[np.float64]:
         """Return [widest + 1] seconds of a step by its width, made monotone; entry 0 is 0."""
@@ -106,7 +112,9 @@ class StepCosts:
         expected = self.step(width, context) + (self.change_seconds(context) if changed else 0.0)
         ratio = math.log(seconds / expected)
         if not self.known:
-            self._drift, self.known = self._drift + ratio, True
+            self._trials.append(self._drift + ratio)
+            if not self._assumed or ratio < 0.0 or len(self._trials) >= _TRIALS:
+                self._drift, self.known = min(self._trials), True
             return
         surprise = min(max(ratio, -_SURPRISE), _SURPRISE)
         inside = width <= self.widths[-1]

@@ -40,10 +40,23 @@ def test_a_wider_step_is_never_cheaper() -> None:
 def test_a_prior_gets_its_unit_from_the_first_step() -> None:
     prior = StepCosts.prior({1: 1.0, 8: 2.0})
     assert not prior.known and prior.step(8, 0) == 2.0
-    prior.assume(0.01)
-    assert not prior.known and prior.step(8, 0) == pytest.approx(0.02)
     prior.observe(8, 0, 0.1)
     assert prior.known and prior.step(1, 0) == pytest.approx(0.05)
+
+
+def test_an_assumed_cost_is_lowered_at_once_and_raised_by_the_third_timing() -> None:
+    """The first steps of a model may be those of cold kernels."""
+    for timings, known, one in (
+        ([], False, 0.01), ([0.1], False, 0.01), ([0.1, 0.08], False, 0.01), ([0.1, 0.06, 0.08], True, 0.03),
+        ([0.012], True, 0.006), ([0.1, 0.012], True, 0.006),
+    ):  # fmt: skip
+        costs = StepCosts.prior({1: 1.0, 8: 2.0})
+        for seconds in timings:
+            costs.assume(0.01)  # as a planner does before each draft
+            costs.observe(8, 0, seconds)
+        if not costs.known:
+            costs.assume(0.01)
+        assert (costs.known, costs.step(1, 0)) == (known, pytest.approx(one)), timings
 
 
 def test_drift_of_the_machine_is_followed_and_stalls_are_not() -> None:
