@@ -82,7 +82,10 @@ class ModelDraft:
             depth = r.request.plan.depth if self._drafter.parallel else max(tree.depths())
             r.draft_s = float(self._seconds(r, 1, depth)[-1])
             most = 1 + max(1, self._drafter.parallel)
-            if costs is not None and not r.state.repeatable and read <= most:  # else it was mostly prefill
+            # A step that read more was mostly prefill. Before the target's first step an assumed cost has no
+            # unit, to which a timing could be compared.
+            timed = read <= most and (r.state.costs.known or (costs is not None and costs.known))
+            if costs is not None and not r.state.repeatable and timed:
                 if self._drafter.parallel:
                     costs.observe(read + depth - 1, context, spent)
                 else:
