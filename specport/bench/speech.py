@@ -82,6 +82,8 @@ def bench_speech(
     peer_models: Mapping[str, str] | None = None,
     device: str | None = None,
     precision: str | None = None,
+    draft_precision: str | None = None,
+    exact: bool = True,
     threads: int | None = None,
     batch: int = 1,
     runs: int = 1,
@@ -99,7 +101,9 @@ def bench_speech(
     chosen = [*dict.fromkeys((PLAIN, *(methods or (("auto", "draft") if draft else ("auto",)))))]
     if draft is None and any(name == "draft" or name.endswith(":draft") for name in chosen):
         raise InvalidInput("the method draft needs a model", "give one with --draft")
-    given = {"device": device, "precision": precision, "threads": threads}
+    given = {
+        "device": device, "precision": precision, "draft_precision": draft_precision, "threads": threads,
+    }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     made: dict[str, _Method] = {}
     transcribers: list[Transcriber] = []
@@ -110,7 +114,9 @@ def bench_speech(
                 made[name] = _peer(name, model, draft, peer_models or {}, threads, show)
                 continue
             expression = draft if name == "draft" else name.replace("draft", draft or "draft")
-            found = speech.load(model, draft=expression, batch=max(8, batch), progress=show, **options)
+            found = speech.load(
+                model, draft=expression, batch=max(8, batch), exact=exact, progress=show, **options
+            )
             transcribers.append(found)
             made[name] = _own(found, batch)
         rows, audio = _measured(clips, made, runs, part(progress, 0.2, 0.9))
@@ -124,7 +130,8 @@ def bench_speech(
             each.close()
     about = {
         "model": model or "default", "draft": draft, "device": device or "auto", "batch": batch, "runs": runs,
-        "processor": cpu_name(), "cores": usable_cores(), "threads": threads, "packages": installed(PACKAGES),
+        "numerics": "exact" if exact else "fast", "processor": cpu_name(), "cores": usable_cores(),
+        "threads": threads, "packages": installed(PACKAGES),
     }  # fmt: skip
     report = SpeechReport([_figures(row, rows[0], clips, audio) for row in rows], speakers, about, out)
     write(report, [asdict(row) for row in rows])

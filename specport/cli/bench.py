@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specport.cli import options, terminal
 from specport.errors import InvalidInput
@@ -104,11 +104,25 @@ RECORD_OPTIONS = (
     "categories", "trust_remote_code",
 )  # fmt: skip
 
-SPEECH_OPTIONS = ("model", "draft", "methods", "device", "precision", "threads", "batch", "runs")
+SPEECH_OPTIONS = (
+    "model", "draft", "methods", "device", "precision", "draft_precision", "exact", "threads", "batch",
+    "runs",
+)  # fmt: skip
+_FLAGS = {"exact": "--exact or --fast", "methods": "--method", "categories": "--category"}
+
+
+def _given(args: argparse.Namespace, known: tuple[str, ...], mode: str) -> dict[str, Any]:
+    """Return the options of a mode that were given. Raises InvalidInput for one that it would ignore."""
+    others = {*BENCH_OPTIONS, *RECORD_OPTIONS, *SPEECH_OPTIONS} - {*known}
+    for name in options.given(args, (*sorted(others),)):
+        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+        raise InvalidInput(f"{flag} means nothing {mode}", "leave it out")
+    return options.given(args, known)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.replay:
+        _given(args, (), "with --replay")
         return _replay(args.replay)
     if args.speech is not None:
         return _speech(args)
@@ -120,8 +134,9 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("no folder for the report is given", "add --out DIR")
     from specport.bench.run import bench
 
+    given = _given(args, BENCH_OPTIONS, "without --speech")
     with terminal.progress(args.quiet) as progress:
-        report = bench(args.prompts, args.out, **options.given(args, BENCH_OPTIONS), progress=progress)
+        report = bench(args.prompts, args.out, **given, progress=progress)
     _table(report)
     terminal.say(f"written: {report.folder / 'report.md'}, report.html, report.json")
     return 0
@@ -133,11 +148,10 @@ def _speech(args: argparse.Namespace) -> int:
 
     if args.out is None:
         raise InvalidInput("no folder for the report is given", "add --out DIR")
+    given = _given(args, SPEECH_OPTIONS, "with --speech")
     peers = dict(each.partition("=")[::2] for each in args.peer_model)
     with terminal.progress(args.quiet) as progress:
-        report = bench_speech(
-            args.speech, args.out, **options.given(args, SPEECH_OPTIONS), peer_models=peers, progress=progress
-        )
+        report = bench_speech(args.speech, args.out, **given, peer_models=peers, progress=progress)
     rows = table(report)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -151,10 +165,9 @@ def _record(args: argparse.Namespace) -> int:
 
     if args.draft is None:
         raise InvalidInput("no draft model to record is given", "add --draft MODEL")
+    given = _given(args, RECORD_OPTIONS, "with --record")
     with terminal.progress(args.quiet) as progress:
-        recording = record_rounds(
-            args.prompts, args.record, **options.given(args, RECORD_OPTIONS), progress=progress
-        )
+        recording = record_rounds(args.prompts, args.record, **given, progress=progress)
     tokens = sum(len(text.tokens) for text in recording.texts)
     terminal.say(f"written: {args.record}, {tokens} tokens of {len(recording.texts)} answers")
     terminal.say(f"next: specport bench --replay {args.record}")

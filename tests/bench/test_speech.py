@@ -25,7 +25,10 @@ def test_words_that_are_wrong(
 ) -> None:
     texts = {"none": "ask not what your country", "suffix": "ask not what you country"}
 
-    def load(model: str | None = None, *, draft: str, **options: Any) -> Transcriber:
+    numerics: list[bool] = []
+
+    def load(model: str | None = None, *, draft: str, exact: bool, **options: Any) -> Transcriber:
+        numerics.append(exact)
         return Transcriber(ScriptedModel([said(0.0, texts[draft], 4.0)]), model_name="scripted")
 
     monkeypatch.setattr(speech, "load", load)
@@ -44,7 +47,31 @@ def test_words_that_are_wrong(
     assert (rows["none"]["same_ids"], rows["suffix"]["same_ids"]) == (2, 0)
     assert rows["suffix"]["encoder_seconds"] == 0.5 and rows["suffix"]["acceptance"] > 0.3
     printed = capsys.readouterr().out
-    assert "WER %" in printed and "20.00" in printed and (out / "report.md").exists()
+    assert "WER %" in printed and "20.00" in printed and "exact" in (out / "report.md").read_text()
+    assert cli.main([*arguments, "--fast"]) == 0
+    assert numerics == [True, True, False, False] and "numerics: fast" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("--speech", "FILE", "--max-new-tokens", "3"), "--max-new-tokens means nothing with --speech"),
+        (("--speech", "FILE", "--category", "a"), "--category means nothing with --speech"),
+        (("--prompts", "FILE", "--batch", "3"), "--batch means nothing without --speech"),
+        (("--prompts", "FILE", "--draft", "x", "--record", "r", "--runs", "2"), "nothing with --record"),
+        (("--prompts", "FILE", "--draft", "x", "--record", "r", "--fast"), "--exact or --fast means nothing"),
+        (("--replay", "FILE", "--model", "x"), "--model means nothing with --replay"),
+    ],
+    ids=str,
+)
+def test_options_of_another_mode_are_refused(
+    asked: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "file").write_text("{}\n")
+    given = [str(file) if word == "FILE" else word for word in asked]
+    assert cli.main(["bench", *given, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.strip().splitlines()) == 1
 
 
 def test_each_run_hears_the_clips_for_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
