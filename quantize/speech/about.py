@@ -27,6 +27,7 @@ class Measured:
     draft_ms, target_ms: a step of one token. encoder_ms: a window's.
     speed_up, length: of the decoder, expected at the best number of draft tokens, by these figures.
     speed_up_whole: the same with the encoder's time.
+    decoder_speed_up: of the decoder, measured with planned drafts; None in older records.
     """
 
     windows: Count
@@ -42,6 +43,7 @@ class Measured:
     speed_up: Amount
     speed_up_whole: Amount
     length: Count
+    decoder_speed_up: Amount | None = None
 
     @property
     def cost(self) -> float:

@@ -52,6 +52,13 @@ class Pair:
             num_draft_tokens=DEPTH if drafts else None, progress=progress,
         )  # fmt: skip
 
+    def used(self, draft: str, progress: Progress) -> WhisperModel:
+        """Return the target as it is used, with planned drafts or "none"."""
+        return load(
+            self.target, draft=draft, device=self.device, precision=self.precision, threads=self.threads,
+            progress=progress,
+        )  # fmt: skip
+
 
 def measure(
     pair: Pair,
@@ -90,7 +97,8 @@ def measure(
             (alone.tokens.decode(each.ids), truth, language)
             for each, truth, language in zip(said, truths, languages, strict=True)
         ]
-    target, draft = _times(pair, loader, asked, chosen[0], states, context, part(progress, 0.7, 1.0))
+    plain_s, drafted_s = _decoder_seconds(pair, windows, part(progress, 0.7, 0.85))
+    target, draft = _times(pair, loader, asked, chosen[0], states, context, part(progress, 0.85, 1.0))
     rounds, survival = _survival(both)
     shape = read_shape(pair.draft)
     parallel = find_parallel(pair.draft, shape.vocab) is not None
@@ -116,6 +124,7 @@ def measure(
         speed_up=best.factor,
         speed_up_whole=whole,
         length=best.length,
+        decoder_speed_up=plain_s / drafted_s,
     )
 
 
@@ -135,6 +144,27 @@ def _decoded(model: WhisperModel, windows: Sequence[Window], stage: str, progres
         progress(stage, i / len(windows))
         found += model.decode([window])
     return found
+
+
+def _decoder_seconds(pair: Pair, windows: Sequence[Window], progress: Progress) -> tuple[float, float]:
+    """Return the decoder's seconds without the draft and with it, window by window in turns.
+
+    In a text the models take each other's weights out of the processor's caches, so that both are slower than
+    when one is timed alone.
+    """
+    with (
+        closing(pair.used("none", part(progress, 0.0, 0.1))) as plain,
+        closing(pair.used(str(pair.draft), part(progress, 0.1, 0.2))) as drafted,
+    ):
+        seconds = [0.0, 0.0]
+        for model in (plain, drafted):
+            model.decode(windows[:1])  # warm-up
+        for i, window in enumerate(windows):
+            progress("measuring the decoder", 0.2 + 0.8 * i / len(windows))
+            for which, model in enumerate((plain, drafted)):
+                (found,) = model.decode([window])
+                seconds[which] += found.decoder_seconds
+    return seconds[0], seconds[1]
 
 
 def _ids(text: Dialogue, eot: int) -> tuple[int, ...]:

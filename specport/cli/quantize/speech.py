@@ -14,7 +14,7 @@ from specport.cli.quantize import trainings
 from specport.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from specport.quantize.speech.about import About
+    from specport.quantize.speech.about import About, Measured
 
 EXPLAINED = """\
 The draft is the target with few layers of its decoder. It shares the target's encoder, which runs once for
@@ -115,14 +115,21 @@ def show(about: About, as_json: bool) -> None:
         ("same ids", f"{found.same} of {found.greedy} windows as the target wrote them without the draft"),
         ("WER alone", f"{wer} against the target"),
         ("step", f"draft {found.draft_ms:.1f} ms, target {found.target_ms:.1f} ms ({found.cost:.0%})"),
+        *_measured_lines(found),
         (
-            "expected",
+            "by its steps",
             f"decoder {found.speed_up:.2f} times plain with {found.length} draft tokens; "
             f"{found.speed_up_whole:.2f} with the encoder's {found.encoder_ms:.0f} ms a window",
         ),
     ]
     for name, text in lines:
-        terminal.write(f"{name:>11}  {text}\n")
+        terminal.write(f"{name:>12}  {text}\n")
+
+
+def _measured_lines(found: Measured) -> list[tuple[str, str]]:
+    if found.decoder_speed_up is None:
+        return []
+    return [("measured", f"decoder {found.decoder_speed_up:.2f} times plain, planned")]
 
 
 def _parallel_lines(about: About) -> list[tuple[str, str]]:
