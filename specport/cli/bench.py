@@ -114,7 +114,10 @@ _FLAGS = {"exact": "--exact or --fast", "methods": "--method", "categories": "--
 def _given(args: argparse.Namespace, known: tuple[str, ...], mode: str) -> dict[str, Any]:
     """Return the options of a mode that were given. Raises InvalidInput for one that it would ignore."""
     others = {*BENCH_OPTIONS, *RECORD_OPTIONS, *SPEECH_OPTIONS} - {*known}
-    for name in options.given(args, (*sorted(others),)):
+    given = [*options.given(args, (*sorted(others),))]
+    if args.peer_model and known is not SPEECH_OPTIONS:
+        given.append("peer_model")
+    for name in given:
         flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
         raise InvalidInput(f"{flag} means nothing {mode}", "leave it out")
     return options.given(args, known)

@@ -58,6 +58,7 @@ def test_words_that_are_wrong(
         (("--speech", "FILE", "--max-new-tokens", "3"), "--max-new-tokens means nothing with --speech"),
         (("--speech", "FILE", "--category", "a"), "--category means nothing with --speech"),
         (("--prompts", "FILE", "--batch", "3"), "--batch means nothing without --speech"),
+        (("--prompts", "FILE", "--peer-model", "a=b"), "--peer-model means nothing without --speech"),
         (("--prompts", "FILE", "--draft", "x", "--record", "r", "--runs", "2"), "nothing with --record"),
         (("--prompts", "FILE", "--draft", "x", "--record", "r", "--fast"), "--exact or --fast means nothing"),
         (("--replay", "FILE", "--model", "x"), "--model means nothing with --replay"),
