@@ -208,6 +208,6 @@ def _write(student: SpeechStudent, source: Path, out: Path, parallel: Parallel |
         table = stored[_EMBEDDING].array().copy()
         table[student.mask_token] = student.mask.detach().cpu().numpy()
         put(_EMBEDDING, table)
+        head = find_head_tokens(source, student.mask_token + 1)
+        write_json(out / FACTS, noted(find_encoder_key(source), head, parallel))
     tensors.write(out / WEIGHTS, found)
-    head = find_head_tokens(source, student.body.embed_tokens.weight.shape[0])
-    write_json(out / FACTS, noted(find_encoder_key(source), head, parallel))

@@ -42,9 +42,9 @@ class Lengths:
         left = np.sort(self._left(row))
         # Sum over all lengths that are still possible, if it is read before any more end, after the first
         # ends, and so on.
-        starts = np.concatenate([[0.0], left[:-1]])
-        saved = np.array([np.maximum(left - start, 0.0).sum() for start in starts]) * gain / _TOKENS_A_ROUND
-        worth = saved - reading * np.array([(left > start).sum() for start in starts])
+        behind = left - np.concatenate([[0.0], left[:-1]])[:, None]  # [starts, lengths] tokens drafted
+        saved = np.maximum(behind, 0.0).sum(axis=1) * gain / _TOKENS_A_ROUND
+        worth = saved - reading * (behind > 0.0).sum(axis=1)
         return bool(worth[0] > 0.0 and worth[0] >= worth.max())
 
     def _left(self, row: RowPlan) -> NDArray[np.float64]:

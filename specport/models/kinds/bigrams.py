@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,14 @@ class Bigrams:
         if not ((steps > 0) | ((steps == 0) & (np.diff(token.astype(np.int64)) > 0))).all():
             raise ValueError("its pairs are out of order")
 
+    @cached_property
+    def _befores(self) -> NDArray[np.int32]:
+        """Return `before` by itself: a search in the pairs would copy it each time."""
+        return np.ascontiguousarray(self.pairs["before"])
+
     def behind(self, token: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return the ids that were seen behind this one, and their gains."""
-        first, end = np.searchsorted(self.pairs["before"], [token, token + 1])
+        first, end = np.searchsorted(self._befores, [token, token + 1])
         found = self.pairs[first:end]
         return found["token"], found["gain"]
 

@@ -16,6 +16,7 @@ from specport.drafters.retrieval.folders import Folders
 from specport.drafters.spec import DraftSpec, parse
 from specport.errors import InvalidInput, ModelError
 from specport.models.json_file import read_json
+from specport.models.kinds.parallel import Parallel
 from specport.models.kinds.whisper import WhisperShape, find_head_tokens, find_parallel, read_shape
 from specport.models.source import ModelFiles
 from specport.progress import Progress, silent
@@ -83,7 +84,7 @@ def load(
         num_draft_tokens = profile.num_draft_tokens
     drafting = Drafting(policy or profile.policy, num_draft_tokens)
     files, target = loader.target(model, precision, exact)
-    tokenizer, tokens, shape = _read(files)
+    tokenizer, tokens, shape, _ = _read(files)
     speech = _speech(target, files)
     heard = listening(target.model, speech)
     retrieval, said = folders.open(tokenizer, heard.vocab_size)
@@ -110,12 +111,12 @@ def load(
     )
 
 
-def _read(files: ModelFiles) -> tuple[Tokenizer, WhisperTokens, WhisperShape]:
+def _read(files: ModelFiles) -> tuple[Tokenizer, WhisperTokens, WhisperShape, Parallel | None]:
     shape, tokenizer = read_shape(files.folder), load_tokenizer(files.folder)
     generation = read_json(files.folder / "generation_config.json")
     parallel = find_parallel(files.folder, shape.vocab)
     vocab = shape.vocab if parallel is None else parallel.mask_token_id  # MASK is no token of a text
-    return tokenizer, WhisperTokens(tokenizer, vocab, generation), shape
+    return tokenizer, WhisperTokens(tokenizer, vocab, generation), shape, parallel
 
 
 def _speech(loaded: Loaded, files: ModelFiles) -> Speech:
@@ -140,7 +141,7 @@ def _draft(
     One whose encoder is the target's hears through that: a draft's precision never reaches the target's text.
     """
     files = loader.files(name, precision_of_draft(loader, precision))
-    _, own, size = _read(files)
+    _, own, size, parallel = _read(files)
     loaded = loader.draft_with(files, find_head_tokens(files.folder, size.vocab))
     speech = _speech(loaded, files)
     if speech.key == target.key:
@@ -157,7 +158,7 @@ def _draft(
         files.name,
         loader.costs(loaded),
         loaded.head_tokens,
-        parallel=find_parallel(files.folder, size.vocab),
+        parallel=parallel,
         mismatch=own.mismatch(tokens),
     )
 
