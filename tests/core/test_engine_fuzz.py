@@ -40,7 +40,7 @@ def policy_of(name: str, target: ToyModel) -> tuple[Policy | None, ToyDrafter]:
         return None, drafter
     if name == "planned":
         costs = StepCosts.prior({1: 1.0, 8: 1.3})
-        return Planner([Source(drafter, costs)], costs, target.capabilities), drafter
+        return Planner([Source(drafter, costs.fixed())], costs, target.capabilities), drafter
     rule = {
         "chain": lambda: Fixed(4), "tree": lambda: Fixed(3, (2, 2)), "heuristic": Heuristic,
         "confidence": ConfidenceThreshold,

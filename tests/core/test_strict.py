@@ -36,7 +36,7 @@ def text(kind: type[ToyModel], plan: str, params: SamplingParams, rule: str, dra
         drafter = ModelDrafter(kind(noise=0.4), target.vocab_size)
     policy: Policy
     if plan == "planned":
-        sources = [Source(NgramDrafter(tokens_per_match=None)), Source(drafter, COSTS)]
+        sources = [Source(NgramDrafter(tokens_per_match=None)), Source(drafter, COSTS.fixed())]
         policy = Planner(sources, COSTS, target.capabilities)
     else:
         policy = FirstProposal([drafter], lambda: RULES.get(plan) or ConfidenceThreshold())

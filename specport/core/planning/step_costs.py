@@ -21,6 +21,7 @@ _DRIFT = 0.1  # learning rate of the global factor
 # A width's factor is the mean over its observed steps, the table's entry counting as this many of them. Its
 # learning rate has a lower bound, so that it follows the text's growing context.
 _MEASURED_WEIGHT, _PRIOR_WEIGHT, _LEAST_RATE = 12.0, 3.0, 0.03
+_PULL = 0.02  # how much of a width's surprise is put down to chance: it draws its factor to the table's entry
 _TRIALS = 3  # timings before an assumed cost may rise: the first ones may be those of cold kernels
 _SURPRISE = 0.5  # bound on one step's log ratio of observed to expected seconds
 
@@ -121,10 +122,15 @@ class StepCosts:
         if inside:  # a guess beyond the table says nothing of the machine
             self._drift += _DRIFT * surprise
         place = float(np.interp(width, self._widths, np.arange(len(self._widths))))
-        weights = np.maximum(0.0, 1.0 - np.abs(np.arange(len(self._widths)) - place))  # the widths around it
-        self._seen += weights
+        near = np.maximum(0.0, 1.0 - np.abs(np.arange(len(self._widths)) - place))  # the widths around it
+        self._seen += near
         prior = _MEASURED_WEIGHT if self.measured and inside else _PRIOR_WEIGHT
-        self._shape += weights * np.maximum(_LEAST_RATE, 1.0 / (prior + self._seen)) * surprise
+        # Each learns by its share of what was expected: by distance alone, one that no longer matters
+        # between two that do would fall on and on, and steps of its own width be expected to cost nothing.
+        shares = near * self._row(context) * np.exp(self._shape)
+        shares /= shares.sum()
+        rates = np.maximum(_LEAST_RATE, 1.0 / (prior + self._seen))
+        self._shape += rates * (shares * surprise - _PULL * near * self._shape)
 
     def _interpolated(self, at: NDArray[np.int64], context: int) -> NDArray[np.float64]:
         row = self._row(context) * np.exp(self._shape + self._drift)

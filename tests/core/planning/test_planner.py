@@ -232,6 +232,12 @@ def test_a_change_of_width_is_avoided_when_it_costs_more_than_it_brings() -> Non
         assert (sum(depths(trees[30:])) > 0) == drafted or len({*depths(trees[1:])}) == 1
 
 
+def test_a_drafter_with_the_costs_of_the_target_is_refused() -> None:
+    costs = StepCosts.prior({1: 1.0, 8: 2.0})
+    with pytest.raises(ValueError, match="step costs of its own"):
+        Planner([Source(Fake(World({"free": 0.1}), "free", confidence=0.5), costs)], costs)
+
+
 def test_what_a_lone_token_is_padded_to_is_drafted_for_nothing() -> None:
     world = World({"free": 0.1})
     fake = Fake(world, "free", confidence=0.15)

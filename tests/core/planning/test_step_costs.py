@@ -77,6 +77,17 @@ def test_a_width_that_is_always_dearer_becomes_so() -> None:
     assert costs.step(8, 0) / costs.step(1, 0) == pytest.approx(4.8, rel=0.1)
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_width_without_steps_keeps_a_cost_between_others(measured: bool) -> None:
+    """Steps of 2 and 8 tokens that fit on no line through their table's entries, over a long text."""
+    costs = StepCosts((1, 8), (0,), ((1.0, 1.3),), measured=measured)
+    for _ in range(20_000):
+        costs.observe(2, 0, 0.001)
+        costs.observe(8, 0, 0.02)
+    assert 0.0001 < costs.step(1, 0) < costs.step(2, 0) < 0.0025
+    assert 0.01 < costs.step(8, 0) < 0.02
+
+
 def test_a_change_of_width_is_not_taken_for_the_width() -> None:
     costs = TABLE.fixed()
     for _ in range(50):
