@@ -15,6 +15,7 @@ from specport import speech
 from specport.bench.clips import Clip, read_clips
 from specport.bench.peers.speech import PEERS, make, normalizer
 from specport.bench.speech_report import SpeechReport, write
+from specport.drafters.spec import parse
 from specport.errors import InvalidInput, SpecportError
 from specport.outside.places import expanded
 from specport.progress import Progress, part, silent
@@ -99,8 +100,11 @@ def bench_speech(
     clips = read_clips(clips_file)
     _check(clips, runs, peer_models or {})
     chosen = [*dict.fromkeys((PLAIN, *(methods or (("auto", "draft") if draft else ("auto",)))))]
-    if draft is None and any(name == "draft" or name.endswith(":draft") for name in chosen):
-        raise InvalidInput("the method draft needs a model", "give one with --draft")
+    own = {name: parse(name) for name in chosen if name not in PEERS}
+    drafted = [name for name, spec in own.items() if "draft" in spec.models]
+    drafted += [name for name in chosen if name in PEERS and name.endswith(":draft")]
+    if draft is None and drafted:
+        raise InvalidInput(f"the method {drafted[0]} needs a model", "give one with --draft")
     given = {
         "device": device, "precision": precision, "draft_precision": draft_precision, "threads": threads,
     }  # fmt: skip
@@ -113,7 +117,9 @@ def bench_speech(
             if name in PEERS:
                 made[name] = _peer(name, model, draft, peer_models or {}, threads, show)
                 continue
-            expression = draft if name == "draft" else name.replace("draft", draft or "draft")
+            # The draft itself may be an expression.
+            named = own[name].with_models({"draft": draft or "draft"})
+            expression = draft if name == "draft" else str(named)
             found = speech.load(
                 model, draft=expression, batch=max(8, batch), exact=exact, progress=show, **options
             )

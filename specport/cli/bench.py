@@ -31,8 +31,8 @@ transformers:lookup and transformers:draft are PyTorch on the weights before con
 llama.cpp:lookup, llama.cpp:lookup-10 and llama.cpp:draft are llama.cpp on the GGUF file before conversion.
 For speech a method is a draft expression of specport transcribe, or transformers:plain, transformers:draft,
 genai:plain (with --peer-model genai=DIR, as optimum-cli exports it) or faster-whisper:plain.
-Plain decoding is always measured, before and after the others. The same command resumes a benchmark that was
-stopped.
+Plain decoding is always measured: of text before and after the other methods, of speech as the first one. The
+same command resumes a benchmark of text that was stopped.
 """
 
 

@@ -52,6 +52,23 @@ def test_words_that_are_wrong(
     assert numerics == [True, True, False, False] and "numerics: fast" in (out / "report.md").read_text()
 
 
+def test_a_draft_takes_the_place_of_its_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(model: str | None = None, *, draft: str, **options: Any) -> Transcriber:
+        loaded.append(draft)
+        return Transcriber(ScriptedModel([said(0.0, "ask not", 4.0)]), model_name="scripted")
+
+    monkeypatch.setattr(speech, "load", load)
+    monkeypatch.setattr(bench, "normalizer", lambda language: str.lower)
+    write_wav(tmp_path / "a.wav", tone(4.0))
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text('{"audio": "a.wav", "text": "ask not"}\n')
+    methods = ["draft", "suffix|draft", "universal(draft)", "drafts/other"]
+    bench.bench_speech(clips, tmp_path / "out", draft="my model", methods=methods)
+    assert loaded == ["none", "my model", "suffix|my model", "universal(my model)", "drafts/other"]
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -172,6 +189,8 @@ def test_what_is_missing_is_told_before_anything_is_measured(tmp_path: Path) -> 
     write_wav(tmp_path / "a.wav", tone(0.1))
     for line, options, reason in (
         ('{"audio": "a.wav"}', {"methods": ["draft"]}, "--draft"),
+        ('{"audio": "a.wav"}', {"methods": ["suffix|draft"]}, r"suffix\|draft needs a model"),
+        ('{"audio": "a.wav"}', {"methods": ["transformers:draft"]}, "--draft"),
         ('{"audio": "a.wav"}', {"runs": 0}, "runs is 0"),
         ('{"audio": "gone.wav"}', {}, "no file"),
         ('{"audio": "a.wav"}', {"peer_models": {"genia": "."}}, "'genia'"),

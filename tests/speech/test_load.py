@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from specport.quantize.convert.whisper import source, vocabulary
 from support.tiny import tiny_whisper
+from transformers import WhisperForConditionalGeneration
 
 from specport import load as load_text
 from specport.errors import InvalidInput, ModelError
@@ -134,6 +136,39 @@ def test_other_models_are_refused(models, tmp_path: Path) -> None:
             load(str(models.target), draft=draft)
     with pytest.raises(ModelError, match="another tokenizer"):
         load(str(models.target), draft=str(models.english), precision="fp32", device="torch-cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_model_of_the_form_of_large_v3_turbo(tmp_path: Path, device: str, precision: str) -> None:
+    """128 bins of features, and more layers that hear than layers that write."""
+    if device == "torch-cpu" and precision == "int8":
+        pytest.skip("torch has no INT8")
+    mels = 128
+    target = tiny_whisper.make(tmp_path / "turbo", mels=mels, encoder_layers=4, layers=2)
+    draft = tiny_whisper.make(
+        tmp_path / "draft", seed=1, mels=mels, encoder_layers=4, encoder_of=target, layers=1
+    )
+    heard = tiny_whisper.features(0, mels)
+    found = []
+    for name in ("none", str(draft)):
+        model = load(
+            str(target), draft=name, device=device, precision=precision, policy="fixed", num_draft_tokens=3
+        )
+        prompt = (model.tokens.sot, model.tokens.no_timestamps)
+        found.append(model.decode([Window(heard, prompt, False, max_new_tokens=16)])[0])
+        model.close()
+    plain, drafted = found
+    assert drafted.ids == plain.ids and len(plain.ids) == 16 and drafted.drafted > 0
+    if precision == "fp32":
+        theirs = WhisperForConditionalGeneration.from_pretrained(target).eval()
+        ids = torch.tensor([[*prompt, *plain.ids]])
+        with torch.no_grad():
+            logits = theirs(torch.from_numpy(heard)[None], decoder_input_ids=ids).logits[0, 1:-1].numpy()
+        rules = json.loads((target / "generation_config.json").read_text())
+        logits[:, [*rules["suppress_tokens"], model.tokens.no_timestamps]] = -np.inf
+        logits[:, model.tokens.timestamp_begin :] = -np.inf
+        logits[0, rules["begin_suppress_tokens"]] = -np.inf
+        assert logits.argmax(axis=1).tolist() == list(plain.ids)
 
 
 def test_a_draft_with_the_targets_encoder_takes_its_output(models, monkeypatch: pytest.MonkeyPatch) -> None:

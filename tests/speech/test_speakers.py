@@ -13,7 +13,7 @@ from specport.speech.audio.vad import Span
 from specport.speech.speakers import diarize
 from specport.speech.speakers.clustering import MOST, cluster
 from specport.speech.speakers.merge import by_turns, by_words, speakers_at
-from specport.speech.speakers.score import diarization_error, read_rttm
+from specport.speech.speakers.score import _best_pairing, diarization_error, read_rttm
 from specport.speech.transcript import Segment, Turn, Word
 
 A, B = "SPEAKER_00", "SPEAKER_01"
@@ -105,6 +105,18 @@ def test_error_rate() -> None:
     assert diarization_error([], []).rate == 0 and diarization_error([], truth).rate == 1
     many = [Turn(i, i + 1, str(i)) for i in range(9)]
     assert diarization_error(many, many, collar=0).rate == 0
+
+
+def test_speakers_are_paired_as_a_solver_pairs_them() -> None:
+    """Taking the largest share first is wrong for half of these."""
+    solver = pytest.importorskip("scipy.optimize").linear_sum_assignment
+    rng = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (2, 2), (3, 5), (8, 3), (8, 8), (12, 9)):
+        for _ in range(5):
+            shared = rng.integers(0, 9, (rows, columns)).astype(float)
+            pairs = _best_pairing(shared)
+            assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == min(rows, columns)
+            assert sum(shared[pair] for pair in pairs) == shared[solver(shared, maximize=True)].sum()
 
 
 def test_rttm_and_overlap(tmp_path: Path) -> None:

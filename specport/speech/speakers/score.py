@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ COLLAR_S = 0.25  # to each side of a border
 _MOST_BYTES = 16 << 20  # of an RTTM file
 _MOST_SPEAKERS = 256
 _LATEST_S = 1e9
-_EXHAUSTIVE = 6  # speakers; above, the pairing is greedy
+_EXHAUSTIVE = 12  # speakers of the side with fewer; above, the pairing is greedy
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,25 @@ def _speech(turns: Sequence[Turn], moments: NDArray[np.float64]) -> NDArray[np.b
 
 
 def _best_pairing(shared: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Return pairs (row, column), each used once, whose sum is largest."""
+    """Return pairs (row, column), each used once, whose sum is largest: greedily for very many speakers."""
     rows, columns = shared.shape
     if rows > columns:
         return [(i, j) for j, i in _best_pairing(shared.T)]
-    if columns <= _EXHAUSTIVE:
-        best = max(
-            permutations(range(columns), rows), key=lambda p: sum(shared[i, j] for i, j in enumerate(p))
-        )
-        return [*enumerate(best)]
     found: list[tuple[int, int]] = []
+    if rows <= _EXHAUSTIVE:
+        # Column by column: the best sum and its pairs for each set of rows that have a column by then.
+        best: dict[int, tuple[float, list[tuple[int, int]]]] = {0: (0.0, [])}
+        for j in range(columns):
+            more = [
+                (used | 1 << i, total + float(shared[i, j]), [*pairs, (i, j)])
+                for used, (total, pairs) in best.items()
+                for i in range(rows)
+                if not used >> i & 1
+            ]
+            for used, total, pairs in more:
+                if used not in best or total > best[used][0]:
+                    best[used] = total, pairs
+        return sorted(best[(1 << rows) - 1][1])
     left = shared.copy()
     for _ in range(rows):
         i, j = np.unravel_index(int(left.argmax()), left.shape)

@@ -276,7 +276,7 @@ def _head(draft: Path, material: Material) -> tuple[int, ...]:
 
 
 def _transcribed(target: Path, draft: str, audio: Path) -> list[tuple[int, ...]]:
-    """Return the ids of each segment, greedy: drawn ones keep the law only."""
+    """Return the ids of each segment."""
     with speech.load(str(target), draft=draft, precision="fp32") as transcriber:
         talk = transcriber.transcribe(audio, language="en", temperature=(0.0,))
     assert (talk.counts.drafted > 0) == (draft != "none")

@@ -34,10 +34,13 @@ def make(
     width: int = 32,
     frames: int = FRAMES,
     context: int = CONTEXT,
+    mels: int = MELS,
+    encoder_layers: int = 2,
 ) -> Path:
     """Write a model. english: another vocabulary, without languages in use. encoder_of: shares its encoder.
 
     frames: of the encoder's output; 1500 = real windows of 30 s. context: most tokens of the decoder.
+    mels:   bins of the features: 80, and 128 from large-v3 on.
 
     Its weights are large enough that the text depends on all of what is heard and said.
     """
@@ -47,9 +50,9 @@ def make(
     first = _tokenizer(folder, english)
     config = WhisperConfig(
         vocab_size=first + len(_BEGIN) + len(_REST) + STAMPS,
-        num_mel_bins=MELS,
+        num_mel_bins=mels,
         d_model=width,
-        encoder_layers=2,
+        encoder_layers=encoder_layers,
         decoder_layers=layers,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
@@ -102,9 +105,9 @@ def _tokenizer(folder: Path, english: bool) -> int:
     return len(tokens)
 
 
-def features(seed: int = 0) -> np.ndarray:
+def features(seed: int = 0, mels: int = MELS) -> np.ndarray:
     """Return the features of a window [mels, 2 frames]."""
-    return np.random.default_rng(seed).normal(size=(MELS, 2 * FRAMES)).astype(np.float32)
+    return np.random.default_rng(seed).normal(size=(mels, 2 * FRAMES)).astype(np.float32)
 
 
 def write_ctranslate2(source: Path, folder: Path, *, quantized: bool = False) -> Path:
