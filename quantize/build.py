@@ -8,10 +8,8 @@ it is complete.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,15 +36,14 @@ from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.kinds import bigrams
 from specport.models.kinds.parallel import Parallel
+from specport.models.provenance import provenance
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent
 from specport.runtime import conversion
 from specport.runtime.devices.registry import Loaded
 from specport.runtime.stored import measurements
-from specport.runtime.versions import installed
 
-PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 DISTIL = worker.Job("specport.quantize.train.draft:distil_draft", grace_s=120.0)
 CHOOSING_TOKENS = 64  # of each answer that layers and head are chosen by
 
@@ -189,15 +186,12 @@ class _Build:
             head=None if plan.head is None else bundle.ranges(plan.head),
             distilled=distillation,
             measured={"device": inputs.loader.profile.name, **measured},
-            provenance={
-                "command": " ".join(["specport", *sys.argv[1:]]) if sys.argv[0].endswith("specport") else "",
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": installed(PACKAGES),
-                "layers_by": self.request.by,
-                "layers_gone": [list(dropped) for dropped in choice.dropped_by_count],
-                "agreements": [round(a, 4) for a in choice.agreements],
+            provenance=provenance(
+                layers_by=self.request.by,
+                layers_gone=[list(dropped) for dropped in choice.dropped_by_count],
+                agreements=[round(a, 4) for a in choice.agreements],
                 **({} if origin is None else {"from": dict(origin.provenance)}),
-            },
+            ),
             parallel=parallel,
         )
         bundle.write(folder, made)

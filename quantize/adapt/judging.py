@@ -60,7 +60,7 @@ class Judgement:
 def replay(draft: DraftModel, texts: Sequence[Dialogue], progress: Progress) -> Replayed:
     """Replay greedy rounds of a draft on the answers of these texts."""
     drafter = own_model(draft, draft.tokenizer.vocab_size, MAX_WINDOW)
-    depth = drafter.parallel or DEPTH
+    depth = drafter.parallel.depth if drafter.parallel else DEPTH
     sampler, plan = Sampler(SamplingParams()), Plan(depth)
     rounds, accepted, tokens = 0, [0] * depth, 0
     for number, text in enumerate(texts):

@@ -155,10 +155,11 @@ def _rows(
     target: Timing,
     prompt_tokens: int,
 ) -> tuple[DraftRow, ...]:
-    worth = [
-        ranking.speed_up(found.survival, timing.medians, target.medians)
-        for found, timing in zip(accepted, timed, strict=True)
-    ]
+    worth = []
+    for each, found, timing in zip(compared, accepted, timed, strict=True):
+        bundle = each.files.bundle
+        parallel = bundle is not None and bundle.parallel is not None
+        worth.append(ranking.speed_up(found.survival, timing.medians, target.medians, parallel=parallel))
     order = sorted(range(len(worth)), key=lambda i: -worth[i].factor)
     return tuple(
         DraftRow(

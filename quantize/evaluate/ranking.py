@@ -66,19 +66,40 @@ def speed_up(
     *,
     parallel: bool = False,
 ) -> SpeedUp:
-    """Return the speed-up that acceptance and step costs give, for the best fixed length.
+    """Return the speed-up of the best fixed length, 0 where nothing is accepted to any depth.
+
+    Arguments as for `speed_ups`.
+    """
+    factors = speed_ups(survival, draft, target, parallel=parallel)
+    if not factors:
+        return SpeedUp(0.0, 0)
+    best = max(range(len(factors)), key=factors.__getitem__)
+    return SpeedUp(factors[best], best + 1)
+
+
+def speed_ups(
+    survival: Sequence[float],
+    draft: Mapping[int, float],
+    target: Mapping[int, float],
+    *,
+    parallel: bool = False,
+) -> list[float]:
+    """Return the speed-ups over plain decoding with rounds of 1, 2, ... draft tokens.
+
+    Text may get less: the width of steps changes there, and the models share the processor's caches.
 
     survival: chance that the draft tokens of depth 1, 2, ... are all accepted.
-    draft, target: new tokens -> milliseconds of a step. The first draft step of a round reads two tokens.
-    parallel: whether one draft step drafts all tokens.
+    draft, target: new tokens -> milliseconds of a step.
+    parallel: whether one draft step drafts all tokens. It also reads what the round before committed. Else
+              the first draft step of a round reads two tokens.
     """
-    best = SpeedUp(0.0, 0)
-    for length in range(1, len(survival) + 1):
-        tokens = 1 + sum(survival[:length])
-        drafting = _at(draft, length + 1) if parallel else _at(draft, 2) + (length - 1) * _at(draft, 1)
-        factor = tokens * _at(target, 1) / (drafting + _at(target, length + 1))
-        best = max(best, SpeedUp(factor, length), key=lambda each: each.factor)
-    return best
+    found, tokens = [], 1.0
+    for length, share in enumerate(survival, start=1):
+        tokens += share
+        drafting = _at(draft, round(tokens) + length - 1) if parallel else _at(draft, 2)
+        drafting += 0.0 if parallel else (length - 1) * _at(draft, 1)
+        found.append(tokens * _at(target, 1) / (drafting + _at(target, length + 1)))
+    return found
 
 
 def _at(steps: Mapping[int, float], width: int) -> float:

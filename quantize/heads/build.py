@@ -7,12 +7,10 @@ cache, where other builds find them too. The same command resumes a build that w
 from __future__ import annotations
 
 import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -26,14 +24,12 @@ from specport.core.ports import Model
 from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
 from specport.models.bundle import Bundle, Ranges
+from specport.models.provenance import provenance
 from specport.models.source import ModelFiles
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
-from specport.runtime.versions import installed
 from specport.text.tokenizer import Tokenizer, load_tokenizer
-
-PACKAGES = ("specport", "openvino", "nncf", "optimum-intel", "transformers", "torch")
 
 
 class Request(Protocol):
@@ -181,14 +177,11 @@ class HeadBuild(ABC, Generic[R]):
     def _manifest(self, columns: Ranges | None, facts: dict[str, Any]) -> Bundle:
         files = self.files
         own = dict(self.described(facts))
-        provenance = {
-            "command": " ".join(["specport", *sys.argv[1:]]) if sys.argv[0].endswith("specport") else "",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": installed(PACKAGES),
-            "target_precision": files.precision,
-            "text": f"written by the target itself at temperature {self.kind.temperature:g}",
+        made = provenance(
+            target_precision=files.precision,
+            text=f"written by the target itself at temperature {self.kind.temperature:g}",
             **own.pop("provenance", {}),
-        }
+        )
         return Bundle(
             target=files.name,
             target_shape=bundle.shape(files.folder),
@@ -201,7 +194,7 @@ class HeadBuild(ABC, Generic[R]):
             num_layers=exits.num_layers(files.folder),
             head=columns,
             distilled=facts,
-            provenance=provenance,
+            provenance=made,
             **own,
         )
 

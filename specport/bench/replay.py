@@ -13,6 +13,7 @@ import numpy as np
 
 from specport.bench.recording import DEPTH, Costs, RecordedText, Recording
 from specport.core.estimates.acceptance_rates import CENTRES
+from specport.core.planning.passes import ParallelPasses
 from specport.core.planning.planner import Planner
 from specport.core.planning.row_plan import Source
 from specport.core.policies.first_proposal import FirstProposal
@@ -70,7 +71,7 @@ class RecordedDrafter:
     costs: Costs
     clock: Clock
     noise: Noise
-    parallel: int = 0
+    parallel: ParallelPasses | None = None
     window: int = 4096
     name: str = "draft"
     prior: Sequence[float] = CENTRES
@@ -78,6 +79,7 @@ class RecordedDrafter:
     text: RecordedText | None = None
     num_drafted: int = 0
     _read: int = 0  # tokens of the text, prompt included, in the draft's cache
+    _width: int = 0  # of the last step
 
     def begin(self, text: RecordedText) -> None:
         """Start a text: nothing of it is read."""
@@ -98,10 +100,14 @@ class RecordedDrafter:
         width = self.behind(request)
         num = 0
         if self.parallel:
-            width += min(plan.depth, len(chain)) - 1
+            width = self.parallel.width(width, min(plan.depth, len(chain)), context)
         while num < min(plan.depth, len(chain)):
             if width:
-                self.clock.now += self.costs.draft.step(width, context) * self.noise.factor()
+                seconds = self.costs.draft.step(width, context)
+                if self.parallel and width != self._width:
+                    seconds += self.costs.draft.change_seconds(context)
+                self.clock.now += seconds * self.noise.factor()
+                self._width = width
             num, width = num + 1, 0 if self.parallel else 1
             if plan.stop is not None and not plan.stop.goes_on(Drafted(confidences[:num])):
                 break
@@ -151,7 +157,8 @@ def replay(
     costs, noise, clock = recording.costs[device], noise or Noise(), Clock()
     believed = believed or costs
     told = Costs(believed.target.fixed(), believed.draft.fixed(), believed.min_width)
-    drafter = RecordedDrafter(costs, clock, noise, DEPTH if recording.parallel else 0)
+    passes = ParallelPasses(DEPTH, believed.draft.fixed()) if recording.parallel else None
+    drafter = RecordedDrafter(costs, clock, noise, passes)
     policy = make_policy(Source(drafter, told.draft), told, clock) if make_policy else None
     results = []
     for key, text in enumerate(recording.texts):

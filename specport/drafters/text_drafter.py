@@ -12,7 +12,7 @@ from specport.core.tree import TokenTree
 class TextDrafter(ABC):
     """Base of such drafters: they look at the text when they are asked, request by request."""
 
-    parallel = 0
+    parallel = None
 
     @abstractmethod
     def _propose(self, request: DraftRequest) -> TokenTree:

@@ -20,7 +20,6 @@ from support.tiny import tiny_models
 
 import specport
 from specport.cli import main
-from specport.cli.quantize.inspect import expected_speed_ups
 from specport.drafters.model.parallel import ParallelDrafter
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, manifest
@@ -93,15 +92,6 @@ def test_inspect_shows_survival_costs_and_speed(draft: Path, capsys: pytest.Capt
     assert "times plain decoding with 1, 2, ... draft tokens a round; best" in shown
     assert main(["quantize", "inspect", str(draft), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parallel"]["depth"] == DEPTH
-
-
-def test_expected_speed_by_hand() -> None:
-    reach, draft, target = (0.8, 0.5), (4.0, 5.0, 6.0, 7.0), (20.0, 22.0, 24.0, 26.0)
-    each = expected_speed_ups(reach, draft, target, parallel=False)
-    assert each == pytest.approx([1.8 * 20 / (4 + 22), 2.3 * 20 / (8 + 24)])
-    # One pass: two new tokens of the text and no MASK, or two and one.
-    passes = expected_speed_ups(reach, draft, target, parallel=True)
-    assert passes == pytest.approx([1.8 * 20 / (5 + 22), 2.3 * 20 / (6 + 24)])
 
 
 def test_a_draft_is_trained_further(draft: Path, target: str, tmp_path: Path) -> None:

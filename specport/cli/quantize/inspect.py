@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,37 +170,17 @@ def _costs(bundle: Bundle, ms: StepTimes) -> list[tuple[str, str]]:
 
     ms: as in `evaluate.pair`.
     """
+    from specport.quantize.evaluate.ranking import speed_ups
+
     lines = []
     for name, times in (("draft", ms.draft), ("target", ms.target)):
         costs = ", ".join(f"{cost:.1f}" for cost in times)
         lines.append((f"{name} cost", f"{costs} ms for {ms.width[0]} to {ms.width[-1]} new tokens"))
-    speeds = expected_speed_ups(bundle.reach, ms.draft, ms.target, parallel=bundle.parallel is not None)
+    draft, target = (dict(zip(ms.width, times, strict=False)) for times in (ms.draft, ms.target))
+    speeds = speed_ups(bundle.reach, draft, target, parallel=bundle.parallel is not None)
     best = max(range(len(speeds)), key=speeds.__getitem__)
     shown = ", ".join(f"{speed:.2f}" for speed in speeds)
     lines.append(
         ("expected", f"{shown} times plain decoding with 1, 2, ... draft tokens a round; best {best + 1}")
     )
     return lines
-
-
-def expected_speed_ups(
-    reach: Sequence[float], draft_ms: Sequence[float], target_ms: Sequence[float], *, parallel: bool
-) -> list[float]:
-    """Return the speed-up over plain decoding with rounds of 1, 2, ... draft tokens.
-
-    reach: share of drafts accepted to depth 1, 2, ...
-    draft_ms, target_ms: of a step of 1, 2, ... new tokens; the last one counts for wider steps too.
-    parallel: all tokens of a round come from one pass, which also reads the tokens that the round before
-              added.
-    """
-    found, tokens = [], 1.0
-    for depth, share in enumerate(reach, start=1):
-        tokens += share
-        width = round(tokens) + depth - 1
-        drafting = _at(draft_ms, width) if parallel else depth * _at(draft_ms, 1)
-        found.append(tokens * _at(target_ms, 1) / (drafting + _at(target_ms, depth + 1)))
-    return found
-
-
-def _at(ms: Sequence[float], width: int) -> float:
-    return ms[min(width, len(ms)) - 1]

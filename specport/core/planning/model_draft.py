@@ -37,6 +37,7 @@ class ModelDraft:
         self._drafter = source.drafter
         self._assumed = UNKNOWN_COST if source.assumed is None else source.assumed
         self._clock = clock
+        self._width = 0  # of the last parallel pass
 
     def seems_to_pay(self, r: RowPlan, changes: WidthChanges, lengths: Lengths) -> bool:
         """Return whether the forecast beats the round's best candidate, or the drafter is due for a probe.
@@ -45,8 +46,8 @@ class ModelDraft:
         """
         which, forecast = self._which, r.state.forecasts[self._which]
         depth = r.request.plan.depth
-        if self._drafter.parallel:
-            depth = min(depth, self._drafter.parallel)
+        if passes := self._drafter.parallel:
+            depth = min(depth, passes.depth)
         if depth < 1:
             return False
         behind = self._drafter.behind(r.request)
@@ -78,22 +79,27 @@ class ModelDraft:
         for r, tree, read in zip(rounds, trees, behind, strict=True):
             if not len(tree):
                 continue
-            costs, context = r.state.draft_costs[self._which], len(r.request.context)
             depth = r.request.plan.depth if self._drafter.parallel else max(tree.depths())
             r.draft_s = float(self._seconds(r, 1, depth)[-1])
-            most = 1 + max(1, self._drafter.parallel)
-            # A step that read more was mostly prefill. Before the target's first step an assumed cost has no
-            # unit, to which a timing could be compared.
-            timed = read <= most and (r.state.costs.known or (costs is not None and costs.known))
-            if costs is not None and not r.state.repeatable and timed:
-                if self._drafter.parallel:
-                    costs.observe(read + depth - 1, context, spent)
-                else:
-                    costs.observe(1, context, spent / depth)
+            self._time(r, read, depth, spent)
             r.state.forecasts[self._which].learn(
                 _spine(tree, r.state.local[self._which].path_probabilities(tree))
             )
         return trees
+
+    def _time(self, r: RowPlan, read: int, depth: int, seconds: float) -> None:
+        """Learn the costs of steps from a draft of `depth` tokens behind `read` ones of the text."""
+        costs, context = r.state.draft_costs[self._which], len(r.request.context)
+        passes = self._drafter.parallel
+        width, changed, most = 1, False, 2
+        if passes:
+            width, most = passes.width(read, depth, context), 1 + passes.depth
+            changed, self._width = width != self._width, width
+        # A step that read more was mostly prefill. Before the target's first step an assumed cost has no
+        # unit, to which a timing could be compared.
+        if costs is None or r.state.repeatable or read > most or not (r.state.costs.known or costs.known):
+            return
+        costs.observe(width, context, seconds if passes else seconds / depth, changed=changed)
 
     def _plan(self, r: RowPlan, least: tuple[float, ...]) -> Plan:
         return Plan(len(least), stop=PathGate(r.state.local[self._which], least))
@@ -139,8 +145,9 @@ class ModelDraft:
         unit = 1.0
         if costs.known and not target.known:
             unit = self._assumed * target.step(1, context) / costs.step(1, context)
-        if self._drafter.parallel:
-            seconds = np.asarray([costs.step(behind + k, context) for k in range(depth)], dtype=np.float64)
+        if passes := self._drafter.parallel:
+            widths = [passes.width(behind, 1 + k, context) for k in range(depth)]
+            seconds = np.asarray([costs.step(width, context) for width in widths], dtype=np.float64)
         else:
             first, each = costs.step(behind, context), costs.step(1, context)
             seconds = first + each * np.arange(depth, dtype=np.float64)

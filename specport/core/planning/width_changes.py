@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 _DECAY = 0.9  # of the frequencies for each step
 _ROUNDS = 8.0  # that a width is expected to be kept, once it is chosen
-_CHANGING = 0.4  # share of rounds that change the width where every draft has the length that suits it
+CHANGING = 0.4  # share of rounds that change the width where every draft has the length that suits it
 
 
 class WidthChanges:
@@ -49,7 +49,7 @@ class WidthChanges:
         change. The last habit is to keep none.
         """
         kept = np.unique(widths)
-        charges = np.full((len(kept) + 1, len(widths)), _CHANGING)
+        charges = np.full((len(kept) + 1, len(widths)), CHANGING)
         charges[:-1] = widths != kept[:, None]
         charges[:-1] += (kept != self.last)[:, None] / _ROUNDS
         return charges

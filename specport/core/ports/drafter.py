@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from specport.core.ports.counts import DraftingCounts
 from specport.core.ports.plan import Plan
 from specport.core.sampling.sampler import Sampler
 from specport.core.tree import TokenTree
+
+if TYPE_CHECKING:
+    from specport.core.planning.passes import ParallelPasses
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,8 @@ class PlannedDrafter(Drafter, Protocol):
         ...
 
     @property
-    def parallel(self) -> int:
-        """Return the number of tokens that one pass of its model drafts; 0 = one pass per token."""
+    def parallel(self) -> ParallelPasses | None:
+        """Return the passes of its model, where one drafts several tokens; None = one pass per token."""
         ...
 
     def behind(self, request: DraftRequest) -> int:

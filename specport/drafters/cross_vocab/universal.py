@@ -50,7 +50,7 @@ class UniversalDrafter:
     """
 
     needs = Needs()
-    parallel = 0  # drafts are translated token by token
+    parallel = None  # drafts are translated token by token
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specport.core.estimates.acceptance_rates import CENTRES
+from specport.core.planning.passes import ParallelPasses
 from specport.core.ports import Array, DraftRequest, Model, Needs, Outcome, Prefilled
 from specport.core.prefix_cache import PrefixCache
 from specport.core.tree import TokenTree
@@ -29,9 +30,9 @@ class ReadingDrafter:
     needs = Needs()
 
     @property
-    def parallel(self) -> int:
+    def parallel(self) -> ParallelPasses | None:
         """Return as `PlannedDrafter.parallel`."""
-        return 0
+        return None
 
     def __init__(self, reading: Reading, name: str) -> None:
         self.name = name

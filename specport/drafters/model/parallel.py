@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from specport.core.planning.passes import ParallelPasses
 from specport.core.planning.step_costs import StepCosts
 from specport.core.ports import Array, DraftRequest, Model, Plan
 from specport.core.prefix_cache import PrefixCache
@@ -17,8 +18,6 @@ from specport.drafters.model.expand import Expansion, expand
 from specport.drafters.model.head import DraftHead
 from specport.drafters.model.kv_cache import DraftCache
 from specport.models.kinds.bigrams import Bigrams
-
-_CHANGING = 0.5  # share of the passes that would have another width than the one before
 
 
 class ParallelDrafter(ReadingDrafter):
@@ -32,8 +31,7 @@ class ParallelDrafter(ReadingDrafter):
     mask_token:   id of MASK. It and higher ids are never drafted.
     temperatures: [parallel] divisors of the (ranked) logits at depth 1, 2, ...
     bigrams:      what is added to logits behind a drafted token; None = nothing.
-    costs:        of the model's steps, which must not learn while it drafts: a seeded text is repeatable.
-                  None = passes are never widened.
+    costs:        as for `ParallelPasses`.
     """
 
     def __init__(
@@ -54,11 +52,11 @@ class ParallelDrafter(ReadingDrafter):
         self._cache = DraftCache(model, head, window, prefixes)
         super().__init__(self._cache, name)
         self._mask_token, self._temperatures = mask_token, tuple(temperatures)
-        self._bigrams, self._costs = bigrams, costs
+        self._bigrams, self._passes = bigrams, ParallelPasses(len(self._temperatures), costs)
 
     @property
-    def parallel(self) -> int:
-        return len(self._temperatures)
+    def parallel(self) -> ParallelPasses:
+        return self._passes
 
     def _allowed(self, request: DraftRequest) -> DraftRequest:
         """Return the request with its branches: the draft model itself is never stepped with a tree."""
@@ -83,18 +81,10 @@ class ParallelDrafter(ReadingDrafter):
                 expand(tree, [row if temperature == 1.0 else row / temperature for row in ranked], head)
 
     def _num_masks(self, request: DraftRequest) -> int:
-        """Return the number of MASKs of a pass: more than are drafted where that keeps the pass's width.
-
-        A round reads as many tokens as the last one committed. A runtime that prepares its kernels again for
-        each width takes longer for that than for a few MASKs.
-        """
-        depth, context = min(request.plan.depth, self.parallel), len(request.context)
-        width, widest = self._cache.behind(request) + depth - 1, 2 * self.parallel
-        if self._costs is None or width >= widest:
-            return depth - 1
-        more = self._costs.step(widest, context) - self._costs.step(width, context)
-        pays = _CHANGING * self._costs.change_seconds(context) > more
-        return depth - 1 + (widest - width if pays else 0)
+        """Return the number of MASKs of a pass: more than are drafted where that keeps the pass's width."""
+        behind = self._cache.behind(request)
+        depth = min(request.plan.depth, self._passes.depth)
+        return self._passes.width(behind, depth, len(request.context)) - behind
 
     def _ranked(self, row: Array, tree: Expansion, head: DraftHead) -> list[Array]:
         """Return the logits behind each node of the frontier: those of the model, ranked by its token.

@@ -125,7 +125,7 @@ class GraftDrafter:
     """
 
     prior = CENTRES  # the confidence of retrieved nodes is converted, see `_graft`
-    parallel = 0
+    parallel = None
 
     def __init__(
         self,

@@ -98,9 +98,9 @@ def _best_pairing(shared: NDArray[np.float64]) -> list[tuple[int, int]]:
         return sorted(best[(1 << rows) - 1][1])
     left = shared.copy()
     for _ in range(rows):
-        i, j = np.unravel_index(int(left.argmax()), left.shape)
-        found.append((int(i), int(j)))
-        left[i], left[:, j] = -1, -1
+        row, column = divmod(int(left.argmax()), columns)
+        found.append((row, column))
+        left[row], left[:, column] = -1, -1
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from specport.core.estimates.acceptance_rates import CENTRES
+from specport.core.planning.passes import ParallelPasses
 from specport.core.planning.planner import Planner
 from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
@@ -40,7 +41,7 @@ class Fake:
 
     prior = CENTRES
     needs = Needs()
-    parallel = 0
+    parallel = None
 
     def __init__(self, world: World, name: str, confidence: float = 0.75, cost: float = 0.0) -> None:
         self.world, self.name, self.confidence, self.cost = world, name, confidence, cost
@@ -236,6 +237,28 @@ def test_a_drafter_with_the_costs_of_the_target_is_refused() -> None:
     costs = StepCosts.prior({1: 1.0, 8: 2.0})
     with pytest.raises(ValueError, match="step costs of its own"):
         Planner([Source(Fake(World({"free": 0.1}), "free", confidence=0.5), costs)], costs)
+
+
+@pytest.mark.parametrize(("change", "wide"), [(0.5, True), (0.0, False)])
+def test_a_pass_is_timed_at_the_width_that_it_has(change: float, wide: bool) -> None:
+    """Passes that keep one width take twice what the table says; that says nothing of narrow ones."""
+    world = World({"passes": 0.8})
+    costs = StepCosts((1, 2, 4, 8), (0,), ((0.2, 0.21, 0.22, 0.24),), change, measured=True)
+    passes = ParallelPasses(4, costs.fixed())
+    taken: list[int] = []
+
+    class Passes(Fake):
+        parallel = passes
+
+        def _draft(self, plan: Plan) -> TokenTree:
+            taken.append(passes.width(1, plan.depth, 0))
+            world.now += 2.0 * costs.fixed().step(taken[-1], 0)
+            return super()._draft(plan)
+
+    play(Planner([Source(Passes(world, "passes"), costs)], table(), clock=world.clock), world, 150)
+    assert (({*taken} == {8}) == wide) and len(taken) > 50
+    usual = max({*taken}, key=taken.count)
+    assert costs.step(usual, 0) == pytest.approx(2.0 * costs.fixed().step(usual, 0), rel=0.05)
 
 
 def test_what_a_lone_token_is_padded_to_is_drafted_for_nothing() -> None:

@@ -75,7 +75,7 @@ def test_drafts_are_the_last_rows_of_one_pass() -> None:
     (tree,) = asked.propose([request(context, Plan(9))])  # no deeper than one pass is
     assert list(tree.tokens) == [int(row.argmax()) for row in rows_of(model, context, 4)]
     assert model.widths == [6, 3 + 3] and handle.tokens == context
-    assert asked.parallel == 4 and asked.behind(request([*context, 1], Plan(4))) == 1
+    assert asked.parallel.depth == 4 and asked.behind(request([*context, 1], Plan(4))) == 1
 
 
 def test_tokens_are_ranked_by_the_token_before() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from specport.quantize.evaluate.ranking import TOLERANCE, Candidate, Rank, rank, speed_up
+from specport.quantize.evaluate.ranking import TOLERANCE, Candidate, Rank, rank, speed_up, speed_ups
 
 BASE = Candidate(0.030, {1: 40.0, 2: 40.0, 4: 48.0, 8: 60.0, 16: 100.0})
 
@@ -47,3 +47,8 @@ def test_the_best_length_of_a_draft() -> None:
     # 1: 1.8 / (9 + 40), 2: 2.4 / (17 + 44), 3: 2.9 / (25 + 48), 4: 3.0 / (33 + 51) tokens per ms
     assert found.length == 3 and found.factor == pytest.approx(40 * 2.9 / 73)
     assert speed_up([0.1], draft, target).factor == pytest.approx(40 * 1.1 / 49)
+    assert speed_up([], draft, target).factor == 0.0
+    assert speed_ups([0.8, 0.5], draft, target) == pytest.approx([40 * 1.8 / 49, 40 * 2.3 / (17 + 44)])
+    # One pass: two tokens of the text and no MASK, or two and one.
+    passes = speed_ups([0.8, 0.5], draft, target, parallel=True)
+    assert passes == pytest.approx([40 * 1.8 / (9.0 + 40), 40 * 2.3 / (9.5 + 44)])

@@ -22,7 +22,7 @@ class ToyDrafter:
     """
 
     prior = CENTRES
-    parallel = 0
+    parallel = None
 
     def __init__(
         self, draft: ToyModel, *, name: str = "toy", drawn: bool = True, needs: Needs = Needs()  # noqa: B008

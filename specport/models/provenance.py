@@ -1,0 +1,31 @@
+"""How a draft was made: the command, the time, and the versions of what made it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import PurePath
+from typing import Any
+
+from specport.runtime.versions import installed
+
+_PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """Return the facts of a build that ends now, and what else is known of it."""
+    return {
+        "command": command(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": installed(_PACKAGES),
+        **facts,
+    }
+
+
+def command() -> str:
+    """Return the command that runs, as a shell takes it: of specport, or of a Python script."""
+    program = PurePath(sys.argv[0])
+    ours = program.stem == "specport" or program.parts[-2:] == ("specport", "__main__.py")
+    start = ["specport"] if ours else ["python", program.as_posix()]
+    return shlex.join([*start, *sys.argv[1:]])
