@@ -137,7 +137,10 @@ def compare(args: argparse.Namespace, drafts: Mapping[str, Path]) -> list[dict[s
     files, target = loader.target(args.model, args.precision, True)
     tokenizer = load_tokenizer(files.folder)
     engine = Engine(target.model)
-    methods: dict[str, Own] = {PLAIN: own(parse(PLAIN), None, engine, tokenizer.eos_ids, {})}
+    again = f"{PLAIN}, again"  # shows the noise
+    methods: dict[str, Own] = {
+        name: own(parse(PLAIN), None, engine, tokenizer.eos_ids, {}) for name in (PLAIN, again)
+    }
     for name, folder in drafts.items():
         found, loaded = loader.draft(str(folder), None, files, tokenizer, target)
         depth = found.files.bundle.parallel.depth if found.files.bundle and found.files.bundle.parallel else 4
@@ -154,7 +157,9 @@ def compare(args: argparse.Namespace, drafts: Mapping[str, Path]) -> list[dict[s
     rows = []
     for number, task in enumerate(tasks(2, args.second_day)):
         ids = encode(tokenizer, task.text)
-        runs = {name: method.run(ids, args.max_new_tokens) for name, method in methods.items()}
+        first = number % len(methods)  # each method is first, second, ... equally often: the machine drifts
+        order = [*methods][first:] + [*methods][:first]
+        runs = {name: methods[name].run(ids, args.max_new_tokens) for name in order}
         rows += [row(number, task.kind, name, run, runs[PLAIN]) for name, run in runs.items()]
         print(f"day 2, task {number + 1} of {args.second_day}", end="\r", flush=True)
     print()

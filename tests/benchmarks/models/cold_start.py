@@ -1,12 +1,12 @@
-"""Measure the time from process start to the first and to the 32nd token, in turns with openvino-genai.
+"""Measure the time from process start to the first and to the 32nd token, in turns with other systems.
 
     python tests/benchmarks/models/cold_start.py --model MODEL.gguf --draft DRAFT.gguf --precision int4 \
         --rounds 3 [--json OUT.json]
 
 Each run is a process of its own, with the models converted before. specport runs as `specport run`; its exit
 is within milliseconds of its last token. openvino-genai runs in `python -c` on the same IR, with the text
-converted by its own tokenizer, and fast numerics. The first run of each is not counted: it fills the file
-cache.
+converted by its own tokenizer, and fast numerics; llama.cpp on the GGUF file, where llama-cpp-python is
+installed. The first run of each is not counted: it fills the file cache.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from specport.quantize.convert.to_genai import genai
 
 from specport.runtime.conversion import resolve
+from specport.runtime.devices.profiles import usable_cores
 
 PROMPT = "Write a function that returns the longest common prefix of a list of strings."
 TOKENS = 32
@@ -34,11 +36,20 @@ import openvino_genai as g
 a = json.loads(sys.argv[1])
 options = {"draft_model": g.draft_model(a["draft"], "CPU")} if a["draft"] else {}
 pipe = g.LLMPipeline(a["model"], "CPU", **options)
-config = g.GenerationConfig(do_sample=False, max_new_tokens=a["tokens"], ignore_eos=True)
+config = g.GenerationConfig(do_sample=False, max_new_tokens=a["tokens"])
 if a["draft"]:
     config.num_assistant_tokens = 5
 write = lambda text: print(text, end="", flush=True)
 pipe.generate(a["prompt"], config, write)
+"""
+LLAMA = """
+import json, sys
+from llama_cpp import Llama
+a = json.loads(sys.argv[1])
+llama = Llama(a["model"], n_ctx=2048, n_threads=a["threads"], n_threads_batch=a["threads"], verbose=False)
+messages = [{"role": "user", "content": a["prompt"]}]
+for part in llama.create_chat_completion(messages, max_tokens=a["tokens"], temperature=0, stream=True):
+    print(part["choices"][0]["delta"].get("content", ""), end="", flush=True)
 """
 
 
@@ -63,8 +74,7 @@ def commands(args: argparse.Namespace, work: Path) -> dict[str, list[str]]:
     specport += ["--precision", args.precision]
     with_draft = ["--draft", args.draft, "--draft-precision", args.precision] if args.draft else []
     found = {
-        "specport none": [*specport, "--draft", "none", PROMPT],
-        "specport ngram": [*specport, "--draft", "ngram", PROMPT],
+        f"specport {draft}": [*specport, "--draft", draft, PROMPT] for draft in ("none", "ngram", "auto")
     }
     folders = {"model": resolve(args.model, precision=args.precision).folder}
     if args.draft:
@@ -76,6 +86,9 @@ def commands(args: argparse.Namespace, work: Path) -> dict[str, list[str]]:
     found["genai plain"] = [*python, json.dumps(about)]
     if args.draft:
         found["genai draft"] = [*python, json.dumps({**about, "draft": exported["draft"]})]
+    if args.model and args.model.endswith(".gguf") and find_spec("llama_cpp"):
+        llama = {"prompt": PROMPT, "tokens": TOKENS, "model": args.model, "threads": usable_cores()}
+        found["llama.cpp plain"] = [sys.executable, "-c", LLAMA, json.dumps(llama)]
     return found
 
 

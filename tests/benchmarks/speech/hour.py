@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--language", default="en")
     parser.add_argument("--threads")
     given = parser.parse_args()
+    # A shell that starts this in the background has it ignore Ctrl-C, which the runs would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.json"
