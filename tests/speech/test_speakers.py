@@ -107,6 +107,32 @@ def test_error_rate() -> None:
     assert diarization_error(many, many, collar=0).rate == 0
 
 
+@pytest.mark.parametrize("collar", [0.0, 0.25])
+def test_error_rate_is_that_of_pyannote(collar: float) -> None:
+    metrics = pytest.importorskip("pyannote.metrics.diarization", reason="pip install pyannote.metrics")
+    core = pytest.importorskip("pyannote.core")
+
+    def annotation(turns: list[Turn]) -> object:
+        found = core.Annotation()
+        for i, turn in enumerate(turns):
+            found[core.Segment(turn.start, turn.end), i] = turn.speaker
+        return found
+
+    def turns(seed: int, speakers: int) -> list[Turn]:
+        """Return turns that overlap those of other speakers only."""
+        rng = np.random.default_rng(seed)
+        edges = [np.sort(rng.uniform(0, 60, 8)).tolist() for _ in range(speakers)]
+        return [Turn(a, b, str(i)) for i, each in enumerate(edges) for a, b in zip(each[::2], each[1::2], strict=True)]
+
+    for seed in range(8):
+        truth, found = turns(seed, 3), turns(seed + 100, 4)
+        # Its collar is the whole width around a border.
+        rate = metrics.DiarizationErrorRate(collar=2 * collar, skip_overlap=False)
+        extent = core.Timeline([core.Segment(0.0, 100.0)])
+        expected = rate(annotation(truth), annotation(found), uem=extent)
+        assert diarization_error(truth, found, collar).rate == pytest.approx(expected, abs=1e-6)
+
+
 def test_speakers_are_paired_as_a_solver_pairs_them() -> None:
     """Taking the largest share first is wrong for half of these."""
     solver = pytest.importorskip("scipy.optimize").linear_sum_assignment
