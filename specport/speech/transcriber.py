@@ -21,7 +21,7 @@ from specport.speech.checkpoint import Checkpoint
 from specport.speech.decoding.batched import batched, windows
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.decoding.recognizer import Recognizer, choose_language
-from specport.speech.decoding.sequential import State, Step, sequential
+from specport.speech.decoding.sequential import State, Step, past_silence, sequential
 from specport.speech.ports import SpeechModel
 from specport.speech.shared_model import SharedModel
 from specport.speech.speakers.diarize import Diarizer, GivenTurns
@@ -196,7 +196,7 @@ class Talk:
         else:
             while not buffer.fill(WINDOW) and not self._cancelled.is_set() and buffer.end < 5 * RATE:
                 pass  # the language is found in what there is of a live audio
-            state = replace(state, context=self._initial())
+            state = past_silence(buffer, replace(state, context=self._initial()))
         wanted = replace(self._options, language=language or self._options.language)
         start = state.position
         language, options = choose_language(

@@ -11,6 +11,7 @@ from support.toys.scripted_speech import RATE, STAMP, Answer, ScriptedModel, sai
 
 from specport.errors import InvalidInput
 from specport.speech.audio.buffer import AudioBuffer
+from specport.speech.audio.features import log_mel
 from specport.speech.ports import Decoded, Window
 from specport.speech.transcriber import Transcriber
 from specport.speech.transcript import Transcript
@@ -51,11 +52,11 @@ def test_a_text_that_ends_with_one_timestamp_fills_its_window() -> None:
 
 
 def test_windows_hold_the_audio_from_the_seek_on() -> None:
-    sound = np.concatenate([tone(20.0), np.zeros(5 * RATE, np.float32)])
+    sound = np.concatenate([tone(20.0), tone(5.0)[::-1] ** 3])
     model = ScriptedModel([FIRST, LAST])
     Transcriber(model).transcribe(sound)
-    quiet, loud = model.windows[1].features, model.windows[0].features
-    assert quiet.shape == (80, 3000) and np.ptp(quiet) < 0.1 < np.ptp(loud)
+    for window, start in zip(model.windows, (0, 20 * RATE), strict=True):
+        np.testing.assert_array_equal(window.features, log_mel(sound[start:], 80))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,19 @@ def test_silence_is_left_out_and_not_tried_again() -> None:
     # A model without the token has no such probability.
     found, _ = transcribe([said(0.0, "ask not", 5.0, no_speech=float("nan"))], 5.0)
     assert found.text == "ask not"
+
+
+def test_digital_silence_is_not_heard() -> None:
+    """Also not by the guess of the language, which is that of the first window with a sound."""
+    pause = np.zeros(35 * RATE, np.float32)
+    model = ScriptedModel([FIRST, LAST], multilingual=True)
+    found = Transcriber(model).transcribe(np.concatenate([pause, tone(25.0), pause, pause]))
+    assert [(s.start, s.end) for s in found.segments] == [(30.0, 34.0), (34.0, 50.0), (50.0, 55.0)]
+    assert len(model.windows) == 2 and found.duration == 130.0 and found.complete
+    model = ScriptedModel([LAST])
+    dither = 1e-5 * np.random.default_rng(0).normal(size=40 * RATE)
+    nothing = Transcriber(model).transcribe(dither.astype(np.float32))
+    assert not nothing.segments and not model.windows and nothing.complete and nothing.duration == 40.0
 
 
 def test_an_unsure_text_is_no_context() -> None:

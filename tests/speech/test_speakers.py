@@ -122,7 +122,11 @@ def test_error_rate_is_that_of_pyannote(collar: float) -> None:
         """Return turns that overlap those of other speakers only."""
         rng = np.random.default_rng(seed)
         edges = [np.sort(rng.uniform(0, 60, 8)).tolist() for _ in range(speakers)]
-        return [Turn(a, b, str(i)) for i, each in enumerate(edges) for a, b in zip(each[::2], each[1::2], strict=True)]
+        return [
+            Turn(a, b, str(i))
+            for i, each in enumerate(edges)
+            for a, b in zip(each[::2], each[1::2], strict=True)
+        ]
 
     for seed in range(8):
         truth, found = turns(seed, 3), turns(seed + 100, 4)

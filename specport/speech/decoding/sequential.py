@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.features import HOP, WINDOW, log_mel
-from specport.speech.audio.read import RATE
+from specport.speech.audio.read import RATE, Samples
 from specport.speech.decoding.recognizer import Recognizer
 from specport.speech.decoding.segments import cut
 from specport.speech.decoding.words import add_words
 from specport.speech.transcript import Segment
 
 PARTIAL_S = 1.0  # of new audio, before a live text is guessed anew
+_INAUDIBLE = 1e-4  # of the loudest sample that there can be: digital silence, or its dither
 _SURE = 0.5  # a text that was decoded at a higher temperature is no context for the next
 
 
@@ -46,11 +49,16 @@ def sequential(recognizer: Recognizer, audio: AudioBuffer, state: State) -> Iter
     """Yield the steps of an audio from a state on.
 
     Source: `transcribe` of OpenAI's Whisper. Features are made for each window by itself, so that memory is
-    bounded; Whisper makes them for the whole file, with one maximum of loudness.
+    bounded; Whisper makes them for the whole file, with one maximum of loudness. Windows in which nothing can
+    be heard are left out.
     """
     options = recognizer.options
     while True:
         yield from _waiting(recognizer, audio, state)
+        if (behind := past_silence(audio, state)) != state:
+            state = behind
+            yield Step(state=state)
+            continue
         samples = audio.window(state.position, WINDOW)
         if len(samples) < HOP:  # less than one frame of features
             return
@@ -76,6 +84,23 @@ def sequential(recognizer: Recognizer, audio: AudioBuffer, state: State) -> Iter
         yield Step(segments, state)
 
 
+def past_silence(audio: AudioBuffer, state: State) -> State:
+    """Return the state behind the windows from it on in which nothing can be heard.
+
+    Whisper hears words in digital silence, such as "you".
+    """
+    while audio.fill(state.position + WINDOW):
+        samples = audio.window(state.position, WINDOW)
+        if len(samples) < HOP or _audible(samples):
+            break
+        state = replace(state, position=state.position + len(samples), window=state.window + 1)
+    return state
+
+
+def _audible(samples: Samples) -> bool:
+    return bool(np.abs(samples).max(initial=0.0) >= _INAUDIBLE)
+
+
 def _waiting(recognizer: Recognizer, audio: AudioBuffer, state: State) -> Iterator[Step]:
     """Read a window's audio. Where it is long in coming, yield what was said so far."""
     heard = state.position
@@ -84,5 +109,9 @@ def _waiting(recognizer: Recognizer, audio: AudioBuffer, state: State) -> Iterat
             yield Step(state=state)
         else:
             heard = audio.end
-            features = log_mel(audio.window(state.position, WINDOW), recognizer.model.mel_bins)
+            samples = audio.window(state.position, WINDOW)
+            if not _audible(samples):
+                yield Step(state=state)
+                continue
+            features = log_mel(samples, recognizer.model.mel_bins)
             yield Step(state=state, partial=recognizer.partial(features, state.context))
