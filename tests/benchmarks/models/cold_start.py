@@ -25,7 +25,7 @@ from pathlib import Path
 from specport.quantize.convert.to_genai import genai
 
 from specport.runtime.conversion import resolve
-from specport.runtime.devices.profiles import usable_cores
+from specport.runtime.devices.profiles import cpu_flags, usable_cores
 
 PROMPT = "Write a function that returns the longest common prefix of a list of strings."
 TOKENS = 32
@@ -44,8 +44,17 @@ pipe.generate(a["prompt"], config, write)
 """
 LLAMA = """
 import json, sys
+import llama_cpp.llama_cpp
 from llama_cpp import Llama
 a = json.loads(sys.argv[1])
+if a["plain_weights"]:  # with AMX its repacked weights crash (0.3.36)
+    module = llama_cpp.llama_cpp
+    default = module.llama_model_default_params
+    def settings():
+        found = default()
+        found.use_extra_bufts = False
+        return found
+    module.llama_model_default_params = settings
 llama = Llama(a["model"], n_ctx=2048, n_threads=a["threads"], n_threads_batch=a["threads"], verbose=False)
 messages = [{"role": "user", "content": a["prompt"]}]
 for part in llama.create_chat_completion(messages, max_tokens=a["tokens"], temperature=0, stream=True):
@@ -88,6 +97,7 @@ def commands(args: argparse.Namespace, work: Path) -> dict[str, list[str]]:
         found["genai draft"] = [*python, json.dumps({**about, "draft": exported["draft"]})]
     if args.model and args.model.endswith(".gguf") and find_spec("llama_cpp"):
         llama = {"prompt": PROMPT, "tokens": TOKENS, "model": args.model, "threads": usable_cores()}
+        llama["plain_weights"] = "amx_int8" in cpu_flags()
         found["llama.cpp plain"] = [sys.executable, "-c", LLAMA, json.dumps(llama)]
     return found
 
