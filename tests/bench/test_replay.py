@@ -27,8 +27,8 @@ def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(device: st
     for row in rows.values():
         # Answers of 20 tokens are over before much is learnt of them.
         short = row.category == "translation"
-        assert row.planned > (0.9 if short else 0.96) * row.best_speedup, row
-        assert min(row.planned, row.with_ngram) > (0.94 if short else 0.97), row
+        assert row.planned > (0.9 if short else 0.97) * row.best_speedup, row
+        assert min(row.planned, row.with_ngram) > (0.96 if short else 0.98), row
 
 
 def test_wrong_costs_are_found_out() -> None:
