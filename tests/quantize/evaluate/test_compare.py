@@ -105,7 +105,7 @@ def test_each_group_of_activations_is_a_format(
 
 
 def test_what_is_compared_where_nothing_is_named() -> None:
-    assert compare.defaults(load_profile("xeon")) == ["fp16", "int8", "int4", "int8", "int4"]
+    assert compare.defaults(load_profile("xeon")) == ["fp16", "int8", "int4", "int8", "int4:128"]
     npu = compare.defaults(load_profile("core-ultra-npu"))
     assert npu[:3] == ["fp16", "int8:sym", "int4:sym"] and "int4:128,sym" in npu
 
