@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from specport.core.planning.row_plan import RowPlan
 
 _TOKENS_A_ROUND = 2.5
-_PRIOR = (16, 48, 96, 192, 384)  # tokens of typical answers: a fact, a sentence, a paragraph, ...
+_PRIOR = (8, 16, 32, 64, 128, 256, 512)  # tokens of answers: a fact, a sentence, a paragraph, ...
 _KEPT = 32  # number of latest answers that are remembered
 _SIMILAR = 2.0  # factor within which the prompts of answers of the same kind are
 

@@ -29,13 +29,13 @@ def test_without_a_gain_nothing_is_read_and_nothing_to_read_costs_nothing() -> N
 
 
 def test_it_waits_where_many_answers_end_before_it_pays() -> None:
-    """The usual answers are 16, 48, 96, 192 and 384 tokens, by hand."""
+    """The usual answers are 8, 16, ... 512 tokens, of which 500 are asked for; by hand."""
     lengths = Lengths()
-    assert pays(lengths, 70.0)  # 736 - 5 * 70 now, 656 - 4 * 70 behind the shortest
-    assert not pays(lengths, 100.0)  # 236 now, 256 then
-    assert pays(lengths, 100.0, 16)
-    assert not pays(lengths, 150.0)  # never
-    assert not pays(lengths, 70.0, 0, 60)  # no more than 60 are asked for: 244 - 350
+    assert pays(lengths, 50.0)  # 1004 - 7 * 50 now, 948 - 6 * 50 and 900 - 5 * 50 behind the shortest
+    assert not pays(lengths, 60.0)  # 584 now, 588 and 600 then
+    assert pays(lengths, 60.0, 16)  # 600 now, 580 later
+    assert not pays(lengths, 150.0)
+    assert not pays(lengths, 50.0, 0, 60)  # no more than 60 are asked for: 296 - 350
 
 
 def test_answers_count_for_prompts_of_their_length() -> None:
@@ -48,4 +48,4 @@ def test_answers_count_for_prompts_of_their_length() -> None:
 
 
 def test_a_text_longer_than_all_others_goes_on() -> None:
-    assert pays(Lengths(), 300.0, 400) and not pays(Lengths(), 300.0, 385, 200)
+    assert pays(Lengths(), 300.0, 513) and not pays(Lengths(), 300.0, 513, 200)
