@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from specport.calibration.methods import Run
 from specport.errors import InvalidInput, SpecportError
 from specport.models.source import original
-from specport.runtime.devices.profiles import usable_cores
+from specport.runtime.devices.profiles import cpu_flags, usable_cores
 
 # Settings of each mode. The library's documentation recommends 2 lookup tokens on a CPU and 10 on a GPU. It
 # has no default for a draft model; a chain of 3 tokens suits a CPU.
@@ -68,16 +69,20 @@ class LlamaCpp:
             **MODES[mode],
         }
         drafting: Any = None
-        if mode == "draft":
-            assert draft is not None
-            draft_weights = _gguf(draft)
-            settings["draft weights"] = draft_weights.name
-            drafting = _chain(Llama(str(draft_weights), **options), **MODES[mode])
-        elif MODES[mode]:
-            drafting = LlamaPromptLookupDecoding(**MODES[mode])
-        # With a draft the library stores the logits of every token, but allocates them only with logits_all.
-        self._llama = Llama(str(weights), draft_model=drafting, logits_all=drafting is not None, **options)
-        self.settings: Mapping[str, Any] = settings
+        with _repacking() as repacked:
+            if mode == "draft":
+                assert draft is not None
+                draft_weights = _gguf(draft)
+                settings["draft weights"] = draft_weights.name
+                drafting = _chain(Llama(str(draft_weights), **options), **MODES[mode])
+            elif MODES[mode]:
+                drafting = LlamaPromptLookupDecoding(**MODES[mode])
+            # With a draft the library stores the logits of every token, but allocates them only with
+            # logits_all.
+            self._llama = Llama(
+                str(weights), draft_model=drafting, logits_all=drafting is not None, **options
+            )
+        self.settings: Mapping[str, Any] = {**settings, "repacked": repacked}
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> Run:
         self._llama.reset()  # else it reuses the cache of a shared prefix
@@ -91,6 +96,31 @@ class LlamaCpp:
             if token in self._eos_ids or len(tokens) == max_new_tokens:
                 break
         return Run(tokens, ttft, time.perf_counter() - began)
+
+
+@contextmanager
+def _repacking() -> Iterator[bool]:
+    """Load models as the library does, but with AMX without repacked weights; yield whether they are.
+
+    Their kernels for AMX crash in virtual machines (llama.cpp issue 20824; llama-cpp-python 0.3.36).
+    """
+    from llama_cpp import llama_cpp as library
+
+    if "amx_int8" not in cpu_flags():
+        yield True
+        return
+    default = library.llama_model_default_params
+
+    def without() -> Any:
+        found = default()
+        found.use_extra_bufts = False
+        return found
+
+    library.llama_model_default_params = without
+    try:
+        yield False
+    finally:
+        library.llama_model_default_params = default
 
 
 def _chain(llama: Any, num_pred_tokens: int) -> Any:
