@@ -263,6 +263,7 @@ class _Job:
             for step, texts in enumerate(held_out):
                 begin = (2 * number + step) / 4
                 found.append(replay(draft, texts, part(progress, begin, begin + 0.25)))
-        if made.precision == self.about.precision:  # the same shapes: what was calibrated holds for both
+        # Of the same shapes, what was calibrated holds for both; zero points hardly matter.
+        if precisions.parse(made.precision).base == precisions.parse(self.about.precision).base:
             measurements.carry_over(keys[0], keys[1], ir_fingerprint(self.draft), ir_fingerprint(new))
         return Judgement(found[0], found[2], found[1], found[3])

@@ -62,6 +62,7 @@ def with_finding(made: Bundle, facts: Mapping[str, Any], result: Adapted, judgem
         "old_tokens": result.old_tokens,
         "tokens_read": facts["tokens_read"],
         "seconds": facts["seconds"],
+        "reach": [*judgement.own_after.by_depth],
         **_figures(judgement),
     }
     return replace(made, provenance={**made.provenance, ADAPTED: finding})

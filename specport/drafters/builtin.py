@@ -53,7 +53,7 @@ def model(context: BuildContext) -> Source:
     if draft.mtp:
         return _mtp(draft, context)
     drafter = own_model(draft, context.target.vocab_size, context.window)
-    return Source(drafter, draft.costs, draft.reach)
+    return Source(drafter, draft.costs, draft.reach, draft.assumed)
 
 
 def own_model(draft: DraftModel, target_vocab: int, window: int) -> PlannedDrafter:
@@ -79,7 +79,7 @@ def universal(context: BuildContext) -> Source:
         draft.model, vocab, context.tokenizer, draft.tokenizer, draft.token_map,
         window=context.window, prefixes=draft.prefixes,
     )  # fmt: skip
-    return Source(drafter, draft.costs, draft.reach)
+    return Source(drafter, draft.costs, draft.reach, draft.assumed)
 
 
 def graft(context: BuildContext) -> Source:

@@ -94,9 +94,20 @@ class Bundle:
         return float(self.measured.get("speed_up", 0.0)) > 1.0
 
     @property
+    def cost(self) -> float | None:
+        """Measured seconds of a step in plain steps of the target; None = not measured."""
+        found = self.measured.get("cost")
+        return None if found is None else float(found)
+
+    @property
     def reach(self) -> tuple[float, ...]:
-        """Measured share of drafts accepted to depth 1, 2, ...; () = not measured."""
-        return tuple(float(share) for share in self.measured.get("acceptance_by_depth", ()))
+        """Measured share of drafts accepted to depth 1, 2, ...; () = not measured.
+
+        The last adaptation to the user's own texts counts before the build.
+        """
+        adapted = self.provenance.get("adapted")
+        shares = adapted.get("reach", ()) if isinstance(adapted, Mapping) else ()
+        return tuple(float(share) for share in shares or self.measured.get("acceptance_by_depth", ()))
 
     def check_target(
         self,

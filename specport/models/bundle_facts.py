@@ -60,7 +60,11 @@ class Distilled(Struct):
 
 
 class Adapted(Struct):
-    """The last training on its user's own texts."""
+    """The last training on its user's own texts.
+
+    own, old: tokens per step before and after, on own and on old text.
+    reach:    share of rounds in which the tokens up to depth 1, 2, ... were accepted, on own text after.
+    """
 
     own: tuple[Amount, Amount]
     old: tuple[Amount, Amount]
@@ -68,6 +72,7 @@ class Adapted(Struct):
     date: str
     tokens_read: Count = 0
     seconds: Amount = 0.0
+    reach: tuple[Share, ...] = ()
 
 
 class Provenance(Struct):

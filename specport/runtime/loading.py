@@ -218,6 +218,7 @@ class Loader:
             files.bundle.reach if files.bundle else (),
             parallel,
             draft.mismatch,
+            assumed=files.bundle.cost if files.bundle else None,
             bigrams=bigrams.of(parallel, files.folder),
         )
 
@@ -238,7 +239,7 @@ class Loader:
             mismatch=draft.mismatch,
             head=target.model.hidden_head if bundle.recurrent else None,
             mtp=module is not None,
-            assumed=float(bundle.measured.get("cost", HEAD_COST)),
+            assumed=bundle.cost or HEAD_COST,
         )
 
     def classifier(self, target: Loaded, draft: ModelFiles) -> Classifier:

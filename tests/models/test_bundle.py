@@ -60,7 +60,12 @@ def test_a_bundle_is_read_as_it_was_written(made: Path, target: Path) -> None:
     assert found.head_tokens == (0, 1, 2, 3, 4, 9)
     assert replace(found, head=None).head_tokens is None
     assert found.pays and not replace(found, measured={"speed_up": 0.99}).pays
-    assert found.reach == (0.7, 0.5) and replace(found, measured={}).reach == ()
+    assert found.reach == (0.7, 0.5) and found.cost == 0.125
+    without = replace(found, measured={})
+    assert without.reach == () and without.cost is None
+    # On the user's own texts, after an adaptation to them.
+    for told, reach in (({"reach": [0.9, 0.8, 0.7]}, (0.9, 0.8, 0.7)), ({}, (0.7, 0.5))):
+        assert replace(found, provenance={"adapted": told}).reach == reach
     assert not replace(found, measured={}).pays
     files = resolve(str(made))
     assert files.bundle == found and files.precision == "int4" and files.name == "draft"

@@ -20,6 +20,7 @@ from support.tiny import tiny_models
 
 import specport
 from specport.cli import main
+from specport.core.planning.planner import Planner
 from specport.drafters.model.parallel import ParallelDrafter
 from specport.errors import InvalidInput, ModelError
 from specport.models import bundle, manifest
@@ -92,6 +93,15 @@ def test_inspect_shows_survival_costs_and_speed(draft: Path, capsys: pytest.Capt
     assert "times plain decoding with 1, 2, ... draft tokens a round; best" in shown
     assert main(["quantize", "inspect", str(draft), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parallel"]["depth"] == DEPTH
+
+
+def test_its_measured_cost_and_acceptance_are_the_planners_first_guesses(draft: Path, target: str) -> None:
+    found = bundle.read(draft)
+    with specport.load(target, draft=str(draft), precision="int8") as pipeline:
+        planner = pipeline.engine.policy
+        assert isinstance(planner, Planner)
+        source = planner._sources[-1]
+        assert (source.assumed, source.reach) == (found.cost, found.reach) and found.cost is not None
 
 
 def test_a_draft_is_trained_further(draft: Path, target: str, tmp_path: Path) -> None:

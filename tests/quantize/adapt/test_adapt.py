@@ -118,6 +118,7 @@ def test_texts_are_learned_and_undone(
     assert judged["own_after"]["tokens_per_step"] >= 1.02 * judged["own_before"]["tokens_per_step"]
     made = bundle.read(draft, thorough=True)
     assert made.provenance[ADAPTED]["times"] == 1 and made.provenance["date"] == "today"
+    assert made.reach == tuple(judged["own_after"]["by_depth"]) != before.reach  # the planner's first guess
     same = replace(before, provenance={}, parallel=None)
     assert replace(made, provenance={}, parallel=None) == same
     assert (made.parallel is None) == (before.parallel is None)
