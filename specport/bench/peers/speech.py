@@ -84,12 +84,14 @@ class _Transformers:
             given = self._features(
                 samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
             )
-        options: dict[str, Any] = {"return_timestamps": True}
+        # With timestamps its assisted generation leaves words out (5.2); longer audio needs them.
+        long = given["input_features"].shape[-1] > 3000
+        options: dict[str, Any] = {"return_timestamps": self._draft is None or long}
         if getattr(self._model.generation_config, "is_multilingual", False):
             options |= {"language": language, "task": "transcribe"}
         if self._draft is not None:
             options["assistant_model"] = self._draft
-        elif given["input_features"].shape[-1] > 3000:
+        elif long:
             options |= {
                 "temperature": _TEMPERATURES, "compression_ratio_threshold": 2.4, "logprob_threshold": -1.0,
                 "no_speech_threshold": 0.6, "condition_on_prev_tokens": True,
