@@ -148,7 +148,7 @@ def test_calibrate_and_then_load_plans_with_it(
 ) -> None:
     assert main(["calibrate", "--model", "big", "--draft", "ngram|small"]) == 0
     out, err = capsys.readouterr()
-    assert "target big (int8)" in out and "draft small (int4)" in out
+    assert "target big (int8)" in out and "draft small (int4:128)" in out
     assert "context 16" in out and "the loop adds" in out and "saved to" in out
     assert "steps at 16 tokens" in err
     assert toy_backend.loaded == ["big", "small"]

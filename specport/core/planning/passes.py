@@ -36,7 +36,8 @@ class ParallelPasses:
             return narrow
         key = narrow, context // _SPAN
         if key not in self._chosen:
-            more = self.costs.step(widest, context) - self.costs.step(narrow, context)
-            pays = CHANGING * self.costs.change_seconds(context) > more
+            at = key[1] * _SPAN  # not `context`: which came first must not matter
+            more = self.costs.step(widest, at) - self.costs.step(narrow, at)
+            pays = CHANGING * self.costs.change_seconds(at) > more
             self._chosen[key] = widest if pays else narrow
         return self._chosen[key]

@@ -53,9 +53,8 @@ class Planner:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         require_at_least(1, max_depth)
-        if any(source.costs is costs for source in sources):
-            # Assumed costs of a draft follow the target's: the same object would follow itself.
-            raise ValueError("a drafter needs step costs of its own, not the target's")
+        # A draft's assumed costs follow the target's: the same object would follow itself.
+        sources = [replace(s, costs=costs.fixed()) if s.costs is costs else s for s in sources]
         self.name = "|".join(dict.fromkeys(s.drafter.name for s in sources if not s.constrained))
         self.needs = Needs.of(*(source.drafter for source in sources))
         self._sources = list(sources)

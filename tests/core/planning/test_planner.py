@@ -233,10 +233,12 @@ def test_a_change_of_width_is_avoided_when_it_costs_more_than_it_brings() -> Non
         assert (sum(depths(trees[30:])) > 0) == drafted or len({*depths(trees[1:])}) == 1
 
 
-def test_a_drafter_with_the_costs_of_the_target_is_refused() -> None:
-    costs = StepCosts.prior({1: 1.0, 8: 2.0})
-    with pytest.raises(ValueError, match="step costs of its own"):
-        Planner([Source(Fake(World({"free": 0.1}), "free", confidence=0.5), costs)], costs)
+def test_a_drafter_with_the_table_of_the_target_learns_in_a_copy() -> None:
+    """Else the assumed cost of its steps, a share of the target's, would be a share of itself."""
+    world = World({"model": 0.7})
+    costs = StepCosts.prior({1: 1.0, 32: 4.1})
+    play(Planner([Source(Fake(world, "model", cost=0.2), costs)], costs, clock=world.clock), world, 100)
+    assert costs.step(1, 0) == pytest.approx(1.0, rel=0.2)
 
 
 @pytest.mark.parametrize(("change", "wide"), [(0.5, True), (0.0, False)])
