@@ -27,5 +27,6 @@ def command() -> str:
     """Return the command that runs, as a shell takes it: of specport, or of a Python script."""
     program = PurePath(sys.argv[0])
     ours = program.stem == "specport" or program.parts[-2:] == ("specport", "__main__.py")
-    start = ["specport"] if ours else ["python", program.as_posix()]
+    script = program.name if program.is_absolute() else program.as_posix()  # no path of this machine
+    start = ["specport"] if ours else ["python", script]
     return shlex.join([*start, *sys.argv[1:]])

@@ -15,6 +15,7 @@ from specport.models.provenance import command, provenance
         (["/opt/bin/specport", "quantize", "--out", "my draft"], "specport quantize --out 'my draft'"),
         (["specport.exe", "quantize"], "specport quantize"),
         (["/lib/specport/__main__.py", "quantize"], "specport quantize"),
+        (["/home/me/build.py"], "python build.py"),
         (["examples/shipped_head.py", "--out", "x"], "python examples/shipped_head.py --out x"),
     ],
 )
