@@ -187,13 +187,14 @@ def test_table(noisy: Noisy, capsys: pytest.CaptureFixture[str], monkeypatch: py
     first, read, timed, _, quality, *lines = out.splitlines()
     assert first.startswith("toy on xeon (") and f"8 answers of {8 * 96} tokens" in read
     assert timed == "timed: 2 rounds, interleaved; prompt of 140 tokens, steps behind 100 tokens, ms"
-    near, (blank, header, *costs, blank2, best) = lines[:3], lines[3:]
+    near, (blank, header, *costs, blank2, best) = lines[:4], lines[4:]
     assert (blank, blank2) == ("", "")
     for title, rows in ((quality, near), (header, costs)):
         assert {len(line) for line in rows} == {len(title)}  # columns are aligned
     assert header.split()[:6] == ["rank", "precision", "act", "group", "T(1)", "T(2)"]
     ranked = [row.split()[:2] for row in costs]
-    assert [place for place, _ in ranked] == ["1", "2", "-"] and ranked[-1][1] == "int4"
+    assert [place for place, _ in ranked] == ["1", "2", "-", "-"]
+    assert {name for _, name in ranked[2:]} == {"int4", "int4:128"}
     assert [row.split()[0] for row in near] == [name for _, name in ranked]
     assert best.startswith(f"best: {ranked[0][1]}; its steps cost ") and "of int8's at KL" in best
     assert err == "int8: rounded twice\n"
