@@ -96,8 +96,10 @@ def speed_ups(
     found, tokens = [], 1.0
     for length, share in enumerate(survival, start=1):
         tokens += share
-        drafting = _at(draft, round(tokens) + length - 1) if parallel else _at(draft, 2)
-        drafting += 0.0 if parallel else (length - 1) * _at(draft, 1)
+        if parallel:
+            drafting = _at(draft, round(tokens) + length - 1)
+        else:
+            drafting = _at(draft, 2) + (length - 1) * _at(draft, 1)
         found.append(tokens * _at(target, 1) / (drafting + _at(target, length + 1)))
     return found
 

@@ -57,7 +57,7 @@ class Planner:
         sources = [replace(s, costs=costs.fixed()) if s.costs is costs else s for s in sources]
         self.name = "|".join(dict.fromkeys(s.drafter.name for s in sources if not s.constrained))
         self.needs = Needs.of(*(source.drafter for source in sources))
-        self._sources = list(sources)
+        self._sources = sources
         self._costs = costs
         self._tree, self._forked = capabilities.tree, capabilities.forked_trees
         self._min_width = capabilities.min_width
