@@ -18,6 +18,7 @@ from specport.quantize.evaluate import quick_costs
 from specport.quantize.evaluate.pair import DraftPair, evaluate
 from specport.quantize.inputs import Inputs
 from specport.quantize.plan import Plan
+from specport.quantize.provenance import provenance
 from specport.quantize.prune import choose
 from specport.quantize.prune.choose import Choice
 from specport.quantize.request import Request
@@ -36,7 +37,6 @@ from specport.models import precision as precisions
 from specport.models.bundle import Bundle
 from specport.models.kinds import bigrams
 from specport.models.kinds.parallel import Parallel
-from specport.models.provenance import provenance
 from specport.models.source import ModelFiles, ir_fingerprint, original
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part, silent

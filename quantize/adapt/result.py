@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from specport.quantize.adapt import swapping
 from specport.quantize.adapt.judging import Judgement
+from specport.quantize.provenance import now
 
 from specport.models.bundle import Bundle
 
@@ -47,7 +47,7 @@ class Adapted:
 
     def finding(self) -> dict[str, Any]:
         """Return what `specport adapt status` tells of the last adaptation."""
-        found = {"state": self.state, "draft": str(self.draft), "date": _now()}
+        found = {"state": self.state, "draft": str(self.draft), "date": now()}
         return found | (_figures(self.judgement) if self.judgement else {})
 
 
@@ -57,7 +57,7 @@ def with_finding(made: Bundle, facts: Mapping[str, Any], result: Adapted, judgem
     times = int(earlier.get("times", 0)) if isinstance(earlier, Mapping) else 0
     finding = {
         "times": times + 1,
-        "date": _now(),
+        "date": now(),
         "own_tokens": result.own_tokens,
         "old_tokens": result.old_tokens,
         "tokens_read": facts["tokens_read"],
@@ -66,10 +66,6 @@ def with_finding(made: Bundle, facts: Mapping[str, Any], result: Adapted, judgem
         **_figures(judgement),
     }
     return replace(made, provenance={**made.provenance, ADAPTED: finding})
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _figures(judgement: Judgement) -> dict[str, list[float]]:

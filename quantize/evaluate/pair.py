@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import accumulate
 from typing import Any
+
+from specport.quantize.provenance import now
 
 from specport.calibration import heads
 from specport.calibration.methods import Own, Run, own, parse
@@ -121,7 +122,7 @@ def evaluate(pair: DraftPair, prompts: Sequence[str], progress: Progress) -> dic
     draft_ms = 1e3 * step_seconds(pair.draft.model)
     return {
         "processor": cpu_name(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "prompts": len(encoded),
         "max_new_tokens": NUM_TOKENS,
         "draft_ms": round(draft_ms, 3),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from specport.quantize.evaluate.pair import DraftPair, evaluate
+from specport.quantize.provenance import provenance
 from specport.quantize.text import hidden, training_text
 from specport.quantize.text.on_ray import RayWriter, writer_on
 from specport.quantize.text.prompts import divide
@@ -24,7 +25,6 @@ from specport.core.ports import Model
 from specport.jobs import ray_cluster, workdir, worker
 from specport.models import bundle
 from specport.models.bundle import Bundle, Ranges
-from specport.models.provenance import provenance
 from specport.models.source import ModelFiles
 from specport.models.weight_sketch import sketch
 from specport.progress import Progress, part

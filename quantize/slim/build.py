@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
+from specport.quantize.provenance import provenance
 from specport.quantize.prune.probe import Probe
 from specport.quantize.slim.cost import ALPHA, BETA, MaskCost
 from specport.quantize.slim.search import check_installed, number_skipped, search
@@ -30,10 +30,8 @@ from specport.models.weight_sketch import sketch
 from specport.outside import Format
 from specport.progress import Progress, part, silent
 from specport.runtime.loading import Loader
-from specport.runtime.versions import installed
 from specport.text.tokenizer import load_tokenizer
 
-PACKAGES = ("specport", "openvino", "optuna", "numpy")
 LEAST = 24  # tokens of a text: reading its prompt costs as much as the text
 
 
@@ -115,10 +113,7 @@ def build(
                 "seconds": round(time.perf_counter() - began, 1), "device": loader.profile.name,
                 "precision": files.precision,
             },
-            provenance={
-                **installed(PACKAGES),
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            },
+            provenance=provenance(),
         )  # fmt: skip
         folder = work / "mask"
         folder.mkdir(exist_ok=True)

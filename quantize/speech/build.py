@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 from specport.quantize.convert.whisper import export, source
+from specport.quantize.provenance import provenance
 from specport.quantize.speech import about, recordings
 from specport.quantize.speech.about import About
 from specport.quantize.speech.cut import cut, kept_layers, with_mask
@@ -32,7 +32,6 @@ from specport.models.kinds.whisper import CTRANSLATE2_FILE, FACTS, find_encoder_
 from specport.models.source import original
 from specport.progress import Progress, part, silent
 from specport.runtime.devices.profiles import cpu_name
-from specport.runtime.versions import installed
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.packaged import named
 from specport.speech.ports import FRAMES
@@ -46,7 +45,6 @@ HEAD = (
     8192  # ids of text that a draft can propose: the whole head of base reads as much as seven of its layers
 )
 _MOST_OF_HEAD = 0.75  # a head of more than this share of the ids stays whole
-_PACKAGES = ("specport", "openvino", "transformers", "torch")
 
 
 def build(
@@ -139,8 +137,7 @@ def build(
             "measured": asdict(measured),
             "device": device,
             "processor": cpu_name(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": installed(_PACKAGES),
+            **provenance(),
         }
         about.write(trained, facts)
         workdir.publish(trained, out)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from specport.quantize.convert.from_gguf import config as gguf_config
+from specport.quantize.provenance import provenance
 from specport.quantize.text import training_text
 from specport.quantize.text.on_ray import writer_on
 
@@ -24,10 +24,7 @@ from specport.models.json_file import text_config
 from specport.models.source import ModelFiles, original
 from specport.progress import Progress, part
 from specport.runtime.loading import Loader
-from specport.runtime.versions import installed
 from specport.text.tokenizer import Tokenizer, load_tokenizer
-
-_PACKAGES = ("specport", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -144,8 +141,7 @@ class Training:
                 **names,
                 "recipe": asdict(recipe),
                 **result,
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": installed(_PACKAGES),
+                **provenance(),
             }
             write(folder, facts)
             workdir.publish(folder, self.out)

@@ -34,7 +34,7 @@ class LayerMask:
     skipped:   ascending; never the first or the last of `num_layers`.
     cost:      mean margin-violation cost a token of the mask (`quantize.slim.cost`).
     agreement: share of tokens at which slim verifier and target have the same likeliest one.
-    measured:  conditions of both, and of the search. provenance: versions, date.
+    measured:  conditions of both, and of the search. provenance: command, date, versions.
     """
 
     target: str

@@ -10,17 +10,22 @@ from typing import Any
 
 from specport.runtime.versions import installed
 
-_PACKAGES = ("openvino", "nncf", "optimum-intel", "transformers", "torch")
+_PACKAGES = ("openvino", "nncf", "optimum-intel", "optuna", "transformers", "torch")
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """Return the facts of a build that ends now, and what else is known of it."""
     return {
         "command": command(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "versions": installed(_PACKAGES),
         **facts,
     }
+
+
+def now() -> str:
+    """Return the time as ISO 8601, to the second, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def command() -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-
-from specport.models.provenance import command, provenance
+from specport.quantize.provenance import command, provenance
 
 
 @pytest.mark.parametrize(
