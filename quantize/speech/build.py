@@ -86,7 +86,7 @@ def build(
     request = {
         "speech": fingerprint(folder, ["config.json"], [path.name for path in weights]),
         "audio": recordings.identity(files),
-        "language": language,
+        "language": options.language,
         "layers": [*kept],
         "device": device,
         "precision": precision,

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from specport.errors import InvalidInput
 from specport.outside import Format
+from specport.speech.languages import code_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def read_clips(path: Path) -> list[Clip]:
         if name in found:
             raise InvalidInput(f"{path} has two clips named {name!r:.100}", "rename one")
         rttm = path.parent / line.rttm if line.rttm else None
-        found[name] = Clip(name, path.parent / line.audio, line.text, line.language, rttm, line.speakers)
+        found[name] = Clip(
+            name, path.parent / line.audio, line.text, code_of(line.language), rttm, line.speakers
+        )
     if not found:
         raise InvalidInput(f"{path} names no audio")
     return [*found.values()]

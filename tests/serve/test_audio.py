@@ -83,7 +83,7 @@ def test_verbose_json(wav: bytes) -> None:
         model=model,
     )  # fmt: skip
     data = reply.json()
-    assert data["task"] == "transcribe" and data["language"] == "en" and data["duration"] == 5.0
+    assert data["task"] == "transcribe" and data["language"] == "english" and data["duration"] == 5.0
     assert {*data["segments"][0]} == {
         "id", "seek", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
         "no_speech_prob",
@@ -96,6 +96,9 @@ def test_translations(wav: bytes) -> None:
     model = ScriptedModel(SCRIPT, multilingual=True)
     [reply] = ask({"file": wav, "model": "whisper-1"}, path="/v1/audio/translations", model=model)
     assert reply.status_code == 200 and model.windows[0].prompt == (101, 111, 105)
+    form = {"file": wav, "response_format": "verbose_json"}
+    [reply] = ask(form, path="/v1/audio/translations", model=ScriptedModel(SCRIPT, multilingual=True))
+    assert reply.json()["language"] == "english"  # whatever is spoken
 
 
 def test_a_stream(wav: bytes) -> None:

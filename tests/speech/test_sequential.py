@@ -10,6 +10,7 @@ import pytest
 from support.toys.scripted_speech import RATE, STAMP, Answer, ScriptedModel, said, tone
 
 from specport.errors import InvalidInput
+from specport.speech import languages
 from specport.speech.audio.buffer import AudioBuffer
 from specport.speech.audio.features import log_mel
 from specport.speech.ports import Decoded, Window
@@ -140,12 +141,23 @@ def test_prompts() -> None:
         ({"logprob_threshold": float("nan")}, "logprob_threshold"),
         ({"speakers": 0, "diarize": True}, "speakers"), ({"seed": -1}, "seed is -1"),
         ({"temperature": "warm"}, "temperature"), ({"batch": "two"}, "batch"), ({"temperature": 3}, "0 to 2"),
-        ({"no_speech_threshold": "low"}, "no_speech_threshold"),
+        ({"no_speech_threshold": "low"}, "no_speech_threshold"), ({"language": 3}, "language is 3"),
     ],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], said_of_it: str) -> None:
     with pytest.raises(InvalidInput, match=said_of_it):
         transcribe([LAST], 5.0, **options)
+
+
+@pytest.mark.parametrize("given", ["en", "English", " EN "])
+def test_a_language_is_given_by_code_or_name(given: str) -> None:
+    assert transcribe([LAST], 5.0, multilingual=True, language=given)[0].language == "en"  # it hears German
+
+
+def test_languages_have_the_names_of_whisper() -> None:
+    known = pytest.importorskip("transformers.models.whisper.tokenization_whisper")
+    assert languages.NAMES == known.LANGUAGES and languages.CODES == known.TO_LANGUAGE_CODE
+    assert languages.name_of("xx") == languages.code_of("XX") == "xx"
 
 
 def test_an_unknown_language() -> None:

@@ -47,7 +47,7 @@ def add_parser(actions: options.Subparsers) -> None:
         help="recordings, or folders of them, of any format; needed",
     )  # fmt: skip
     add("--model", metavar="MODEL", help="base, tiny.en, a folder or a hub id (default: base)")
-    add("--language", metavar="CODE", help="as in en, de (default: found in each recording)")
+    add("--language", metavar="LANGUAGE", help="as in en or English (default: found in each recording)")
     options.add_precision(group, "--precision", "weight format of the model (default: the device's)")
     add("--device", metavar="DEVICE", help="a name from `specport devices` (default: auto)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the runtime's choice)")

@@ -49,7 +49,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="audio or video files; - for stdin; microphone to record")
-    add("--language", metavar="CODE", help="as in en, de (default: found in the first 30 s)")
+    add("--language", metavar="LANGUAGE", help="as in en or English (default: found in the first 30 s)")
     add("--task", metavar="{transcribe,translate}", help="translate = to English (default: transcribe)")
     add("--word-timestamps", action="store_true", default=None, help="find the time of each word")
     add(

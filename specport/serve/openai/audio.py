@@ -32,6 +32,7 @@ from specport.serve.speech import SpeechService, TooLate, TooManyTalks
 from specport.speech import formats
 from specport.speech.decoding.options import TranscribeOptions
 from specport.speech.decoding.recognizer import check_language
+from specport.speech.languages import name_of
 from specport.speech.transcript import Segment, Transcript
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
@@ -192,7 +193,7 @@ def _options(form: FormData, fields: Mapping[str, str], task: str) -> dict[str, 
     if fields.get("chunking_strategy", "auto") != "auto":
         raise not_supported("chunking_strategy", "must be auto: this server chooses the chunks")
     if fields.get("language"):
-        options["language"] = fields["language"].lower()
+        options["language"] = fields["language"]
     if fields.get("prompt"):
         options["initial_prompt"] = fields["prompt"]
     if float_text := fields.get("temperature"):
@@ -220,6 +221,11 @@ def _format(name: str) -> str:
     return name
 
 
+def _language(found: Transcript) -> str:
+    """Return the name of the text's language, as OpenAI does."""
+    return "english" if found.task == "translate" else name_of(found.language)
+
+
 def _reply(found: Transcript, form: str, words: bool) -> Response:
     if form == "text":
         return PlainTextResponse(found.text + "\n")
@@ -230,7 +236,7 @@ def _reply(found: Transcript, form: str, words: bool) -> Response:
     body: dict[str, Any] = {"text": found.text, "usage": _usage(found)}
     if form == "verbose_json":
         body |= {
-            "task": found.task, "language": found.language, "duration": round(found.duration, 3),
+            "task": found.task, "language": _language(found), "duration": round(found.duration, 3),
             "segments": [_segment(i, segment) for i, segment in enumerate(found.segments)],
         }  # fmt: skip
         if words:

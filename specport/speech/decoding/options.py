@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from specport.core.sampling.params import real_number, whole_number
 from specport.errors import InvalidInput
+from specport.speech.languages import code_of
 
 TASKS = ("transcribe", "translate")
 
@@ -15,7 +16,7 @@ TASKS = ("transcribe", "translate")
 class TranscribeOptions:
     """Hold how to transcribe. Raises InvalidInput when a value is outside its range.
 
-    language:    code as in "en"; None = found in the first 30 s.
+    language:    code or name, as in "en" or "English"; kept as the code. None = found in the first 30 s.
     task:        "transcribe", or "translate" to English.
     temperature: one, or several in the order in which they are tried: the first is used, the next ones where
                  a window fails a threshold.
@@ -46,6 +47,10 @@ class TranscribeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.language is not None:
+            if not isinstance(self.language, str):
+                raise InvalidInput(f"language is {self.language!r}; it must be a code or a name, as in en")
+            object.__setattr__(self, "language", code_of(self.language))
         if self.task not in TASKS:
             raise InvalidInput(f"task is {self.task!r}; it must be transcribe or translate")
         given = self.temperature if isinstance(self.temperature, (tuple, list)) else (self.temperature,)
