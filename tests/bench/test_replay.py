@@ -14,21 +14,35 @@ from specport.cli import main
 from specport.core.planning.step_costs import StepCosts
 from specport.errors import InvalidInput
 
-PATH = Path(__file__).parent.parent / "data" / "rounds" / "qwen2.5-coder-0.5b.json"
+FOLDER = Path(__file__).parent.parent / "data" / "rounds"
+PATH = FOLDER / "qwen2.5-coder-0.5b.json"
 RECORDING = Recording.load(PATH)
 DEVICES = [*RECORDING.costs]
+# The same target with 14 of the 24 layers of that draft: trained on another kind of text, and not trained.
+PRUNED = {name: Recording.load(FOLDER / f"{name}.json") for name in ("14-layers-trained", "14-layers")}
+PAIRS = {
+    f"{name} on {device}": (recording, device)
+    for name, recording in {"24-layers": RECORDING, **PRUNED}.items()
+    for device in recording.costs
+}
 NOISE = Noise(sigma=0.03, stalls=0.005)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(device: str) -> None:
-    rows = {row.category: row for row in compare(RECORDING, device, NOISE)}
-    assert rows["all"].planned > 0.99 * rows["all"].best_speedup
+@pytest.mark.parametrize(("recording", "device"), PAIRS.values(), ids=PAIRS)
+def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(
+    recording: Recording, device: str
+) -> None:
+    rows = {row.category: row for row in compare(recording, device, NOISE)}
+    pruned = recording is not RECORDING
+    # A draft that pays by some percent at best: two answers of a kind do not tell in which kinds it does.
+    doubtful = pruned and device.startswith("GPU")
+    assert rows["all"].planned > (0.96 if doubtful else 0.99) * rows["all"].best_speedup
     for row in rows.values():
         # Answers of 20 tokens are over before much is learnt of them.
         short = row.category == "translation"
-        assert row.planned > (0.9 if short else 0.97) * row.best_speedup, row
-        assert min(row.planned, row.with_ngram) > (0.96 if short else 0.98), row
+        assert row.planned > (0.85 if doubtful else 0.9 if short else 0.97) * row.best_speedup, row
+        floor = 0.9 if short and pruned else 0.96 if short or doubtful else 0.98
+        assert min(row.planned, row.with_ngram) > floor, row
 
 
 def test_wrong_costs_are_found_out() -> None:
