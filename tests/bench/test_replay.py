@@ -32,7 +32,7 @@ NOISE = Noise(sigma=0.03, stalls=0.005)
 def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(
     recording: Recording, device: str
 ) -> None:
-    rows = {row.category: row for row in compare(recording, device, NOISE)}
+    rows = {row.category: row for row in compare(recording, device, replace(NOISE))}
     pruned = recording is not RECORDING
     # A draft that pays by some percent at best: two answers of a kind do not tell in which kinds it does.
     doubtful = pruned and device.startswith("GPU")
