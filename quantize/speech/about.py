@@ -64,7 +64,6 @@ class About:
     survival_before, survival: share of the held-out chains of one pass whose tokens up to depth 1, 2, ... are
               all the target's; of depth 1 only where the draft drafts token by token.
     trained:  False where training did not raise the agreement, so that the layers are the target's.
-    command:  that made it; "" in older drafts.
     """
 
     target: str
@@ -86,7 +85,6 @@ class About:
     date: str
     versions: Mapping[str, str]
     head: Count | None = None
-    command: str = ""
     survival: tuple[Share, ...] = ()
     survival_before: tuple[Share, ...] = ()
 

@@ -25,14 +25,13 @@ PAIRS = {
     for name, recording in {"24-layers": RECORDING, **PRUNED}.items()
     for device in recording.costs
 }
-NOISE = Noise(sigma=0.03, stalls=0.005)
 
 
 @pytest.mark.parametrize(("recording", "device"), PAIRS.values(), ids=PAIRS)
 def test_the_planner_keeps_up_with_the_best_fixed_length_in_hindsight(
     recording: Recording, device: str
 ) -> None:
-    rows = {row.category: row for row in compare(recording, device, replace(NOISE))}
+    rows = {row.category: row for row in compare(recording, device, Noise(sigma=0.03, stalls=0.005))}
     pruned = recording is not RECORDING
     # A draft that pays by some percent at best: two answers of a kind do not tell in which kinds it does.
     doubtful = pruned and device.startswith("GPU")
