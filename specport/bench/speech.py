@@ -135,13 +135,22 @@ def bench_speech(
         for each in transcribers:
             each.close()
     about = {
-        "model": model or "default", "draft": draft, "device": device or "auto", "batch": batch, "runs": runs,
+        "model": transcribers[0].model_name, "draft": _shown(draft), "device": transcribers[0].device_name,
+        "batch": batch, "runs": runs,
         "numerics": "exact" if exact else "fast", "processor": cpu_name(), "cores": usable_cores(),
         "threads": threads, "packages": installed(PACKAGES),
     }  # fmt: skip
     report = SpeechReport([_figures(row, rows[0], clips, audio) for row in rows], speakers, about, out)
     write(report, [asdict(row) for row in rows])
     return report
+
+
+def _shown(draft: str | None) -> str | None:
+    """Return a draft expression with the names of folders instead of their paths."""
+    if draft is None:
+        return None
+    spec = parse(draft)
+    return str(spec.with_models({each: Path(each).name for each in spec.models if expanded(each).exists()}))
 
 
 def _check(clips: Sequence[Clip], runs: int, peer_models: Mapping[str, str]) -> None:

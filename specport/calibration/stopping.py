@@ -94,20 +94,39 @@ def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained
         others = [*traces[:i], *traces[i + 1 :]]
         held_out.append(_probabilities(_fit(others), one))
 
-    def speed(stops: Callable[[int], Stops]) -> float:
-        played = [simulate(one.accepted, stops(i), target, draft_s) for i, one in enumerate(traces)]
-        return sum(tokens for tokens, _ in played) / sum(seconds for _, seconds in played)
-
     def by_threshold(least: float) -> float:
-        return speed(lambda i: lambda place, position: held_out[i][place, position - 1] < least)
-
-    def by_number(number: int) -> float:
-        return speed(lambda i: lambda place, position: position >= number)
+        return _speed(
+            traces,
+            lambda i: lambda place, position: held_out[i][place, position - 1] < least,
+            target,
+            draft_s,
+        )
 
     threshold = max(_THRESHOLDS, key=by_threshold)
-    number = max(range(1, DEPTH + 1), key=by_number)
+    number, fixed = best_number(traces, target, draft_s)
     classifier = replace(_fit(traces), threshold=threshold)
-    return Trained(classifier, by_threshold(threshold), by_number(number), number)
+    return Trained(classifier, by_threshold(threshold), fixed, number)
+
+
+def best_number(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> tuple[int, float]:
+    """Return the best fixed number of draft tokens, and the tokens per second with it.
+
+    traces: at least one, with guesses. draft_s: seconds of a draft step.
+    """
+
+    def speed(number: int) -> float:
+        return _speed(traces, lambda i: lambda place, position: position >= number, target, draft_s)
+
+    best = max(range(1, DEPTH + 1), key=speed)
+    return best, speed(best)
+
+
+def _speed(
+    traces: Sequence[Trace], stops: Callable[[int], Stops], target: StepCosts, draft_s: float
+) -> float:
+    """Return tokens per second over all traces. stops: number of a trace -> where its drafts end."""
+    played = [simulate(one.accepted, stops(i), target, draft_s) for i, one in enumerate(traces)]
+    return sum(tokens for tokens, _ in played) / sum(seconds for _, seconds in played)
 
 
 def _fit(traces: Sequence[Trace]) -> Classifier:

@@ -13,7 +13,7 @@ from specport.progress import Progress
 from specport.runtime.drafts.mtp import module_of
 from specport.runtime.loading import Loader
 from specport.runtime.stored import measurements, tuned
-from specport.tune import build, hand
+from specport.tune import build, hand, promise
 from specport.tune.hand import Sibling
 from specport.tune.heats import Track
 from specport.tune.options import Options
@@ -67,15 +67,14 @@ def facts(options: Options, loader: Loader, track: Track) -> Facts:
         prompt_tokens=max(1, sum(lengths) // len(lengths)),
         max_new_tokens=options.max_new_tokens,
         num_prompts=len(track.prompts),
-        calibrated=_calibrated(siblings, track, options, loader),
+        calibrated=_calibrated(siblings, track),
+        promises=promise.find(siblings, track),
     )
 
 
-def _calibrated(
-    siblings: Sequence[Sibling], track: Track, options: Options, loader: Loader
-) -> frozenset[str]:
+def _calibrated(siblings: Sequence[Sibling], track: Track) -> frozenset[str]:
     """Return the aliases of draft models that were calibrated for this target, and MTP where that was."""
-    found, precision = set(), options.draft_precision or loader.profile.draft_precision
+    found, loader, precision = set(), track.loader, track.draft_format
     for each in siblings:
         if each.head:
             key = measurements.of_head(track.target.key, loader.files(each.model, precision).fingerprint)

@@ -28,7 +28,7 @@ from specport.drafters.spec import DraftSpec, PartSpec
 from specport.drafters.spec import parse as parse_draft
 from specport.models.cache import cache_root
 from specport.models.source import ModelFiles
-from specport.progress import Progress
+from specport.progress import Progress, silent
 from specport.runtime.devices.profiles import Profile, cpu_name
 from specport.runtime.devices.registry import Loaded
 from specport.runtime.drafts.mtp import head_of, module_of
@@ -178,8 +178,13 @@ class Track:
         found = measurements.find(self.target.key)
         return found.costs if found else None
 
-    def beside(self, progress: Progress) -> Beside:
-        """Return the target as drafts are calibrated for it."""
+    @property
+    def draft_format(self) -> str:
+        """The weight format of draft models."""
+        return self.draft_precision or self.loader.profile.draft_precision
+
+    def beside(self, progress: Progress = silent) -> Beside:
+        """Return the target as drafts are calibrated for it. It writes its texts at the first call."""
         if self._written is None:
             self._written = write_texts(self.target.model, self.tokenizer, progress)
         costs = self.loader.costs(self.target)
@@ -240,15 +245,22 @@ class Track:
             "methods": list(methods),
             "prompts": hashlib.sha256(texts.encode()).hexdigest()[:24],
             "max_new_tokens": self.max_new_tokens,
-            "device": self.loader.profile.name,
-            "processor": cpu_name(),
-            "threads": self.loader.threads,
-            "exact": self.exact,
-            "versions": installed(PACKAGES),
+            **circumstances(self.loader, self.exact),
         }
 
     def _folder(self, methods: Sequence[str], models: Mapping[str, str]) -> Path:
         return folder_for(self._about(methods, models))
+
+
+def circumstances(loader: Loader, exact: bool) -> dict[str, Any]:
+    """Return what decides the result of any measurement here, beside its models and texts."""
+    return {
+        "device": loader.profile.name,
+        "processor": cpu_name(),
+        "threads": loader.threads,
+        "exact": exact,
+        "versions": installed(PACKAGES),
+    }
 
 
 def folder_for(about: Mapping[str, Any]) -> Path:

@@ -12,13 +12,17 @@ from specport.drafters.registry import MTP
 from specport.tune.budget import written
 from specport.tune.hand import Sibling
 
-CALIBRATE, FORMATS, HEAT, BUILD, FINAL = "calibrate", "weights", "heat", "build", "final"
+CALIBRATE, FORMATS, RANK, HEAT = "calibrate", "weights", "rank", "heat"
+BUILD, FINAL = "build", "final"
 HEAT_PROMPTS, FINALISTS = 4, 3
 FINAL_SHARE = 0.3  # of the budget is reserved for the final, or less where it takes less
 FORMATS_SHARE = 0.5  # of what is left may go to weight formats: drafters bring more
 _CONVERSION_S = 50.0  # a gigabyte of 16-bit weights; 1.5B on two cores of an EPYC (AVX2)
 RETRIEVAL = ("ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle")
 EXIT = "early-exit"
+# What drafters are taken to bring before anything is measured of them: the order in which they are tried.
+MADE_FOR_IT, RETRIEVED, UNKNOWN = 1.3, 1.1, 1.0
+_TEXT_TOKENS, _RANK_S = 64, 8.0  # text for ranking, written at a time; loading a draft and having it read
 BUILD_TOKENS = (20_000, 200_000)  # least and most text to train a parallel draft on
 BUILD_DEPTH = 6
 # Of training: rows for a token of text, passes forward and backward, and f32 against the quantised step.
@@ -59,6 +63,7 @@ class Facts:
     source:   model to train a parallel draft from; "" = none.
     prompt_tokens, max_new_tokens, num_prompts: of the measurement; 0 = unknown.
     calibrated: aliases of the draft models that are measured; MTP where that of the target is.
+    promises: alias -> expected speed-up with this draft model (`promise.py`), where it is known.
     """
 
     costs: StepCosts | None
@@ -76,40 +81,66 @@ class Facts:
     retrieval: tuple[str, ...] = RETRIEVAL
     calibrated: frozenset[str] = frozenset()
     mtp: bool = False
+    promises: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def unranked(self) -> list[Sibling]:
+        """The draft models of which it can be measured what they promise, and was not."""
+        return [each for each in self.siblings if not each.head and each.alias not in self.promises]
 
 
 def make(facts: Facts, budget_s: float) -> list[Step]:
     """Return the steps in order. Those that do not fit into the budget say so in `skip`."""
-    answer = answer_s(facts)
-    prompts = min(HEAT_PROMPTS, facts.num_prompts)
     steps: list[Step] = []
     if facts.costs is None:
         steps.append(Step(CALIBRATE, "measure the target's steps", calibration_s(budget_s) + 5.0))
     if len(facts.formats) > 1:
         steps.append(_formats(facts))
-    steps.append(_heat("drafters without a model", facts.retrieval, {}, prompts, answer))
-    for sibling in facts.siblings:
-        methods = with_model(sibling.alias, facts.tree and not sibling.head)
-        models = {sibling.alias: sibling.model}
-        if sibling.alias not in facts.calibrated:
-            what = f"measure the steps of {sibling.name}, and choose its head"
-            steps.append(Step(CALIBRATE, what, 3 * DRAFT_S, models=models))
-        steps.append(_heat(f"draft {sibling.name} ({sibling.why})", methods, models, prompts, answer))
-    if facts.mtp:
-        if MTP not in facts.calibrated:
-            what = "measure the model's own multi-token prediction, and choose its head"
-            steps.append(Step(CALIBRATE, what, 3 * DRAFT_S, methods=(MTP,)))
-        methods = (MTP, f"ngram|{MTP}", f"suffix|{MTP}")
-        steps.append(_heat("the model's own multi-token prediction", methods, {}, prompts, answer))
-    if facts.early:
-        steps.append(Step(CALIBRATE, "find the best early exit", TARGET_S + 4 * DRAFT_S, True, (EXIT,)))
-        methods = (EXIT, f"ngram|{EXIT}")
-        steps.append(_heat("the model's own first layers", methods, {}, prompts, answer))
-    final = _final(facts, answer)
+    if facts.unranked:
+        steps.append(_rank(facts))
+    steps += trials(facts)
+    final = _final(facts)
     if facts.source:
         others = sum(step.seconds or 0.0 for step in (*steps, final))
         steps.append(_build(facts, budget_s, others))
     return _within([*steps, final], budget_s)
+
+
+def trials(facts: Facts) -> list[Step]:
+    """Return the steps that try drafters. What promises most comes first, as the time may end."""
+    ranked = [(RETRIEVED, [_heat(facts, "drafters without a model", facts.retrieval)])]
+    for sibling in facts.siblings:
+        promise = facts.promises.get(sibling.alias, MADE_FOR_IT if sibling.head else UNKNOWN)
+        ranked.append((promise, _with_draft(facts, sibling)))
+    if facts.mtp:
+        ranked.append((MADE_FOR_IT, _with_mtp(facts)))
+    if facts.early:  # after the others of its promise: it takes long to find the exit
+        ranked.append((UNKNOWN, _with_exit(facts)))
+    ranked.sort(key=lambda each: -each[0])  # stable
+    return [step for _, steps in ranked for step in steps]
+
+
+def _with_draft(facts: Facts, sibling: Sibling) -> list[Step]:
+    models = {sibling.alias: sibling.model}
+    methods = with_model(sibling.alias, facts.tree and not sibling.head)
+    heat = _heat(facts, f"draft {sibling.name} ({sibling.why})", methods, models)
+    if sibling.alias in facts.calibrated:
+        return [heat]
+    what = f"measure the steps of {sibling.name}, and choose its head"
+    return [Step(CALIBRATE, what, 3 * DRAFT_S, models=models), heat]
+
+
+def _with_mtp(facts: Facts) -> list[Step]:
+    what = "the model's own multi-token prediction"
+    heat = _heat(facts, what, (MTP, f"ngram|{MTP}", f"suffix|{MTP}"))
+    if MTP in facts.calibrated:
+        return [heat]
+    return [Step(CALIBRATE, f"measure {what}, and choose its head", 3 * DRAFT_S, methods=(MTP,)), heat]
+
+
+def _with_exit(facts: Facts) -> list[Step]:
+    search = Step(CALIBRATE, "find the best early exit", TARGET_S + 4 * DRAFT_S, True, (EXIT,))
+    return [search, _heat(facts, "the model's own first layers", (EXIT, f"ngram|{EXIT}"))]
 
 
 def with_model(alias: str, tree: bool) -> tuple[str, ...]:
@@ -154,16 +185,25 @@ def build_tokens(facts: Facts, left_s: float) -> tuple[int, float | None]:
     return min(BUILD_TOKENS[1], int(left_s / each)), each
 
 
-def _heat(
-    what: str, methods: Sequence[str], models: Mapping[str, str], prompts: int, answer: float | None
-) -> Step:
+def _heat(facts: Facts, what: str, methods: Sequence[str], models: Mapping[str, str] | None = None) -> Step:
+    answer, prompts = answer_s(facts), min(HEAT_PROMPTS, facts.num_prompts)
     seconds = None if answer is None else prompts * (2 + len(methods)) * answer
-    return Step(HEAT, what, seconds, methods=tuple(methods), models=models)
+    return Step(HEAT, what, seconds, methods=tuple(methods), models=models or {})
 
 
-def _final(facts: Facts, answer: float | None) -> Step:
+def _final(facts: Facts) -> Step:
+    answer = answer_s(facts)
     seconds = None if answer is None else facts.num_prompts * (2 + FINALISTS) * answer
     return Step(FINAL, f"the best {FINALISTS} together on all {facts.num_prompts or ''} prompts", seconds)
+
+
+def _rank(facts: Facts) -> Step:
+    names = ", ".join(each.name for each in facts.unranked)
+    what = f"see what draft models promise, to try the best first: {names}"
+    if facts.costs is None:
+        return Step(RANK, what)
+    writing = _TEXT_TOKENS * facts.costs.step(min(4, facts.costs.widths[-1]), 64)
+    return Step(RANK, what, writing + _RANK_S * len(facts.unranked), rough=True)
 
 
 def _formats(facts: Facts) -> Step:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from specport.bench.summary import Figures
 from specport.calibration import calibrate
 from specport.calibration.methods import PLAIN
-from specport.calibration.other_load import BUSY_CORES, OtherLoad
+from specport.calibration.other_load import OtherLoad
 from specport.drafters.registry import MTP
 from specport.drafters.spec import parse
 from specport.errors import SpecportError
@@ -19,46 +19,15 @@ from specport.models.shipped import is_head, is_mtp_head
 from specport.progress import Progress, part, silent
 from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.stored import tuned
-from specport.tune import build, hand, plan, weights
+from specport.tune import build, hand, plan, promise, weights
 from specport.tune.budget import written
 from specport.tune.choose import Tried, Verdict, choose, finalists, spelled
 from specport.tune.facts import base_precision, facts, facts_unseen, open_loader, open_track
 from specport.tune.lock import alone
 from specport.tune.options import Options
 from specport.tune.plan import Step
+from specport.tune.report import Report
 from specport.tune.weights import Weights
-
-
-@dataclass(frozen=True)
-class Report:
-    """Hold the result of a tuning.
-
-    precision: of the weights that drafters were measured with; weights: the formats that were compared.
-    plain:     TTFT and TPOT of plain decoding in ms, and its drift in the last measurement.
-    untried:   step -> why it was left out.
-    other_cores: cores that other programs used meanwhile, at most in any measurement.
-    path:      file of the kept choice.
-    """
-
-    model: str
-    device: str
-    processor: str
-    exact: bool
-    precision: str
-    weights: tuple[Weights, ...]
-    verdict: Verdict
-    plain: Mapping[str, float]
-    untried: Mapping[str, str]
-    prompts: int
-    max_new_tokens: int
-    seconds: float
-    other_cores: float
-    path: Path
-
-    @property
-    def busy(self) -> bool:
-        """Whether other programs kept the machine busy."""
-        return self.other_cores >= BUSY_CORES
 
 
 def look(options: Options, progress: Progress = silent) -> list[Step]:
@@ -106,7 +75,7 @@ class _Run:
         self._names = {each.alias: each.name for each in self._facts.siblings}
         self._steps = plan.make(self._facts, options.budget_s)
         rest = part(self._progress, 0.1, 1.0)
-        for number, step in enumerate(self._steps):
+        for number, step in enumerate(self._steps):  # ranking puts those behind it into another order
             bar = part(rest, number / len(self._steps), (number + 1) / len(self._steps))
             why = step.skip or self._no_time(step, number)
             if why:
@@ -115,7 +84,7 @@ class _Run:
             try:
                 self._do(step, number, bar)
             except SpecportError as error:  # of one candidate; the others go on
-                if step.kind == plan.HEAT and not self._tried and not step.models:  # the first one
+                if step.methods == self._facts.retrieval and not self._tried:  # it needs the target only
                     raise
                 self._untried[step.what] = error.message
         return self._finish(choose([*self._tried.values()], options.exact))
@@ -135,12 +104,20 @@ class _Run:
             self._track.take_head({})
             for model in step.models.values():
                 calibrate.calibrate_draft(model, parse(model), beside, self._options.draft_precision, bar)
+        elif step.kind == plan.RANK:
+            self._rank(number, progress)
         elif step.kind == plan.HEAT:
             self._heat(step, number, progress)
         elif step.kind == plan.BUILD:
             self._build(step, number, progress)
         else:
             self._final(progress)
+
+    def _rank(self, number: int, progress: Progress) -> None:
+        found = promise.measure(self._facts.unranked, self._track, progress)
+        self._facts = replace(self._facts, promises={**self._facts.promises, **found})
+        last = [step for step in self._steps[number:] if step.kind in (plan.BUILD, plan.FINAL)]
+        self._steps[number + 1 :] = [*plan.trials(self._facts), *last]
 
     def _heat(self, step: Step, number: int, progress: Progress) -> None:
         left = sum(each.kind in (plan.HEAT, plan.CALIBRATE) for each in self._steps[number:])
@@ -277,6 +254,7 @@ class _Run:
             exact=options.exact,
             precision=track.files.precision,
             weights=tuple(self._weights),
+            promises={self._names[alias]: each for alias, each in self._facts.promises.items()},
             verdict=verdict,
             plain=self._plain,
             untried=self._untried,

@@ -16,12 +16,10 @@ from msgspec import Meta, Struct
 from specport.models.atomic import write_json
 from specport.outside import Format
 from specport.progress import Progress
-from specport.quantize.evaluate.compare import PACKAGES, compare
+from specport.quantize.evaluate.compare import compare
 from specport.quantize.evaluate.ranking import TOLERANCE
-from specport.runtime.devices.profiles import cpu_name
 from specport.runtime.loading import Loader
-from specport.runtime.versions import installed
-from specport.tune.heats import folder_for
+from specport.tune.heats import circumstances, folder_for
 
 FILE, FORMAT = "weights.json", 1
 TOP_TOLERANCE = 0.005  # of the tokens
@@ -72,8 +70,7 @@ def measure(
     source = loader.files(model, formats[0])
     about = {
         "kind": "weights", "weights": source.fingerprint, "formats": [*formats], "prompts": texts,
-        "device": loader.profile.name, "processor": cpu_name(), "threads": loader.threads, "exact": exact,
-        "versions": installed(PACKAGES),
+        **circumstances(loader, exact),
     }  # fmt: skip
     path = folder_for(about) / FILE
     if stored := _STORED.find(path):

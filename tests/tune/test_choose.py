@@ -11,15 +11,11 @@ import pytest
 from specport.bench.prompts import Prompt
 from specport.bench.record import Job, Record
 from specport.bench.summary import Figures
-from specport.core.planning.step_costs import StepCosts
 from specport.errors import InvalidInput
 from specport.runtime.devices.profiles import load_profile
-from specport.tune import plan
 from specport.tune.budget import parse, written
 from specport.tune.choose import Tried, choose, finalists, spelled
-from specport.tune.hand import NAMED, Sibling
 from specport.tune.heats import Race, method_name, spread
-from specport.tune.plan import Facts
 
 
 def figures(speed: float, same: int = 8) -> Figures:
@@ -146,66 +142,3 @@ def test_a_race_ends_between_prompts(tmp_path: Path) -> None:
     assert order == ["1plain", "1a", "2plain", "2a"]  # a third one would end at 12
     late = Race(Record(tmp_path, {}), deadline=-1.0, clock=lambda: now[0])
     assert late.wanted(Job(Prompt("1", "qa", "x"), "plain", 0))  # one always runs
-
-
-COSTS = StepCosts((1, 32), (64,), ((0.01, 0.08),), measured=True)
-
-
-def facts(**changes: Any) -> Facts:
-    known: dict[str, Any] = {
-        "costs": COSTS, "ready": True, "formats": (), "unconverted": 0, "half_gb": 0.0, "siblings": (),
-        "early": False,
-        "tree": True, "source": "", "prompt_tokens": 32, "max_new_tokens": 92, "num_prompts": 8,
-    }  # fmt: skip
-    return Facts(**{**known, **changes})
-
-
-def test_estimates_follow_from_costs() -> None:
-    assert plan.answer_s(facts()) == pytest.approx(0.08 + 0.92)
-    heat, final = plan.make(facts(), 1800)
-    assert heat.seconds == pytest.approx(4 * (2 + 5)) and final.seconds == pytest.approx(8 * (2 + 3))
-    first, heat, final = plan.make(facts(costs=None), 1800)
-    assert first.kind == "calibrate" and heat.seconds is None and final.seconds is None
-
-
-def test_each_sibling_is_calibrated_once_and_has_a_heat() -> None:
-    one = Sibling("draft-1", "small", "/m", NAMED)
-    steps = plan.make(facts(siblings=(one,)), 1800)
-    assert [step.kind for step in steps] == ["heat", "calibrate", "heat", "final"]
-    assert steps[2].methods == ("draft-1", "ngram|draft-1", "suffix|draft-1", "graft(draft-1)")
-    steps = plan.make(facts(siblings=(one,), calibrated=frozenset({"draft-1"}), tree=False), 1800)
-    assert [step.kind for step in steps] == ["heat", "heat", "final"] and len(steps[1].methods) == 3
-    kinds = [step.kind for step in plan.make(facts(early=True), 1800)]
-    assert kinds == ["heat", "calibrate", "heat", "final"]
-
-
-def test_weights_for_multi_token_prediction_have_a_heat() -> None:
-    steps = plan.make(facts(mtp=True), 1800)
-    assert [step.kind for step in steps] == ["heat", "calibrate", "heat", "final"]
-    assert steps[1].methods == ("mtp",) and steps[2].methods == ("mtp", "ngram|mtp", "suffix|mtp")
-    kinds = [step.kind for step in plan.make(facts(mtp=True, calibrated=frozenset({"mtp"})), 1800)]
-    assert kinds == ["heat", "heat", "final"]
-
-
-def test_a_draft_is_built_where_the_budget_allows() -> None:
-    *_, build, _ = plan.make(facts(source="default"), 1800)
-    assert build.kind == "build" and "needs a budget of" in build.skip
-    hours = parse("4h")
-    *_, build, _ = plan.make(facts(source="default"), hours)
-    assert not build.skip and build.rough and build.seconds and build.seconds < hours
-    tokens, each = plan.build_tokens(facts(), hours)
-    assert each is not None and plan.BUILD_TOKENS[0] <= tokens <= plan.BUILD_TOKENS[1]
-
-
-def test_weights_are_compared_where_the_budget_allows() -> None:
-    formats = ("int4", "int8", "int4:128")
-    first, *_ = plan.make(facts(formats=formats), 1800)
-    assert first.kind == "weights" and not first.skip and first.seconds
-    ready = first.seconds
-    first, *_ = plan.make(facts(formats=formats), 20)
-    assert "the budget leaves" in first.skip
-    first, *_ = plan.make(facts(formats=formats, unconverted=3, half_gb=3.0), 1800)
-    assert first.seconds is not None and first.seconds > ready + 300 and not first.skip
-    # The larger part of the budget is for drafters.
-    first, *_ = plan.make(facts(formats=formats, unconverted=3, half_gb=3.0), 1.8 * first.seconds)
-    assert "the budget leaves" in first.skip

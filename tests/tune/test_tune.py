@@ -86,6 +86,46 @@ def test_the_choice_is_what_auto_uses(
     assert "nothing was tuned" in capsys.readouterr().err
 
 
+def test_the_draft_that_promises_most_is_tried_first(
+    tune: list[str],
+    toy_backend: ToyBackend,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from specport.runtime import loading
+
+    def resolve(spec: str | None, **options: Any) -> ModelFiles:
+        name = Path(spec or "toy").name
+        return ModelFiles(tmp_path, name, str(options["precision"]), spec or "default", name)
+
+    def dry_run() -> list[str]:
+        steps = json.loads(_dry(tune, capsys))
+        return [step["kind"] for step in steps if step["kind"] in ("rank", "heat")]
+
+    monkeypatch.setattr(loading, "resolve", resolve)
+    monkeypatch.setattr("specport.tune.hand.is_ready", lambda *rest: True)
+    toy_backend.step_seconds, toy_backend.noise = 0.02, {"poor": 9.0, "good": 0.05}
+    for name in ("poor", "good"):
+        (tmp_path / name).mkdir()
+        tune += ["--draft", str(tmp_path / name)]
+    assert dry_run() == ["rank", "heat", "heat", "heat"]
+    found = report([*tune, "--per-category", "1", "--max-new-tokens", "16"], capsys)
+    assert found["promises"]["good"] > 1.5 > 1.1 > found["promises"]["poor"]
+    first = [name for name in dict.fromkeys(toy_backend.loaded) if name != "toy"]
+    assert first == ["poor", "good"]  # ranked as they were named
+    order = [each["name"] for each in found["verdict"]["tried"]]
+    assert {"good", "poor", "ngram"} <= {*order}
+    assert dry_run() == ["heat", "heat", "heat"]  # what a draft promises is kept
+    assert main([*tune, "--per-category", "1", "--max-new-tokens", "16"]) == 0
+    assert "expected of draft models alone, before they were tried: good " in capsys.readouterr().out
+
+
+def _dry(tune: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([*tune, "--no-build", "--dry-run", "--json"]) == 0
+    return capsys.readouterr().out
+
+
 def test_a_stopped_tuning_goes_on(
     tune: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

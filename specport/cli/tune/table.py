@@ -11,7 +11,7 @@ from specport.tune.budget import written
 
 if TYPE_CHECKING:
     from specport.tune.choose import Tried
-    from specport.tune.run import Report
+    from specport.tune.report import Report
 
 
 def show(report: Report) -> None:
@@ -26,6 +26,10 @@ def show(report: Report) -> None:
     if report.weights:
         _weights(report)
     _drafters(report)
+    if report.promises:
+        ranked = sorted(report.promises.items(), key=lambda each: -each[1])
+        expected = ", ".join(f"{name} {speed_up:.2f}" for name, speed_up in ranked)
+        say(f"expected of draft models alone, before they were tried: {expected}\n")
     for what, why in report.untried.items():
         say(f"not tried: {what}: {why}\n")
     if report.busy:

@@ -24,6 +24,7 @@ class ToyBackend:
     """Loads a toy for any name; a draft is a noisier one. A token takes a byte of the cache's memory.
 
     keyed:   whether costs can be kept. step_seconds: of a target.
+    noise:   name of a draft -> how often it guesses otherwise, where that is not 0.4.
     prepare: called as `Loaded.prepare` with the model's name; None = there is nothing to prepare.
     """
 
@@ -33,10 +34,11 @@ class ToyBackend:
     def __init__(self, keyed: bool = True, prepare: Callable[[str], None] | None = None) -> None:
         self.keyed, self.step_seconds, self.prepare = keyed, 0.0002, prepare
         self.loaded: list[str] = []
+        self.noise: dict[str, float] = {}
 
     def load(self, files: ModelFiles, options: LoadOptions) -> Loaded:
         self.loaded.append(files.name)
-        noise = 0.4 if options.role == "draft" else 0.0
+        noise = self.noise.get(files.name, 0.4) if options.role == "draft" else 0.0
         seconds = 0.0002 if options.role == "draft" else self.step_seconds
         model = ToyModel(
             noise=noise, max_context=2300, step_seconds=seconds, cache_tokens=options.cache_bytes
