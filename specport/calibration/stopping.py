@@ -95,12 +95,10 @@ def train(traces: Sequence[Trace], target: StepCosts, draft_s: float) -> Trained
         held_out.append(_probabilities(_fit(others), one))
 
     def by_threshold(least: float) -> float:
-        return _speed(
-            traces,
-            lambda i: lambda place, position: held_out[i][place, position - 1] < least,
-            target,
-            draft_s,
-        )
+        def stops(i: int) -> Stops:
+            return lambda place, position: held_out[i][place, position - 1] < least
+
+        return _speed(traces, stops, target, draft_s)
 
     threshold = max(_THRESHOLDS, key=by_threshold)
     number, fixed = best_number(traces, target, draft_s)

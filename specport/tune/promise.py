@@ -1,8 +1,8 @@
 """Estimate in seconds what a draft model may bring, before a heat spends minutes on it.
 
-The draft reads text that the target wrote, which tells how often it is right, and does some steps, which tells
-what they cost. Both give the tokens per second with the best fixed number of draft tokens. That is for the
-order in which drafts are tried. Which one wins is measured.
+The draft reads text that the target wrote, which tells how often it is right, and does some steps, which
+tells what they cost. Both give the tokens per second with the best fixed number of draft tokens. That is for
+the order in which drafts are tried. Which one wins is measured.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def find(siblings: Sequence[Sibling], track: Track) -> dict[str, float]:
     """Return what is known of these drafts: alias -> expected speed-up. Loads and converts nothing."""
     found = {}
     for each in siblings:
-        if not each.head and hand.is_ready(each.model, track.draft_format, track.loader.backend.weights):
-            if stored := _STORED.find(_path(each, track)):
-                found[each.alias] = stored.speed_up
+        if each.head or not hand.is_ready(each.model, track.draft_format, track.loader.backend.weights):
+            continue
+        if stored := _STORED.find(_path(each, track)):
+            found[each.alias] = stored.speed_up
     return found
 
 

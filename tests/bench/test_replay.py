@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from specport.bench.recording import Costs, RecordedText, Recording
 from specport.bench.replay import Noise, by_category, compare, fixed, planned, replay
 from specport.cli import main
+from specport.core.planning.row_plan import Source
 from specport.core.planning.step_costs import StepCosts
+from specport.core.ports import Policy
 from specport.errors import InvalidInput
 
 FOLDER = Path(__file__).parent.parent / "data" / "rounds"
@@ -73,6 +76,30 @@ def test_a_draft_that_is_never_right_costs_hardly_anything() -> None:
         plain, own = (by_category(replay(poor, device, make)) for make in (None, planned))
         assert own["all"] < 1.02 * plain["all"], device
         assert own["rag"] < 1.02 * plain["rag"], device  # the last texts
+
+
+def survival(recording: Recording) -> tuple[float, ...]:
+    """Return the share of positions at which the draft is right to depth 1, 2, ..., as builds measure it."""
+    found = []
+    for text in recording.texts:
+        for at, chain in enumerate(text.chains):
+            right = [a == b for a, b in zip(chain, text.tokens[at + 1 :], strict=False)]
+            found.append([all(right[: depth + 1]) and depth < len(right) for depth in range(len(chain))])
+    return tuple(sum(column) / len(found) for column in zip(*found, strict=True))
+
+
+def test_what_a_build_measured_of_a_poor_draft_does_not_keep_it_from_texts_in_which_it_pays() -> None:
+    recording, device = PAIRS["14-layers on the same, a draft of half the cost"]
+    reach = survival(recording)
+    assert 0.4 < reach[0] < 0.5
+
+    def knowing(source: Source, costs: Costs, clock: Callable[[], float]) -> Policy:
+        return planned(replace(source, reach=reach), costs, clock)
+
+    plain, told, untold = (
+        by_category(replay(recording, device, make))["all"] for make in (None, knowing, planned)
+    )
+    assert told < 0.9 * plain and told < 1.02 * untold
 
 
 def test_a_parallel_draft_of_one_pass_is_worth_more() -> None:

@@ -86,7 +86,7 @@ def test_branches_are_drafted_where_the_target_takes_trees() -> None:
 
 def test_a_planner_knows_what_was_measured_of_a_draft() -> None:
     """By that a poor one is not even asked, and any other is."""
-    for reach, proposes in (((0.1,), False), ((0.9,), True), ((), True)):
+    for reach, proposes in (((0.1,), False), ((0.5,), True), ((0.9,), True), ((), True)):
         for expression in ("x", "graft(x)"):
             policy = build(expression, reach=reach)
             assert policy is not None
