@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from specport.core.estimates.acceptance_rates import CENTRES, DEPTHS, EDGES, Local, depth_class
 from specport.core.estimates.lookahead import Lookahead
 
-# Mean acceptance per level, before anything was drafted. A measured mean below it is raised by as much as kinds
-# of text differ: a draft that is poor on average pays in some of them, and a planner that expects the average
-# gives up there after some unlucky rounds.
+# Mean acceptance per level, before anything was drafted. A measured mean below it is raised by as much as
+# kinds of text differ: a draft that is poor on average pays in some of them, and a planner that expects the
+# average gives up there after some unlucky rounds.
 _REACH, _SPREAD = 0.7, 0.2
 # Shape of the distribution of confidences: measured with a 0.5B draft of a 1.5B target, six kinds of prompts.
 _SHAPE = (0.01, 0.03, 0.05, 0.05, 0.05, 0.06, 0.06, 0.06, 0.08, 0.08, 0.12, 0.35)
