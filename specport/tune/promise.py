@@ -28,7 +28,7 @@ FILE, FORMAT = "promise.json", 1
 
 
 class _Stored(Struct):
-    speed_up: Annotated[float, Meta(gt=0)]
+    speed_up: Annotated[float, Meta(gt=0, le=1000)]
 
 
 _STORED = Format(_Stored, "an expected speed-up", version=FORMAT)

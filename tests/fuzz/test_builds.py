@@ -29,6 +29,7 @@ from specport.models import shipped
 from specport.models.bundle import BUNDLE_FILE
 from specport.models.kinds import mtp, whisper
 from specport.tune import build as tune_build
+from specport.tune import promise
 from specport.tune import weights as tune_weights
 
 PACE = {"recipe": {"rank": 4}, "date": "today", "versions": {"torch": "2"}}
@@ -51,6 +52,14 @@ def of_compared_weights(tmp: Path) -> Case:
         assert found is None or found.rows
 
     return of_json(tmp, "weights.json", whole, read)
+
+
+def of_promise(tmp: Path) -> Case:
+    def read() -> None:
+        found = promise._STORED.find(tmp / promise.FILE)
+        assert found is None or 0.0 < found.speed_up < float("inf")
+
+    return of_json(tmp, promise.FILE, {"format": promise.FORMAT, "speed_up": 1.2}, read)
 
 
 def of_noted_build(tmp: Path) -> Case:
@@ -221,8 +230,8 @@ def of_request(tmp: Path) -> Case:
 
 
 CASES: dict[str, Callable[[Path], Case]] = {
-    "compared weights": of_compared_weights, "noted build": of_noted_build, "clips": of_clips,
-    "whisper's words": of_whisper_words, "whisper": of_whisper, "written": of_written,
+    "compared weights": of_compared_weights, "noted build": of_noted_build, "promise": of_promise,
+    "clips": of_clips, "whisper's words": of_whisper_words, "whisper": of_whisper, "written": of_written,
     "dropping": of_dropping, "heard": of_heard, "speech draft": of_speech_draft, "layerskip": of_layerskip,
     "distilled": of_distilled, "pruned": of_pruned, "mixture": of_mixture, "join": of_join,
     "shipped": of_shipped, "checkpoint": of_checkpoint, "request": of_request,
