@@ -41,7 +41,8 @@ from specport.runtime.stored import measurements
 from specport.text import builtin_prompts
 from specport.text.tokenizer import Tokenizer, load_tokenizer
 
-_LOOP_TOKENS, _SAMPLE_TOKENS = 24, 64
+_LOOP_TOKENS = 24
+SAMPLE_TOKENS = 64  # of each text that a target writes for its drafts
 TARGET_S, DRAFT_S = 30.0, 15.0  # time for measuring steps
 
 
@@ -140,7 +141,7 @@ class Beside:
 
 def write_texts(model: Model, tokenizer: Tokenizer, progress: Progress) -> list[target_text.Text]:
     """Return the texts of a target that its drafts are calibrated on."""
-    return target_text.write(model, tokenizer, builtin_prompts.PROMPTS, _SAMPLE_TOKENS, progress)
+    return target_text.write(model, tokenizer, builtin_prompts.PROMPTS, SAMPLE_TOKENS, progress)
 
 
 def calibrate_draft(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from specport.calibration.calibrate import DRAFT_S, TARGET_S
+from specport.calibration.calibrate import DRAFT_S, SAMPLE_TOKENS, TARGET_S
 from specport.calibration.measure import CONTEXTS
 from specport.core.planning.step_costs import StepCosts
 from specport.drafters.registry import MTP
+from specport.text.builtin_prompts import PROMPTS
 from specport.tune.budget import written
 from specport.tune.hand import Sibling
 
@@ -22,7 +23,7 @@ RETRIEVAL = ("ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle")
 EXIT = "early-exit"
 # What drafters are taken to bring before anything is measured of them: the order in which they are tried.
 MADE_FOR_IT, RETRIEVED, UNKNOWN = 1.3, 1.1, 1.0
-_TEXT_TOKENS, _RANK_S = 64, 8.0  # text for ranking, written at a time; loading a draft and having it read
+_RANK_S = 8.0  # to load a draft, and to have it read
 BUILD_TOKENS = (20_000, 200_000)  # least and most text to train a parallel draft on
 BUILD_DEPTH = 6
 # Of training: rows for a token of text, passes forward and backward, and f32 against the quantised step.
@@ -202,7 +203,7 @@ def _rank(facts: Facts) -> Step:
     what = f"see what draft models promise, to try the best first: {names}"
     if facts.costs is None:
         return Step(RANK, what)
-    writing = _TEXT_TOKENS * facts.costs.step(min(4, facts.costs.widths[-1]), 64)
+    writing = SAMPLE_TOKENS * facts.costs.step(min(len(PROMPTS), facts.costs.widths[-1]), SAMPLE_TOKENS)
     return Step(RANK, what, writing + _RANK_S * len(facts.unranked), rough=True)
 
 

@@ -16,9 +16,10 @@ from msgspec import Meta, Struct
 from specport.models.atomic import write_json
 from specport.outside import Format
 from specport.progress import Progress
-from specport.quantize.evaluate.compare import compare
+from specport.quantize.evaluate.compare import PACKAGES, compare
 from specport.quantize.evaluate.ranking import TOLERANCE
 from specport.runtime.loading import Loader
+from specport.runtime.versions import installed
 from specport.tune.heats import circumstances, folder_for
 
 FILE, FORMAT = "weights.json", 1
@@ -70,7 +71,7 @@ def measure(
     source = loader.files(model, formats[0])
     about = {
         "kind": "weights", "weights": source.fingerprint, "formats": [*formats], "prompts": texts,
-        **circumstances(loader, exact),
+        **circumstances(loader, exact), "versions": installed(PACKAGES),
     }  # fmt: skip
     path = folder_for(about) / FILE
     if stored := _STORED.find(path):

@@ -125,7 +125,7 @@ def _means(reach: Sequence[float]) -> list[float]:
 
 def _hopeful(mean: float) -> float:
     """Return the acceptance to begin with, for a measured mean."""
-    return max(0.0, min(1.0, max(mean, min(_REACH, mean + _SPREAD))))
+    return min(1.0, max(mean, min(_REACH, mean + _SPREAD)))
 
 
 def _tilted(mean: float, acceptance: NDArray[np.float64]) -> NDArray[np.float64]:

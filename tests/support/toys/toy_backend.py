@@ -24,7 +24,7 @@ class ToyBackend:
     """Loads a toy for any name; a draft is a noisier one. A token takes a byte of the cache's memory.
 
     keyed:   whether costs can be kept. step_seconds: of a target.
-    noise:   name of a draft -> how often it guesses otherwise, where that is not 0.4.
+    noise:   name of a draft -> how far its table is from the target's, where that is not 0.4.
     prepare: called as `Loaded.prepare` with the model's name; None = there is nothing to prepare.
     """
 
