@@ -16,6 +16,7 @@ from specport.runtime.conversion import resolve
 
 pytestmark = pytest.mark.real_model
 HEAD = ("shipped", "smollm2-135m-instruct")
+FREE = {"ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle"}
 
 
 def run(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,12 +48,11 @@ def test_tune_and_run(tmp_path: Path) -> None:
     tried = report["verdict"]["tried"]
     # By name: `python -m specport` runs this checkout's copy, these tests may import an installed one.
     single = {each["draft"] for each in tried if "|" not in each["draft"]}
-    (head,) = {draft for draft in single if Path(draft).parts[-2:] == HEAD} or {""}
-    free = {"ngram", "suffix", "recycle", "ngram|recycle", "suffix|recycle"}
-    found = {each["draft"] for each in tried}
-    # On a slow machine there is no time for the head.
-    with_head = free | {head, f"ngram|{head}", f"suffix|{head}"}
-    assert found == (with_head if head else free) and (head or report["untried"])
+    (head,) = (draft for draft in single if Path(draft).parts[-2:] == HEAD)
+    # The head promises most. On a slow machine no time is left for those after it, and the report says so.
+    found = {each["draft"] for each in tried} - {head, f"ngram|{head}", f"suffix|{head}"}
+    assert len(found) == len(tried) - 3
+    assert found == FREE or (not found and "no time" in report["untried"]["drafters without a model"])
     assert all(each["heat"]["same"] == each["heat"]["prompts"] >= 1 for each in tried)
     assert report["plain"]["tpot_ms"] > 0
     asked = run(
