@@ -12,6 +12,7 @@ from specport.drafters.registry import MTP
 from specport.text.builtin_prompts import PROMPTS
 from specport.tune.budget import written
 from specport.tune.hand import Sibling
+from specport.tune.trainings import HEAD, PARALLEL, Training
 
 CALIBRATE, FORMATS, RANK, HEAT = "calibrate", "weights", "rank", "heat"
 BUILD, FINAL = "build", "final"
@@ -24,10 +25,6 @@ EXIT = "early-exit"
 # What drafters are taken to bring before anything is measured of them: the order in which they are tried.
 MADE_FOR_IT, RETRIEVED, UNKNOWN = 1.3, 1.1, 1.0
 _RANK_S = 8.0  # to load a draft, and to have it read
-BUILD_TOKENS = (20_000, 200_000)  # least and most text to train a parallel draft on
-BUILD_DEPTH = 6
-# Of training: rows for a token of text, passes forward and backward, and f32 against the quantised step.
-_ROWS, _PASSES, _F32 = 3.0, 3.0, 4.0
 _SOURCE_STEPS = 4.0  # of the source in f32, in steps of the target
 
 
@@ -39,6 +36,7 @@ class Step:
     seconds: estimate; None = unknown. rough: whether the estimate is only that of an order of magnitude.
     methods: of a heat; models: alias -> model, as methods name them.
     skip:    why it is left out; "" = it is not.
+    training: of a build.
     """
 
     kind: str
@@ -48,6 +46,7 @@ class Step:
     methods: tuple[str, ...] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     skip: str = ""
+    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Facts:
     half_gb:  gigabytes of the target's weights in 16 bits.
     siblings, early, tree: draft models; whether the target exits early; whether it verifies trees.
     mtp:      whether the target has its own weights for multi-token prediction.
-    source:   model to train a parallel draft from; "" = none.
+    source:   model to train a parallel draft from; "" = none. head: whether to train a draft head.
     prompt_tokens, max_new_tokens, num_prompts: of the measurement; 0 = unknown.
     calibrated: aliases of the draft models that are measured; MTP where that of the target is.
     promises: alias -> expected speed-up with this draft model (`promise.py`), where it is known.
@@ -82,6 +81,7 @@ class Facts:
     retrieval: tuple[str, ...] = RETRIEVAL
     calibrated: frozenset[str] = frozenset()
     mtp: bool = False
+    head: bool = False
     promises: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -101,9 +101,10 @@ def make(facts: Facts, budget_s: float) -> list[Step]:
         steps.append(_rank(facts))
     steps += trials(facts)
     final = _final(facts)
-    if facts.source:
-        others = sum(step.seconds or 0.0 for step in (*steps, final))
-        steps.append(_build(facts, budget_s, others))
+    for training, possible in ((HEAD, facts.head), (PARALLEL, facts.source)):
+        if possible:
+            others = sum(step.seconds or 0.0 for step in (*steps, final) if not step.skip)
+            steps.append(_build(facts, training, budget_s, others))
     return _within([*steps, final], budget_s)
 
 
@@ -175,17 +176,6 @@ def reserve_s(final: Step, budget_s: float) -> float:
     return share if final.seconds is None else min(share, final.seconds)
 
 
-def build_tokens(facts: Facts, left_s: float) -> tuple[int, float | None]:
-    """Return how much text to train on within `left_s` seconds, and the seconds for a token of it."""
-    if facts.costs is None:
-        return 0, None
-    widest = facts.costs.widths[-1]
-    writing = facts.costs.step(min(8, widest), 256) / min(8, widest)
-    training = _ROWS * _PASSES * _F32 * facts.costs.step(widest, 256) / widest
-    each = writing + training
-    return min(BUILD_TOKENS[1], int(left_s / each)), each
-
-
 def _heat(facts: Facts, what: str, methods: Sequence[str], models: Mapping[str, str] | None = None) -> Step:
     answer, prompts = answer_s(facts), min(HEAT_PROMPTS, facts.num_prompts)
     seconds = None if answer is None else prompts * (2 + len(methods)) * answer
@@ -220,15 +210,18 @@ def _formats(facts: Facts) -> Step:
     return Step(FORMATS, what, converting + writing + len(facts.formats) * each, rough=True)
 
 
-def _build(facts: Facts, budget_s: float, others_s: float) -> Step:
-    tokens, each = build_tokens(facts, budget_s - others_s)
-    what = f"build a draft of {BUILD_DEPTH} tokens a pass from {facts.source}"
-    if each is None:
-        return Step(BUILD, what, None, True)
-    if tokens < BUILD_TOKENS[0]:
-        needed = others_s + 1.1 * BUILD_TOKENS[0] * each
-        return Step(BUILD, what, BUILD_TOKENS[0] * each, True, skip=f"needs a budget of {written(needed)}")
-    return Step(BUILD, f"{what}, on {tokens} tokens of text", tokens * each, True)
+def _build(facts: Facts, training: Training, budget_s: float, others_s: float) -> Step:
+    what = f"build {training.what}" + (f" from {facts.source}" if training is PARALLEL else "")
+    if facts.costs is None:
+        return Step(BUILD, what, rough=True, training=training)
+    tokens, each = training.tokens(facts.costs, budget_s - others_s), training.token_s(facts.costs)
+    skip = ""
+    if tokens < training.least:
+        tokens = training.least
+        skip = f"needs a budget of {written(others_s + 1.1 * tokens * each)}"
+    return Step(
+        BUILD, f"{what}, on {tokens} tokens of text", tokens * each, True, skip=skip, training=training
+    )
 
 
 def _within(steps: Sequence[Step], budget_s: float) -> list[Step]:

@@ -157,13 +157,16 @@ class _Run:
         return [each for each in best if not others & {*parse(each.draft).models}]
 
     def _build(self, step: Step, number: int, progress: Progress) -> None:
-        tokens, _ = plan.build_tokens(self._facts, self._left(final=False))
+        assert step.training is not None
+        tokens = max(step.training.least, step.training.tokens(self._facts.costs, self._left(final=False)))
         files = self._track.files
         self._track.release()
-        folder = build.parallel(self._options, files, self._facts.source, tokens, part(progress, 0.0, 0.8))
+        folder = build.train(
+            step.training, self._options, files, self._facts.source, tokens, part(progress, 0.0, 0.8)
+        )
         made = hand.sibling(str(folder), folder.name, hand.BUILT)
         self._names[made.alias] = made.name
-        methods = plan.with_model(made.alias, self._track.target.model.capabilities.tree)
+        methods = plan.with_model(made.alias, self._track.target.model.capabilities.tree and not made.head)
         heat = Step(plan.HEAT, step.what, None, methods=methods, models={made.alias: made.model})
         self._heat(heat, number, part(progress, 0.8, 1.0))
 

@@ -1,4 +1,4 @@
-"""A parallel draft that is built on the way: what it is made from, and going on with the same text."""
+"""A draft that is trained on the way: what it is made from, and going on with the same text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from specport.progress import silent
 from specport.runtime.devices.profiles import load_profile
 from specport.tune import build, hand
 from specport.tune.options import Options
+from specport.tune.trainings import HEAD, PARALLEL, Training
 
 
 def loader(weights: str = "ir", device: str = "xeon") -> Any:
@@ -32,22 +33,35 @@ def test_it_is_made_from_a_named_sibling_or_from_the_target(monkeypatch: pytest.
     assert build.source(Options(), named, loader(device="core-ultra-npu-emulated")) == ""
 
 
-def test_a_stopped_build_goes_on_with_as_much_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_head_is_trained_where_the_target_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = hand.sibling("/draft", "draft", hand.NAMED)
+    assert build.head(Options(), [draft], loader())
+    assert not build.head(Options(build=False), [], loader())
+    assert not build.head(Options(), [], loader("huggingface"))
+    monkeypatch.setattr(hand, "is_head", lambda path: True)
+    assert not build.head(Options(), [draft], loader())
+
+
+@pytest.mark.parametrize("training", [HEAD, PARALLEL])
+def test_a_stopped_build_goes_on_with_as_much_text(
+    training: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SPECPORT_CACHE", str(tmp_path / "cache"))
     asked: list[Any] = []
 
     def quantize(target: str | None, out: Path, request: Any, **options: Any) -> None:
-        asked.append((request.distil_tokens, request.parallel, options["source"], options["precision"]))
+        asked.append((request.distil_tokens, options.get("source"), options["precision"]))
         if len(asked) == 1:
             raise KeyboardInterrupt
         out.mkdir(parents=True)
         (out / BUNDLE_FILE).write_text("{}", encoding="utf-8")
 
-    monkeypatch.setattr("specport.quantize.build.build", quantize)
+    of_a_head = training is HEAD
+    monkeypatch.setattr(f"specport.quantize.{'heads.recurrent' if of_a_head else 'build'}.build", quantize)
     files = ModelFiles(tmp_path, "toy", "int8", "default", "0")
     with pytest.raises(KeyboardInterrupt):
-        build.parallel(Options(), files, "default", 30_000, silent)
-    found = build.parallel(Options(), files, "default", 70_000, silent)
-    assert found.name == "toy-parallel6" and (found / BUNDLE_FILE).is_file()
-    assert build.parallel(Options(), files, "default", 70_000, silent) == found
-    assert asked == [(30_000, 6, "default", "int8")] * 2
+        build.train(training, Options(), files, "default", 30_000, silent)
+    found = build.train(training, Options(), files, "default", 70_000, silent)
+    assert found.name == f"toy-{training.name}" and (found / BUNDLE_FILE).is_file()
+    assert build.train(training, Options(), files, "default", 70_000, silent) == found
+    assert asked == [(30_000, None if of_a_head else "default", "int8")] * 2

@@ -12,6 +12,7 @@ from specport.tune import plan
 from specport.tune.budget import parse
 from specport.tune.hand import CACHED, NAMED, Sibling
 from specport.tune.plan import RETRIEVAL, Facts, Step
+from specport.tune.trainings import HEAD, PARALLEL, Training
 
 COSTS = StepCosts((1, 32), (64,), ((0.01, 0.08),), measured=True)
 
@@ -76,14 +77,30 @@ def test_weights_for_multi_token_prediction_have_a_heat() -> None:
     assert kinds(plan.make(facts(mtp=True, calibrated=frozenset({"mtp"})), 1800)) == ["heat", "heat", "final"]
 
 
-def test_a_draft_is_built_where_the_budget_allows() -> None:
-    *_, build, _ = plan.make(facts(source="default"), 1800)
-    assert build.kind == "build" and "needs a budget of" in build.skip
+@pytest.mark.parametrize(("training", "asked"), [(HEAD, {"head": True}), (PARALLEL, {"source": "default"})])
+def test_a_draft_is_built_where_the_budget_allows(training: Training, asked: dict[str, Any]) -> None:
+    *_, build, _ = plan.make(facts(**asked), parse("5m"))
+    assert build.kind == "build" and build.training is training and "needs a budget of" in build.skip
     hours = parse("4h")
-    *_, build, _ = plan.make(facts(source="default"), hours)
+    *_, build, _ = plan.make(facts(**asked), hours)
     assert not build.skip and build.rough and build.seconds and build.seconds < hours
-    tokens, each = plan.build_tokens(facts(), hours)
-    assert each is not None and plan.BUILD_TOKENS[0] <= tokens <= plan.BUILD_TOKENS[1]
+    tokens = training.tokens(COSTS, hours)
+    assert training.least <= tokens <= training.most
+    *_, build, _ = plan.make(facts(costs=None, **asked), hours)
+    assert build.kind == "build" and build.seconds is None
+
+
+def test_a_head_is_built_first_and_leaves_the_rest_of_the_time() -> None:
+    *_, head, parallel, _ = plan.make(facts(head=True, source="default"), parse("50m"))
+    assert (head.training, parallel.training) == (HEAD, PARALLEL)
+    assert not head.skip and "needs a budget of" in parallel.skip
+    *_, head, parallel, _ = plan.make(facts(head=True, source="default"), parse("9h"))
+    assert not head.skip and not parallel.skip
+    assert head.seconds is not None and head.seconds == pytest.approx(HEAD.most * HEAD.token_s(COSTS))
+    # A head that does not fit takes no time from the other.
+    *_, head, parallel, _ = plan.make(facts(head=True, source="default"), parse("5m"))
+    *_, alone, _ = plan.make(facts(source="default"), parse("5m"))
+    assert head.skip and parallel.skip == alone.skip
 
 
 def test_weights_are_compared_where_the_budget_allows() -> None:

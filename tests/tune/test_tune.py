@@ -17,7 +17,7 @@ from specport.cli import main
 from specport.core.ports import Model
 from specport.models.source import ModelFiles
 from specport.runtime.stored import tuned
-from specport.tune.plan import BUILD_TOKENS
+from specport.tune.trainings import HEAD, PARALLEL, Training
 from specport.tune.weights import Weights
 
 LINES = [
@@ -210,18 +210,22 @@ def test_a_model_that_exits_early_is_tried_with_its_best_exit(
 def test_a_draft_is_built_and_tried(
     tune: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    built: list[tuple[str, int]] = []
+    built: list[tuple[Training, str, int]] = []
 
-    def parallel(options: Any, files: ModelFiles, source: str, tokens: int, progress: Any) -> Path:
-        built.append((source, tokens))
-        return tmp_path / "toy-parallel6"
+    def train(
+        kind: Training, options: Any, files: ModelFiles, source: str, tokens: int, progress: Any
+    ) -> Path:
+        built.append((kind, source, tokens))
+        return tmp_path / f"toy-{kind.name}"
 
     monkeypatch.setattr("specport.tune.build.source", lambda *rest: "default")
-    monkeypatch.setattr("specport.tune.build.parallel", parallel)
+    monkeypatch.setattr("specport.tune.build.head", lambda *rest: True)
+    monkeypatch.setattr("specport.tune.build.train", train)
     found = report([*tune, "--budget", "9h"], capsys)
-    ((source, tokens),) = built
-    assert source == "default" and BUILD_TOKENS[0] <= tokens <= BUILD_TOKENS[1]
-    assert {"toy-parallel6", "ngram|toy-parallel6"} <= {each["name"] for each in found["verdict"]["tried"]}
+    assert [kind for kind, _, _ in built] == [HEAD, PARALLEL]
+    assert all(source == "default" and kind.least <= tokens <= kind.most for kind, source, tokens in built)
+    names = {each["name"] for each in found["verdict"]["tried"]}
+    assert {"toy-head", "ngram|toy-head", "toy-parallel6", "ngram|toy-parallel6"} <= names
 
 
 def test_a_draft_head_is_loaded_with_its_target(
