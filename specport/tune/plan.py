@@ -176,6 +176,15 @@ def reserve_s(final: Step, budget_s: float) -> float:
     return share if final.seconds is None else min(share, final.seconds)
 
 
+def least_s(step: Step, facts: Facts) -> float:
+    """Return the seconds that a step takes at least: with one prompt, or with the least text; 0 = unknown."""
+    if step.kind in (HEAT, FINAL):
+        return (2 + (len(step.methods) or FINALISTS)) * (answer_s(facts) or 0.0)
+    if step.training is not None and facts.costs is not None:
+        return step.training.least * step.training.token_s(facts.costs)
+    return step.seconds or 0.0
+
+
 def _heat(facts: Facts, what: str, methods: Sequence[str], models: Mapping[str, str] | None = None) -> Step:
     answer, prompts = answer_s(facts), min(HEAT_PROMPTS, facts.num_prompts)
     seconds = None if answer is None else prompts * (2 + len(methods)) * answer

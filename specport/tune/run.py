@@ -77,7 +77,7 @@ class _Run:
         rest = part(self._progress, 0.1, 1.0)
         for number, step in enumerate(self._steps):  # ranking puts those behind it into another order
             bar = part(rest, number / len(self._steps), (number + 1) / len(self._steps))
-            why = step.skip or self._no_time(step, number)
+            why = step.skip or self._no_time(step)
             if why:
                 self._untried[step.what] = why
                 continue
@@ -199,16 +199,11 @@ class _Run:
         left = self._options.budget_s - (time.perf_counter() - self._began)
         return left if final else left - plan.reserve_s(self._steps[-1], self._options.budget_s)
 
-    def _no_time(self, step: Step, number: int) -> str:
+    def _no_time(self, step: Step) -> str:
         """Return why a step cannot be begun any more, or nothing. The first heat always is."""
         if not self._tried and step.kind == plan.HEAT:
             return ""
-        final = step.kind == plan.FINAL
-        needed = step.seconds or 0.0
-        if step.kind in (plan.HEAT, plan.FINAL):  # at least one prompt
-            answer = plan.answer_s(self._facts) or 0.0
-            needed = (2 + (len(step.methods) or plan.FINALISTS)) * answer
-        left = self._left(final=final)
+        needed, left = plan.least_s(step, self._facts), self._left(final=step.kind == plan.FINAL)
         if needed <= left and left > 0:
             return ""
         return f"no time: it takes about {written(needed)}, and {written(max(0.0, left))} are left"

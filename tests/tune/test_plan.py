@@ -90,6 +90,21 @@ def test_a_draft_is_built_where_the_budget_allows(training: Training, asked: dic
     assert build.kind == "build" and build.seconds is None
 
 
+def test_what_a_step_takes_at_least() -> None:
+    known = facts(head=True)
+    heat, build, final = plan.make(known, parse("4h"))
+    assert plan.least_s(heat, known) == pytest.approx(2 + 5) and plan.least_s(final, known) == pytest.approx(
+        2 + 3
+    )
+    least = plan.least_s(build, known)  # less text than planned will do, where steps before it took longer
+    assert (
+        build.seconds and least == pytest.approx(20_000 * HEAD.token_s(COSTS)) and least < 0.2 * build.seconds
+    )
+    assert (
+        plan.least_s(build, facts(costs=None)) == build.seconds and plan.least_s(Step("rank", ""), known) == 0
+    )
+
+
 def test_a_head_is_built_first_and_leaves_the_rest_of_the_time() -> None:
     *_, head, parallel, _ = plan.make(facts(head=True, source="default"), parse("50m"))
     assert (head.training, parallel.training) == (HEAD, PARALLEL)
