@@ -138,7 +138,7 @@ def _pair(spec: str, work: Path, target: str | None, tokens: int | None, progres
     folder = expanded(spec)
     made = None
     if (folder / BUNDLE_FILE).is_file():
-        made = bundle.read(folder, thorough=True, keep=True)
+        made = bundle.read(folder, thorough=True)
         if made.mtp is not None:
             raise ModelError(
                 f"{spec} is an MTP head of its own; vLLM reads one inside models of DeepSeek's, Qwen's and "

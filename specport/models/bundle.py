@@ -156,10 +156,10 @@ def write(folder: Path, bundle: Bundle) -> None:
     manifest.write(folder, {"format": FORMAT, **asdict(bundle)}, BUNDLE_FILE)
 
 
-def read(folder: Path, *, thorough: bool = False, keep: bool = False) -> Bundle:
+def read(folder: Path, *, thorough: bool = False) -> Bundle:
     """Return the facts about the bundle in `folder`.
 
-    thorough: hash every file. keep: as for `manifest.damage`.
+    thorough: hash every file.
     Raises ModelError where the bundle is damaged, is newer than this specport, or has files that are not
     regular.
     """
@@ -168,7 +168,7 @@ def read(folder: Path, *, thorough: bool = False, keep: bool = False) -> Bundle:
         check_folder(folder)  # includes files that the manifest does not list, since they are opened by name
     except (UnsafeFile, OSError) as error:
         raise ModelError(f"the draft bundle {folder} cannot be trusted: {error}", _REBUILD) from error
-    if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough, keep=keep):
+    if wrong := manifest.damage(folder, BUNDLE_FILE, thorough=thorough):
         raise ModelError(f"the draft bundle {folder} is damaged: {wrong}", _REBUILD)
     found = _BUNDLE.of((manifest.read(folder, BUNDLE_FILE) or {}).get("about", {}), str(path))
     bundle_facts.MEASURED.of(found.measured, str(path))

@@ -17,6 +17,7 @@ from specport.outside import Format, Table
 MANIFEST_FILE = "specport-model.json"
 FORMAT = 1
 CHUNK = 1 << 22
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,12 @@ def read(folder: Path, name: str = MANIFEST_FILE) -> dict[str, Any] | None:
     return body if found.check == _check(body) else None
 
 
-def damage(
-    folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False, keep: bool = False
-) -> str | None:
+def damage(folder: Path, name: str = MANIFEST_FILE, *, thorough: bool = False) -> str | None:
     """Return what is wrong with `folder`, or None when it can be used.
 
     Sizes and times are compared at every call. A file is hashed only when its time has changed (a copied
-    folder) or when `thorough`. The new time of an unchanged file is stored, so that it is hashed once.
-
-    keep: never write to `folder`, which belongs to an installed package.
+    folder) or when `thorough`. The new time of an unchanged file is stored, so that it is hashed once; not
+    inside this package, whose files belong to pip or to git.
     """
     manifest = read(folder, name)
     if manifest is None:
@@ -101,7 +99,7 @@ def damage(
             return f"{file} is missing"
         except (UnsafeFile, OSError) as error:
             return f"{file} cannot be read: {error}"
-    if touched and not keep:
+    if touched and _PACKAGE not in folder.resolve().parents:
         with suppress(OSError):  # a read-only cache is hashed again at the next call
             store(folder / name, manifest)
     return None

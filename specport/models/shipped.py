@@ -29,7 +29,7 @@ def shipped_head(folder: Path, name: str, fingerprint: str, source: str) -> Path
         if _about(path.parent).get("target_shape") != bundle.shape(folder):
             continue
         try:
-            found = bundle.read(path.parent, keep=True)
+            found = bundle.read(path.parent)
             if found.recurrent is None:
                 continue
             if source != "default" or found.provenance.get(ORIGIN) != download.SHA256:

@@ -206,7 +206,7 @@ def _from_folder(path: Path, spec: str, options: _Options, name: str = "") -> Mo
     name = name or path.resolve().name
     check_kind(path, options.speech)
     if shipped.is_head(path) or shipped.is_mtp_head(path):
-        head = bundle.read(path, keep=path.parent == shipped.FOLDER)
+        head = bundle.read(path)
         parts = [mtp.JOIN, mtp.WEIGHTS] if head.mtp else [WEIGHTS]
         identity = fingerprint(path, [bundle.BUNDLE_FILE], parts)
         return ModelFiles(path, name, head.precision, spec, identity, head)

@@ -161,7 +161,7 @@ def of_registered(tmp: Path) -> Case:
 def of_manifest(tmp: Path) -> Case:
     (tmp / "weights").write_bytes(b"weights")
     manifest.write(tmp, {"name": "x"})
-    return of_file(tmp / manifest.MANIFEST_FILE, lambda: manifest.damage(tmp, keep=True))
+    return of_file(tmp / manifest.MANIFEST_FILE, lambda: manifest.damage(tmp))
 
 
 def of_record(tmp: Path) -> Case:

@@ -13,7 +13,7 @@ from support.tiny.tiny_head import COLUMNS, SHAPE, save_head, weights
 
 from specport.cli import main
 from specport.errors import ModelError
-from specport.models import bundle, shipped
+from specport.models import bundle, manifest, shipped
 from specport.models.fetch import download
 from specport.models.kinds.recurrent import SCALE, WEIGHTS, Recurrent, dequantized, quantized, read_weights
 from specport.models.shipped import ORIGIN, is_head, shipped_head
@@ -100,8 +100,6 @@ def test_a_manifest_with_a_wrong_shape_is_refused(tmp_path: Path, target: Path) 
     path = folder / bundle.BUNDLE_FILE
     about = json.loads(path.read_text())["about"]
     about["recurrent"]["layers"] = ["last"]
-    from specport.models import manifest
-
     path.unlink()
     manifest.write(folder, about, bundle.BUNDLE_FILE)
     with pytest.raises(ModelError, match="manifest"):
@@ -170,19 +168,24 @@ def test_the_default_model_is_known_by_its_file(
     head = save_head(
         tmp_path / "shipped" / "tiny", target, target_sketch=(1.0,) * 65, provenance={ORIGIN: download.SHA256}
     )
+    monkeypatch.setattr(manifest, "_PACKAGE", tmp_path)
     before = {path.name: path.read_bytes() for path in head.iterdir()}
     for path in head.iterdir():
         path.touch()  # as after an installation
     assert shipped_head(target, "tiny", "", "default") == head
     assert shipped_head(target, "tiny", "", str(target)) is None
+    bundle.read(head, thorough=True)
     assert {path.name: path.read_bytes() for path in head.iterdir()} == before  # nothing was written
+    monkeypatch.setattr(manifest, "_PACKAGE", tmp_path / "elsewhere")
+    bundle.read(head)  # a folder of the user's: the new time is stored
+    assert {path.name: path.read_bytes() for path in head.iterdir()} != before
 
 
 def test_the_head_of_the_default_model_is_small_and_says_where_it_comes_from() -> None:
     """What is in the package: whole, of at most 15 MB, for the file that the default model is made from."""
     (folder,) = (path.parent for path in shipped.FOLDER.glob(f"*/{WEIGHTS}"))
     assert folder.name == download.NAME
-    found = bundle.read(folder, thorough=True, keep=True)
+    found = bundle.read(folder, thorough=True)
     assert found.recurrent is not None and found.provenance[ORIGIN] == download.SHA256
     assert read_weights(folder, found.recurrent)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 15 << 20
