@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 
+# Flags of processors on which the runtime computes in bf16 unless told otherwise: those with AMX, and those with
+# bf16 in AVX-512, such as Zen 4.
+_BF16 = {"amx_bf16", "avx512_bf16"}
+
+
 def load(files: ModelFiles, options: LoadOptions) -> Loaded:
     """Load the model in `files.folder`, ready to step.
 
@@ -56,11 +61,11 @@ def load(files: ModelFiles, options: LoadOptions) -> Loaded:
 
 
 def for_processor(job: Job) -> Profile:
-    """Return the profile with the properties for AMX, where the processor has it."""
+    """Return the profile with the properties for processors on which the runtime would compute in bf16."""
     profile = job.options.profile
-    if not job.on_cpu or "amx_bf16" not in cpu_flags():
+    if not job.on_cpu or not _BF16 & {*cpu_flags()}:
         return profile
-    extra = profile.amx
+    extra = profile.bf16
     if job.threads == 1:
         # The bf16 kernel of an MLP (LLMMLP) shares work among pairs of threads. With one thread, OpenVINO
         # 2026.4 divides by zero and the process dies.

@@ -39,7 +39,8 @@ class Profile:
     backend:    name in the entry-point group `specport.backends`; device: its name for the device.
     exact, fast, draft, fallback: runtime properties for exact and fast targets, for drafts, and for
                 exact targets where the start-up check finds the default kernels not invariant.
-    amx:        properties added to the first three for INT8 and INT4 weights where the processor has AMX.
+    bf16:       properties added to the first three for INT8 and INT4 weights where the runtime would compute
+                in bf16: on processors with AMX, or with bf16 in AVX-512.
     precision, draft_precision: default weight formats of targets and drafts.
     fit_dynamic_group: whether `DYNAMIC_QUANTIZATION_GROUP_SIZE` is chosen to fit a model's INT4 weights; what
                 the tables state then holds for other weights.
@@ -64,7 +65,7 @@ class Profile:
     fast: Mapping[str, Any]
     draft: Mapping[str, Any]
     fallback: Mapping[str, Any]
-    amx: Mapping[str, Any]
+    bf16: Mapping[str, Any]
     precision: str = "int8"
     draft_precision: str = "int8"
     fit_dynamic_group: bool = False
@@ -195,7 +196,7 @@ def _names() -> tuple[str, ...]:
     )  # the profile that runs everywhere comes first
 
 
-_PROPERTIES = ("exact", "fast", "draft", "fallback", "amx")
+_PROPERTIES = ("exact", "fast", "draft", "fallback", "bf16")
 _TABLES = ("recognise", *_PROPERTIES, "cost")
 _NUMBER = re.compile("[1-9][0-9]{0,4}")
 _MOST = 1 << 16  # of tokens in a step

@@ -33,10 +33,26 @@ def test_one_thread_with_amx_runs_floats_in_f32(monkeypatch: pytest.MonkeyPatch)
     assert fitting(1, "fp16").exact == {**profile.exact, **f32}
     assert fitting(2, "fp16") == profile
     for threads in (1, 2):
-        assert fitting(threads, "int4").draft == {**profile.draft, **profile.amx}
+        assert fitting(threads, "int4").draft == {**profile.draft, **profile.bf16}
     # A profile that says nothing of AMX computes in bf16 there.
     profile = load_profile("core-ultra-npu-emulated")
     assert fitting(1, "int4").exact == {**profile.exact, **f32} and fitting(2, "int4") == profile
+
+
+@pytest.mark.parametrize("flag", ["amx_bf16", "avx512_bf16"])
+@pytest.mark.parametrize("name", ["xeon", "core-ultra-cpu"])
+def test_integer_weights_compute_in_f32_where_the_runtime_would_take_bf16(
+    flag: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head's outputs would change how bf16 is rounded, and so the text of exact mode."""
+    monkeypatch.setattr(loading, "cpu_flags", lambda: ("avx512f", flag))
+    monkeypatch.setattr(compiling, "usable_cores", lambda: 4)
+    profile = load_profile(name)
+    job = Job(ModelFiles(Path(), "m", "int8", "m", "0"), LoadOptions(profile), {})
+    found = loading.for_processor(job)
+    assert all(t["INFERENCE_PRECISION_HINT"] == "f32" for t in (found.exact, found.fast, found.draft))
+    monkeypatch.setattr(loading, "cpu_flags", lambda: ("avx512f", "avx512_vnni"))
+    assert loading.for_processor(job) == profile
 
 
 def test_one_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
