@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from specport.models.source import ModelFiles
 
 
-# Flags of processors on which the runtime computes in bf16 unless told otherwise: those with AMX, and those with
-# bf16 in AVX-512, such as Zen 4.
+# Flags of processors on which the runtime computes in bf16 unless told otherwise: with AMX, and with bf16 in
+# AVX-512, such as Zen 4.
 _BF16 = {"amx_bf16", "avx512_bf16"}
 
 
