@@ -50,7 +50,8 @@ def test_a_stopped_build_goes_on_with_as_much_text(
     asked: list[Any] = []
 
     def quantize(target: str | None, out: Path, request: Any, **options: Any) -> None:
-        asked.append((request.distil_tokens, options.get("source"), options["precision"]))
+        depth = getattr(request, "parallel", None)
+        asked.append((request.distil_tokens, depth, options.get("source"), options["precision"]))
         if len(asked) == 1:
             raise KeyboardInterrupt
         out.mkdir(parents=True)
@@ -64,4 +65,5 @@ def test_a_stopped_build_goes_on_with_as_much_text(
     found = build.train(training, Options(), files, "default", 70_000, silent)
     assert found.name == f"toy-{training.name}" and (found / BUNDLE_FILE).is_file()
     assert build.train(training, Options(), files, "default", 70_000, silent) == found
-    assert asked == [(30_000, None if of_a_head else "default", "int8")] * 2
+    depth, source = (None, None) if of_a_head else (6, "default")
+    assert asked == [(30_000, depth, source, "int8")] * 2
